@@ -1,0 +1,51 @@
+# `make train` and `make test` set up all they need on a machine with Python 3.11 or newer; see .ci/setup.
+# ARGS is handed on: make train ARGS="--epochs 2", make test ARGS="-k attention"
+
+VENV = .venv
+RUN = $(VENV)/bin/python
+PYTEST = OMP_NUM_THREADS=1 TORCHINDUCTOR_COMPILE_THREADS=1 $(RUN) -m pytest -n auto --maxprocesses 16 --dist worksteal
+COMPILE = .ci/setup uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header --quiet
+OLDEST = $(wildcard tests/loss tests/kernels) tests/package/test_import.py
+
+.DEFAULT_GOAL = help
+.PHONY: help train test test-oldest test-slow test-all lint requirements clean venv venv-oldest
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "%-20s %s\n", $$1, $$2 }'
+
+train: venv ## train on the embedded synthetic faces, or as ARGS says (ARGS=--help lists it)
+	$(RUN) -m train $(ARGS)
+
+test: venv ## every test but the slow ones
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-oldest: VENV = .venv-oldest
+test-oldest: venv-oldest ## a selection on the oldest supported PyTorch, Triton and the rest
+	$(PYTEST) -m "not slow" $(OLDEST) $(ARGS)
+
+test-slow: venv ## only the slow tests
+	$(PYTEST) -m slow $(ARGS)
+
+test-all: venv ## every test
+	$(PYTEST) $(ARGS)
+
+lint: venv ## ruff and mypy
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy $(wildcard adcorre train bench)
+
+requirements: ## resolve the three requirements files again (ARGS=--upgrade: to the newest versions)
+	$(COMPILE) $(ARGS) --extra train --extra bench --extra dev --output-file requirements.txt pyproject.toml
+	$(COMPILE) $(ARGS) --extra train --extra dev --resolution lowest-direct --constraints requirements-oldest.in \
+		--output-file requirements-oldest.txt pyproject.toml
+	echo uv | $(COMPILE) $(ARGS) --output-file requirements-uv.txt -
+
+clean: ## remove the environments and everything built, but no run folder
+	rm -rf .venv .venv-oldest .venv-uv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find adcorre kernels train bench tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+venv:
+	@.ci/setup venv $(VENV) requirements.txt
+
+venv-oldest:
+	@.ci/setup venv .venv-oldest requirements-oldest.txt

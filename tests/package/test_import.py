@@ -1,0 +1,54 @@
+"""`import adcorre` needs no Triton, asks nothing of a device or the network, and drags nothing heavy in."""
+
+import pytest
+
+# As where it is not installed: PyTorch itself looks for Triton with find_spec, which must answer None and not raise.
+BLOCK_TRITON = """
+import sys
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *where: None if name.split(".")[0] == "triton" else find(name, *where)
+try:
+    import triton
+except ImportError:
+    pass
+else:
+    raise AssertionError("triton is not blocked")
+"""
+NO_NETWORK = """
+import socket
+def refuse(*_):
+    raise AssertionError("the network was asked")
+socket.socket.connect = socket.getaddrinfo = refuse
+"""
+IMPORT = """
+import time, torch
+began = time.perf_counter()
+import adcorre
+took = time.perf_counter() - began
+assert adcorre.__version__
+assert not torch.cuda.is_initialized(), "CUDA was initialised"
+assert torch.cuda._cached_device_count is None, "the devices were counted"
+heavy = {"matplotlib", "sklearn", "tensorboard", "timm", "torchvision", "train", "bench"} & sys.modules.keys()
+assert not heavy, heavy
+assert took < 5, took
+"""
+STEP = """
+loss = adcorre.AdCorreLoss(7)
+logits = torch.randn(8, 7, requires_grad=True)
+embeddings = torch.nn.functional.normalize(torch.randn(8, 3, 16), dim=-1).requires_grad_()
+loss(logits, embeddings, torch.arange(8) % 7).loss.backward()
+assert embeddings.grad.isfinite().all() and embeddings.grad.any()
+assert "triton" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("prelude", ["import sys\n", BLOCK_TRITON], ids=["as it is", "triton blocked"])
+def test_import(run, prelude: str) -> None:
+    result = run("python", "-c", prelude + NO_NETWORK + IMPORT)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_loss_trains_without_triton(run) -> None:
+    result = run("python", "-c", BLOCK_TRITON + NO_NETWORK + IMPORT + STEP)
+    assert result.returncode == 0, result.stderr
