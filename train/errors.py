@@ -1,0 +1,10 @@
+"""The one exception for what a user can put right."""
+
+
+class UserError(Exception):
+    """A mistake in the user's input. Commands print its one message, without a traceback, and exit 2."""
+
+
+def message_of(error: UserError) -> str:
+    """The message alone: a DataLoader wraps a worker's error in the text of its traceback."""
+    return str(error).rsplit("UserError: ", 1)[-1].strip()

@@ -1,0 +1,112 @@
+"""The figures of a run as it goes: summed on the device, read at intervals, printed and logged."""
+
+import math
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from adcorre import AdCorreLoss, AdCorreOutput
+from train.data.loading import Batches
+from train.errors import UserError
+from train.evaluate import Evaluation
+from train.run_folder import RunFolder
+from train.settings import Settings
+
+FIGURES = ("loss", "ce", "fd", "md", "ed", "nfd", "mean_weight", "accuracy")
+
+
+class Totals:
+    """Sums of the loss's figures, kept on the device: nothing waits for it until they are read."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._epoch, self._epoch_steps = torch.zeros(len(FIGURES), device=device), 0
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sum, self._steps, self._images = torch.zeros(len(FIGURES), device=self.device), 0, 0
+        self._since = time.perf_counter()
+
+    def add(self, output: AdCorreOutput, logits: Tensor, targets: Tensor) -> None:
+        with torch.no_grad():
+            weight = output.attention[targets].mean()
+            correct = (logits.argmax(1) == targets).float().mean()
+            terms = (output.loss, output.ce, output.fd, output.md, output.ed, output.nfd, weight, correct)
+            self._sum += torch.stack([term.detach().float() for term in terms])
+        self._steps += 1
+        self._images += len(targets)
+
+    def read(self) -> dict[str, float]:
+        """The means since the last reading."""
+        figures = dict(zip(FIGURES, (self._sum / self._steps).tolist(), strict=True))
+        figures["images_per_second"] = self._images / (time.perf_counter() - self._since)
+        self._epoch, self._epoch_steps = self._epoch + self._sum, self._epoch_steps + self._steps
+        self._reset()
+        return figures
+
+    def epoch(self) -> dict[str, float]:
+        """The means of the whole epoch."""
+        mean = (self._epoch + self._sum) / (self._epoch_steps + self._steps)
+        return dict(zip(FIGURES, mean.tolist(), strict=True))
+
+
+def progress(batches: Batches, epoch: int, settings: Settings) -> Any:
+    """The batches of an epoch, behind a bar where somebody is looking."""
+    title = f"epoch {epoch}/{settings.optimizer.epochs}"
+    return tqdm(batches, title, unit="step", leave=False, disable=not sys.stdout.isatty(), file=sys.stdout)
+
+
+def check_finite(figures: dict[str, float], epoch: int, step: int, settings: Settings) -> None:
+    if not math.isfinite(figures["loss"]):
+        shown = ", ".join(f"{key} {figures[key]:.4g}" for key in ("ce", "fd", "md", "ed"))
+        raise UserError(
+            f"the loss is no longer finite (epoch {epoch}, within the last steps up to {step}: {shown}). "
+            f"A lower --lr or --lambd may help; the checkpoints of earlier epochs are in {settings.run.out}"
+        )
+
+
+def log_steps(
+    folder: RunFolder, bar: Any, figures: dict[str, float], epoch: int, step: int, lr: float, settings: Settings
+) -> None:
+    check_finite(figures, epoch, step, settings)
+    row: dict[str, float | int] = {"epoch": epoch, "step": step, "lr": lr, "lambd": settings.loss.lambd_at(step - 1)}
+    folder.log("steps", step, row | figures)
+    line = f"{_text(figures)}  {figures['images_per_second']:.0f} images/s"
+    if bar.disable:
+        print(f"epoch {epoch}/{settings.optimizer.epochs}  step {step}  {line}", flush=True)
+    else:
+        bar.set_postfix_str(line)
+
+
+def log_epoch(
+    folder: RunFolder,
+    epoch: int,
+    step: int,
+    seconds: float,
+    train_figures: dict[str, float],
+    found: Evaluation,
+    loss_fn: AdCorreLoss,
+    better: bool,
+    settings: Settings,
+) -> None:
+    weights = loss_fn.attention.weights().tolist()
+    figures: dict[str, float | int] = {"epoch": epoch, "step": step, "seconds": seconds}
+    figures |= {f"train_{key}": value for key, value in train_figures.items()}
+    figures["validation_accuracy"] = found.accuracy
+    figures["validation_average_accuracy"] = found.average_accuracy
+    figures["validation_cross_entropy"] = found.cross_entropy
+    figures |= {f"recall_{name}": value for name, value in zip(found.class_names, found.recall, strict=True)}
+    figures |= {f"weight_{name}": value for name, value in zip(found.class_names, weights, strict=True)}
+    folder.log("epochs", epoch, figures)
+    folder.write_validation(epoch, found)
+    title = f"epoch {epoch}/{settings.optimizer.epochs}"
+    print(f"{title}  training: {_text(train_figures)}  {seconds:.0f} s")
+    print(f"{title}  validation: {found.summary()}{'  best so far' if better else ''}", flush=True)
+
+
+def _text(figures: dict[str, float]) -> str:
+    return "  ".join(f"{key.replace('_', ' ')} {figures[key]:.4f}" for key in FIGURES)

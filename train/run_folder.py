@@ -1,0 +1,163 @@
+"""A run on disk: settings, logs, checkpoints. Nothing is ever left half written.
+
+settings.json               the resolved settings, versions and data
+steps.csv, epochs.csv       the log; the same figures for TensorBoard in tensorboard/
+validation/                 per-class figures and confusion matrix after each epoch
+last/, best/                checkpoints: model.safetensors, model.json; last/ also training.pt
+results.json, test-*        the best checkpoint on the validation and test splits
+"""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from train.errors import UserError
+from train.evaluate import Evaluation
+from train.model import FaceClassifier, build_model
+from train.settings import ModelSettings
+from train.transforms import Preprocessing
+
+FORMAT = 1
+WEIGHTS, DESCRIPTION, TRAINING = "model.safetensors", "model.json", "training.pt"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model as its checkpoint describes it, in eval mode."""
+
+    model: FaceClassifier
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    description: dict[str, Any]
+
+
+def free_folder(out: str, overwrite: bool) -> Path:
+    """The run folder's path. Raises UserError where something is there already that may not be replaced."""
+    path = Path(out).expanduser() if out else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out {path}: there is a file of that name")
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise UserError(
+                f"--out {path} is not empty: choose another folder, or replace an earlier run by --overwrite"
+            )
+        if not (path / "settings.json").is_file():
+            raise UserError(
+                f"--out {path} is not empty and holds no run (no settings.json): --overwrite leaves it alone"
+            )
+    return path
+
+
+class RunFolder:
+    def __init__(self, path: Path) -> None:
+        """Make the folder at `path` empty, and open its logs. Call `free_folder` first."""
+        try:
+            if path.is_dir():
+                shutil.rmtree(path)
+            (path / "validation").mkdir(parents=True)
+        except OSError as error:
+            raise UserError(f"--out {path}: cannot make the folder: {error}") from error
+        self.path = path
+        self._board = SummaryWriter(path / "tensorboard")
+
+    def log(self, name: str, step: int, figures: Mapping[str, float | int]) -> None:
+        """Append a row to `name`.csv and to TensorBoard. The first row decides the columns."""
+        file = self.path / f"{name}.csv"
+        new = not file.exists()
+        with file.open("a", newline="", encoding="utf-8") as lines:
+            writer = csv.writer(lines)
+            if new:
+                writer.writerow(figures)
+            writer.writerow(figures.values())
+        for key, value in figures.items():
+            self._board.add_scalar(f"{name}/{key}", value, step)
+        self._board.flush()
+
+    def write_validation(self, epoch: int, evaluation: Evaluation) -> None:
+        stem = self.path / "validation" / f"epoch-{epoch:03d}"
+        _write_evaluation(stem, evaluation, f"validation, epoch {epoch}")
+
+    def write_results(self, results: Mapping[str, Any], test: Evaluation) -> None:
+        _write_evaluation(self.path / "test", test, f"test, epoch {results['epoch']}")
+        write_json(self.path / "results.json", results)
+
+    def save(self, name: str, model: nn.Module, description: Mapping[str, Any], training: Any = None) -> None:
+        """Write the checkpoint `name`, replacing an earlier one only once all of it is on disk."""
+        partial, target, old = (self.path / f"{name}{end}" for end in (".partial", "", ".old"))
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+        write_json(partial / DESCRIPTION, {"format": FORMAT, **description})
+        if training is not None:
+            torch.save(training, partial / TRAINING)
+        for file in partial.iterdir():
+            _sync(file)
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        partial.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def close(self) -> None:
+        self._board.close()
+
+
+def find_checkpoint(path: Path, name: str = "best") -> Path:
+    """The checkpoint folder at `path`, or the one called `name` in the run folder at `path`."""
+    for folder in (path, path / name, path / f"{name}.old"):  # .old: killed between the two renames of `save`
+        if (folder / DESCRIPTION).is_file():
+            return folder
+    raise UserError(f"{path}: no checkpoint there (looked for {DESCRIPTION} and {name}/{DESCRIPTION})")
+
+
+def load_trained(path: Path, device: torch.device | str = "cpu", name: str = "best") -> Trained:
+    """Rebuild a model for inference from its checkpoint folder (or run folder) alone.
+
+    Raises UserError where there is no checkpoint, or it is damaged or of another format.
+    """
+    folder = find_checkpoint(path, name)
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        if description["format"] != FORMAT:
+            raise UserError(f"{folder}: expected checkpoint format {FORMAT}, got {description['format']}")
+        shape = description["preprocessing"]
+        preprocessing = Preprocessing(shape["image_size"], tuple(shape["mean"]), tuple(shape["std"]))
+        class_names = tuple(description["class_names"])
+        settings = ModelSettings(**description["model"], pretrained=False)
+        model, _ = build_model(settings, len(class_names), preprocessing.image_size)
+        model.load_state_dict(load_file(folder / WEIGHTS))
+    except UserError:
+        raise
+    except Exception as error:  # json, safetensors and torch each have their own
+        raise UserError(f"{folder}: cannot read the checkpoint: {error}") from error
+    return Trained(model.eval().to(device), class_names, preprocessing, description)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Atomically, and strictly JSON (a NaN is an error)."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    _sync(partial)
+    os.replace(partial, path)
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+
+
+def _write_evaluation(stem: Path, evaluation: Evaluation, title: str) -> None:
+    evaluation.write_tables(stem.with_name(f"{stem.name}-confusion.csv"), stem.with_name(f"{stem.name}-per-class.csv"))
+    evaluation.draw_confusion(stem.with_name(f"{stem.name}-confusion.png"), title)
