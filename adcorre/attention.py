@@ -1,0 +1,76 @@
+"""The Adaptive Attention Map (Eqs. 7 and 8): a weight per class from the recent training predictions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from adcorre import checks
+
+EPSILON = 1e-6  # Eq. 7's 10e-7
+
+
+class AdaptiveAttentionMap(nn.Module):
+    """w[a] = 1 - CONF[a, a] + 1e-6 (Eq. 7), CONF the row-normalised confusion matrix of the last `window` steps.
+
+    The window is a ring of counts, [window, 2, C]: of each step, how many samples of a class were predicted right and
+    how many were seen, which is all of CONF that Eq. 7 needs. It lives in the module's state: it is checkpointed and
+    moves with `.to`. A class not seen within the window has CONF[a, a] = 0. Nothing here waits for the device.
+
+    Args:
+        num_classes: C.
+        window: the paper's delta, in steps; one call in training mode is one step, whatever its batch size.
+        ignore_index: samples with this label are not counted.
+    """
+
+    counts: Tensor
+    position: Tensor
+
+    def __init__(self, num_classes: int, window: int = 5, *, ignore_index: int = -100) -> None:
+        super().__init__()
+        checks.check_positive_int("num_classes", num_classes)
+        checks.check_positive_int("window", window)
+        self.num_classes = num_classes
+        self.window = window
+        self.ignore_index = ignore_index
+        self.register_buffer("counts", torch.zeros(window, 2, num_classes, dtype=torch.int64))
+        self.register_buffer("position", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """In training mode, count this batch's predictions first; then return `weights()`.
+
+        Args:
+            logits: (n, C), any floating dtype; their argmax is the prediction.
+            targets: (n,) class labels. One that is neither in [0, C) nor `ignore_index` is not counted.
+
+        Returns:
+            w, (C,) float64.
+
+        Raises:
+            ValueError, TypeError: shapes and dtypes that do not fit.
+        """
+        checks.check_logits(logits, self.num_classes)
+        checks.check_targets(targets, logits.shape[0], logits.device, self.ignore_index)
+        if self.training:
+            self.update(logits, targets)
+        return self.weights()
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Put one step's counts in place of the oldest step's."""
+        takes_part, _ = checks.label_masks(targets, self.num_classes, self.ignore_index)
+        labels = torch.where(takes_part, targets, self.num_classes).long()
+        correct = takes_part & (logits.argmax(1) == targets)
+        counted = torch.stack((correct, takes_part)).long()
+        step = counted.new_zeros(2, self.num_classes + 1).index_add(1, labels, counted)
+        self.counts.index_copy_(0, self.position, step[None, :, : self.num_classes])
+        self.position.add_(1).remainder_(self.window)
+
+    @torch.no_grad()
+    def weights(self) -> Tensor:
+        """w of Eq. 7, (C,) float64 (float32 on a device without it), from the window as it stands."""
+        correct, seen = self.counts.sum(0).to(torch.float32 if self.counts.device.type == "mps" else torch.float64)
+        return 1 - correct / seen.clamp(min=1) + EPSILON
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, window={self.window}"

@@ -1,0 +1,170 @@
+"""Input checks shared by every backend: clear errors at the cheapest place that can tell, without a host sync."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Target = float | Literal["simplex"]
+
+BACKENDS = ("auto", "triton", "torch", "reference")
+COMPONENTS = ("fd", "nfd", "md", "ed")
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+STATISTICS_DTYPE = {
+    torch.float64: torch.float64,
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+
+
+def resolve_target(name: str, target: Target, parts: int) -> float:
+    """A correlation target as a number: any t in [-1, 1], or "simplex" = -1 / (parts - 1) for `parts` directions.
+
+    With one part there is no pair and the term is 0 whatever the target; "simplex" then resolves to -1.
+    """
+    if isinstance(target, str):
+        if target != "simplex":
+            raise ValueError(f'{name}: expected "simplex" or a number in [-1, 1], got {target!r}')
+        return -1.0 if parts == 1 else -1.0 / (parts - 1)
+    if isinstance(target, bool) or not isinstance(target, int | float):
+        raise TypeError(f'{name}: expected "simplex" or a number in [-1, 1], got {type(target).__name__}')
+    if not -1.0 <= target <= 1.0:
+        raise ValueError(f'{name}: expected "simplex" or a number in [-1, 1], got {target}')
+    return float(target)
+
+
+def check_inputs(
+    embeddings: Tensor, targets: Tensor, num_classes: int, ignore_index: int, validate: bool | None
+) -> None:
+    """All that `adcorre_terms` asks of embeddings and targets."""
+    check_embeddings(embeddings)
+    check_targets(targets, embeddings.shape[0], embeddings.device, ignore_index)
+    check_labels(targets, num_classes, ignore_index, validate)
+
+
+def check_embeddings(embeddings: Tensor) -> None:
+    """(n, k, d) or (n, d), floating, d >= 1 and k >= 1; ValueError for shapes, TypeError for dtypes."""
+    if embeddings.dtype not in STATISTICS_DTYPE:
+        raise TypeError(
+            f"embeddings: expected dtype float64, float32, bfloat16 or float16, got {_name(embeddings.dtype)}"
+        )
+    if embeddings.dim() not in (2, 3) or 0 in embeddings.shape[1:]:
+        raise ValueError(
+            "embeddings: expected shape (n, k, d), or (n, d) for k = 1, with k and d at least 1; "
+            f"got {tuple(embeddings.shape)}"
+        )
+
+
+def check_targets(targets: Tensor, n: int, device: torch.device, ignore_index: int) -> None:
+    """(n,) integers on the embeddings' device; ValueError for shapes and devices, TypeError for dtypes."""
+    if targets.dtype not in INTEGER_DTYPES:
+        raise TypeError(f"targets: expected integer class labels (int64), got {_name(targets.dtype)}")
+    if tuple(targets.shape) != (n,):
+        raise ValueError(f"targets: expected shape ({n},), one label per sample; got {tuple(targets.shape)}")
+    if targets.device != device:
+        raise ValueError(f"targets: expected device {device} as the embeddings', got {targets.device}")
+    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
+        raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
+
+
+def check_attention(attention: Tensor, device: torch.device) -> None:
+    """(C,), floating, without gradient: Eq. 7 counts predictions and has no derivative."""
+    if not attention.dtype.is_floating_point:
+        raise TypeError(f"attention: expected a floating dtype, got {_name(attention.dtype)}")
+    if attention.dim() != 1 or attention.shape[0] < 1:
+        raise ValueError(
+            f"attention: expected shape (C,), one weight per class, C at least 1; got {tuple(attention.shape)}"
+        )
+    if attention.device != device:
+        raise ValueError(f"attention: expected device {device} as the embeddings', got {attention.device}")
+    if attention.requires_grad:
+        raise ValueError("attention: carries no gradient (Eq. 7 counts predictions), got one that requires grad")
+
+
+def check_logits(logits: Tensor, num_classes: int) -> None:
+    """(n, C), floating; ValueError for shapes, TypeError for dtypes."""
+    if not logits.dtype.is_floating_point:
+        raise TypeError(f"logits: expected a floating dtype, got {_name(logits.dtype)}")
+    if logits.dim() != 2 or logits.shape[1] != num_classes:
+        raise ValueError(f"logits: expected shape (n, {num_classes}), one column per class; got {tuple(logits.shape)}")
+
+
+def check_same_batch(logits: Tensor, embeddings: Tensor) -> None:
+    """logits and embeddings of the same samples on the same device; ValueError."""
+    if logits.shape[0] != embeddings.shape[0] or logits.device != embeddings.device:
+        raise ValueError(
+            "logits and embeddings: expected the same samples on the same device, "
+            f"got {logits.shape[0]} on {logits.device} and {embeddings.shape[0]} on {embeddings.device}"
+        )
+
+
+def check_ce_settings(ce_weight: Tensor | None, label_smoothing: float, num_classes: int) -> None:
+    """ce_weight None or (C,) floating, label_smoothing in [0, 1]."""
+    if ce_weight is not None and (tuple(ce_weight.shape) != (num_classes,) or not ce_weight.dtype.is_floating_point):
+        raise ValueError(
+            f"ce_weight: expected shape ({num_classes},) and a floating dtype, "
+            f"got {tuple(ce_weight.shape)} {_name(ce_weight.dtype)}"
+        )
+    if not 0.0 <= label_smoothing <= 1.0:
+        raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
+
+
+def check_components(components: Collection[str]) -> tuple[str, ...]:
+    """The chosen components in their order; ValueError for an unknown one, or for fd and nfd together."""
+    if isinstance(components, str) or not set(components) <= set(COMPONENTS):
+        raise ValueError(f"components: expected a collection of names out of {COMPONENTS}, got {components!r}")
+    if {"fd", "nfd"} <= set(components):
+        raise ValueError('components: "nfd" (Eq. 5) stands in place of "fd" (Eq. 9), got both')
+    return tuple(name for name in COMPONENTS if name in components)
+
+
+def check_backend(backend: str) -> None:
+    """ValueError for an unknown backend."""
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {backend!r}")
+
+
+def check_positive_int(name: str, value: int) -> None:
+    """An int of at least 1; TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+
+
+def check_labels(targets: Tensor, num_classes: int, ignore_index: int, validate: bool | None) -> None:
+    """IndexError for a label that is neither in [0, C) nor `ignore_index`.
+
+    validate=None looks only where looking is free: eagerly, at CPU tensors. True always looks (a host sync on a GPU),
+    False never does; a bad label that nobody looked at turns the loss and its gradient into NaN.
+    """
+    if validate is None:
+        validate = targets.device.type == "cpu" and type(targets) is Tensor and not torch.compiler.is_compiling()
+    if not validate:
+        return
+    bad = label_masks(targets, num_classes, ignore_index)[1]
+    if bool(bad.any()):
+        position = int(bad.nonzero()[0, 0])
+        raise IndexError(
+            f"targets: label {int(targets[position])} at position {position} is outside [0, {num_classes}) "
+            f"and is not ignore_index ({ignore_index})"
+        )
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def label_masks(targets: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Two (n,) masks: samples that take part, and bad labels (neither in [0, C) nor `ignore_index`)."""
+    ignored = targets == ignore_index
+    in_range = (targets >= 0) & (targets < num_classes)
+    return in_range & ~ignored, ~(in_range | ignored)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

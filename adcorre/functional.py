@@ -1,0 +1,247 @@
+"""FD, MD and ED as a differentiable function of the embeddings, whichever backend computes them."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from adcorre import checks, torch_backend
+from adcorre.reference import reference_terms
+
+
+class Terms(NamedTuple):
+    """FD (Eq. 9), MD (Eq. 10) and ED (Eq. 11): 0-d tensors in float32, or float64 for float64 embeddings."""
+
+    fd: Tensor
+    md: Tensor
+    ed: Tensor
+
+
+class Options(NamedTuple):
+    """How to compute the terms: the user's words resolved to numbers and to one backend's name."""
+
+    backend: str
+    between_target: float
+    mean_target: float
+    embedding_target: float
+    ignore_index: int
+
+
+class Backend(Protocol):
+    """The three steps that every linear-time backend has. `flat` is laid out as in `ClassStatistics`."""
+
+    def statistics(
+        self, x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float
+    ) -> Tensor:
+        """x (n, k, d), targets (n,) -> flat."""
+
+    def terms(
+        self,
+        flat: Tensor,
+        attention: Tensor,
+        k: int,
+        d: int,
+        between_target: float,
+        mean_target: float,
+        embedding_target: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """flat -> values (4,) = (fd, md, ed, nfd), and the tables G (C, k, d), H (C, k, d), 2 / (n k^2) ()."""
+
+    def gradient(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        upstream: Tensor,
+        feature: Tensor,
+        mean: Tensor,
+        embedding_scale: Tensor,
+        ignore_index: int,
+        embedding_target: float,
+    ) -> Tensor:
+        """dL/dx, contiguous, in x's dtype, from the tables and the upstream gradient of `values` (4,)."""
+
+
+def adcorre_terms(
+    embeddings: Tensor,
+    targets: Tensor,
+    attention: Tensor,
+    *,
+    backend: str = "auto",
+    between_target: checks.Target = -1,
+    mean_target: checks.Target = -1,
+    embedding_target: checks.Target = -1,
+    ignore_index: int = -100,
+    validate: bool | None = None,
+) -> Terms:
+    """The three terms of the Ad-Corre loss, exact, in O(n k d) time.
+
+    Args:
+        embeddings: (n, k, d), k embedding vectors a sample, or (n, d) for k = 1; float64, float32, bfloat16 or
+            float16, any strides. Half precision is computed in float32; its gradient comes back in half precision.
+        targets: (n,) class labels, any integer dtype.
+        attention: (C,) floating, Eq. 7's w, one weight per class; its length gives C. It carries no gradient.
+            1/2 everywhere turns FD into the naive FD (Eq. 5).
+        backend: "auto" (the fused kernels on a GPU that they support, else "torch"), "triton", "torch", or
+            "reference" (the paper's n x n matrices; the only one with a double backward).
+        between_target: FD's target for the correlation of samples of different classes: -1 (the paper), "simplex"
+            = -1 / (C - 1), or any number in [-1, 1]. Away from +-1 the mean over the pairs of two classes is taken
+            inside the absolute value: a lower bound of the pairwise sum, tight when classes are compact.
+        mean_target: MD's target for the correlation of two class means; as above.
+        embedding_target: ED's target for the correlation of two of a sample's k vectors; "simplex" = -1 / (k - 1).
+        ignore_index: samples with this label take no part.
+        validate: what becomes of a label that is neither in [0, C) nor `ignore_index`. None (default) looks where
+            looking is free (eager, CPU) and raises; True always looks, at the cost of a host sync on a GPU; False
+            never. A bad label that nobody looked at makes the terms and their gradient NaN.
+
+    Returns:
+        `Terms(fd, md, ed)`.
+
+    Raises:
+        ValueError: shapes, devices, targets outside [-1, 1], an attention that requires grad, an unknown backend, or
+            a backend that cannot do what is asked.
+        TypeError: dtypes.
+        IndexError: a bad label, see `validate`.
+    """
+    checks.check_attention(attention, embeddings.device)
+    checks.check_inputs(embeddings, targets, attention.shape[0], ignore_index, validate)
+    options = resolve_options(
+        embeddings, attention.shape[0], backend, between_target, mean_target, embedding_target, ignore_index
+    )
+    fd, md, ed, _ = all_terms(embeddings, targets, attention, options)
+    return Terms(fd, md, ed)
+
+
+def resolve_options(
+    embeddings: Tensor,
+    num_classes: int,
+    backend: str,
+    between_target: checks.Target,
+    mean_target: checks.Target,
+    embedding_target: checks.Target,
+    ignore_index: int,
+) -> Options:
+    """Targets as numbers, and `backend` as one that can do it; ValueError where none of that name can."""
+    k = embeddings.shape[1] if embeddings.dim() == 3 else 1
+    resolved = Options(
+        backend,
+        checks.resolve_target("between_target", between_target, num_classes),
+        checks.resolve_target("mean_target", mean_target, num_classes),
+        checks.resolve_target("embedding_target", embedding_target, k),
+        ignore_index,
+    )
+    checks.check_backend(backend)
+    if backend in ("torch", "reference"):
+        return resolved
+    if backend == "auto" and not embeddings.is_cuda:
+        return resolved._replace(backend="torch")
+    reason = _why_not_triton(embeddings, num_classes, k, resolved.embedding_target)
+    if reason is None:
+        return resolved._replace(backend="triton")
+    if backend == "triton":
+        raise ValueError(f'backend="triton": {reason}')
+    if not torch.compiler.is_compiling():
+        _warn_once(reason)
+    return resolved._replace(backend="torch")
+
+
+def all_terms(
+    embeddings: Tensor, targets: Tensor, attention: Tensor, options: Options
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(fd, md, ed, nfd) of checked inputs; nfd, the naive FD of Eq. 5, is for logs: detached."""
+    x = embeddings if embeddings.dim() == 3 else embeddings[:, None]
+    if options.backend == "reference":
+        with torch.autocast(x.device.type, enabled=False):
+            fd, md, ed, nfd = reference_terms(
+                x,
+                targets,
+                attention,
+                between_target=options.between_target,
+                mean_target=options.mean_target,
+                embedding_target=options.embedding_target,
+                ignore_index=options.ignore_index,
+            )
+        return fd, md, ed, nfd.detach()
+    values = _TermsFunction.apply(x, targets, attention, options)[0]
+    fd, md, ed, nfd = values.unbind()
+    return fd, md, ed, nfd.detach()
+
+
+class _TermsFunction(torch.autograd.Function):
+    """Statistics, terms and tables forward; one pass from the tables to dL/dx backward. Saves the inputs and tables."""
+
+    @staticmethod
+    def forward(x: Tensor, targets: Tensor, attention: Tensor, options: Options) -> tuple[Tensor, ...]:
+        backend = _backend(options.backend)
+        num_classes, (_, k, d) = attention.shape[0], x.shape
+        flat = backend.statistics(x, targets, num_classes, options.ignore_index, options.embedding_target)
+        return backend.terms(
+            flat, attention, k, d, options.between_target, options.mean_target, options.embedding_target
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, targets, _, ctx.options = inputs
+        _, *tables = output
+        ctx.mark_non_differentiable(*tables)
+        ctx.save_for_backward(x, targets, *tables)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, targets, *tables = ctx.saved_tensors
+        return _GradientFunction.apply(x, targets, upstream, *tables, ctx.options), None, None, None
+
+
+class _GradientFunction(torch.autograd.Function):
+    """The backward pass as a function of its own, so that a second derivative is refused and never silently wrong."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        targets: Tensor,
+        upstream: Tensor,
+        feature: Tensor,
+        mean: Tensor,
+        embedding_scale: Tensor,
+        options: Options,
+    ) -> Tensor:
+        return _backend(options.backend).gradient(
+            x, targets, upstream, feature, mean, embedding_scale, options.ignore_index, options.embedding_target
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.backend = inputs[-1].backend
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(f'adcorre: backend "{ctx.backend}" has no double backward; backend="reference" has one')
+
+
+def _backend(name: str) -> Backend:
+    return torch_backend if name == "torch" else _triton_backend()
+
+
+@cache
+def _triton_backend() -> Any:
+    """The kernels package, or the reason (a string) why it cannot be imported."""
+    try:
+        import adcorre_kernels
+    except ImportError as error:
+        return f"the Triton kernels cannot be imported ({error})"
+    return adcorre_kernels
+
+
+def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, embedding_target: float) -> str | None:
+    kernels = _triton_backend()
+    if isinstance(kernels, str):
+        return kernels
+    return kernels.why_unsupported(embeddings, num_classes, k, embedding_target)
+
+
+@cache
+def _warn_once(reason: str) -> None:
+    warnings.warn(f'adcorre: backend "auto" takes "torch": {reason}', stacklevel=2)

@@ -1,0 +1,92 @@
+"""The two passes of the torch backend away from the CPU: x as one chunk, plain operations that Inductor can fuse.
+
+No matrix product touches x: its precision would hang on the user's TF32 and autocast settings.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adcorre.checks import STATISTICS_DTYPE, label_masks
+
+
+def plain_statistics(
+    x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float
+) -> Tensor:
+    """`ClassStatistics.flat` of x (n, k, d) with targets (n,).
+
+    Its class sums are `index_add`: on CUDA the same bits every time only under `use_deterministic_algorithms`.
+    """
+    x, labels, bad = _participants(x, targets, num_classes, ignore_index)
+    z, centred, _, length_of_x, has_direction = _directions(x)
+    has_direction = has_direction & (labels < num_classes)[:, None]
+
+    def by_class(rows: Tensor) -> Tensor:
+        return rows.new_zeros(num_classes + 1, *rows.shape[1:]).index_add(0, labels, rows)[:num_classes]
+
+    count = by_class(x.new_ones(x.shape[0])) + torch.where(bad.any(), torch.nan, 0.0).to(x.dtype)
+    if embedding_target == -1.0:
+        embedding_sum = z.sum(1).square().sum()
+    else:
+        per_sample = x.new_zeros(x.shape[0])
+        for shift in range(1, x.shape[1]):
+            per_sample = per_sample + ((z * z.roll(shift, 1)).sum(-1) - embedding_target).abs().sum(1)
+        embedding_sum = torch.where(labels < num_classes, per_sample, 0).sum()
+    parts = (
+        by_class(z),
+        by_class(centred),
+        by_class(length_of_x),
+        by_class(has_direction.sum(1).to(x.dtype)),
+        count,
+        embedding_sum,
+    )
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def plain_gradient(
+    x: Tensor,
+    targets: Tensor,
+    feature: Tensor,
+    mean: Tensor,
+    embedding_scale: Tensor,
+    ignore_index: int,
+    embedding_target: float,
+) -> Tensor:
+    """dL/dx, contiguous and in x's dtype, from `Tables` already multiplied by the upstream gradients."""
+    dtype, num_classes = x.dtype, feature.shape[0]
+    x, labels, _ = _participants(x, targets, num_classes, ignore_index)
+    z, _, inverse_length, _, _ = _directions(x)
+    # dL/dz = G + sum over m != l of weight[l, m] z_m; the pair (l, l) would be projected away.
+    if embedding_target == -1.0:
+        others = z.sum(1, keepdim=True) - z
+    else:
+        others = torch.zeros_like(z)
+        for shift in range(1, x.shape[1]):
+            rolled = z.roll(shift, 1)
+            others = others + ((z * rolled).sum(-1, keepdim=True) - embedding_target).sign() * rolled
+    rows = labels.clamp(max=num_classes - 1)
+    g = feature[rows] + embedding_scale * others
+    gradient = (g - z * (z * g).sum(-1, keepdim=True)) * inverse_length + mean[rows]
+    takes_part = (labels < num_classes)[:, None, None]
+    return torch.where(takes_part, gradient, 0 * embedding_scale).to(dtype).contiguous()
+
+
+def _participants(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x with the samples that take no part set to zero, labels with these in class C, and the mask of bad labels."""
+    takes_part, bad = label_masks(targets, num_classes, ignore_index)
+    x = x.to(STATISTICS_DTYPE[x.dtype])
+    return torch.where(takes_part[:, None, None], x, 0), torch.where(takes_part, targets, num_classes).long(), bad
+
+
+def _directions(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """z, x - mean, 1 / |x - mean| (0 for a constant vector), |x| and whether a vector has a direction."""
+    mean = x.mean(-1, keepdim=True)
+    centred = x - mean
+    squared_length = centred.square().sum(-1, keepdim=True)
+    squared_length_of_x = squared_length + mean.square() * x.shape[-1]
+    constant = squared_length <= squared_length_of_x * (32 * torch.finfo(x.dtype).eps) ** 2
+    inverse_length = torch.where(constant, 0, squared_length.rsqrt())
+    # An overflowed length would turn the vector into zeros in silence; NaN says it aloud.
+    inverse_length = torch.where(squared_length.isinf(), torch.nan, inverse_length)
+    return centred * inverse_length, centred, inverse_length, squared_length_of_x.sqrt()[..., 0], ~constant[..., 0]

@@ -1,0 +1,213 @@
+"""Additive class statistics, and the tiny step that turns them into the three terms and their gradient tables.
+
+With z the centred and normalised vectors, every term is a function of sums over classes (the absolute value is linear
+where the targets are -1): two sets of samples add. `terms` needs C k d work and no sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK_ELEMENTS = 1 << 22  # correlations of class pairs held at once where a target other than -1 needs them
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """Sums over the samples of each class; statistics of two sets of samples add (`+`).
+
+    `flat` (one buffer, so that ranks exchange it in one all-reduce) holds, in this order, in float32 or float64:
+
+    ================  =========  ==================================================================================
+    direction_sum     (C, k, d)  S: sums of z, the centred and normalised vectors
+    centred_sum       (C, k, d)  M: sums of x - mean(x)
+    norm_sum          (C, k)     A: sums of |x|, the scale against which a class mean counts as constant
+    square_sum        (C,)       sums of |z|^2 over samples and vectors: k per sample, less its constant vectors
+    count             (C,)       samples; NaN if a label was neither in [0, C) nor `ignore_index`
+    embedding_sum     ()         ED's sum: |sum_l z_l|^2 over samples at embedding_target -1,
+                                 else sum_{l != m} |z_l . z_m - embedding_target|
+    ================  =========  ==================================================================================
+    """
+
+    flat: Tensor
+    num_classes: int
+    k: int
+    d: int
+    embedding_target: float = -1.0
+
+    def __post_init__(self) -> None:
+        expected = flat_size(self.num_classes, self.k, self.d)
+        if tuple(self.flat.shape) != (expected,):
+            raise ValueError(
+                f"ClassStatistics: expected {expected} numbers for C = {self.num_classes}, k = {self.k}, "
+                f"d = {self.d}; got shape {tuple(self.flat.shape)}"
+            )
+
+    def _part(self, start: int, *shape: int) -> Tensor:
+        size = 1
+        for extent in shape:
+            size *= extent
+        return self.flat[start : start + size].view(shape)
+
+    @property
+    def direction_sum(self) -> Tensor:
+        return self._part(0, self.num_classes, self.k, self.d)
+
+    @property
+    def centred_sum(self) -> Tensor:
+        return self._part(self.num_classes * self.k * self.d, self.num_classes, self.k, self.d)
+
+    @property
+    def norm_sum(self) -> Tensor:
+        return self._part(2 * self.num_classes * self.k * self.d, self.num_classes, self.k)
+
+    @property
+    def square_sum(self) -> Tensor:
+        return self._part((2 * self.d + 1) * self.num_classes * self.k, self.num_classes)
+
+    @property
+    def count(self) -> Tensor:
+        return self._part((2 * self.d + 1) * self.num_classes * self.k + self.num_classes, self.num_classes)
+
+    @property
+    def embedding_sum(self) -> Tensor:
+        return self.flat[-1]
+
+    def __add__(self, other: ClassStatistics) -> ClassStatistics:
+        if not isinstance(other, ClassStatistics):
+            return NotImplemented
+        mine = (self.num_classes, self.k, self.d, self.embedding_target)
+        theirs = (other.num_classes, other.k, other.d, other.embedding_target)
+        if mine != theirs:
+            raise ValueError(
+                f"ClassStatistics: only equal (num_classes, k, d, embedding_target) add; got {mine} and {theirs}"
+            )
+        return ClassStatistics(self.flat + other.flat, *mine)
+
+
+def flat_size(num_classes: int, k: int, d: int) -> int:
+    """Length of `ClassStatistics.flat`."""
+    return num_classes * k * (2 * d + 1) + 2 * num_classes + 1
+
+
+class Tables(NamedTuple):
+    """What the backward pass needs beside the embeddings: one row per class, whatever n is.
+
+    feature (C, k, d): G, d FD / d z for a sample of the class.
+    mean (C, k, d): H, d MD / d x for a sample of the class.
+    embedding_scale (): 2 / (n k^2), the factor of ED's gradient.
+    """
+
+    feature: Tensor
+    mean: Tensor
+    embedding_scale: Tensor
+
+
+def terms(
+    statistics: ClassStatistics, attention: Tensor, between_target: float, mean_target: float
+) -> tuple[Tensor, Tables]:
+    """(fd, md, ed, nfd) as one (4,) tensor, and the gradient tables, in the statistics' dtype.
+
+    Works in float64 where the device has it: the sums are large against FD, and this step is tiny.
+    """
+    dtype = statistics.flat.dtype
+    work = dtype if statistics.flat.device.type == "mps" else torch.float64
+    wide = ClassStatistics(
+        statistics.flat.to(work), statistics.num_classes, statistics.k, statistics.d, statistics.embedding_target
+    )
+    w = attention.to(work)
+    count = wide.count
+    n = count.sum()
+    at_least_one = n.clamp(min=1)  # a NaN count stays NaN
+    fd, nfd, feature = _feature_discriminator(wide, w, n, at_least_one, between_target)
+    md, mean = _mean_discriminator(wide, torch.finfo(dtype).eps, mean_target)
+    md, mean = md + 0 * n, mean + 0 * n
+    k = wide.k
+    ed = wide.embedding_sum
+    if wide.embedding_target == -1.0:
+        ed = n * (k * (k - 1)) + ed - wide.square_sum.sum()
+    ed = (ed if k > 1 else 0 * n) / (at_least_one * k**2)
+    embedding_scale = 2 / (at_least_one * k**2)
+    values = torch.stack((fd, md, ed, nfd)).to(dtype)
+    return values, Tables(feature.to(dtype), mean.to(dtype), embedding_scale.to(dtype))
+
+
+def _feature_discriminator(
+    statistics: ClassStatistics, w: Tensor, n: Tensor, at_least_one: Tensor, target: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """FD (Eq. 9), the naive FD (Eq. 5: w = 1/2) and the table G."""
+    s, k, count = statistics.direction_sum, statistics.k, statistics.count
+    squared_length = s.square().sum((1, 2))
+    missing = k * count - statistics.square_sum  # constant vectors
+    divisor = k * at_least_one**2
+    rows = w[:, None, None]
+    if target == -1.0:
+        total = s.sum(0)
+        weighted_total = (rows * s).sum(0)
+
+        def value(w: Tensor, weighted_total: Tensor) -> Tensor:
+            q = 2 * (w * squared_length).sum() - (total * weighted_total).sum() - (w * statistics.square_sum).sum()
+            return 2 * (k * (n - 1) * (w * count).sum() - q) / divisor
+
+        fd, nfd = value(w, weighted_total), value(torch.full_like(w, 0.5), total / 2)
+        gradient = (-2 / divisor) * (4 * rows * s - rows * total - weighted_total)
+        return fd, nfd, gradient
+
+    within = k * count.square() - squared_length - missing  # sum over ordered pairs of 1 - z_i . z_j
+    fd, nfd = 2 * (w * within).sum(), within.sum()
+    gradient = -4 * rows * s
+    for block in _class_blocks(statistics.num_classes, k):
+        correlation_sum = torch.einsum("ald,bld->lab", s[block], s)
+        difference = correlation_sum - target * count[block, None] * count
+        difference = torch.where(_pairs_of(count > 0, block), difference, 0)
+        pair_weight = w[block, None] + w
+        deviation = difference.abs()
+        fd = fd + (pair_weight * deviation).sum()
+        nfd = nfd + deviation.sum()
+        gradient[block] += 2 * torch.einsum("lab,bld->ald", pair_weight * difference.sign(), s)
+    return fd / divisor, nfd / divisor, gradient / divisor
+
+
+def _mean_discriminator(statistics: ClassStatistics, eps: float, target: float) -> tuple[Tensor, Tensor]:
+    """MD (Eq. 10) and the table H. M stands for the class means: a mean's direction needs no count."""
+    num_classes, k, m = statistics.num_classes, statistics.k, statistics.centred_sum
+    divisor = k * num_classes**2
+    present = statistics.count > 0
+    length = torch.linalg.vector_norm(m, dim=-1)
+    constant = length <= 32 * eps * statistics.norm_sum
+    has_direction = (present[:, None] & ~constant)[..., None]
+    length = torch.where(has_direction[..., 0], length, 1)[..., None]
+    direction = torch.where(has_direction, m / length, 0)
+    if num_classes == 1:
+        return direction.sum() * 0, torch.zeros_like(m)
+    if target == -1.0:
+        number_present = present.sum()
+        total = direction.sum(0)
+        pairs = k * number_present * (number_present - 1)
+        md = pairs + total.square().sum() - direction.square().sum()
+        h = (2 / divisor) * total
+    else:
+        md = m.new_zeros(())
+        h = torch.empty_like(m)
+        for block in _class_blocks(num_classes, k):
+            difference = torch.einsum("ald,bld->lab", direction[block], direction) - target
+            difference = torch.where(_pairs_of(present, block), difference, 0)
+            md = md + difference.abs().sum()
+            h[block] = (2 / divisor) * torch.einsum("lab,bld->ald", difference.sign(), direction)
+    projected = h - direction * (direction * h).sum(-1, keepdim=True)
+    return md / divisor, torch.where(has_direction, projected / length, 0)
+
+
+def _class_blocks(num_classes: int, k: int) -> list[slice]:
+    """Blocks of classes small enough that block x C x k correlations fit in BLOCK_ELEMENTS."""
+    size = max(1, BLOCK_ELEMENTS // (num_classes * k))
+    return [slice(start, min(start + size, num_classes)) for start in range(0, num_classes, size)]
+
+
+def _pairs_of(present: Tensor, block: slice) -> Tensor:
+    """(block, C) mask: ordered pairs of two different classes that are present."""
+    index = torch.arange(present.shape[0], device=present.device)
+    return present[block, None] & present & (index[block, None] != index)
