@@ -1,0 +1,266 @@
+"""What a drawn face is made of: a person, how the picture was taken, and what the facial muscles do.
+
+Lengths are in units of half a face's width; x points right and y down, the origin lies between the eyes and the nose.
+Every sampler draws a fixed set of numbers from its generator, so that one choice never shifts the next.
+"""
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from train.data.labels import CLASS_NAMES
+
+Color = tuple[float, float, float]
+T = TypeVar("T")
+
+# Action units are numbered as in the Facial Action Coding System; intensities are indexed by that number.
+ACTION_UNITS = {
+    1: "inner brow raiser",
+    2: "outer brow raiser",
+    4: "brow lowerer",
+    5: "upper lid raiser",
+    6: "cheek raiser",
+    7: "lid tightener",
+    9: "nose wrinkler",
+    10: "upper lip raiser",
+    12: "lip corner puller",
+    15: "lip corner depressor",
+    16: "lower lip depressor",
+    17: "chin raiser",
+    20: "lip stretcher",
+    23: "lip tightener",
+    24: "lip pressor",
+    25: "lips part",
+    26: "jaw drop",
+    43: "eyes closed",
+}
+NUM_UNITS = max(ACTION_UNITS) + 1
+
+# Per class, in the canonical order: {unit: (intensity relative to the expression's, how often it takes part)}.
+EXPRESSIONS: dict[str, dict[int, tuple[float, float]]] = {
+    "Neutral": {},
+    "Happy": {6: (0.9, 0.9), 12: (1.0, 1.0), 25: (0.9, 0.65), 26: (0.35, 0.25)},
+    "Sad": {1: (1.0, 0.95), 4: (0.7, 0.85), 15: (1.0, 0.95), 17: (0.7, 0.5), 43: (0.35, 0.5)},
+    "Surprise": {1: (1.0, 1.0), 2: (1.0, 1.0), 5: (0.8, 0.9), 25: (0.8, 0.9), 26: (1.0, 0.95)},
+    "Fear": {
+        1: (1.0, 1.0),
+        2: (0.6, 0.8),
+        4: (0.7, 0.95),
+        5: (1.0, 0.95),
+        7: (0.4, 0.7),
+        20: (1.0, 0.95),
+        25: (0.9, 0.9),
+        26: (0.4, 0.6),
+    },
+    "Disgust": {
+        4: (0.4, 0.5),
+        7: (0.5, 0.5),
+        9: (1.0, 1.0),
+        10: (0.9, 0.8),
+        15: (0.6, 0.7),
+        16: (0.7, 0.5),
+        17: (0.5, 0.4),
+        25: (0.6, 0.5),
+    },
+    "Anger": {4: (1.0, 1.0), 5: (0.6, 0.7), 7: (0.9, 0.9), 17: (0.5, 0.4), 23: (1.0, 0.9), 24: (0.8, 0.6)},
+}
+
+SKIN: tuple[Color, ...] = (
+    (250, 220, 200),
+    (241, 200, 172),
+    (226, 178, 142),
+    (203, 150, 112),
+    (170, 118, 82),
+    (130, 86, 58),
+    (92, 60, 42),
+)
+HAIR: tuple[Color, ...] = (
+    (28, 24, 24),
+    (52, 36, 28),
+    (84, 56, 36),
+    (122, 84, 50),
+    (176, 138, 84),
+    (212, 180, 124),
+    (150, 68, 36),
+)
+GREY_HAIR: Color = (178, 176, 174)
+IRIS: tuple[Color, ...] = ((60, 36, 20), (84, 54, 30), (96, 110, 62), (80, 120, 160), (110, 130, 140))
+HAIR_STYLES = ("short", "fringe", "long", "parted", "bald")
+BEARDS = ("none", "stubble", "moustache", "goatee", "full")
+OCCLUDERS = ("none", "hand", "bar", "hat", "scarf")
+
+
+def mix(a: Color, b: Color, t: float) -> Color:
+    """The colour a fraction t of the way from a to b."""
+    return (a[0] + (b[0] - a[0]) * t, a[1] + (b[1] - a[1]) * t, a[2] + (b[2] - a[2]) * t)
+
+
+def scaled(color: Color, factor: float) -> Color:
+    return (color[0] * factor, color[1] * factor, color[2] * factor)
+
+
+def between(rng: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(rng.random())
+
+
+def one_of(rng: np.random.Generator, options: tuple[T, ...], weights: tuple[float, ...] | None = None) -> T:
+    if weights is None:
+        return options[int(rng.random() * len(options))]
+    edges = np.cumsum(weights)
+    return options[min(int(np.searchsorted(edges, rng.random() * edges[-1], side="right")), len(options) - 1)]
+
+
+def _muted(rng: np.random.Generator) -> Color:
+    grey = between(rng, 40, 220)
+    red, green, blue = (0.55 * grey + 0.45 * between(rng, 20, 240) for _ in range(3))
+    return red, green, blue
+
+
+@dataclass(frozen=True)
+class Person:
+    """What stays the same in every picture of one person."""
+
+    skin: Color
+    lips: Color
+    hair: Color
+    brow: Color
+    iris: Color
+    shirt: Color
+    hair_style: str
+    beard: str
+    age: float
+    width: float
+    jaw: float
+    chin: float
+    eye_x: float
+    eye_y: float
+    eye_width: float
+    eye_height: float
+    eye_tilt: float
+    lid_fold: float
+    lashes: float
+    brow_gap: float
+    brow_thickness: float
+    brow_arch: float
+    nose_length: float
+    nose_width: float
+    mouth_y: float
+    mouth_width: float
+    upper_lip: float
+    lower_lip: float
+    corner_rest: float
+    brow_rest: float
+    glasses: str
+    hairline: float
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> "Person":
+        tone = between(rng, 0, len(SKIN) - 1.001)
+        skin = mix(SKIN[int(tone)], SKIN[int(tone) + 1], tone % 1)
+        age, feminine = between(rng, 0, 1), float(rng.random()) < 0.5
+        hair = one_of(rng, HAIR, (5, 4, 3, 2, 1.2, 1, 0.7) if tone < 3 else (8, 3, 1, 0.2, 0.05, 0.05, 0.05))
+        greying, makeup = between(rng, -0.2, 0.9), between(rng, 0, 1)
+        hair = mix(hair, GREY_HAIR, max(0.0, age - 0.6) * 2.5 * max(0.0, greying))
+        style = one_of(rng, HAIR_STYLES, (1, 3, 5, 3, 0.05) if feminine else (6, 2, 0.7, 2, 1.3))
+        beard = one_of(rng, BEARDS, (1, 0, 0, 0, 0) if feminine else (5, 2, 0.8, 0.8, 1.4))
+        reddish = mix(scaled(skin, 0.82), (176, 74, 78), 0.45)
+        return cls(
+            skin=skin,
+            lips=mix(reddish, (176, 32, 52), max(0.0, makeup - 0.5) * 1.4) if feminine else reddish,
+            hair=hair,
+            brow=mix(scaled(hair, 0.75), scaled(skin, 0.45), 0.25),
+            iris=one_of(rng, IRIS, (4, 4, 1.5, 2, 1) if tone < 3 else (6, 3, 0.2, 0.05, 0.05)),
+            shirt=_muted(rng),
+            hair_style=style,
+            beard=beard,
+            age=age,
+            width=between(rng, 0.90, 1.06),
+            jaw=between(rng, 0.64, 0.76) + (0.0 if feminine else 0.06),
+            chin=between(rng, 1.14, 1.26),
+            eye_x=between(rng, 0.36, 0.43),
+            eye_y=between(rng, -0.16, -0.08),
+            eye_width=between(rng, 0.19, 0.235),
+            eye_height=between(rng, 0.095, 0.125),
+            eye_tilt=between(rng, -0.02, 0.05),
+            lid_fold=between(rng, 0.0, 1.0),
+            lashes=between(rng, 0.026, 0.036) + (0.012 if feminine else 0.0),
+            brow_gap=between(rng, 0.25, 0.31),
+            brow_thickness=between(rng, 0.035, 0.055) + (0.0 if feminine else 0.015),
+            brow_arch=between(rng, 0.02, 0.08),
+            nose_length=between(rng, 0.42, 0.54),
+            nose_width=between(rng, 0.12, 0.18),
+            mouth_y=between(rng, 0.66, 0.72),
+            mouth_width=between(rng, 0.29, 0.37),
+            upper_lip=between(rng, 0.04, 0.065),
+            lower_lip=between(rng, 0.055, 0.09),
+            corner_rest=between(rng, -0.02, 0.02),
+            brow_rest=between(rng, -0.02, 0.02),
+            glasses=one_of(rng, ("none", "round", "square"), (7, 1, 1)),
+            hairline=between(rng, -0.95, -0.78),
+        )
+
+
+@dataclass(frozen=True)
+class View:
+    """How one picture was taken: pose, light, what is in the way, and the camera. Angles are in radians."""
+
+    roll: float
+    yaw: float
+    pitch: float
+    scale: float
+    shift: tuple[float, float]
+    gaze: tuple[float, float]
+    asymmetry: float
+    light: tuple[float, float, float]
+    light_strength: float
+    exposure: float
+    contrast: float
+    tint: Color
+    background: tuple[Color, Color]
+    grey: bool
+    occluder: str
+    occluder_place: tuple[float, float, float]
+    blur: float
+    noise: float
+    noise_seed: int
+
+    @classmethod
+    def sample(cls, rng: np.random.Generator) -> "View":
+        direction = between(rng, -np.pi, np.pi)
+        aside = between(rng, 0.2, 0.9)
+        return cls(
+            roll=float(np.clip(rng.normal(0, 0.10), -0.4, 0.4)),
+            yaw=float(np.clip(rng.normal(0, 0.18), -0.45, 0.45)),
+            pitch=float(np.clip(rng.normal(0, 0.10), -0.3, 0.3)),
+            scale=between(rng, 0.40, 0.46),
+            shift=(between(rng, -0.04, 0.04), between(rng, -0.07, 0.01)),
+            gaze=(between(rng, -1, 1), between(rng, -0.6, 0.6)),
+            asymmetry=float(np.clip(rng.normal(0, 0.12), -0.3, 0.3)),
+            light=(aside * np.cos(direction), 0.8 * aside * np.sin(direction) - 0.15, 0.85),
+            light_strength=between(rng, 0.15, 0.7),
+            exposure=between(rng, 0.75, 1.15),
+            contrast=between(rng, 0.75, 1.2),
+            tint=(between(rng, 0.93, 1.07), 1.0, between(rng, 0.9, 1.07)),
+            background=(_muted(rng), _muted(rng)),
+            grey=float(rng.random()) < 0.15,
+            occluder=one_of(rng, OCCLUDERS, (84, 5, 4, 4, 3)),
+            occluder_place=(between(rng, 0, 1), between(rng, 0, 1), between(rng, 0, 1)),
+            blur=max(0.0, between(rng, -0.014, 0.014)),
+            noise=between(rng, 0, 1) ** 2 * 10,
+            noise_seed=int(rng.integers(2**63)),
+        )
+
+
+def sample_units(label: int, rng: np.random.Generator) -> np.ndarray:
+    """Intensities (NUM_UNITS,) in [0, 1] of the action units of one expression of class `label`, some of them weak."""
+    strength = 1.0 - 0.6 * between(rng, 0, 1) ** 2
+    takes_part, vary, stray, stray_size = rng.random((4, NUM_UNITS))
+    units = np.zeros(NUM_UNITS)
+    for unit, (weight, often) in EXPRESSIONS[CLASS_NAMES[label]].items():
+        if takes_part[unit] < often:
+            units[unit] = strength * weight * (0.75 + 0.35 * vary[unit])
+    known = list(ACTION_UNITS)
+    # Stray movements: a talking mouth, a blink, a raised brow that means nothing.
+    units[known] += np.where(stray[known] < 0.08, 0.3 * stray_size[known], 0.0)
+    return np.clip(units, 0.0, 1.0)
