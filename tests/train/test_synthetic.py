@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from train.data.face_drawing import draw_face
 from train.data.face_model import ACTION_UNITS, EXPRESSIONS, NUM_UNITS, Person, View, sample_units
 from train.data.labels import CLASS_NAMES
-from train.data.synthetic import COUNTS, PEOPLE, TABLE_1, SyntheticFaces
+from train.data.synthetic import COUNTS, PEOPLE, SyntheticFaces
 from train.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,7 @@ def test_labels_need_no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_training_has_the_imbalance_of_table_1_and_the_other_splits_none() -> None:
     labels = SyntheticFaces("train", count=5000).labels
-    expected = np.asarray(TABLE_1) / sum(TABLE_1)
+    expected = np.array([6198, 8989, 6077, 4002, 5121, 547, 4953]) / 35887
     for prefix in (5000, 1000):
         counts = np.bincount(labels[:prefix], minlength=7)
         assert np.abs(counts - expected * prefix).max() <= 1.5
@@ -115,6 +116,14 @@ def test_splits_and_seeds_differ_and_share_no_person() -> None:
     assert not drawn["validation"] & drawn["test"]
 
 
+def test_seeds_differ_in_more_than_their_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = Person.sample(np.random.default_rng(0))
+    monkeypatch.setattr(Person, "sample", lambda _: same)
+    pictures = [pixels(SyntheticFaces(split, size=32, seed=s), 0).astype(int) for split in PEOPLE for s in (0, 1)]
+    for i, picture in enumerate(pictures):
+        assert all(np.abs(picture - other).mean() > 10 for other in pictures[:i])
+
+
 def test_the_fingerprint_tells_size_and_count() -> None:
     prints = {SyntheticFaces("train", size=s, count=c).fingerprint for s in (32, 64) for c in (10, 20, None)}
     assert len(prints) == 6
@@ -143,7 +152,14 @@ def sitter() -> tuple[Person, View]:
     person = replace(Person.sample(rng), hair_style="short", beard="none", glasses="none", hairline=-0.95)
     view = View.sample(rng)
     straight = replace(view, roll=0.0, yaw=0.0, pitch=0.0, scale=0.4, shift=(0.0, 0.0), noise=0.0, blur=0.0)
-    return person, replace(straight, occluder="none", asymmetry=0.0, grey=False)
+    plain: dict[str, Any] = {
+        "light_strength": 0.0,
+        "exposure": 1.0,
+        "contrast": 1.0,
+        "tint": (1.0, 1.0, 1.0),
+        "gaze": (0.0, 0.0),
+    }
+    return person, replace(straight, occluder="none", asymmetry=0.0, grey=False, **plain)
 
 
 # Rows of a 100-pixel picture of the sitter: forehead and brows, eyes, nose, mouth and chin.
@@ -181,6 +197,77 @@ def test_a_unit_changes_the_part_of_the_face_that_it_moves(unit: int, sitter: tu
     assert all(largest[name] > 60 for name in MOVES[unit]), largest
     share = sum(change[rows].sum() for name, rows in REGIONS.items() if name in MOVES[unit]) / change.sum()
     assert share > 0.8, (share, largest)
+
+
+def features(sitter: tuple[Person, View], **intensities: float) -> dict[str, float]:
+    """Where the brows and lips are, in pixels (y down), and how much is seen of lips, eyes and the open mouth."""
+    person, view = sitter
+    paint: dict[str, Any] = {
+        "skin": (200, 0, 200),
+        "hair": (200, 0, 0),
+        "brow": (0, 0, 200),
+        "lips": (0, 220, 0),
+        "iris": (0, 0, 0),
+    }
+    units = np.zeros(NUM_UNITS)
+    for name, intensity in intensities.items():
+        units[int(name[2:])] = intensity
+    picture = draw_face(replace(person, **paint, age=0.0), view, units, 200).astype(int)
+    red, green, blue = picture[:, :100].transpose(2, 0, 1)  # one half: the other one mirrors it
+    brow = (blue > 100) & (red < 70) & (green < 70)
+    lips = (green > 90) & (red < 80) & (blue < 80)
+    white = (red > 150) & (green > 150) & (blue > 150)
+    dark = (red < 75) & (green < 60) & (blue < 60)
+    rows, columns = np.mgrid[:200, :100]
+    inner, outer = (columns[brow] > np.quantile(columns[brow], q) for q in (0.8, 0.2))
+    left = columns[lips].min()
+    corner, middle = lips & (columns < left + 5), lips & (columns > 95)
+    return {
+        "inner brow": rows[brow][inner].mean(),
+        "outer brow": rows[brow][~outer].mean(),
+        "brow's end": columns[brow].max(),
+        "corner": rows[corner].mean() - rows[middle].mean(),
+        "reach": 100 - left,
+        "lips": lips.sum(),
+        "upper edge": rows[middle].min(),
+        "lower edge": rows[middle].max(),
+        "eye": white[:110].sum(),
+        "opening": (dark | white)[118:].sum(),
+    }
+
+
+@pytest.mark.parametrize(
+    "intensities, feature, least, most",
+    [
+        ({"au1": 1}, "inner brow", -20, -6),
+        ({"au2": 1}, "outer brow", -20, -4),
+        ({"au4": 1}, "inner brow", 5, 20),
+        ({"au4": 1}, "brow's end", 3, 10),
+        ({"au1": 1, "au4": 1}, "inner brow", -20, -2),
+        ({"au5": 1}, "eye", 100, 1000),
+        ({"au7": 1}, "eye", -1000, -60),
+        ({"au6": 1}, "eye", -1000, -60),
+        ({"au43": 1}, "eye", -1000, -50),
+        ({"au10": 1, "au25": 0.5}, "upper edge", -20, -3),
+        ({"au12": 1}, "corner", -25, -7),
+        ({"au12": 1}, "reach", 5, 20),
+        ({"au15": 1}, "corner", 7, 25),
+        ({"au16": 1, "au25": 0.5}, "lower edge", 4, 20),
+        ({"au20": 1}, "reach", 7, 20),
+        ({"au23": 1}, "lips", -1000, -60),
+        ({"au25": 1}, "opening", 100, 1000),
+        ({"au25": 1, "au26": 1}, "opening", 250, 3000),
+        ({"au25": 1, "au26": 1}, "lower edge", 15, 60),
+    ],
+)
+def test_a_unit_moves_things_the_way_of_its_name(
+    intensities: dict[str, float], feature: str, least: float, most: float, sitter: tuple[Person, View]
+) -> None:
+    change = features(sitter, **intensities)[feature] - features(sitter)[feature]
+    assert least <= change <= most
+    half = {name: intensity / 2 for name, intensity in intensities.items()}
+    weaker = features(sitter, **half)[feature] - features(sitter)[feature]
+    assert abs(weaker) < abs(change), "weaker by half the intensity"
 
 
 def test_a_class_changes_the_expression_and_nothing_else(sitter: tuple[Person, View]) -> None:

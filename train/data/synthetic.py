@@ -70,14 +70,13 @@ class SyntheticFaces:
             if processes is None:
                 processes = min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1, len(self) // 100)
             if processes > 1:
-                bounds = np.linspace(0, len(self), 4 * processes + 1).astype(int).tolist()
                 # Forked as a DataLoader's workers are; they run NumPy and Pillow only, never torch.
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
                     pool = multiprocessing.get_context("fork").Pool(processes)
                 with pool:
-                    parts = pool.map(self._draw_all, [range(*ends) for ends in zip(bounds, bounds[1:], strict=False)])
-                self._drawn = np.concatenate(parts)
+                    parts = [range(start, min(start + 50, len(self))) for start in range(0, len(self), 50)]
+                    self._drawn = np.concatenate(pool.map(self._draw_all, parts, chunksize=1))
             else:
                 self._drawn = self._draw_all(range(len(self)))
         return self._drawn
