@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor
 
 import adcorre
-from adcorre import AdCorreLoss
+from adcorre import AdCorreLoss, adcorre_terms
 from train.data import FaceDataset, Request, Splits, load_data
 from train.data.loading import evaluation_batches, train_batches
 from train.errors import UserError
@@ -20,7 +20,7 @@ from train.evaluate import Evaluation, evaluate
 from train.model import build_model
 from train.report import Totals, check_finite, log_epoch, log_steps, progress
 from train.run_folder import RunFolder, free_folder, load_trained, write_json
-from train.settings import LossSettings, Settings, describe
+from train.settings import LossSettings, ModelSettings, Settings, describe
 
 
 def run(settings: Settings) -> None:
@@ -44,7 +44,7 @@ def run(settings: Settings) -> None:
     class_names = data.train.class_names
     model, preprocessing = build_model(settings.model, len(class_names), asked.image_size)
     model.to(device)
-    loss_fn = build_loss(settings.loss, data.train).to(device)
+    loss_fn = build_loss(settings.loss, settings.model, data.train, device)
     optimizer = torch.optim.Adam(
         model.parameters(), settings.optimizer.lr, betas=(settings.optimizer.beta1, settings.optimizer.beta2)
     )
@@ -59,7 +59,7 @@ def run(settings: Settings) -> None:
 
     folder = RunFolder(out)
     provenance = {"data": describe_data(data), "versions": versions()}
-    write_json(out / "settings.json", settings.as_dict() | provenance)
+    write_json(out / "settings.json", {"settings": settings.as_dict()} | provenance)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{data.report}\n\n{describe(settings)}\n")
     print(f"{settings.model.backbone}: {parameters:,} parameters, on {device}; run folder {out}", flush=True)
@@ -124,7 +124,7 @@ def run(settings: Settings) -> None:
     print(f"\n{test.table()}\n\nwritten to {out}")
 
 
-def build_loss(settings: LossSettings, train: FaceDataset) -> AdCorreLoss:
+def build_loss(settings: LossSettings, model: ModelSettings, train: FaceDataset, device: torch.device) -> AdCorreLoss:
     classes = len(train.class_names)
     weight: Tensor | None = None
     if settings.ce_weight == "balanced":
@@ -135,7 +135,13 @@ def build_loss(settings: LossSettings, train: FaceDataset) -> AdCorreLoss:
             names = ", ".join(train.class_names)
             raise UserError(f"--ce-weight: expected {classes} numbers ({names}), got {len(settings.ce_weight)}")
         weight = torch.tensor(settings.ce_weight)
-    return AdCorreLoss(
+    if settings.backend == "triton":  # whether it can run is otherwise found out in the first step
+        try:
+            probe = torch.zeros(2, model.k, model.d, device=device), torch.zeros(2, dtype=torch.long, device=device)
+            adcorre_terms(*probe, torch.ones(classes, device=device), backend="triton")
+        except ValueError as error:
+            raise UserError(f"--backend triton: {error}") from error
+    loss_fn = AdCorreLoss(
         classes,
         lambd=settings.lambd,
         window=settings.window,
@@ -147,6 +153,7 @@ def build_loss(settings: LossSettings, train: FaceDataset) -> AdCorreLoss:
         label_smoothing=settings.label_smoothing,
         backend=settings.backend,
     )
+    return loss_fn.to(device)
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,5 +1,6 @@
 """The classifier: a timm backbone with the paper's embedding space on its pooled features."""
 
+import difflib
 from typing import Any
 
 import timm
@@ -40,7 +41,7 @@ def build_model(settings: ModelSettings, num_classes: int, image_size: int) -> t
 def _backbone(settings: ModelSettings) -> nn.Module:
     name = settings.backbone
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name}*")[:5]
+        close = difflib.get_close_matches(name, timm.list_models(), n=5)
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() has the names"
         raise UserError(f"--backbone {name}: timm {timm.__version__} has no such model; {hint}")
     if settings.pretrained:

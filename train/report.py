@@ -93,7 +93,7 @@ def log_epoch(
     better: bool,
     settings: Settings,
 ) -> None:
-    weights = loss_fn.attention.weights().tolist()
+    weights = loss_fn.attention_map.weights().tolist()
     figures: dict[str, float | int] = {"epoch": epoch, "step": step, "seconds": seconds}
     figures |= {f"train_{key}": value for key, value in train_figures.items()}
     figures["validation_accuracy"] = found.accuracy

@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from train.errors import UserError
 
@@ -38,9 +38,9 @@ def option(
     return field(default=default, metadata=extra)
 
 
-def target(text: str) -> float | str:
+def target(text: str) -> float | Literal["simplex"]:
     if text == "simplex":
-        return text
+        return "simplex"
     if not -1 <= (value := _number(text)) <= 1:
         raise argparse.ArgumentTypeError(f"expected 'simplex' or a number from -1 to 1, got {text!r}")
     return value
@@ -111,13 +111,13 @@ class LossSettings:
         "terms of the loss: some of fd or nfd, md, ed by commas; 'none' is plain cross-entropy",
         parse=components,
     )
-    between_target: float | str = option(
+    between_target: float | Literal["simplex"] = option(
         -1.0, "correlation that FD asks between classes: -1 to 1, or 'simplex'", parse=target
     )
-    mean_target: float | str = option(
+    mean_target: float | Literal["simplex"] = option(
         -1.0, "correlation that MD asks between class means: -1 to 1, or 'simplex'", parse=target
     )
-    embedding_target: float | str = option(
+    embedding_target: float | Literal["simplex"] = option(
         -1.0, "correlation that ED asks between an image's vectors: -1 to 1, or 'simplex'", parse=target
     )
     ce_weight: str | tuple[float, ...] = option(

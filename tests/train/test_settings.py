@@ -1,0 +1,100 @@
+"""The command line: defaults are the paper's, layers win in order, errors are one message."""
+
+import pytest
+
+from train.errors import UserError
+from train.settings import RECIPES, Settings, describe, parser, resolve
+
+
+def resolved(*arguments: str) -> Settings:
+    return resolve(vars(parser().parse_args(list(arguments))))
+
+
+def test_defaults_on_real_data_are_the_papers() -> None:
+    settings = resolved("--data", "somewhere")
+    data, model, loss, optimizer = settings.data, settings.model, settings.loss, settings.optimizer
+    assert (data.image_size, data.batch_size, data.rotation) == (224, 60, 45)
+    assert data.crop < 1
+    assert data.contrast > 0
+    assert data.brightness > 0
+    assert (model.backbone, model.k, model.d, model.dropout, model.pretrained) == (
+        "legacy_xception",
+        7,
+        256,
+        0.5,
+        False,
+    )
+    assert (loss.lambd, loss.window, loss.components, loss.lambd_warmup) == (0.5, 5, ("fd", "md", "ed"), 0)
+    assert (loss.between_target, loss.mean_target, loss.embedding_target) == (-1, -1, -1)
+    assert (loss.ce_weight, loss.label_smoothing) == ("none", 0)
+    assert (optimizer.lr, optimizer.beta1, optimizer.beta2, optimizer.lr_decay) == (1e-3, 0.9, 0.999, 1e-5)
+    assert optimizer.epochs == 60
+
+
+def test_the_recipe_of_drawn_faces_yields_to_the_user() -> None:
+    assert resolved() == resolved("--data", "synthetic")
+    assert resolved().data.image_size == RECIPES["synthetic"]["image_size"] < 224
+    assert resolved("--image-size", "224").data.image_size == 224
+
+
+def test_help_shows_every_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for group in Settings().as_dict().values():
+        for name in group:
+            assert f"--{name.replace('_', '-')}" in text
+    assert text.count("(default: ") == sum(len(group) for group in Settings().as_dict().values())
+    assert f"(default: 224; {RECIPES['synthetic']['image_size']} with --data synthetic)" in text
+    assert "(default: runs/<date>-<time>)" in text
+
+
+def test_values_are_parsed() -> None:
+    settings = resolved(
+        *("--between-target", "simplex", "--mean-target", "0", "--embedding-target", "-0.5"),
+        *("--components", "nfd,ed", "--ce-weight", "1,2,3,4,5,6,7", "--flip", "--no-pretrained"),
+    )
+    loss = settings.loss
+    assert (loss.between_target, loss.mean_target, loss.embedding_target) == ("simplex", 0, -0.5)
+    assert (loss.components, loss.ce_weight) == (("nfd", "ed"), (1, 2, 3, 4, 5, 6, 7))
+    assert settings.data.flip
+    assert resolved("--components", "none").loss.components == ()
+    assert resolved("--ce-weight", "balanced").loss.ce_weight == "balanced"
+    assert "between_target=simplex" in describe(settings)
+    assert "components=nfd,ed" in describe(settings)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--batch-size", "1"], "--batch-size 1: expected at least 2"),
+        (["--epochs", "0"], "--epochs 0: expected at least 1"),
+        (["--epochs", "many"], "invalid int value: 'many'"),
+        (["--lr", "nan"], "--lr nan: expected at least"),
+        (["--lambd", "inf"], "--lambd inf: expected at least 0"),
+        (["--dropout", "1"], "--dropout 1.0: expected 0 to 0.99"),
+        (["--between-target", "1.5"], "expected 'simplex' or a number from -1 to 1, got '1.5'"),
+        (["--mean-target", "complex"], "got 'complex'"),
+        (["--embedding-target", "nan"], "got 'nan'"),
+        (["--components", "fd,nfd"], "expected some of fd"),
+        (["--components", "fd,fd"], "expected some of fd"),
+        (["--components", "xd"], "expected some of fd"),
+        (["--ce-weight", "1,-1"], "expected none, balanced or numbers"),
+        (["--ce-weight", "0,0"], "expected none, balanced or numbers"),
+        (["--ce-weight", "even"], "expected none, balanced or numbers"),
+        (["--protocol", "other"], "invalid choice: 'other'"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch"),
+        (["3"], "unrecognized arguments: 3"),
+    ],
+)
+def test_bad_values_are_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolved(*arguments)
+    assert message in str(caught.value)
+
+
+def test_lambda_warms_up_linearly() -> None:
+    loss = resolved("--lambd", "0.4", "--lambd-warmup", "10").loss
+    assert [loss.lambd_at(step) for step in (0, 5, 10, 100)] == [0, 0.2, 0.4, 0.4]
+    assert resolved("--lambd", "0.4").loss.lambd_at(0) == 0.4
