@@ -50,7 +50,8 @@ def reference_terms(
     n, k, _ = x.shape
     num_classes = w.shape[0]
     takes_part, bad = label_masks(targets, num_classes, ignore_index)
-    x = torch.where(takes_part[:, None, None], x, torch.zeros_like(x))
+    x = x * torch.where(bad, torch.nan, 1.0).to(x.dtype)[:, None, None]  # a bad label's own gradient is NaN too
+    x = torch.where((takes_part | bad)[:, None, None], x, torch.zeros_like(x))
     labels = torch.where(takes_part, targets, num_classes).long()  # class C is nobody's: no row of one_hot below
     one_hot = torch.nn.functional.one_hot(labels, num_classes + 1)[:, :num_classes].to(x.dtype)
     count = one_hot.sum(0) + torch.where(bad.any(), torch.nan, 0.0).to(x.dtype)

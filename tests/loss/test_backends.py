@@ -53,9 +53,7 @@ def test_gradcheck(backend, target) -> None:
     problem = draw(6, 3, 5, 3, between=target, mean=target, embedding=target, seed=3)
 
     def terms(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(
-            adcorre_terms(x, problem.targets, problem.attention, backend=backend, **problem.options)
-        )
+        return tuple(adcorre_terms(x, problem.targets, problem.attention, backend=backend, **problem.options))
 
     assert torch.autograd.gradcheck(terms, problem.x.requires_grad_(), check_forward_ad=False)
 
@@ -125,7 +123,9 @@ def test_class_level_fd_is_a_lower_bound_of_the_pairwise_one() -> None:
         assert float(fd) == pytest.approx(pairwise_fd(compact, problem.targets, problem.attention, 0.2), abs=1e-12)
 
 
-@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True), (True, True, False)])
+@pytest.mark.parametrize(
+    "wanted", [(True, False, False), (False, True, False), (False, False, True), (True, True, False)]
+)
 def test_each_term_alone(wanted) -> None:
     """Upstream gradients of some terms only, as a loss with switched-off components has them."""
     problem = draw(20, 3, 8, 4)

@@ -76,7 +76,9 @@ def test_statistics_that_do_not_fit_do_not_add() -> None:
 # backend may be no further from the truth than twice that, plus a rounding of its own.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", ["torch", "plain"])
-@pytest.mark.parametrize("shape, shift", [((60, 7, 256, 7), 0), ((130, 3, 17, 20), 0), ((60, 7, 64, 7), 30), ((8, 1, 2, 3), 0)])
+@pytest.mark.parametrize(
+    "shape, shift", [((60, 7, 256, 7), 0), ((130, 3, 17, 20), 0), ((60, 7, 64, 7), 30), ((8, 1, 2, 3), 0)]
+)
 @pytest.mark.parametrize("target", [-1, "simplex"])
 def test_error_budget(dtype, backend, shape, shift, target) -> None:
     problem = draw(*shape, shift=shift, between=target, mean=target, embedding=target)

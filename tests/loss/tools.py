@@ -42,7 +42,7 @@ def draw(
     x = torch.randn(n, k, d, generator=rng, dtype=torch.float64)
     x = x - x.mean(-1, keepdim=True)
     length = (0.5 + 1.5 * torch.rand(n, k, 1, generator=rng, dtype=torch.float64)) * d**0.5
-    x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True) * length + shift
+    x = (x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)).nan_to_num() * length + shift  # d = 1: constant
     targets = torch.randint(0, num_classes, (n,), generator=rng)
     attention = torch.rand(num_classes, generator=rng, dtype=torch.float64)
     upstream = torch.randn(3, generator=rng, dtype=torch.float64)
@@ -120,7 +120,9 @@ def gradient_scale(problem: Problem, **overrides: object) -> Tensor:
     return torch.where(inside[:, None, None], scale, 0)
 
 
-def assert_close(problem: Problem, got: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], **overrides: object) -> None:
+def assert_close(
+    problem: Problem, got: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], **overrides: object
+) -> None:
     """DESIGN's 1e-12 in float64: values against their size 1, gradients against what is projected away as well."""
     for name, value, expected in zip(("fd", "md", "ed"), got[0], truth[0], strict=True):
         assert abs(value - expected) <= 1e-12 * max(abs(expected), 1.0), f"{name}: {value} against {expected}"

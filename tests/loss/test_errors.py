@@ -1,0 +1,133 @@
+"""Bad input: one clear error that says what came and what was expected."""
+
+import pytest
+import torch
+
+from adcorre import AdaptiveAttentionMap, AdCorreLoss, EmbeddingSpace, adcorre_loss, adcorre_terms
+
+X = torch.randn(6, 3, 8)
+Y = torch.tensor([0, 1, 2, 3, 0, 1])
+W = torch.full((4,), 0.5)
+LOGITS = torch.randn(6, 4)
+
+
+@pytest.mark.parametrize(
+    "x, y, w, error, words",
+    [
+        (X[0, 0], Y, W, ValueError, r"embeddings: expected shape \(n, k, d\).* got \(8,\)"),
+        (X[:, :0], Y, W, ValueError, r"embeddings: .*at least 1; got \(6, 0, 8\)"),
+        (X[..., :0], Y, W, ValueError, r"embeddings: .*at least 1; got \(6, 3, 0\)"),
+        (X.int(), Y, W, TypeError, "embeddings: expected dtype float64, float32, bfloat16 or float16, got int32"),
+        (X, Y[:5], W, ValueError, r"targets: expected shape \(6,\).* got \(5,\)"),
+        (X, Y[:, None], W, ValueError, r"targets: expected shape \(6,\).* got \(6, 1\)"),
+        (X, Y.float(), W, TypeError, "targets: expected integer class labels .*got float32"),
+        (X, Y.bool(), W, TypeError, "targets: expected integer class labels .*got bool"),
+        (X, Y.to("meta"), W, ValueError, "targets: expected device cpu as the embeddings', got meta"),
+        (X, Y, W[None], ValueError, r"attention: expected shape \(C,\).* got \(1, 4\)"),
+        (X, Y, W[:0], ValueError, r"attention: expected shape \(C,\).* got \(0,\)"),
+        (X, Y, W.long(), TypeError, "attention: expected a floating dtype, got int64"),
+        (X, Y, W.clone().requires_grad_(), ValueError, "attention: carries no gradient"),
+        (
+            X,
+            Y,
+            W[:3],
+            IndexError,
+            r"targets: label 3 at position 3 is outside \[0, 3\) and is not ignore_index \(-100\)",
+        ),
+        (X, Y - 1, W, IndexError, "targets: label -1 at position 0"),
+    ],
+)
+def test_terms_name_what_came_and_what_was_expected(x, y, w, error, words) -> None:
+    for backend in ("auto", "torch", "reference"):
+        with pytest.raises(error, match=words):
+            adcorre_terms(x, y, w, backend=backend)
+
+
+@pytest.mark.parametrize(
+    "options, error, words",
+    [
+        ({"backend": "cuda"}, ValueError, "backend: expected one of auto, triton, torch, reference; got 'cuda'"),
+        ({"between_target": "Simplex"}, ValueError, "between_target: expected \"simplex\" or a number .* 'Simplex'"),
+        ({"mean_target": 1.5}, ValueError, r"mean_target: .*\[-1, 1\], got 1.5"),
+        ({"embedding_target": float("nan")}, ValueError, "embedding_target: .*got nan"),
+        ({"embedding_target": None}, TypeError, "embedding_target: .*got NoneType"),
+        ({"between_target": True}, TypeError, "between_target: .*got bool"),
+        ({"ignore_index": 1.0}, TypeError, "ignore_index: expected an int, got float"),
+    ],
+)
+def test_options(options, error, words) -> None:
+    with pytest.raises(error, match=words):
+        adcorre_terms(X, Y, W, **options)
+    if "ignore_index" not in options:
+        with pytest.raises(error, match=words):
+            AdCorreLoss(4, **options)
+
+
+def test_triton_on_a_cpu_is_a_clear_error() -> None:
+    with pytest.raises(ValueError, match='backend="triton": .*(CUDA|GPU|interpreter|Triton)'):
+        adcorre_terms(X, Y, W, backend="triton")
+
+
+@pytest.mark.parametrize(
+    "options, error, words",
+    [
+        ({"num_classes": 0}, ValueError, "num_classes: expected at least 1, got 0"),
+        ({"num_classes": 4.0}, TypeError, "num_classes: expected an int, got float"),
+        ({"window": 0}, ValueError, "window: expected at least 1, got 0"),
+        ({"components": ("fd", "xd")}, ValueError, "components: expected a collection of names out of .*xd"),
+        ({"components": "fd"}, ValueError, "components: expected a collection"),
+        ({"components": ("fd", "nfd")}, ValueError, '"nfd" .*stands in place of "fd"'),
+        ({"ce_weight": torch.ones(3)}, ValueError, r"ce_weight: expected shape \(4,\)"),
+        ({"ce_weight": torch.ones(4).long()}, ValueError, "ce_weight: .*floating dtype, got .*int64"),
+        ({"label_smoothing": -0.1}, ValueError, r"label_smoothing: expected a number in \[0, 1\], got -0.1"),
+    ],
+)
+def test_loss_settings(options, error, words) -> None:
+    with pytest.raises(error, match=words):
+        AdCorreLoss(**{"num_classes": 4, **options})
+
+
+@pytest.mark.parametrize(
+    "logits, x, y, error, words",
+    [
+        (LOGITS[:, :3], X, Y, ValueError, r"logits: expected shape \(n, 4\).* got \(6, 3\)"),
+        (LOGITS.long(), X, Y, TypeError, "logits: expected a floating dtype, got int64"),
+        (LOGITS[:5], X, Y, ValueError, "logits and embeddings: expected the same samples .*5 on cpu and 6 on cpu"),
+        (LOGITS, X, Y + 1, IndexError, "targets: label 4 at position 3"),
+    ],
+)
+def test_a_refused_batch_leaves_the_attention_map_alone(logits, x, y, error, words) -> None:
+    loss = AdCorreLoss(4)
+    with pytest.raises(error, match=words):
+        loss(logits, x, y)
+    assert int(loss.attention_map.counts.sum()) == 0
+    assert int(loss.attention_map.position) == 0
+    with pytest.raises(error, match=words):
+        adcorre_loss(logits, x, y, W)
+
+
+def test_modules() -> None:
+    with pytest.raises(ValueError, match="k: expected at least 1, got 0"):
+        EmbeddingSpace(16, 4, k=0)
+    with pytest.raises(ValueError, match=r"features: expected shape \(n, 16\), got \(2, 16, 1\)"):
+        EmbeddingSpace(16, 4)(torch.zeros(2, 16, 1))
+    with pytest.raises(ValueError, match=r"logits: expected shape \(n, 4\)"):
+        AdaptiveAttentionMap(4)(torch.zeros(2, 5), torch.zeros(2).long())
+
+
+def test_what_is_refused_says_so() -> None:
+    """No silent second derivative, no zeros from jvp, no vmap."""
+    x = X.double().requires_grad_()
+    total = sum(adcorre_terms(x, Y, W))
+    (gradient,) = torch.autograd.grad(total, x, create_graph=True)
+    with pytest.raises(RuntimeError, match='backend "torch" has no double backward; backend="reference" has one'):
+        gradient.sum().backward()
+
+    def fd(x: torch.Tensor) -> torch.Tensor:
+        return adcorre_terms(x, Y, W).fd
+
+    with pytest.raises(RuntimeError):
+        torch.func.jvp(fd, (X,), (X,))
+    with pytest.raises(RuntimeError):
+        torch.func.vmap(fd)(torch.stack((X, X)))
+    torch.testing.assert_close(torch.func.grad(fd)(X), torch.autograd.grad(fd(x.float()), x)[0].float())
