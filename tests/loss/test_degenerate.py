@@ -1,4 +1,4 @@
-"""Batches that have no pair, no class, no direction, or a label that is wrong: zero or NaN as DESIGN has it, never worse."""
+"""Batches that have no pair, no class, no direction, or a label that is wrong: zero or NaN as documented."""
 
 import pytest
 import torch

@@ -6,8 +6,8 @@ import torch
 
 from adcorre import adcorre_terms
 
-# Inputs: rng = numpy.random.default_rng(seed); x = rng.standard_normal((n, k, d)) in float32, each vector divided by its
-# L2 norm; y = rng.integers(0, 7, n). Values: the code's unweighted FD (Eq. 5), MD and ED.
+# Inputs: rng = numpy.random.default_rng(seed); x = rng.standard_normal((n, k, d)) in float32, each vector divided by
+# its L2 norm; y = rng.integers(0, 7, n). Values: the code's unweighted FD (Eq. 5), MD and ED.
 PUBLISHED = (
     # seed, n, k, d, fd, md, ed, sum of x, sum of i y_i
     (0, 60, 7, 256, 0.9827372431755066, 0.8493668437004089, 0.859275758266449, -8.290639332565547, 5814),

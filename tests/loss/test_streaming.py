@@ -1,4 +1,4 @@
-"""The streamed passes on a CPU: chunk borders, statistics that add, precision in float32 and half precision, opcheck."""
+"""The streamed passes on a CPU: chunk borders, statistics that add, precision in each dtype, opcheck."""
 
 import pytest
 import torch

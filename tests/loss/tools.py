@@ -1,4 +1,4 @@
-"""Drawn problems, the truth in float64, and DESIGN's tolerance for comparing with it."""
+"""Drawn problems, the truth in float64, and the tolerance for comparing with it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def draw(
     targets = torch.randint(0, num_classes, (n,), generator=rng)
     attention = torch.rand(num_classes, generator=rng, dtype=torch.float64)
     upstream = torch.randn(3, generator=rng, dtype=torch.float64)
-    options = dict(between_target=between, mean_target=mean, embedding_target=embedding)
+    options = {"between_target": between, "mean_target": mean, "embedding_target": embedding}
     return Problem(x.to(dtype), targets, attention.to(dtype), upstream.to(dtype), options)
 
 
@@ -123,7 +123,7 @@ def gradient_scale(problem: Problem, **overrides: object) -> Tensor:
 def assert_close(
     problem: Problem, got: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], **overrides: object
 ) -> None:
-    """DESIGN's 1e-12 in float64: values against their size 1, gradients against what is projected away as well."""
+    """1e-12 in float64: values against their size 1, gradients against what is projected away as well."""
     for name, value, expected in zip(("fd", "md", "ed"), got[0], truth[0], strict=True):
         assert abs(value - expected) <= 1e-12 * max(abs(expected), 1.0), f"{name}: {value} against {expected}"
     allowed = 1e-12 * torch.maximum(truth[1].abs(), gradient_scale(problem, **overrides))
