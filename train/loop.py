@@ -45,9 +45,8 @@ def run(settings: Settings) -> None:
     model, preprocessing = build_model(settings.model, len(class_names), asked.image_size)
     model.to(device)
     loss_fn = build_loss(settings.loss, settings.model, data.train, device)
-    optimizer = torch.optim.Adam(
-        model.parameters(), settings.optimizer.lr, betas=(settings.optimizer.beta1, settings.optimizer.beta2)
-    )
+    betas = (settings.optimizer.beta1, settings.optimizer.beta2)
+    optimizer = torch.optim.Adam(model.parameters(), settings.optimizer.lr, betas=betas, fused=True)
     decay = settings.optimizer.lr_decay
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + decay * step))
 

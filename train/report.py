@@ -16,6 +16,7 @@ from train.evaluate import Evaluation
 from train.run_folder import RunFolder
 from train.settings import Settings
 
+# mean_weight is Eq. 7's w averaged over the images: FD fades with it even where NFD, and so no embedding, moves.
 FIGURES = ("loss", "ce", "fd", "md", "ed", "nfd", "mean_weight", "accuracy")
 
 
@@ -56,8 +57,15 @@ class Totals:
 
 def progress(batches: Batches, epoch: int, settings: Settings) -> Any:
     """The batches of an epoch, behind a bar where somebody is looking."""
-    title = f"epoch {epoch}/{settings.optimizer.epochs}"
-    return tqdm(batches, title, unit="step", leave=False, disable=not sys.stdout.isatty(), file=sys.stdout)
+    return tqdm(
+        batches,
+        f"epoch {epoch}/{settings.optimizer.epochs}",
+        bar_format="{desc} {bar:10} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
+        leave=False,
+        dynamic_ncols=True,
+        disable=not sys.stdout.isatty(),
+        file=sys.stdout,
+    )
 
 
 def check_finite(figures: dict[str, float], epoch: int, step: int, settings: Settings) -> None:
@@ -75,11 +83,12 @@ def log_steps(
     check_finite(figures, epoch, step, settings)
     row: dict[str, float | int] = {"epoch": epoch, "step": step, "lr": lr, "lambd": settings.loss.lambd_at(step - 1)}
     folder.log("steps", step, row | figures)
-    line = f"{_text(figures)}  {figures['images_per_second']:.0f} images/s"
     if bar.disable:
+        line = f"{_text(figures)}  {figures['images_per_second']:.0f} images/s"
         print(f"epoch {epoch}/{settings.optimizer.epochs}  step {step}  {line}", flush=True)
     else:
-        bar.set_postfix_str(line)
+        short = {"mean_weight": "weight", "accuracy": "acc"}
+        bar.set_postfix_str(" ".join(f"{short.get(key, key)} {figures[key]:.3f}" for key in FIGURES[1:]))
 
 
 def log_epoch(

@@ -3,6 +3,7 @@
 import csv
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from train.__main__ import main
 from train.data import Request, load_data
 from train.data.labels import CLASS_NAMES
 from train.data.loading import evaluation_batches
-from train.evaluate import evaluate
+from train.evaluate import Evaluation, evaluate
 from train.run_folder import load_trained
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
@@ -28,18 +29,19 @@ def rows(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(lines))
 
 
-def validation_accuracy(run: Path, data: Path, image_size: int = 32) -> float:
-    """Of the best checkpoint, rebuilt from its folder alone."""
+def evaluate_best(run: Path, data: Path, split: str) -> Evaluation:
+    """The best checkpoint, rebuilt from its folder alone, on a split of the data."""
     trained = load_trained(run)
-    part = load_data(str(data), Request(image_size)).validation
+    part = getattr(load_data(str(data), Request()), split)
     assert trained.class_names == part.class_names
     batches = evaluation_batches(part, trained.preprocessing.evaluation(), 5, 0, False)
-    return evaluate(trained.model, batches, trained.class_names, torch.device("cpu")).accuracy
+    return evaluate(trained.model, batches, trained.class_names, torch.device("cpu"))
 
 
 def test_fer_folders_end_to_end(train: Train, fer_folders: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = train("--data", fer_folders, "--out", run, *TINY, "--epochs", "3", "--log-every", "2", "--rotation", "0")
+    options = ("--epochs", "3", "--log-every", "2", "--rotation", "0", "--lr", "0.003", "--lr-decay", "0.1")
+    done = train("--data", fer_folders, "--out", run, *TINY, *options)
     assert "FER-2013 folders" in done.stdout
     assert "does not match FER-2013" in done.stdout
     assert "test (21 images)" in done.stdout
@@ -66,7 +68,8 @@ def test_fer_folders_end_to_end(train: Train, fer_folders: Path, tmp_path: Path)
 
     epochs = rows(run / "epochs.csv")
     assert [row["epoch"] for row in epochs] == ["1", "2", "3"]
-    assert len(rows(run / "steps.csv")) == 4
+    rates = [float(row["lr"]) for row in rows(run / "steps.csv")]
+    assert rates == pytest.approx([0.003 / (1 + 0.1 * step) for step in (1, 3, 5, 7)])  # of steps 2, 4, 6, 8
     accuracies = [float(row["validation_accuracy"]) for row in epochs]
     results = json.loads((run / "results.json").read_text())
     assert results["validation"]["accuracy"] == max(accuracies) == accuracies[results["epoch"] - 1]
@@ -77,7 +80,8 @@ def test_fer_folders_end_to_end(train: Train, fer_folders: Path, tmp_path: Path)
     description = json.loads((run / "best/model.json").read_text())
     assert description["epoch"] == results["epoch"]
     assert description["class_names"] == list(CLASS_NAMES)
-    assert validation_accuracy(run, fer_folders) == max(accuracies)
+    assert evaluate_best(run, fer_folders, "validation").accuracy == max(accuracies)
+    assert evaluate_best(run, fer_folders, "test").cross_entropy == pytest.approx(results["test"]["cross_entropy"])
     state = torch.load(run / "last/training.pt", weights_only=True)
     assert (state["epoch"], state["step"]) == (3, 9)
     assert state["loss"]["attention_map.counts"].shape == (5, 2, 7)
@@ -106,6 +110,19 @@ def test_learns_a_small_dataset_from_csv(fer_csv: Path, tmp_path: Path) -> None:
     assert results["test"]["samples"] == 35
     assert results["validation"]["samples"] == 7
     assert results["test"]["accuracy"] > 0.6
+
+
+def test_a_terminal_gets_a_bar_instead_of_lines(
+    fer_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "140")
+    assert main(["--data", str(fer_folders), "--out", str(tmp_path / "run"), *QUICK]) == 0
+    bars = [
+        line for line in capsys.readouterr().out.replace("\n", "\r").split("\r") if "/3 [" in line and " ce " in line
+    ]
+    for figure in ("ce", "fd", "md", "ed", "nfd", "weight", "acc"):
+        assert f" {figure} " in bars[-1]
 
 
 def test_same_seed_same_weights(fer_folders: Path, tmp_path: Path) -> None:
