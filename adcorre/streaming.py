@@ -27,24 +27,22 @@ def streaming_statistics(
     _, k, d = x.shape
     dtype = STATISTICS_DTYPE[x.dtype]
     chunks = _Chunks(x, targets, num_classes, ignore_index)
-    total = torch.zeros(num_classes, 2 * k, d, dtype=torch.float64)  # centred vectors, then their directions
+    total = torch.zeros(2, num_classes, k, d, dtype=torch.float64)  # of directions and of centred vectors
     partial = torch.zeros_like(total, dtype=dtype) if dtype != total.dtype else total
     embedding_sum = torch.zeros((), dtype=torch.float64)
-    length_of_x = torch.empty(chunks.labels.shape[0], k, dtype=dtype)
-    has_direction = torch.empty_like(length_of_x)
+    squared_length_of_x, inverse_length = (torch.empty(chunks.labels.shape[0], k, dtype=dtype) for _ in range(2))
+    buffer = torch.empty(chunks.size, k, d, dtype=dtype)
     pending = 0
     with torch.autocast("cpu", enabled=False):
         for rows, labels, where in chunks:
-            pair = torch.empty(labels.shape[0], 2 * k, d, dtype=dtype)
-            centred = pair[:, :k]
-            mean = rows.mean(-1, keepdim=True, dtype=dtype)
+            centred, inverse = buffer[: labels.shape[0]], inverse_length[where]
+            mean = torch.mean(rows, -1, keepdim=True, dtype=dtype)
             torch.sub(rows, mean, out=centred)
             gram = torch.bmm(centred, centred.mT)
-            inverse_length, length_of_x[where] = _lengths(gram, mean, d)
-            torch.ne(inverse_length, 0, out=has_direction[where])
-            torch.mul(centred, inverse_length[..., None], out=pair[:, k:])
-            partial.index_add_(0, labels, pair)
-            correlations = gram.mul_(inverse_length[..., None]).mul_(inverse_length[:, None])
+            _inverse_length(gram, mean, d, inverse, squared_length_of_x[where])
+            partial[1].index_add_(0, labels, centred)
+            partial[0].index_add_(0, labels, centred.mul_(inverse[..., None]))
+            correlations = gram.mul_(inverse[..., None]).mul_(inverse[:, None])
             if embedding_target != -1.0:
                 correlations.sub_(embedding_target).abs_().diagonal(dim1=1, dim2=2).zero_()
             embedding_sum += correlations.sum()
@@ -57,11 +55,11 @@ def streaming_statistics(
         total += partial
     flat = torch.empty(flat_size(num_classes, k, d), dtype=dtype)
     out = ClassStatistics(flat, num_classes, k, d, embedding_target)
-    out.centred_sum.copy_(total[:, :k])
-    out.direction_sum.copy_(total[:, k:])
+    out.direction_sum.copy_(total[0])
+    out.centred_sum.copy_(total[1])
     by_class = torch.zeros(num_classes, k, dtype=torch.float64)
-    out.norm_sum.copy_(by_class.index_add(0, chunks.labels, length_of_x.double()))
-    out.square_sum.copy_(by_class.index_add(0, chunks.labels, has_direction.double()).sum(1))
+    out.norm_sum.copy_(by_class.index_add(0, chunks.labels, squared_length_of_x.sqrt().double()))
+    out.square_sum.copy_(by_class.index_add(0, chunks.labels, inverse_length.ne(0).double()).sum(1))
     out.count.copy_(torch.bincount(chunks.labels, minlength=num_classes))
     if chunks.bad_labels:
         out.count.fill_(torch.nan)
@@ -92,38 +90,39 @@ def streaming_gradient(
     out = torch.empty(x.shape, dtype=x.dtype)
     dtype = feature.dtype
     scale = float(embedding_scale)
-    identity = torch.eye(k, dtype=dtype)
-    both = torch.cat((identity, identity), 1)
-    off_diagonal = (1 - identity) * scale
-    table = torch.cat((torch.zeros_like(feature), feature, mean), 1)  # a sample's rows: (its centred vectors, G, H)
+    off_diagonal = (1 - torch.eye(k, dtype=dtype)) * scale
     chunks = _Chunks(x, targets, feature.shape[0], ignore_index)
+    in_place = chunks.positions is None and out.dtype == dtype
     if chunks.positions is not None:
         out.fill_(0 * scale)  # samples that take no part; NaN where a label was bad
+    buffers = torch.empty(2 if in_place else 3, chunks.size, k, d, dtype=dtype)
+    small = torch.empty(2, chunks.size, k, dtype=dtype)
     with torch.autocast("cpu", enabled=False):
         for rows, labels, where in chunks:
-            triple = table.index_select(0, labels)
-            centred = triple[:, :k]
-            row_mean = rows.mean(-1, keepdim=True, dtype=dtype)
+            b = labels.shape[0]
+            centred, pull = buffers[0, :b], buffers[1, :b]
+            inverse, squared_length_of_x = small[:, :b]
+            row_mean = torch.mean(rows, -1, keepdim=True, dtype=dtype)
             torch.sub(rows, row_mean, out=centred)
-            products = torch.bmm(centred, triple[:, : 2 * k].mT)
-            inverse_length, _ = _lengths(products[..., :k], row_mean, d)
-            correlations = products[..., :k] * inverse_length[..., None] * inverse_length[:, None]
+            gram = torch.bmm(centred, centred.mT)
+            _inverse_length(gram, row_mean, d, inverse, squared_length_of_x)
+            correlations = gram.mul_(inverse[..., None]).mul_(inverse[:, None])
+            torch.index_select(feature, 0, labels, out=pull)
             # dL/dz_l = G_l + sum over m != l of weight[l, m] z_m; the pair (l, l) would be projected away.
             weight = off_diagonal
             if embedding_target != -1.0:
                 weight = off_diagonal * (correlations - embedding_target).sign_()
-            along = (weight * correlations).sum(2)
-            along.addcmul_(products[..., k:].diagonal(dim1=1, dim2=2), inverse_length)  # z_l . dL/dz_l
-            mix = torch.empty(labels.shape[0], k, 3 * k, dtype=dtype)
-            torch.mul(weight, inverse_length[:, None], out=mix[..., :k])
-            mix[..., :k].diagonal(dim1=1, dim2=2).addcmul_(along, inverse_length, value=-1)
-            mix[..., k:] = both
-            mix[..., : 2 * k] *= inverse_length[..., None]
-            if chunks.positions is None and out.dtype == dtype:
-                torch.bmm(mix, triple, out=out[where])
-            else:
-                gradient = torch.bmm(mix, triple).to(out.dtype)
-                out[where if chunks.positions is None else chunks.positions[where]] = gradient
+            along = (weight * correlations).sum(2)  # z_l . dL/dz_l
+            along.addcmul_(torch.bmm(centred, pull.mT).diagonal(dim1=1, dim2=2), inverse)
+            # dL/dx_l = (dL/dz_l - z_l along_l) / |x_l - mean| + H_l, z written as the centred vectors times `inverse`
+            mix = weight * inverse[:, None]
+            mix.diagonal(dim1=1, dim2=2).addcmul_(along, inverse, value=-1)
+            mix *= inverse[..., None]
+            gradient = out[where] if in_place else buffers[2, :b]
+            torch.index_select(mean, 0, labels, out=gradient)
+            gradient.addcmul_(pull, inverse[..., None]).baddbmm_(mix, centred)
+            if not in_place:
+                out[where if chunks.positions is None else chunks.positions[where]] = gradient.to(out.dtype)
     return out
 
 
@@ -143,8 +142,8 @@ def _(
 class _Chunks:
     """The samples that take part, chunk by chunk: (rows of x (b, k, d), labels (b,), where in `labels`).
 
-    `positions` are their places in x, None if all samples take part. `bad_labels` tells of a label that is neither in
-    range nor `ignore_index`.
+    `positions` are their places in x, None if all samples take part; `bad_labels` tells of a label that is neither in
+    range nor `ignore_index`; `size` is the largest b.
     """
 
     def __init__(self, x: Tensor, targets: Tensor, num_classes: int, ignore_index: int) -> None:
@@ -153,22 +152,20 @@ class _Chunks:
         self.bad_labels = bool(bad.any())
         self.positions = None if bool(takes_part.all()) else takes_part.nonzero()[:, 0]
         self.labels = (targets if self.positions is None else targets[self.positions]).long()
+        self.size = min(max(1, CHUNK_ELEMENTS // (x.shape[1] * x.shape[2])), self.labels.shape[0])
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, slice]]:
-        size = max(1, CHUNK_ELEMENTS // (self.x.shape[1] * self.x.shape[2]))
-        for start in range(0, self.labels.shape[0], size):
-            where = slice(start, start + size)
+        for start in range(0, self.labels.shape[0], max(1, self.size)):
+            where = slice(start, start + self.size)
             rows = self.x[where] if self.positions is None else self.x[self.positions[where]]
             yield rows, self.labels[where], where
 
 
-def _lengths(gram: Tensor, mean: Tensor, d: int) -> tuple[Tensor, Tensor]:
-    """1 / |x - mean| (0 for a constant vector) and |x|, (b, k) each, from the centred vectors' Gram matrices."""
+def _inverse_length(gram: Tensor, mean: Tensor, d: int, inverse: Tensor, squared_length_of_x: Tensor) -> None:
+    """From the Gram matrices of centred vectors: 1 / |x - mean|, 0 for a constant vector, and |x|^2, (b, k) each."""
     squared_length = gram.diagonal(dim1=1, dim2=2)
-    squared_length_of_x = torch.addcmul(squared_length, mean[..., 0], mean[..., 0], value=d)
-    limit = (32 * torch.finfo(gram.dtype).eps) ** 2
-    inverse_length = squared_length.rsqrt()
-    inverse_length.masked_fill_(squared_length <= squared_length_of_x * limit, 0)
+    torch.addcmul(squared_length, mean[..., 0], mean[..., 0], value=d, out=squared_length_of_x)
+    constant = squared_length <= squared_length_of_x * (32 * torch.finfo(gram.dtype).eps) ** 2
+    torch.rsqrt(squared_length, out=inverse).masked_fill_(constant, 0)
     # An overflowed length would turn the vector into zeros in silence; NaN says it aloud.
-    inverse_length.masked_fill_(squared_length.isinf(), torch.nan)
-    return inverse_length, squared_length_of_x.sqrt()
+    inverse.add_(squared_length, alpha=0)

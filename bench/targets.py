@@ -107,7 +107,7 @@ def draw(path: Path, seed: int) -> None:
             image = axis.imshow(result.directions[0], vmin=-1, vmax=1, cmap="RdBu_r")
             for a in range(7):
                 for b in range(7):
-                    value = float(result.directions[0, a, b])
+                    value = round(float(result.directions[0, a, b]), 2) + 0.0  # no -0.00
                     colour = "white" if abs(value) > 0.6 else "black"
                     axis.text(b, a, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
             axis.set_title(
