@@ -51,12 +51,14 @@ def optimise(
     d: int = 16,
     steps: int = 400,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Optimised:
     """Adam on free vectors (n, k, d), n = sum(counts), under `weights` of (FD, MD, ED) alone."""
     rng = torch.Generator().manual_seed(seed)
     targets = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    x = torch.randn(len(targets), k, d, generator=rng, dtype=torch.float64).requires_grad_()
-    w = torch.tensor(attention, dtype=torch.float64)
+    targets = targets.to(device)
+    x = torch.randn(len(targets), k, d, generator=rng, dtype=torch.float64).to(device).requires_grad_()
+    w = torch.tensor(attention, dtype=torch.float64, device=device)
     optimizer = torch.optim.Adam([x], lr=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
@@ -68,16 +70,16 @@ def optimise(
             mean_target=mean_target,
             embedding_target=embedding_target,
         )
-        loss = sum(weight * term for weight, term in zip(weights, terms, strict=True))
+        loss = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[union-attr]
+        loss.backward()
         optimizer.step()
         schedule.step()
     with torch.no_grad():
         z = _directions(x)
         resultant = torch.linalg.vector_norm(z.mean(0), dim=-1).max()
         directions, means = (_class_correlations(v, targets, len(counts)) for v in (z, x))
-        return Optimised(float(loss), directions, means, z @ z.mT, float(resultant))
+        return Optimised(loss.item(), directions.cpu(), means.cpu(), (z @ z.mT).cpu(), resultant.item())
 
 
 def _class_correlations(x: Tensor, targets: Tensor, num_classes: int) -> Tensor:
@@ -90,7 +92,7 @@ def _directions(x: Tensor) -> Tensor:
     return centred / torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
 
 
-def draw(path: Path, seed: int) -> None:
+def draw(path: Path, seed: int, device: str) -> None:
     """The picture for the docs: one heat map of class correlations per target and weighting."""
     import matplotlib
 
@@ -101,7 +103,7 @@ def draw(path: Path, seed: int) -> None:
     figure, axes = plt.subplots(2, 3, figsize=(11, 7.4), layout="constrained")
     for row, (attention, title) in enumerate((((0.3,) * 7, "equal weights"), (ATTENTION, "weights by recall"))):
         for column, target in enumerate(targets):
-            result = optimise(COUNTS, attention, between_target=target, seed=seed)
+            result = optimise(COUNTS, attention, between_target=target, seed=seed, device=device)
             off = result.directions[0][~torch.eye(7, dtype=torch.bool)]
             axis = axes[row, column]
             image = axis.imshow(result.directions[0], vmin=-1, vmax=1, cmap="RdBu_r")
@@ -129,6 +131,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("docs/targets.png"), help="picture to write")
     parser.add_argument("--seed", type=int, default=0, help="of the initial vectors")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to optimise")
     options = parser.parse_args(argv)
-    draw(options.out, options.seed)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: no CUDA device is available")
+    draw(options.out, options.seed, options.device)
     print(f"wrote {options.out}")
