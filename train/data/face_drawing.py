@@ -101,9 +101,9 @@ def _brow(sheet: Sheet, person: Person, side: int, units: list[float]) -> None:
     inner_up, outer_up, down, wrinkle = units[1], units[2], units[4], units[9]
     pressed = down * (1 - 0.65 * inner_up)  # the frontalis holds the inner brow up against the corrugator
     y = person.eye_y - person.brow_gap + person.brow_rest - 0.03 * units[5]
-    inner = y - 0.17 * inner_up + 0.15 * pressed + 0.07 * wrinkle
+    inner = y - 0.19 * inner_up + 0.17 * pressed + 0.07 * wrinkle
     middle = y - person.brow_arch - 0.08 * inner_up - 0.13 * outer_up + 0.11 * pressed + 0.03 * wrinkle
-    outer = y + 0.03 - 0.16 * outer_up + 0.03 * pressed + 0.08 * inner_up * (1 - outer_up)
+    outer = y + 0.03 - 0.18 * outer_up + 0.03 * pressed + 0.08 * inner_up * (1 - outer_up)
     x = person.eye_x
     in_x = x - 0.21 - 0.07 * down
     arc = curve(
@@ -166,12 +166,12 @@ def _mouth(sheet: Sheet, person: Person, units: list[float], side_units: tuple[l
     width = [narrow - 0.01 * u[15] + 0.12 * u[12] + 0.15 * u[20] for u in side_units]
     y = person.mouth_y - 0.02 * units[17]
     corner = [
-        y + person.corner_rest - 0.13 * u[12] + 0.12 * u[15] + 0.05 * u[20] + 0.16 * jaw + 0.03 * u[16]
+        y + person.corner_rest - 0.15 * u[12] + 0.14 * u[15] + 0.05 * u[20] + 0.16 * jaw + 0.03 * u[16]
         for u in side_units
     ]
     smile = 0.5 * (left[12] + right[12])
     top = y - 0.085 * raised - 0.05 * units[9] - 0.03 * part + 0.025 * smile - 0.035 * units[15] - 0.03 * jaw
-    gap = 0.02 * (part > 0.2) + 0.09 * part + 0.4 * jaw * max(part, 0.6) + 0.08 * lowered * max(part, 0.4)
+    gap = 0.02 * (part > 0.2) + 0.09 * part + 0.45 * jaw * max(part, 0.6) + 0.08 * lowered * max(part, 0.4)
     gap *= 1 - 0.8 * tight
     bottom = top + gap - 0.03 * units[17] * (gap < 0.02)
     x = np.where(LEFT, SPAN * width[0], SPAN * width[1])

@@ -186,12 +186,12 @@ class Person:
             lid_fold=between(rng, 0.0, 1.0),
             lashes=between(rng, 0.026, 0.036) + (0.012 if feminine else 0.0),
             brow_gap=between(rng, 0.25, 0.31),
-            brow_thickness=between(rng, 0.035, 0.055) + (0.0 if feminine else 0.015),
+            brow_thickness=between(rng, 0.042, 0.062) + (0.0 if feminine else 0.015),
             brow_arch=between(rng, 0.02, 0.08),
             nose_length=between(rng, 0.42, 0.54),
             nose_width=between(rng, 0.12, 0.18),
             mouth_y=between(rng, 0.66, 0.72),
-            mouth_width=between(rng, 0.29, 0.37),
+            mouth_width=between(rng, 0.31, 0.38),
             upper_lip=between(rng, 0.04, 0.065),
             lower_lip=between(rng, 0.055, 0.09),
             corner_rest=between(rng, -0.02, 0.02),
@@ -230,31 +230,31 @@ class View:
         direction = between(rng, -np.pi, np.pi)
         aside = between(rng, 0.2, 0.9)
         return cls(
-            roll=float(np.clip(rng.normal(0, 0.10), -0.4, 0.4)),
-            yaw=float(np.clip(rng.normal(0, 0.18), -0.45, 0.45)),
-            pitch=float(np.clip(rng.normal(0, 0.10), -0.3, 0.3)),
-            scale=between(rng, 0.40, 0.46),
+            roll=float(np.clip(rng.normal(0, 0.08), -0.3, 0.3)),
+            yaw=float(np.clip(rng.normal(0, 0.15), -0.4, 0.4)),
+            pitch=float(np.clip(rng.normal(0, 0.08), -0.25, 0.25)),
+            scale=between(rng, 0.42, 0.47),
             shift=(between(rng, -0.04, 0.04), between(rng, -0.07, 0.01)),
             gaze=(between(rng, -1, 1), between(rng, -0.6, 0.6)),
             asymmetry=float(np.clip(rng.normal(0, 0.12), -0.3, 0.3)),
             light=(aside * np.cos(direction), 0.8 * aside * np.sin(direction) - 0.15, 0.85),
-            light_strength=between(rng, 0.15, 0.7),
+            light_strength=between(rng, 0.1, 0.6),
             exposure=between(rng, 0.75, 1.15),
             contrast=between(rng, 0.75, 1.2),
             tint=(between(rng, 0.93, 1.07), 1.0, between(rng, 0.9, 1.07)),
             background=(_muted(rng), _muted(rng)),
             grey=float(rng.random()) < 0.15,
-            occluder=one_of(rng, OCCLUDERS, (84, 5, 4, 4, 3)),
+            occluder=one_of(rng, OCCLUDERS, (88, 4, 3, 3, 2)),
             occluder_place=(between(rng, 0, 1), between(rng, 0, 1), between(rng, 0, 1)),
-            blur=max(0.0, between(rng, -0.014, 0.014)),
-            noise=between(rng, 0, 1) ** 2 * 10,
+            blur=max(0.0, between(rng, -0.012, 0.012)),
+            noise=between(rng, 0, 1) ** 2 * 7,
             noise_seed=int(rng.integers(2**63)),
         )
 
 
 def sample_units(label: int, rng: np.random.Generator) -> np.ndarray:
     """Intensities (NUM_UNITS,) in [0, 1] of the action units of one expression of class `label`, some of them weak."""
-    strength = 1.0 - 0.6 * between(rng, 0, 1) ** 2
+    strength = 1.0 - 0.5 * between(rng, 0, 1) ** 2
     takes_part, vary, stray, stray_size = rng.random((4, NUM_UNITS))
     units = np.zeros(NUM_UNITS)
     for unit, (weight, often) in EXPRESSIONS[CLASS_NAMES[label]].items():
