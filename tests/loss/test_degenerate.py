@@ -70,6 +70,14 @@ def test_without_a_pair_the_terms_are_zero(path) -> None:
         assert x.grad.abs().max() == 0
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_one_vector_has_no_other_and_one_class_neither(path, dtype) -> None:
+    """No pair: the term is zero itself, not what rounding leaves of it."""
+    assert float(run(draw(40, 1, 8, 3, dtype=dtype), path)[0][2]) == 0
+    assert float(run(draw(40, 3, 8, 1, dtype=dtype), path)[0][1]) == 0
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("path", ["torch", "plain"])
 def test_constant_vectors_have_no_direction(path, target) -> None:

@@ -45,7 +45,7 @@ def test_statistics_of_two_halves_add_to_the_wholes(embedding_target) -> None:
 
 
 def test_statistics_are_what_they_say() -> None:
-    problem = draw(31, 3, 6, 4)
+    problem = draw(31, 3, 6, 4, shift=2.0)
     got = statistics(problem.x, problem.targets, 4)
     x = problem.x
     centred = x - x.mean(-1, keepdim=True)
