@@ -1,0 +1,164 @@
+"""What the compiler makes of the kernels, without a GPU: launches as the host functions make them, compiled ahead."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a kernel: its grid, its run-time arguments by name, its constants and the compiler's options."""
+
+    kernel: JITFunction
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+
+@contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Within, launches are written down instead of being made; tensors may be on the meta device."""
+    launches: list[Launch] = []
+
+    def run(kernel: JITFunction, *positional: Any, grid: tuple[int, ...], warmup: bool, **named: Any) -> None:
+        names = kernel.arg_names
+        given = dict(zip(names, positional, strict=False)) | {name: named.pop(name) for name in names if name in named}
+        constants = {p.name: given.pop(p.name) for p in kernel.params if p.is_constexpr}
+        launches.append(Launch(kernel, tuple(grid), given, constants, named))
+
+    with mock.patch.object(JITFunction, "run", run):
+        yield launches
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Of one thread: registers and bytes of stack (spills); of one program: bytes of shared memory."""
+
+    registers: int
+    stack: int
+    shared: int
+
+
+def compile_launch(launch: Launch, target: str) -> Any:
+    """The launch compiled for one of TARGETS, specialised as Triton specialises a launch."""
+    free = {p.name for p in launch.kernel.params if p.do_not_specialize}
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], Any] = {}
+    for position, name in enumerate(launch.kernel.arg_names):
+        value = launch.constants[name] if name in launch.constants else launch.arguments[name]
+        is_one = isinstance(value, int) and value == 1 and name not in free
+        if name in launch.constants or is_one:
+            signature[name] = "constexpr"
+            constants[(position,)] = value
+            continue
+        if isinstance(value, torch.Tensor):
+            signature[name] = "*" + TYPES[value.dtype]
+            aligned = value.storage_offset() * value.element_size() % 16 == 0
+        else:
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            aligned = value % 16 == 0 and name not in free
+        if aligned:
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    return triton.compile(source, target=TARGETS[target], options=launch.options)
+
+
+def resources(compiled: Any) -> Resources:
+    """Registers, stack and shared memory as the assembler reports them."""
+    if "cubin" not in compiled.asm:
+        text = compiled.asm["amdgcn"]
+        registers = int(_first(r"\.vgpr_count:\s+(\d+)", text))
+        return Resources(
+            registers, int(_first(r"\.private_segment_fixed_size:\s+(\d+)", text)), compiled.metadata.shared
+        )
+    report = _on_cubin(compiled, "cuobjdump", "-res-usage")
+    registers, stack, local = (int(_first(rf"{word}:(\d+)", report)) for word in ("REG", "STACK", "LOCAL"))
+    return Resources(registers, stack + local, compiled.metadata.shared)
+
+
+def machine_code(compiled: Any) -> tuple[list[str], list[tuple[int, int]]]:
+    """An NVIDIA kernel's instructions, and its loops as (first, last) positions among them."""
+    labels: dict[str, int] = {}
+    instructions: list[str] = []
+    for line in _on_cubin(compiled, "nvdisasm", "-c").splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(instructions)
+        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
+            instructions.append(instruction[1])
+    loops = []
+    for position, code in enumerate(instructions):
+        branch = re.search(r"BRA.*`\((\.L_x_\d+)\)", code)
+        if branch and labels.get(branch[1], position + 1) <= position:
+            loops.append((labels[branch[1]], position))
+    return instructions, loops
+
+
+def _on_cubin(compiled: Any, tool: str, *options: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        done = subprocess.run([TOOLS / tool, *options, file.name], capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def _first(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"no {pattern!r} in the tool's report")
+    return found[1]
+
+
+def loss_launches(
+    n: int,
+    k: int,
+    d: int,
+    num_classes: int,
+    dtype: torch.dtype,
+    between_target: float = -1.0,
+    mean_target: float = -1.0,
+    embedding_target: float = -1.0,
+) -> list[Launch]:
+    """The launches of one forward and backward pass, with the buffers of an H100's grids; nothing is allocated."""
+    from adcorre_kernels import launch, terms_supported
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x, targets = empty(n, k, d, dtype=dtype), empty(n, dtype=torch.int64)
+    with recorded() as launches:
+        flat = launch.statistics(x, targets, num_classes, -100, embedding_target)
+        if terms_supported(num_classes, k, d):
+            launch.terms(flat, empty(num_classes), k, d, between_target, mean_target, embedding_target)
+        table = empty(num_classes, k, d)
+        launch.gradient(x, targets, empty(4), table, table, empty(), -100, embedding_target)
+    return launches

@@ -1,0 +1,80 @@
+"""The three steps as `torch.library` operators, opaque to `torch.compile`: nothing in them could be fused with more.
+
+They carry no autograd formula: `adcorre` puts functions around them that know which gradients exist. Registered below
+every wrapper (autocast, autograd), so that half precision goes in as it comes and statistics stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from adcorre_kernels import launch
+
+_LIBRARY = torch.library.Library("adcorre_kernels", "DEF")
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+
+
+def _register(schema: str, implementation: Callable[..., object], fake: Callable[..., object]) -> None:
+    name = schema.partition("(")[0]
+    _LIBRARY.define(schema, tags=_TAGS)
+    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"adcorre_kernels::{name}", fake, lib=_LIBRARY)
+
+
+def _fake_statistics(
+    x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float
+) -> Tensor:
+    _, k, d = x.shape
+    return x.new_empty(num_classes * k * (2 * d + 1) + 2 * num_classes + 1, dtype=torch.float32)
+
+
+def _fake_terms(
+    flat: Tensor,
+    attention: Tensor,
+    k: int,
+    d: int,
+    between_target: float,
+    mean_target: float,
+    embedding_target: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    table = (attention.shape[0], k, d)
+    return flat.new_empty(4), flat.new_empty(table), flat.new_empty(table), flat.new_empty(())
+
+
+def _fake_gradient(
+    x: Tensor,
+    targets: Tensor,
+    upstream: Tensor,
+    feature: Tensor,
+    mean: Tensor,
+    embedding_scale: Tensor,
+    ignore_index: int,
+    embedding_target: float,
+) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+_register(
+    "statistics(Tensor x, Tensor targets, SymInt num_classes, int ignore_index, float embedding_target) -> Tensor",
+    launch.statistics,
+    _fake_statistics,
+)
+_register(
+    "terms(Tensor flat, Tensor attention, SymInt k, SymInt d, float between_target, float mean_target, "
+    "float embedding_target) -> (Tensor, Tensor, Tensor, Tensor)",
+    launch.terms,
+    _fake_terms,
+)
+_register(
+    "gradient(Tensor x, Tensor targets, Tensor upstream, Tensor feature, Tensor mean, Tensor embedding_scale, "
+    "int ignore_index, float embedding_target) -> Tensor",
+    launch.gradient,
+    _fake_gradient,
+)
+
+statistics = torch.ops.adcorre_kernels.statistics.default
+terms = torch.ops.adcorre_kernels.terms.default
+gradient = torch.ops.adcorre_kernels.gradient.default

@@ -1,0 +1,29 @@
+"""Every fresh buffer is filled with NaN (integers: with their largest value), so that an element nobody wrote shows."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from adcorre_kernels import launch
+
+FEW = 4  # processors: small grids, since the interpreter runs one program after another
+
+
+@pytest.fixture(autouse=True)
+def filled_buffers() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def small_grids(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "full_grids" not in request.fixturenames and launch.processors(torch.device("cpu")) != FEW:
+        monkeypatch.setattr(launch, "processors", lambda _: FEW)
+
+
+@pytest.fixture
+def full_grids() -> None:
+    """The grids of a GPU with 132 processors."""

@@ -1,0 +1,88 @@
+"""Values and gradients of the kernels against float64, over shapes, dtypes and targets."""
+
+import pytest
+import torch
+
+from adcorre_kernels import launch as host
+from tests.kernels.launched.tools import check, draw
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+# n, k, d, C. Narrow kernels: a warp holds a sample of k unrolled embeddings.
+NARROW = [
+    (60, 7, 256, 7),  # the paper's
+    (33, 3, 17, 5),  # odd d: a masked tail, no aligned vectors
+    (21, 16, 100, 3),  # the most embeddings
+    (9, 1, 2, 3),  # the least d; k = 1
+    (13, 4, 300, 2),  # several tiles a vector, the last one part full
+    (1, 2, 32, 3),  # one sample
+    (6, 3, 16, 32),  # most classes absent
+]
+# Wide kernels: a program holds a sample, or walks over blocks of its embeddings.
+WIDE = [
+    (10, 9, 300, 3),  # padded in k and d
+    (6, 20, 130, 3),  # k > 16
+    (5, 3, 1024, 2),  # a row over several warps
+    (4, 3, 4096, 2),  # larger than a tile: blocks
+    (3, 64, 72, 2),  # the largest k
+]
+MANY_CLASSES = [(40, 3, 20, 33), (20, 2, 16, 100), (5, 9, 130, 33)]  # one order of all samples
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("shape", NARROW + WIDE)
+def test_terms_of_the_paper(shape, dtype) -> None:
+    check(draw(*shape), dtype)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("shape", MANY_CLASSES)
+def test_many_classes(shape, dtype, monkeypatch) -> None:
+    check(draw(*shape), dtype)
+    monkeypatch.setattr(host, "GATHERED_CLASSES", 8)  # the backward pass in the order of the classes
+    check(draw(*shape, seed=1), dtype)
+
+
+# -1, the simplex' target, one that is neither, and 1; each with another in the terms beside it.
+@pytest.mark.parametrize("targets", [("simplex", 0.3, -1), (0.3, 1, "simplex"), (1, "simplex", 0.3), (-1, 0, 0)])
+@pytest.mark.parametrize("shape", [(33, 3, 17, 5), (24, 8, 64, 7), (6, 9, 100, 3), (2, 3, 4096, 2), (1, 1, 8, 1)])
+def test_other_targets(shape, targets) -> None:
+    between, mean, embedding = targets
+    check(draw(*shape, between=between, mean=mean, embedding=embedding, seed=5))
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_other_targets_in_half_precision(dtype) -> None:
+    check(draw(20, 7, 64, 4, between="simplex", mean=0.1, embedding=0.2), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("targets", [("simplex", 0.3, -1), (0, 0, "simplex"), (1, 1, 1)])
+@pytest.mark.parametrize("shape", [*NARROW, *WIDE[:3], (130, 7, 256, 7), (12, 16, 256, 16)])
+def test_every_shape_with_other_targets(shape, targets) -> None:
+    between, mean, embedding = targets
+    if embedding != -1 and shape[1] > 16:
+        embedding = -1
+    for dtype in (F32, F16):
+        check(draw(*shape, between=between, mean=mean, embedding=embedding, seed=6), dtype)
+
+
+@pytest.mark.parametrize("shape", [(20, 4, 64, 3), (8, 9, 130, 3)])
+def test_vectors_far_from_centred(shape) -> None:
+    check(draw(*shape, shift=30.0))
+
+
+@pytest.mark.parametrize("shape", [(50, 3, 32, 4), (12, 9, 130, 3)])
+def test_programs_with_all_classes(shape, monkeypatch) -> None:
+    """The cut of large batches: a program orders its chunk and walks over the runs of all classes."""
+    monkeypatch.setattr(host, "BY_CLASS", 0)
+    monkeypatch.setattr(host, "SAMPLES_OF_SLOT", 1)
+    for dtype in (F32, BF16):
+        check(draw(*shape), dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_grids_of_a_gpu(dtype, full_grids) -> None:
+    check(draw(130, 7, 256, 7), dtype)
+    check(draw(130, 3, 40, 50), dtype)

@@ -1,0 +1,46 @@
+"""Which GPUs the kernels take, told without one: fake tensors on a device that is made up."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+pytest.importorskip("triton")
+from adcorre_kernels import support
+
+GPUS = [
+    ("NVIDIA H100", 9, 0, None, None),
+    ("NVIDIA A100", 8, 0, None, None),
+    ("NVIDIA T4", 7, 5, None, "T4.*sm_75.*sm_80 or newer"),
+    ("AMD Instinct MI300X", 9, 4, "gfx942:sramecc+:xnack-", None),
+    ("AMD Radeon", 10, 3, "gfx1030", "gfx1030.*gfx94"),
+]
+
+
+@pytest.mark.parametrize("name, major, minor, architecture, words", GPUS)
+def test_gpus(name, major, minor, architecture, words, monkeypatch) -> None:
+    properties = SimpleNamespace(name=name, major=major, minor=minor, gcnArchName=architecture)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr(torch.version, "hip", None if architecture is None else "6.0")
+    support._of_gpu.cache_clear()
+    with FakeTensorMode():
+        x = torch.empty(4, 2, 8, device="cuda:0")
+    reason = support.why_unsupported(x, 3, 2, -1.0)
+    support._of_gpu.cache_clear()
+    if words is None:
+        assert reason is None
+    else:
+        assert reason is not None
+        assert re.search(words, reason)
+
+
+def test_cpu_tensors_need_the_interpreter(monkeypatch) -> None:
+    monkeypatch.setattr(support, "cpu_tensors", False)
+    reason = support.why_unsupported(torch.zeros(4, 2, 8), 3, 2, -1.0)
+    assert "TRITON_INTERPRET=1" in reason
+    monkeypatch.setattr(support, "cpu_tensors", True)
+    assert support.why_unsupported(torch.zeros(4, 2, 8), 3, 2, -1.0) is None
+    assert support.why_unsupported(torch.zeros(4, 8), 3, 1, -1.0) is None
+    assert "meta" in support.why_unsupported(torch.zeros(4, 8, device="meta"), 3, 1, -1.0)
