@@ -6,6 +6,7 @@ from adcorre.embedding import EmbeddingSpace
 from adcorre.functional import Terms, adcorre_terms
 from adcorre.loss import AdCorreLoss, AdCorreOutput, adcorre_loss
 from adcorre.statistics import ClassStatistics
+from adcorre.virtual import VirtualBatch
 
 __all__ = [
     "AdCorreLoss",
@@ -14,6 +15,7 @@ __all__ = [
     "ClassStatistics",
     "EmbeddingSpace",
     "Terms",
+    "VirtualBatch",
     "__version__",
     "adcorre_loss",
     "adcorre_terms",

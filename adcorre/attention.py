@@ -52,19 +52,29 @@ class AdaptiveAttentionMap(nn.Module):
         checks.check_logits(logits, self.num_classes)
         checks.check_targets(targets, logits.shape[0], logits.device, self.ignore_index)
         if self.training:
-            self.update(logits, targets)
+            self.record(self.count(logits, targets))
         return self.weights()
 
     @torch.no_grad()
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Put one step's counts in place of the oldest step's."""
+    def count(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(2, C) int64: of each class, how many samples were predicted right and how many were seen. Counts add."""
         takes_part, _ = checks.label_masks(targets, self.num_classes, self.ignore_index)
         labels = torch.where(takes_part, targets, self.num_classes).long()
         correct = takes_part & (logits.argmax(1) == targets)
         counted = torch.stack((correct, takes_part)).long()
         step = counted.new_zeros(2, self.num_classes + 1).index_add(1, labels, counted)
-        self.counts.index_copy_(0, self.position, step[None, :, : self.num_classes])
+        return step[:, : self.num_classes]
+
+    @torch.no_grad()
+    def record(self, counts: Tensor) -> None:
+        """Put one step's counts, (2, C), in place of the oldest step's."""
+        self.counts.index_copy_(0, self.position, counts[None])
         self.position.add_(1).remainder_(self.window)
+
+    @torch.no_grad()
+    def latest(self) -> Tensor:
+        """The newest step's counts, (2, C): of each class, samples predicted right and samples seen."""
+        return self.counts.index_select(0, (self.position - 1) % self.window)[0]
 
     @torch.no_grad()
     def weights(self) -> Tensor:

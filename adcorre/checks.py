@@ -142,9 +142,7 @@ def check_labels(targets: Tensor, num_classes: int, ignore_index: int, validate:
     validate=None looks only where looking is free: eagerly, at CPU tensors. True always looks (a host sync on a GPU),
     False never does; a bad label that nobody looked at turns the loss and its gradient into NaN.
     """
-    if validate is None:
-        validate = targets.device.type == "cpu" and type(targets) is Tensor and not torch.compiler.is_compiling()
-    if not validate:
+    if not looks_at_labels(targets, validate):
         return
     bad = label_masks(targets, num_classes, ignore_index)[1]
     if bool(bad.any()):
@@ -153,6 +151,13 @@ def check_labels(targets: Tensor, num_classes: int, ignore_index: int, validate:
             f"targets: label {int(targets[position])} at position {position} is outside [0, {num_classes}) "
             f"and is not ignore_index ({ignore_index})"
         )
+
+
+def looks_at_labels(targets: Tensor, validate: bool | None) -> bool:
+    """What `validate` means for these labels."""
+    if validate is None:
+        return targets.device.type == "cpu" and type(targets) is Tensor and not torch.compiler.is_compiling()
+    return validate
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

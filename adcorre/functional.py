@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adcorre import checks, torch_backend
 from adcorre.reference import reference_terms
+from adcorre.statistics import Tables
 
 
 class Terms(NamedTuple):
@@ -149,10 +150,14 @@ def resolve_options(
 
 
 def all_terms(
-    embeddings: Tensor, targets: Tensor, attention: Tensor, options: Options
+    embeddings: Tensor, targets: Tensor, attention: Tensor, options: Options, flat: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(fd, md, ed, nfd) of checked inputs; nfd, the naive FD of Eq. 5, is for logs: detached."""
-    x = embeddings if embeddings.dim() == 3 else embeddings[:, None]
+    """(fd, md, ed, nfd) of checked inputs; nfd, the naive FD of Eq. 5, is for logs: detached.
+
+    `flat` are the statistics of the whole batch where the embeddings are a part of it: the terms are then the whole
+    batch's, and their gradient is its gradient for these embeddings. The reference has no statistics.
+    """
+    x = _three_dimensional(embeddings)
     if options.backend == "reference":
         with torch.autocast(x.device.type, enabled=False):
             fd, md, ed, nfd = reference_terms(
@@ -165,26 +170,55 @@ def all_terms(
                 ignore_index=options.ignore_index,
             )
         return fd, md, ed, nfd.detach()
-    values = _TermsFunction.apply(x, targets, attention, options)[0]
+    if flat is None:
+        flat = class_sums(x, targets, attention.shape[0], options)
+    values = _TermsFunction.apply(x, targets, flat, attention, options)[0]
     fd, md, ed, nfd = values.unbind()
     return fd, md, ed, nfd.detach()
 
 
+@torch.no_grad()
+def class_sums(embeddings: Tensor, targets: Tensor, num_classes: int, options: Options) -> Tensor:
+    """`ClassStatistics.flat` of checked inputs. It carries no gradient: that comes from the tables."""
+    x = _three_dimensional(embeddings).detach()
+    return _backend(options.backend).statistics(x, targets, num_classes, options.ignore_index, options.embedding_target)
+
+
+@torch.no_grad()
+def values_and_tables(flat: Tensor, attention: Tensor, k: int, d: int, options: Options) -> tuple[Tensor, Tables]:
+    """values (4,) = (fd, md, ed, nfd) and the tables of the samples behind `flat`."""
+    targets = (options.between_target, options.mean_target, options.embedding_target)
+    values, *tables = _backend(options.backend).terms(flat, attention, k, d, *targets)
+    return values, Tables(*tables)
+
+
+@torch.no_grad()
+def embedding_gradient(
+    embeddings: Tensor, targets: Tensor, upstream: Tensor, tables: Tables, options: Options
+) -> Tensor:
+    """dL/dx in the embeddings' shape and dtype, from the tables and the upstream gradient of `values` (4,)."""
+    x = _three_dimensional(embeddings).detach()
+    gradient = _backend(options.backend).gradient
+    return gradient(x, targets, upstream, *tables, options.ignore_index, options.embedding_target).view_as(embeddings)
+
+
+def _three_dimensional(embeddings: Tensor) -> Tensor:
+    return embeddings if embeddings.dim() == 3 else embeddings[:, None]
+
+
 class _TermsFunction(torch.autograd.Function):
-    """Statistics, terms and tables forward; one pass from the tables to dL/dx backward. Saves the inputs and tables."""
+    """Terms and tables forward; one pass from the tables to dL/dx backward. Saves the inputs and the tables."""
 
     @staticmethod
-    def forward(x: Tensor, targets: Tensor, attention: Tensor, options: Options) -> tuple[Tensor, ...]:
-        backend = _backend(options.backend)
-        num_classes, (_, k, d) = attention.shape[0], x.shape
-        flat = backend.statistics(x, targets, num_classes, options.ignore_index, options.embedding_target)
-        return backend.terms(
+    def forward(x: Tensor, targets: Tensor, flat: Tensor, attention: Tensor, options: Options) -> tuple[Tensor, ...]:
+        _, k, d = x.shape
+        return _backend(options.backend).terms(
             flat, attention, k, d, options.between_target, options.mean_target, options.embedding_target
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, targets, _, ctx.options = inputs
+        x, targets, _, _, ctx.options = inputs
         _, *tables = output
         ctx.mark_non_differentiable(*tables)
         ctx.save_for_backward(x, targets, *tables)
@@ -192,7 +226,7 @@ class _TermsFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, targets, *tables = ctx.saved_tensors
-        return _GradientFunction.apply(x, targets, upstream, *tables, ctx.options), None, None, None
+        return _GradientFunction.apply(x, targets, upstream, *tables, ctx.options), None, None, None, None
 
 
 class _GradientFunction(torch.autograd.Function):

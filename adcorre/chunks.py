@@ -1,0 +1,72 @@
+"""The forms in which a virtual batch comes, made one: chunks (inputs, targets) that can be gone through twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+
+Chunk = tuple[Any, Tensor]
+Inputs = Tensor | Iterable[Chunk] | Callable[[], Iterable[Chunk]]
+
+
+def chunk_source(inputs: Inputs, targets: Tensor | None, chunk_size: int, keep: bool) -> Callable[[], Iterable[Any]]:
+    """What opens the chunks, as often as asked."""
+    if isinstance(inputs, Tensor):
+        if targets is None or inputs.dim() == 0 or targets.shape[:1] != inputs.shape[:1]:
+            came = "none" if targets is None else f"shape {tuple(targets.shape)}"
+            raise ValueError(f"targets: expected one for each of the inputs {tuple(inputs.shape)}; got {came}")
+        pairs = list(zip(inputs.split(chunk_size), targets.split(chunk_size), strict=True))
+        return lambda: pairs
+    if targets is not None:
+        raise ValueError("targets: expected none beside chunks, which are pairs (inputs, targets)")
+    if callable(inputs):
+        return inputs
+    if not isinstance(inputs, Iterable):
+        raise TypeError(
+            "inputs: expected a tensor, a list of chunks (inputs, targets), a callable that yields chunks or another "
+            f"iterable of them; got {type(inputs).__name__}"
+        )
+    if isinstance(inputs, list | tuple) or not keep:
+        chunks = inputs
+        return lambda: chunks
+    return _Kept(inputs)
+
+
+class _Kept:
+    """Opens a one-shot iterable as often as asked: what it has given is kept."""
+
+    def __init__(self, iterable: Iterable[Any]) -> None:
+        self.rest = iter(iterable)
+        self.kept: list[Any] = []
+
+    def __call__(self) -> Iterator[Any]:
+        yield from self.kept
+        for chunk in self.rest:
+            self.kept.append(chunk)
+            yield chunk
+
+
+def open_ahead(open_chunks: Callable[[], Iterable[Any]]) -> tuple[list[Chunk], Iterator[Chunk]]:
+    """The first two chunks, which tell whether it is one, and the rest: both passes read ahead alike."""
+    chunks = map(_checked, open_chunks())
+    return list(islice(chunks, 2)), chunks
+
+
+def drain(first: list[Chunk], rest: Iterator[Chunk]) -> Iterator[Chunk]:
+    while first:
+        yield first.pop(0)  # not held beyond its turn
+    yield from rest
+
+
+def _checked(chunk: Any) -> Chunk:
+    if not isinstance(chunk, list | tuple) or len(chunk) != 2 or not isinstance(chunk[1], Tensor):
+        raise TypeError(f"a chunk: expected a pair (inputs, targets), targets a tensor; got {described(chunk)}")
+    return chunk[0], chunk[1]
+
+
+def described(value: Any) -> str:
+    name = type(value).__name__
+    return f"{name} of {', '.join(type(x).__name__ for x in value)}" if isinstance(value, list | tuple) else name

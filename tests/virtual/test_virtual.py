@@ -1,0 +1,264 @@
+"""A virtual batch's gradient is one plain batch's, in every form the chunks may come in."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from adcorre import AdCorreLoss, VirtualBatch
+from tests.virtual.tools import (
+    CLASSES,
+    Model,
+    assert_equal_gradients,
+    assert_equal_outputs,
+    draw,
+    gradients,
+    once,
+    plain_step,
+    split,
+)
+
+FORMS = ("tensor", "list", "callable", "iterator")
+
+
+def inputs_in(form, images, targets, size):
+    chunks = split(images, targets, size)
+    return {
+        "tensor": (images, targets),
+        "list": (chunks,),
+        "callable": (lambda: iter(chunks),),
+        "iterator": (once(chunks),),
+    }[form]
+
+
+@pytest.mark.parametrize("keep_graphs", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+def test_equals_one_plain_batch(form, keep_graphs) -> None:
+    """Over several steps, so that attention weights differ from 1; an uneven last chunk."""
+    plain, virtual = Model().double(), Model().double()
+    plain_loss, loss = AdCorreLoss(CLASSES), AdCorreLoss(CLASSES)
+    step = VirtualBatch(virtual, loss, chunk_size=7, keep_graphs=keep_graphs)
+    for seed in range(3):
+        images, targets = draw(31, seed)
+        wanted = plain_step(plain, plain_loss, images, targets)
+        got = step(*inputs_in(form, images, targets, 7))
+        assert_equal_outputs(got, wanted)
+        assert_equal_gradients(virtual, plain)
+    assert virtual.forwards == 3 * 5 * (1 if keep_graphs else 2)
+    for name, buffer in plain_loss.named_buffers():
+        assert bool((loss.get_buffer(name) == buffer).all())
+    assert bool((got.attention < 1).any())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"components": ()},
+        {"components": ("nfd", "ed"), "lambd": 2.0},
+        {"components": ("md",), "backend": "torch"},
+        {"between_target": "simplex", "mean_target": 0.2, "embedding_target": "simplex"},
+        {"label_smoothing": 0.1, "ce_weight": torch.tensor([0.1, 2.0, 1.0, 0.5])},
+        {"ignore_index": 2},
+    ],
+    ids=str,
+)
+def test_every_setting_of_the_loss(settings) -> None:
+    images, targets = draw(23)
+    plain, virtual = Model().double(), Model().double()
+    wanted = plain_step(plain, AdCorreLoss(CLASSES, **settings), images, targets)
+    got = VirtualBatch(virtual, AdCorreLoss(CLASSES, **settings), 5)(images, targets)
+    assert_equal_outputs(got, wanted)
+    assert_equal_gradients(virtual, plain)
+
+
+def test_a_single_embedding_and_lambda_per_call() -> None:
+    class Flat(Model):
+        def forward(self, images):
+            logits, embeddings = super().forward(images)
+            return logits, embeddings[:, 0]
+
+    images, targets = draw(20)
+    plain, virtual = Flat().double(), Flat().double()
+    wanted = plain_step(plain, AdCorreLoss(CLASSES, lambd=0.2), images, targets)
+    got = VirtualBatch(virtual, AdCorreLoss(CLASSES), 6)(images, targets, lambd=torch.tensor(0.2, dtype=torch.float64))
+    assert_equal_outputs(got, wanted)
+    assert_equal_gradients(virtual, plain)
+
+
+def test_gradients_add_to_those_that_are_there() -> None:
+    images, targets = draw(20)
+    model, loss = Model().double(), AdCorreLoss(CLASSES).eval()
+    step = VirtualBatch(model, loss, 6)
+    step(images, targets)
+    once_only = gradients(model)
+    step(images, targets)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, 2 * once_only[name], rtol=1e-12, atol=1e-14)
+
+
+def test_one_chunk_is_an_ordinary_step_bit_for_bit() -> None:
+    images, targets = draw(20, dtype=torch.float32)
+    for form in FORMS:
+        plain, virtual = Model(norm=True, dropout=0.5), Model(norm=True, dropout=0.5)
+        torch.manual_seed(3)
+        wanted = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
+        torch.manual_seed(3)
+        got = VirtualBatch(virtual, AdCorreLoss(CLASSES), 20)(*inputs_in(form, images, targets, 20))
+        assert virtual.forwards == 1
+        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+        assert all(torch.equal(gradients(virtual)[name], one) for name, one in gradients(plain).items())
+        assert all(torch.equal(a, b) for a, b in zip(virtual.buffers(), plain.buffers(), strict=True))
+
+
+def test_dropout_equals_keeping_the_graphs() -> None:
+    """Over the same random states, which both leave behind alike."""
+    images, targets = draw(31)
+    kept, virtual = Model(norm=True, dropout=0.5).double(), Model(norm=True, dropout=0.5).double()
+    torch.manual_seed(1)
+    wanted = VirtualBatch(kept, AdCorreLoss(CLASSES), 7, keep_graphs=True)(images, targets)
+    after = torch.get_rng_state()
+    torch.manual_seed(1)
+    got = VirtualBatch(virtual, AdCorreLoss(CLASSES), 7)(images, targets)
+    assert_equal_outputs(got, wanted)
+    assert_equal_gradients(virtual, kept)
+    assert torch.equal(torch.get_rng_state(), after)
+    torch.manual_seed(2)
+    other = Model(norm=True, dropout=0.5).double()
+    assert abs(float(VirtualBatch(other, AdCorreLoss(CLASSES), 7)(images, targets).loss - got.loss)) > 1e-3
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("keep_graphs", [False, True])
+def test_batch_norm_buffers_are_those_of_plain_accumulation(keep_graphs, momentum) -> None:
+    images, targets = draw(31)
+    plain, virtual = Model(norm=True).double(), Model(norm=True).double()
+    plain.norm.momentum = virtual.norm.momentum = momentum
+    for _ in range(2):
+        for chunk, labels in split(images, targets, 7):
+            plain_step(plain, AdCorreLoss(CLASSES), chunk, labels)
+        VirtualBatch(virtual, AdCorreLoss(CLASSES), 7, keep_graphs=keep_graphs)(images, targets)
+    assert int(plain.norm.num_batches_tracked) == 10
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(virtual.get_buffer(name), buffer, rtol=0, atol=0)
+
+
+def test_buffers_that_the_forward_pass_reads() -> None:
+    """Spectral normalisation moves its vectors in every training pass, and its output hangs on them."""
+    images, targets = draw(31)
+    models = [Model().double() for _ in range(2)]
+    for model in models:
+        torch.manual_seed(0)
+        nn.utils.parametrizations.spectral_norm(model.conv)
+    wanted = VirtualBatch(models[0], AdCorreLoss(CLASSES), 7, keep_graphs=True)(images, targets)
+    got = VirtualBatch(models[1], AdCorreLoss(CLASSES), 7)(images, targets)
+    assert_equal_outputs(got, wanted)
+    assert_equal_gradients(models[1], models[0])
+    for a, b in zip(models[0].buffers(), models[1].buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_a_loader_that_draws_from_the_default_generator_is_replayed() -> None:
+    """Reopened, it shuffles and augments alike: its random numbers are replayed too."""
+    images, targets = draw(30)
+    seen: list[torch.Tensor] = []
+
+    def chunks():
+        for rows in torch.randperm(30).split(7):
+            augmented = images[rows] + 0.1 * torch.randn(len(rows), 2, 6, 6, dtype=torch.float64)
+            seen.append(augmented)
+            yield augmented, targets[rows]
+
+    model = Model(dropout=0.3).double()
+    VirtualBatch(model, AdCorreLoss(CLASSES), 7)(chunks)
+    assert len(seen) == 10
+    assert all(torch.equal(a, b) for a, b in zip(seen[:5], seen[5:], strict=True))
+
+
+def test_inputs_of_any_kind() -> None:
+    class Pair(Model):
+        def forward(self, inputs):
+            return super().forward(inputs["left"] + inputs["right"])
+
+    images, targets = draw(20)
+    plain, virtual = Model().double(), Pair().double()
+    plain_step(plain, AdCorreLoss(CLASSES), images, targets)
+    chunks = [({"left": x / 2, "right": x / 2}, y) for x, y in split(images, targets, 6)]
+    VirtualBatch(virtual, AdCorreLoss(CLASSES))(once(chunks))
+    assert_equal_gradients(virtual, plain)
+
+
+@pytest.mark.parametrize("frozen", ["conv", "head.embed", "head.classifier"])
+def test_frozen_parts(frozen) -> None:
+    images, targets = draw(20)
+    plain, virtual = Model().double(), Model().double()
+    for model in (plain, virtual):
+        model.get_submodule(frozen).requires_grad_(False)
+    plain_step(plain, AdCorreLoss(CLASSES), images, targets)
+    VirtualBatch(virtual, AdCorreLoss(CLASSES), 6)(images, targets)
+    assert_equal_gradients(virtual, plain)
+    virtual.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        VirtualBatch(virtual, AdCorreLoss(CLASSES), 6)(images, targets)
+
+
+def test_chunks_without_samples_that_count() -> None:
+    images, targets = draw(20)
+    targets[5:12] = -100
+    plain, virtual = Model().double(), Model().double()
+    plain_step(plain, AdCorreLoss(CLASSES), images, targets)
+    chunks = [*split(images, targets, 6), (images[:0], targets[:0])]
+    VirtualBatch(virtual, AdCorreLoss(CLASSES))(chunks)
+    assert_equal_gradients(virtual, plain)
+    nothing = VirtualBatch(copy.deepcopy(virtual), AdCorreLoss(CLASSES), 6)(images, torch.full_like(targets, -100))
+    assert float(nothing.loss) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_and_a_gradient_scaler(dtype) -> None:
+    """Exactly what keeping the graphs gives, times the scale; near the float32 gradient."""
+    images, targets = draw(31, dtype=torch.float32)
+    models = [Model(norm=True, dropout=0.3) for _ in range(3)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for model, keep_graphs in zip(models, (True, False), strict=False):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", dtype):
+            out = VirtualBatch(model, AdCorreLoss(CLASSES), 7, keep_graphs=keep_graphs)(images, targets, scaler=scaler)
+        assert out.fd.dtype == torch.float32
+    assert_equal_gradients(models[1], models[0], 2e-2)
+    optimizer = torch.optim.SGD(models[1].parameters(), lr=0.0)
+    scaler.unscale_(optimizer)
+    torch.manual_seed(0)
+    VirtualBatch(models[2], AdCorreLoss(CLASSES), 7)(images, targets)
+    assert_equal_gradients(models[1], models[2], 0.1)
+
+
+def test_one_chunk_with_a_scaler() -> None:
+    images, targets = draw(20, dtype=torch.float32)
+    plain, scaled = Model(), Model()
+    VirtualBatch(plain, AdCorreLoss(CLASSES))(images, targets)
+    VirtualBatch(scaled, AdCorreLoss(CLASSES))(images, targets, scaler=torch.amp.GradScaler("cpu", init_scale=4.0))
+    for name, gradient in gradients(plain).items():
+        torch.testing.assert_close(gradients(scaled)[name], 4 * gradient)
+
+
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.compiles, pytest.mark.slow])]
+)
+@pytest.mark.parametrize("in_place", [False, True])
+def test_compiled_models(backend, in_place) -> None:
+    """One graph for both passes, with the same dropout masks; BatchNorm's buffers too."""
+    images, targets = draw(28)
+    models = [Model(norm=True, dropout=0.5).double() for _ in range(2)]
+    torch._dynamo.reset()
+    for model, keep_graphs in zip(models, (True, False), strict=True):
+        compiled = model
+        if in_place:
+            model.compile(backend=backend)
+        else:
+            compiled = torch.compile(model, backend=backend)
+        torch.manual_seed(0)
+        VirtualBatch(compiled, AdCorreLoss(CLASSES), 7, keep_graphs=keep_graphs)(images, targets)
+    assert_equal_gradients(models[1], models[0])
+    for a, b in zip(models[0].buffers(), models[1].buffers(), strict=True):
+        torch.testing.assert_close(a, b)
