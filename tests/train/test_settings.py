@@ -97,4 +97,4 @@ def test_bad_values_are_named(arguments: list[str], message: str) -> None:
 def test_lambda_warms_up_linearly() -> None:
     loss = resolved("--lambd", "0.4", "--lambd-warmup", "10").loss
     assert [loss.lambd_at(step) for step in (0, 5, 10, 100)] == [0, 0.2, 0.4, 0.4]
-    assert resolved("--lambd", "0.4").loss.lambd_at(0) == 0.4
+    assert resolved("--data", "somewhere", "--lambd", "0.4").loss.lambd_at(0) == 0.4
