@@ -11,17 +11,8 @@ FILES = sorted(path.name for path in (Path(__file__).parent / "launched").glob("
 
 
 def run(file: str, marks: str) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        marks,
-        f"tests/kernels/launched/{file}",
-    ]
+    path = f"tests/kernels/launched/{file}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks, path]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     environment.pop("ADCORRE_DEVICE", None)
     for name in [name for name in environment if name.startswith("PYTEST_")]:

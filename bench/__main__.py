@@ -1,0 +1,30 @@
+"""`python -m bench NAME ...` hands the arguments to `bench.NAME.main`. Exit status 2 for a name that does not exist."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "loss": "time and memory of the loss's backends",
+    "targets": "where the terms lead free vectors, target by target",
+    "static": "what the compiled kernels use, and how fast they can be: no GPU needed",
+    "gpu": "builds, checks and measures the kernels on a GPU; resumable",
+}
+
+
+def usage() -> str:
+    lines = [f"  {name:9}{words}" for name, words in COMMANDS.items()]
+    return "\n".join(["usage: python -m bench NAME [-h] ...", "", *lines])
+
+
+def main(argv: list[str]) -> int:
+    if argv and argv[0] in COMMANDS:
+        return importlib.import_module(f"bench.{argv[0]}").main(argv[1:]) or 0
+    asked = bool(argv) and argv[0] in ("-h", "--help")
+    print(usage(), file=sys.stdout if asked else sys.stderr)
+    if argv and not asked:
+        print(f"\nbench: expected one of {', '.join(COMMANDS)}; got {argv[0]!r}", file=sys.stderr)
+    return 0 if asked else 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

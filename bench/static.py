@@ -1,0 +1,249 @@
+"""`python -m bench static`: how fast the kernels can be, read off their machine code. No GPU.
+
+For every kernel, architecture and dtype: registers, stack, shared memory, how many programs a multiprocessor holds, and
+of the streaming loop its instructions, barriers and vector widths. From these, for the GPUs below: the cycles that the
+four schedulers of a multiprocessor need to issue one sample's instructions, beside the cycles that its share of the
+memory's bandwidth gives one sample. The larger of the two binds. A prediction, not a measurement: it knows of no
+latency, no cache and no conflict; bytes in flight tell whether latency can be covered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+from bench.compiled import TARGETS, Launch, compile_launch, loss_launches, machine_code, resources
+
+RESULTS = Path(__file__).parent / "results" / "static.csv"
+LIMITS = Path(__file__).parent / "limits.csv"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SCHEDULERS = 4
+REGISTER_FILE = 65536
+MAX_WARPS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "sm_120": 48}
+MAX_PROGRAMS = {"sm_80": 32, "sm_90": 32, "sm_100": 32, "sm_120": 24}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Bytes per second that a copy reaches, multiprocessors, and cycles per second under load."""
+
+    target: str
+    bandwidth: float
+    processors: int
+    clock: float
+
+    def cycles(self, nbytes: int) -> float:
+        """Cycles that the memory takes for so many bytes of each multiprocessor's work."""
+        return nbytes / (self.bandwidth / self.processors) * self.clock
+
+
+# 90 % of the data sheets' bandwidth, about what copies reach (H200: the figure that KERNEL writers report).
+GPUS = {
+    "H100": Gpu("sm_90", 3.0e12, 132, 1.755e9),
+    "H200": Gpu("sm_90", 4.3e12, 132, 1.755e9),
+    "A100": Gpu("sm_80", 1.8e12, 108, 1.41e9),
+}
+
+# n, k, d, C, targets: what each case is for stands in kernels/README.md.
+PAPER = (1 << 20, 7, 256, 7, -1.0)
+CASES = {
+    "paper": (PAPER, tuple(DTYPES)),
+    "other-targets": ((1 << 16, 7, 256, 7, 0.3), ("float32", "bfloat16")),
+    "many-classes": ((1 << 16, 7, 256, 100, -1.0), ("float32", "bfloat16")),
+    "wide": ((1 << 16, 7, 512, 7, -1.0), ("float32", "bfloat16")),
+    "wide-other-targets": ((1 << 12, 16, 256, 32, 0.3), ("float32",)),
+    "blocks": ((1 << 12, 64, 4096, 7, -1.0), ("float32",)),
+}
+# The most of H100's budget that issuing a loop's instructions may take.
+MOST_OF_H100 = {
+    ("narrow_statistics", "float32"): 0.55,
+    ("narrow_gradient", "float32"): 0.55,
+    ("narrow_statistics", "bfloat16"): 0.75,
+    ("narrow_gradient", "bfloat16"): 0.65,
+    ("narrow_statistics", "float16"): 0.75,
+    ("narrow_gradient", "float16"): 0.65,
+}
+STREAMING = ("narrow_statistics", "narrow_gradient", "wide_statistics", "wide_gradient")
+
+
+@dataclass
+class Row:
+    """One compiled kernel. Loop figures are of the loop over samples, per warp; empty where the tools show none."""
+
+    case: str
+    dtype: str
+    kernel: str
+    target: str
+    triton: str
+    registers: int
+    stack: int
+    shared: int
+    programs_per_sm: int | str = ""
+    loop_instructions: int | str = ""
+    loop_barriers: int | str = ""
+    loop_spills: int | str = ""
+    load_bits: int | str = ""
+    store_bits: int | str = ""
+    issue_cycles: float | str = ""
+    bytes_in_flight: int | str = ""
+    h100_share: float | str = ""
+    h200_share: float | str = ""
+    a100_share: float | str = ""
+    binds: str = ""
+
+
+def launches_of(case: str, dtype: str) -> list[Launch]:
+    (n, k, d, num_classes, target), _ = CASES[case]
+    return loss_launches(n, k, d, num_classes, DTYPES[dtype], target, target, target if k <= 16 else -1.0)
+
+
+def rows_of(case: str, dtype: str, target: str) -> list[Row]:
+    """A case's kernels for one target. Kernels that do not see x's dtype are listed with float32 alone."""
+    rows = []
+    for launch in launches_of(case, dtype):
+        if launch.name in STREAMING or dtype == "float32":
+            rows.append(row_of(case, dtype, launch, target))
+    return rows
+
+
+def row_of(case: str, dtype: str, launch: Launch, target: str) -> Row:
+    compiled = compile_launch(launch, target)
+    used = resources(compiled)
+    row = Row(case, dtype, launch.name, target, triton.__version__, used.registers, used.stack, used.shared)
+    if target not in MAX_WARPS:
+        return row
+    warps = launch.options["num_warps"]
+    per_warp = -(-used.registers * 32 // 256) * 256
+    row.programs_per_sm = min(MAX_PROGRAMS[target], MAX_WARPS[target] // warps, REGISTER_FILE // (per_warp * warps))
+    instructions, loops = machine_code(compiled)
+    if launch.name not in STREAMING:
+        return row
+    body = _streaming_loop(instructions, loops)
+    row.loop_instructions = len(body)
+    row.loop_barriers = _count(r"\bBAR\b", body)
+    row.loop_spills = _count(r"\b(LDL|STL)\b", body)
+    row.load_bits = _narrowest("LDG", body)
+    row.store_bits = _narrowest("STG", body if "gradient" in launch.name else instructions)
+    if case == "paper":
+        _model(row, launch, warps)
+    return row
+
+
+def _model(row: Row, launch: Launch, warps: int) -> None:
+    samples = launch.constants["BS"]
+    assert isinstance(row.loop_instructions, int)
+    assert isinstance(row.programs_per_sm, int)
+    x = launch.arguments["x_ptr"]
+    sample_bytes = launch.constants["K"] * launch.constants["D"] * x.element_size()
+    issue_cycles = row.loop_instructions * warps / SCHEDULERS / samples
+    row.issue_cycles = issue_cycles
+    row.bytes_in_flight = row.programs_per_sm * samples * sample_bytes
+    traffic = sample_bytes * (2 if "gradient" in row.kernel else 1)
+    for name, gpu in GPUS.items():
+        if gpu.target == row.target:
+            share = issue_cycles / gpu.cycles(traffic)
+            setattr(row, f"{name.lower()}_share", round(share, 3))
+            row.binds += f"{name}: {'issue' if share > 1 else 'memory'}  "
+    row.binds = row.binds.strip()
+
+
+def _streaming_loop(instructions: list[str], loops: list[tuple[int, int]]) -> list[str]:
+    """The innermost loop that holds most of the kernel's float arithmetic: the one over samples."""
+
+    def work(loop: tuple[int, int]) -> int:
+        return _count(r"\bF(FMA|ADD|MUL)2?\b", instructions[loop[0] : loop[1] + 1])
+
+    most = max(map(work, loops))
+    first, last = min((loop for loop in loops if work(loop) > 0.6 * most), key=lambda loop: loop[1] - loop[0])
+    return instructions[first : last + 1]
+
+
+def _count(pattern: str, code: list[str]) -> int:
+    return sum(bool(re.search(pattern, instruction)) for instruction in code)
+
+
+def _narrowest(operation: str, code: list[str]) -> int | str:
+    """Bits of the most frequent width of a memory operation: 128 where whole vectors move."""
+    widths: dict[int, int] = {}
+    for instruction in code:
+        if found := re.search(rf"\b{operation}\.\S*", instruction):
+            words = found[0].split(".")
+            bits = next((int(word) for word in words if word in ("64", "128", "256")), 32)
+            bits = next((int(word[1:]) for word in words if word in ("U8", "S8", "U16", "S16")), bits)
+            widths[bits] = widths.get(bits, 0) + 1
+    return max(widths, key=lambda bits: widths[bits]) if widths else ""
+
+
+def limits() -> dict[tuple[str, str], dict[str, float]]:
+    """bench/limits.csv: the most that a kernel of a case may use, over all targets and dtypes."""
+    with LIMITS.open(newline="") as file:
+        return {
+            (row["case"], row["kernel"]): {name: float(row[name]) for name in row if name not in ("case", "kernel")}
+            for row in csv.DictReader(file)
+        }
+
+
+def complaints(row: Row, allowed: dict[str, float]) -> list[str]:
+    """What in a row is beyond its limits."""
+    found: list[tuple[str, Any]] = [("registers", row.registers), ("stack", row.stack), ("shared", row.shared)]
+    if row.loop_instructions != "":
+        found += [("barriers", row.loop_barriers), ("spills", row.loop_spills)]
+    if row.h100_share != "":
+        allowed = {**allowed, "H100's budget": MOST_OF_H100[row.kernel, row.dtype]}
+        found.append(("H100's budget", row.h100_share))
+    where = f"{row.case}: {row.kernel}, {row.dtype}, {row.target}"
+    return [f"{where}: {name} {value} > {allowed[name]:g}" for name, value in found if value > allowed[name]]
+
+
+def write(rows: list[Row], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench static",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="architectures")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="what to compile")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file to write")
+    options = parser.parse_args(argv)
+    allowed = limits()
+    rows, beyond = [], []
+    for case in options.cases:
+        for dtype in CASES[case][1]:
+            for target in options.targets:
+                for row in rows_of(case, dtype, target):
+                    rows.append(row)
+                    beyond += complaints(row, allowed[case, row.kernel])
+                    print(_line(row), flush=True)
+    write(rows, options.out)
+    print(f"{len(rows)} rows in {options.out}")
+    for complaint in beyond:
+        print(complaint)
+    return 1 if beyond else 0
+
+
+def _line(row: Row) -> str:
+    line = f"{row.case:20} {row.kernel:18} {row.dtype:9} {row.target:7}"
+    line += f"{row.registers:4} registers {row.stack:3} stack {row.shared:6} shared"
+    if row.loop_instructions != "":
+        line += f"  loop: {row.loop_instructions} instructions, {row.loop_barriers} barriers"
+    if row.issue_cycles != "":
+        line += f", {row.issue_cycles:.0f} cycles a sample, {row.bytes_in_flight} bytes in flight"
+    for name in ("h100_share", "h200_share", "a100_share"):
+        if (share := getattr(row, name)) != "":
+            line += f", {share:.0%} of {name[:4].upper()}'s budget"
+    return line

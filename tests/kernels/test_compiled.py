@@ -1,0 +1,90 @@
+"""Every kernel compiled ahead of time for every target, held to bench/limits.csv; and the static model's claims."""
+
+import csv
+import os
+from dataclasses import fields
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+from bench import static
+from bench.compiled import TARGETS, loss_launches
+
+
+def assert_within_limits(case: str, dtype: str, target: str) -> None:
+    allowed = static.limits()
+    rows = static.rows_of(case, dtype, target)
+    assert rows
+    assert [complaint for row in rows for complaint in static.complaints(row, allowed[case, row.kernel])] == []
+    for row in rows:
+        if case == "paper" and row.kernel in static.STREAMING and target in static.MAX_WARPS:
+            assert (row.load_bits, row.store_bits if "gradient" in row.kernel else 128) == (128, 128), row
+            assert row.bytes_in_flight >= 28 * 1024
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case, dtype", [("paper", "float32"), ("paper", "bfloat16"), ("blocks", "float32")])
+def test_every_kernel_compiles_within_its_limits(case, dtype, target) -> None:
+    """Between them these cases launch all seven kernels."""
+    assert_within_limits(case, dtype, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("case", static.CASES)
+def test_every_case_compiles_within_its_limits(case, target) -> None:
+    for dtype in static.CASES[case][1]:
+        assert_within_limits(case, dtype, target)
+
+
+def test_these_are_all_the_kernels() -> None:
+    launched = {launch.name for case in static.CASES for launch in static.launches_of(case, "float32")}
+    assert launched == {kernel for _, kernel in static.limits()}
+    quick = {launch.name for case in ("paper", "blocks") for launch in static.launches_of(case, "float32")}
+    assert quick == launched
+
+
+@pytest.mark.parametrize("n", [0, 1, 60, 600, 10_000, 1 << 20, 1 << 22])
+@pytest.mark.parametrize("num_classes", [1, 7, 16])
+def test_three_launches_forward_and_one_backward(n, num_classes) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        launches = [launch.name for launch in loss_launches(n, 7, 256, num_classes, dtype)]
+        assert launches == ["narrow_statistics", "reduce_slots", "finish", "narrow_gradient"][: 3 + (n > 0)]
+
+
+def test_buffers_stay_small() -> None:
+    """Beyond inputs and dL/dx: 64 MiB at n = 1,048,576, C = 7."""
+    launches = loss_launches(1 << 20, 7, 256, 7, torch.float32)
+    buffers = {}
+    for launch in launches[:3]:
+        for name, value in launch.arguments.items():
+            if isinstance(value, torch.Tensor) and name not in ("x_ptr", "targets_ptr", "attention_ptr"):
+                buffers[name] = value.numel() * value.element_size()
+    assert sum(buffers.values()) < 64 << 20
+
+
+def test_the_committed_table_is_whole_and_within_limits() -> None:
+    with static.RESULTS.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == [field.name for field in fields(static.Row)]
+    found = {(row["case"], row["dtype"], row["kernel"], row["target"]) for row in rows}
+    for case, (_, dtypes) in static.CASES.items():
+        for dtype in dtypes:
+            names = {launch.name for launch in static.launches_of(case, dtype)}
+            for name in names if dtype == "float32" else names & set(static.STREAMING):
+                assert {(case, dtype, name, target) for target in TARGETS} <= found
+    shares = {(row["kernel"], row["dtype"]): float(row["h100_share"]) for row in rows if row["h100_share"]}
+    assert shares.keys() == static.MOST_OF_H100.keys()
+    assert all(shares[key] <= most for key, most in static.MOST_OF_H100.items())
+
+
+def test_a_kernel_that_got_worse_is_named() -> None:
+    row = static.Row("paper", "float32", "narrow_gradient", "sm_90", "3.9.0", 300, 8, 0, 2, 900, 1, 0)
+    row.h100_share = 0.9
+    words = " ".join(static.complaints(row, static.limits()["paper", "narrow_gradient"]))
+    for said in ("registers 300 > 128", "stack 8 > 0", "barriers 1 > 0", "H100's budget 0.9 > 0.55"):
+        assert said in words
