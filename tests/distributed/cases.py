@@ -1,0 +1,385 @@
+"""What holds on every rank. Each case is called with (rank, world) by all ranks at once, inside one gloo group.
+
+The truth is a single process on the whole batch, which every rank computes for itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from adcorre import AdCorreLoss, AdCorreOutput, VirtualBatch
+from tests.virtual.tools import (
+    CLASSES,
+    D,
+    K,
+    Model,
+    assert_equal_gradients,
+    assert_equal_outputs,
+    draw,
+    gradients,
+    plain_step,
+    split,
+)
+
+CASES: dict[str, Callable[[int, int], None]] = {}
+SLOW: set[str] = set()
+SETTINGS: tuple[dict, ...] = (
+    {},
+    {"components": ()},
+    {"components": ("nfd", "ed"), "label_smoothing": 0.1, "ignore_index": 2},
+    {"between_target": "simplex", "mean_target": 0.2, "embedding_target": 0.1},
+    {"ce_weight": torch.tensor([0.1, 2.0, 1.0, 0.5]).double()},
+)
+
+
+def case(function: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    CASES[function.__name__] = function
+    return function
+
+
+def slow(function: Callable[[int, int], None]) -> Callable[[int, int], None]:
+    SLOW.add(function.__name__)
+    return case(function)
+
+
+def shares(n: int, world: int, kind: str = "uneven") -> list[slice]:
+    """Which samples of n each rank has: rank r about r + 1 parts; "empty": the last rank (of several) none."""
+    sized = world - 1 if kind == "empty" and world > 1 else world
+    edges = [n * r * (r + 1) // (sized * (sized + 1)) for r in range(sized + 1)]
+    parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return parts + [slice(n, n)] * (world - sized)
+
+
+def reduce_gradients(model: nn.Module, world: int, reduction: str) -> None:
+    for parameter in model.parameters():
+        dist.all_reduce(parameter.grad)
+        if reduction == "mean":
+            parameter.grad /= world
+
+
+def same_on_every_rank(output: AdCorreOutput) -> None:
+    mine = torch.cat([value.detach().double().reshape(-1) for value in output])
+    of_rank_0 = mine.clone()
+    dist.broadcast(of_rank_0, 0)
+    assert torch.equal(mine, of_rank_0)
+
+
+@case
+def equals_a_single_process(rank: int, world: int) -> None:
+    """Loss and every parameter's gradient, over steps of attention; uneven, an empty rank, classes on one rank."""
+    for settings in SETTINGS:
+        for reduction in ("mean", "sum"):
+            plain, mine = Model().double(), Model().double()
+            plain_loss = AdCorreLoss(CLASSES, **settings)
+            loss = AdCorreLoss(CLASSES, **settings, process_group="world", gradient_reduction=reduction)
+            for step, kind in enumerate(("uneven", "empty", "sorted")):
+                images, targets = draw(29, seed=step)
+                if kind == "sorted":  # a class on one rank only
+                    images, targets = images[targets.argsort()], targets.sort().values
+                share = shares(29, world, kind)[rank]
+                plain.zero_grad()
+                mine.zero_grad()
+                wanted = plain_step(plain, plain_loss, images, targets)
+                got = plain_step(mine, loss, images[share], targets[share])
+                assert_equal_outputs(got, wanted)
+                same_on_every_rank(got)
+                reduce_gradients(mine, world, reduction)
+                assert_equal_gradients(mine, plain)
+            for name, buffer in plain_loss.named_buffers():
+                assert torch.equal(loss.get_buffer(name), buffer), name
+
+
+@case
+def virtual_batches(rank: int, world: int) -> None:
+    """Another number of chunks on each rank: one on the first, so that it runs an ordinary step beside the others."""
+    for settings in SETTINGS:
+        for keep_graphs in (False, True):
+            plain, mine = Model().double(), Model().double()
+            loss = AdCorreLoss(CLASSES, **settings, process_group=dist.group.WORLD)
+            images, targets = draw(29)
+            share = shares(29, world)[rank]
+            wanted = plain_step(plain, AdCorreLoss(CLASSES, **settings), images, targets)
+            size = 29 if rank == 0 and world > 1 else 5
+            got = VirtualBatch(mine, loss, size, keep_graphs=keep_graphs)(images[share], targets[share])
+            assert_equal_outputs(got, wanted)
+            assert mine.forwards == (
+                1 if rank == 0 and world > 1 else -(-(share.stop - share.start) // 5) * (2 - keep_graphs)
+            )
+            reduce_gradients(mine, world, "mean")
+            assert_equal_gradients(mine, plain)
+
+
+@case
+def distributed_data_parallel(rank: int, world: int) -> None:
+    """DDP reduces by itself, once a step; steps enough for it to lay out its buckets anew."""
+    for kind in ("uneven", "empty"):
+        plain, mine = Model().double(), DistributedDataParallel(Model().double(), bucket_cap_mb=0.001)
+        plain_loss, loss = AdCorreLoss(CLASSES), AdCorreLoss(CLASSES, process_group="world")
+        for step in range(3):
+            images, targets = draw(29, seed=step)
+            share = shares(29, world, kind)[rank]
+            plain.zero_grad()
+            mine.zero_grad()
+            wanted = plain_step(plain, plain_loss, images, targets)
+            assert_equal_outputs(plain_step(mine, loss, images[share], targets[share]), wanted)
+            assert_equal_gradients(mine.module, plain)
+
+
+@case
+def distributed_data_parallel_with_virtual_batches(rank: int, world: int) -> None:
+    """Ranks with one chunk, with many and with none; gradients are reduced once, and in one order on all ranks."""
+    for keep_graphs in (False, True):
+        for kind in ("uneven", "empty"):
+            plain, mine = Model().double(), DistributedDataParallel(Model().double(), bucket_cap_mb=0.001)
+            plain_loss, loss = AdCorreLoss(CLASSES), AdCorreLoss(CLASSES, process_group="world")
+            step = VirtualBatch(mine, loss, 5, keep_graphs=keep_graphs)
+            for seed in range(3):
+                images, targets = draw(29, seed=seed)
+                share = shares(29, world, kind)[rank]
+                plain.zero_grad()
+                mine.zero_grad()
+                wanted = plain_step(plain, plain_loss, images, targets)
+                reductions = count_gradient_reductions(mine)
+                assert_equal_outputs(step(images[share], targets[share]), wanted)
+                assert_equal_gradients(mine.module, plain)
+                assert reductions() == len(list(mine.parameters()))
+
+
+def count_gradient_reductions(model: DistributedDataParallel) -> Callable[[], int]:
+    """How many gradients DDP has reduced since, by a communication hook set once."""
+    if not hasattr(model, "reduced"):
+        model.reduced = 0
+
+        def hook(_, bucket):
+            model.reduced += len(bucket.gradients())
+            future = dist.all_reduce(bucket.buffer().div_(dist.get_world_size()), async_op=True).get_future()
+            return future.then(lambda done: done.value()[0])
+
+        model.register_comm_hook(None, hook)
+    before = model.reduced
+    return lambda: model.reduced - before
+
+
+@case
+def batch_norm_under_ddp(rank: int, world: int) -> None:
+    """Buffers and gradients are those of plain accumulation: DDP hands out rank 0's buffers before a step, once."""
+    accumulated, mine = (DistributedDataParallel(Model(norm=True, dropout=0.2).double()) for _ in range(2))
+    kept = DistributedDataParallel(Model(norm=True, dropout=0.2).double())
+    for seed in range(3):
+        images, targets = draw(29 * world, seed=seed)
+        images, targets = images[rank::world], targets[rank::world]
+        chunks = split(images, targets, 7 if rank else 29)
+        outputs = []
+        for model, keep_graphs in ((mine, False), (kept, True)):
+            loss = AdCorreLoss(CLASSES, process_group="world")
+            torch.manual_seed(rank)
+            model.zero_grad()
+            outputs.append(VirtualBatch(model, loss, keep_graphs=keep_graphs)(chunks))
+        assert_equal_outputs(outputs[0], outputs[1])
+        assert_equal_gradients(mine.module, kept.module)
+        torch.manual_seed(rank)
+        for index, (chunk, labels) in enumerate(chunks):
+            with nullcontext() if index == len(chunks) - 1 else accumulated.no_sync():
+                plain_step(accumulated, AdCorreLoss(CLASSES), chunk, labels)
+        for name, buffer in accumulated.named_buffers():
+            torch.testing.assert_close(mine.get_buffer(name), buffer, rtol=0, atol=0, msg=name)
+            torch.testing.assert_close(kept.get_buffer(name), buffer, rtol=0, atol=0, msg=name)
+
+
+@case
+def eval_mode(rank: int, world: int) -> None:
+    """The loss of the whole batch there too; the attention map stays as it is."""
+    images, targets = draw(29)
+    share = shares(29, world)[rank]
+    loss = AdCorreLoss(CLASSES, process_group="world").eval()
+    wanted = plain_step(Model().double(), AdCorreLoss(CLASSES).eval(), images, targets)
+    assert_equal_outputs(plain_step(Model().double(), loss, images[share], targets[share]), wanted)
+    assert int(loss.attention_map.counts.sum()) == int(loss.attention_map.position) == 0
+
+
+@case
+def one_all_reduce_of_a_known_size(rank: int, world: int) -> None:
+    """The payload is that of docs/scale.md, whatever n is: one collective a step, none in the backward pass."""
+    sent: list[int] = []
+    all_reduce = dist.all_reduce
+
+    def counted(tensor: Tensor, *arguments: object, **options: object) -> object:
+        sent.append(tensor.numel() * tensor.element_size())
+        return all_reduce(tensor, *arguments, **options)
+
+    dist.all_reduce = counted
+    try:
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            for n in (world, 29, 200):
+                images, targets = draw(n, dtype=dtype)
+                share = shares(n, world)[rank]
+                for make in (plain_step, lambda m, l, x, y: VirtualBatch(m, l, 5)(x, y)):
+                    sent.clear()
+                    make(Model().to(dtype), AdCorreLoss(CLASSES, process_group="world"), images[share], targets[share])
+                    width = 8 if dtype == torch.float64 else 4
+                    assert sent == [width * (CLASSES * (K * (2 * D + 1) + 4) + 3)], (sent, n)
+    finally:
+        dist.all_reduce = all_reduce
+
+
+@case
+def a_bad_label_on_one_rank(rank: int, world: int) -> None:
+    """Every rank hears of it after the one all-reduce: none is left waiting, none counts the batch."""
+    images, targets = draw(29)
+    share = shares(29, world)[rank]
+    images, targets = images[share], targets[share].clone()
+    if rank == world - 1:
+        targets[3] = CLASSES
+    words = "label 4 at position 3 is outside" if rank == world - 1 else "another rank has a label that is outside"
+    for chunk_size in (None, 2):
+
+        def step(loss: AdCorreLoss, model: nn.Module, size: int | None = chunk_size) -> AdCorreOutput:
+            return (
+                VirtualBatch(model, loss, size)(images, targets) if size else plain_step(model, loss, images, targets)
+            )
+
+        for validate in (None, True):
+            loss = AdCorreLoss(CLASSES, process_group="world", validate=validate)
+            model = Model().double()
+            where = words.replace("position 3", "position 1") if chunk_size else words
+            with pytest.raises(IndexError, match=where):
+                step(loss, model)
+            assert int(loss.attention_map.counts.sum()) == int(loss.attention_map.position) == 0
+            assert not gradients(model)
+        model = Model().double()
+        out = step(AdCorreLoss(CLASSES, process_group="world", validate=False), model)
+        assert all(bool(value.isnan()) for value in out[:6])
+        assert all(bool(gradient.isnan().any()) for gradient in gradients(model).values())
+        same_on_every_rank(AdCorreOutput(*(value.nan_to_num() for value in out)))
+
+
+@case
+def nobody_has_a_sample(rank: int, world: int) -> None:
+    images, targets = draw(2 * world)
+    for count in (0, 2):
+        mine = Model().double()
+        loss = AdCorreLoss(CLASSES, process_group="world")
+        out = plain_step(mine, loss, images[:count], torch.full_like(targets[:count], -100))
+        assert float(out.loss) == 0
+        assert all(float(gradient.abs().max()) == 0 for gradient in gradients(mine).values())
+
+
+@case
+def groups_within_the_world(rank: int, world: int) -> None:
+    """Each group is a batch of its own; who is no member of a group cannot use it."""
+    groups = [dist.new_group([r for r in range(world) if r % 2 == parity]) for parity in range(min(2, world))]
+    mine = groups[rank % 2] if world > 1 else groups[0]
+    n, members = 24, dist.get_world_size(mine)
+    images, targets = draw(n, seed=rank % 2)
+    share = shares(n, members)[dist.get_rank(mine)]
+    plain, model = Model().double(), Model().double()
+    wanted = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
+    got = plain_step(model, AdCorreLoss(CLASSES, process_group=mine), images[share], targets[share])
+    assert_equal_outputs(got, wanted)
+    for parameter in model.parameters():
+        dist.all_reduce(parameter.grad, group=mine)
+        parameter.grad /= members
+    assert_equal_gradients(model, plain)
+    if world > 1:
+        with pytest.raises(ValueError, match="not a member of the group"):
+            AdCorreLoss(CLASSES, process_group=groups[1 - rank % 2])
+
+
+@case
+def half_precision(rank: int, world: int) -> None:
+    """Statistics travel in float32; each rank's gradient comes back in its embeddings' dtype."""
+
+    class Half(Model):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            logits, embeddings = super().forward(images)
+            return logits, embeddings.bfloat16()
+
+    images, targets = draw(29, dtype=torch.float32)
+    share = shares(29, world)[rank]
+    plain, mine = Half(), Half()
+    wanted = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
+    got = plain_step(mine, AdCorreLoss(CLASSES, process_group="world"), images[share], targets[share])
+    assert_equal_outputs(got, wanted, 1e-5)
+    reduce_gradients(mine, world, "mean")
+    assert_equal_gradients(mine, plain, 2e-2)
+
+
+@case
+def a_copy_of_the_module(rank: int, world: int) -> None:
+    """ "world" is a name, so that the module is copied and saved as any other."""
+    loss = copy.deepcopy(AdCorreLoss(CLASSES, process_group="world"))
+    images, targets = draw(8)
+    assert bool(plain_step(Model().double(), loss, images, targets).loss.isfinite())
+
+
+@case
+def other_chunks_on_one_rank(rank: int, world: int) -> None:
+    """It raises there, before any gradient is reduced."""
+    images, targets = draw(28, seed=rank)
+    model, loss = Model().double(), AdCorreLoss(CLASSES, process_group="world")
+    order = torch.Generator().manual_seed(0)
+    opened = (torch.randperm(28, generator=order) if rank == 0 else torch.arange(28) for _ in range(2))
+    step = VirtualBatch(model, loss)
+    with pytest.raises(RuntimeError, match="chunk 0 of 4 has other labels") if rank == 0 else nullcontext():
+        step(lambda: ((images[rows], targets[rows]) for rows in next(opened).split(7)))
+    assert (rank == 0) == (not gradients(model))
+
+
+@slow
+def compiled_loss(rank: int, world: int) -> None:
+    """No graph break: the collective is traced."""
+    images, targets = draw(29)
+    share = shares(29, world)[rank]
+    plain, mine = Model().double(), Model().double()
+    wanted = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
+    for group in ("world", dist.group.WORLD):
+        mine.zero_grad()
+        loss = torch.compile(AdCorreLoss(CLASSES, process_group=group), fullgraph=True, backend="aot_eager")
+        assert_equal_outputs(plain_step(mine, loss, images[share], targets[share]), wanted)
+        reduce_gradients(mine, world, "mean")
+        assert_equal_gradients(mine, plain)
+
+
+@slow
+def compiled_model_in_ddp(rank: int, world: int) -> None:
+    images, targets = draw(29, seed=rank)
+    kept, mine = (
+        DistributedDataParallel(torch.compile(Model(norm=True, dropout=0.2).double(), backend="aot_eager"))
+        for _ in range(2)
+    )
+    for model, keep_graphs in ((mine, False), (kept, True)):
+        torch.manual_seed(rank)
+        loss = AdCorreLoss(CLASSES, process_group="world")
+        VirtualBatch(model, loss, 7, keep_graphs=keep_graphs)(images, targets)
+    assert_equal_gradients(mine, kept)
+    for a, b in zip(mine.buffers(), kept.buffers(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@slow
+def fully_sharded(rank: int, world: int) -> None:
+    """FSDP averages too. It communicates in every forward pass: as many chunks on each rank."""
+    from torch.distributed.fsdp import fully_shard
+
+    images, targets = draw(20 * world)
+    plain = Model().double()
+    wanted = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
+    mine = Model().double()
+    fully_shard(mine.head)
+    fully_shard(mine)
+    loss = AdCorreLoss(CLASSES, process_group="world")
+    part = slice(20 * rank, 20 * rank + 20)
+    for size in (20, 6):
+        mine.zero_grad()
+        loss.attention_map.counts.zero_()
+        assert_equal_outputs(VirtualBatch(mine, loss, size)(images[part], targets[part]), wanted)
+        for (name, parameter), other in zip(mine.named_parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad.full_tensor(), other.grad, rtol=1e-10, atol=1e-12, msg=name)
