@@ -1,0 +1,12 @@
+"""Runs the PTX that Triton compiles on a CPU, checks every access and finds races. See README.md beside this file."""
+
+import ptx_machine.access
+import ptx_machine.arithmetic
+import ptx_machine.control
+import ptx_machine.exchange  # noqa: F401
+from ptx_machine.driver import target
+from ptx_machine.launch import Settings, execute
+from ptx_machine.parse import MachineError
+from ptx_machine.report import Finding, FindingsError, LaunchCounts, Report
+
+__all__ = ["Finding", "FindingsError", "LaunchCounts", "MachineError", "Report", "Settings", "execute", "target"]

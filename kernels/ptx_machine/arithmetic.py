@@ -1,0 +1,437 @@
+"""What happens in each lane by itself. The numbers are sections of the PTX ISA (9.x)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ptx_machine.decode import Mask, Op, Run, Step, assign, instruction
+from ptx_machine.numbers import DTYPES, WIDER, fma16, fma32, fma64, from_bf16, is_float, to_bf16, to_integer, to_tf32
+
+if TYPE_CHECKING:
+    from ptx_machine.warps import Warps
+
+Compute = Callable[..., np.ndarray]
+
+
+@instruction("add", "sub")  # 9.7.1.1-2, 9.7.3.3-4, 9.7.4.1-2, 9.7.5.1-2
+def add(op: Op) -> Step:
+    if op.has("cc", "sat") and not is_float(op.type):
+        raise op.unknown()
+    if len(op.parts) > 2 and op.parts[-2] == "f32" and op.type in ("f16", "bf16"):  # add.f32.bf16 d, a, c
+        pairs = [(op.operands[1], op.type), (op.operands[2], "f32")]
+        return op.compute({"add": np.add, "sub": np.subtract}[op.name], pairs, type=op.type, result="f32")
+    return op.compute({"add": np.add, "sub": np.subtract}[op.name], 2)
+
+
+@instruction("mul")  # 9.7.1.3, 9.7.3.5, 9.7.4.3
+def mul(op: Op) -> Step:
+    if op.has("wide"):
+        wide = DTYPES[WIDER[op.type]]
+        return op.compute(lambda a, b: np.multiply(a, b, dtype=wide), 2, result=WIDER[op.type])
+    if op.has("hi"):
+        return op.compute(lambda a, b: _high(a, b), 2)
+    return op.compute(np.multiply, 2)
+
+
+@instruction("mad", "fma")  # 9.7.1.4, 9.7.3.6-7, 9.7.4.4
+def mad(op: Op) -> Step:
+    if op.has("wide"):
+        wide = DTYPES[WIDER[op.type]]
+        pairs = [(op.operands[1], op.type), (op.operands[2], op.type), (op.operands[3], WIDER[op.type])]
+        return op.compute(lambda a, b, c: np.multiply(a, b, dtype=wide) + c, pairs, result=WIDER[op.type])
+    if op.has("hi"):
+        return op.compute(lambda a, b, c: _high(a, b) + c, 3)
+    if not is_float(op.type):
+        return op.compute(lambda a, b, c: a * b + c, 3)
+    if len(op.parts) > 2 and op.parts[-2] == "f32" and op.type in ("f16", "bf16"):  # fma.f32.bf16 d, a, b, c
+        pairs = [(op.operands[1], op.type), (op.operands[2], op.type), (op.operands[3], "f32")]
+        return op.compute(lambda a, b, c: fma32(a.astype(np.float32), b.astype(np.float32), c), pairs, result="f32")
+    if op.type.startswith("bf16"):
+        fn: Compute = lambda a, b, c: a.astype(np.float64) * b + c  # noqa: E731
+    else:
+        fn = {"f16": fma16, "f16x2": fma16, "f32": fma32, "f32x2": fma32, "f64": fma64}[op.type]
+    if op.has("relu"):
+        return op.compute(lambda a, b, c: np.where((r := fn(a, b, c)) > 0, r, np.where(np.isnan(r), r, 0)), 3)
+    return op.compute(fn, 3)
+
+
+def _high(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    bits = 8 * a.dtype.itemsize
+    if bits < 64:
+        wide = np.int64 if a.dtype.kind == "i" else np.uint64
+        return (np.multiply(a, b, dtype=wide) >> wide(bits)).astype(a.dtype)
+    exact = [(int(x) * int(y)) >> 64 for x, y in zip(a, b, strict=True)]
+    return np.array([x & (1 << 64) - 1 for x in exact], np.uint64).view(a.dtype)
+
+
+@instruction("div", "rem")  # 9.7.1.8-9, 9.7.3.8
+def div(op: Op) -> Step:
+    if is_float(op.type):
+        return op.compute(np.divide, 2)
+    quotient = op.name == "div"
+
+    def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        ones = {"u": -1 & (1 << 8 * a.dtype.itemsize) - 1, "i": -1}[a.dtype.kind]
+        safe = np.where(b == 0, b.dtype.type(1), b)
+        q = a // safe
+        inexact = (q * safe != a) & ((a < 0) != (safe < 0))
+        q = q + inexact.astype(a.dtype)
+        return np.where(b == 0, a.dtype.type(ones) if quotient else a, q if quotient else a - q * safe)
+
+    return op.compute(divide, 2)
+
+
+@instruction("neg", "abs", "not", "cnot")  # 9.7.1.10-11, 9.7.8.4-5
+def unary(op: Op) -> Step:
+    if op.name == "cnot":
+        return op.compute(lambda a: (a == 0).astype(a.dtype), 1)
+    if op.name == "not" and op.type == "pred":
+        return op.compute(np.logical_not, 1)
+    if op.type.startswith("bf16"):  # bits, so that a NaN stays one and nothing is rounded
+        flip = (lambda a: a ^ np.uint16(0x8000)) if op.name == "neg" else (lambda a: a & np.uint16(0x7FFF))
+        kind = {"bf16": "b16", "bf16x2": "u16x2"}[op.type]
+        return op.compute(flip, 1, type=kind)
+    return op.compute({"neg": np.negative, "abs": np.abs, "not": np.invert}[op.name], 1)
+
+
+@instruction("min", "max")  # 9.7.1.12-13, 9.7.3.11-12, 9.7.4.7-8
+def extremum(op: Op) -> Step:
+    if not is_float(op.type):
+        return op.compute({"min": np.minimum, "max": np.maximum}[op.name], 2)
+    if op.has("abs", "xorsign"):
+        raise op.unknown()
+    pick = {("min", True): np.minimum, ("max", True): np.maximum, ("min", False): np.fmin, ("max", False): np.fmax}
+    pick_one = pick[op.name, op.has("NaN")]
+    negative_zero = op.name == "min"
+
+    def extreme(a: np.ndarray, b: np.ndarray) -> np.ndarray:  # -0 < +0
+        value = pick_one(a, b)
+        if not value.all():
+            sign = (np.signbit(a) | np.signbit(b)) if negative_zero else (np.signbit(a) & np.signbit(b))
+            value = np.where((a == 0) & (b == 0), np.where(sign, -0.0, 0.0).astype(a.dtype), value)
+        return value
+
+    if len(op.operands) == 4:
+        return op.compute(lambda a, b, c: extreme(extreme(a, b), c), 3)
+    return op.compute(extreme, 2)
+
+
+@instruction("and", "or", "xor")  # 9.7.8.1-3
+def logic(op: Op) -> Step:
+    return op.compute({"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}[op.name], 2)
+
+
+@instruction("lop3")  # 9.7.8.6
+def lop3(op: Op) -> Step:
+    table = int(op.operands[4], 0)
+
+    def look_up(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+        result = np.zeros_like(a)
+        for row in range(8):
+            if table >> row & 1:
+                result |= (a if row & 4 else ~a) & (b if row & 2 else ~b) & (c if row & 1 else ~c)
+        return result
+
+    return op.compute(look_up, 3)
+
+
+@instruction("shl", "shr")  # 9.7.8.8-9: amounts beyond the width are clamped, not wrapped
+def shift(op: Op) -> Step:
+    dtype = np.dtype(DTYPES[op.type])
+    bits, left = 8 * dtype.itemsize, op.name == "shl"
+
+    def shifted(a: np.ndarray, amount: np.ndarray) -> np.ndarray:
+        near = np.minimum(amount, np.uint32(bits - 1)).astype(dtype)
+        value = np.left_shift(a, near) if left else np.right_shift(a, near)
+        over = amount >= bits
+        if over.any():
+            value = np.where(over, value >> dtype.type(bits - 1) if not left and dtype.kind == "i" else 0, value)
+        return value
+
+    return op.compute(shifted, [(op.operands[1], op.type), (op.operands[2], "u32")])
+
+
+@instruction("shf")  # 9.7.8.7
+def funnel(op: Op) -> Step:
+    left, wrap = op.has("l"), op.has("wrap")
+
+    def shifted(a: np.ndarray, b: np.ndarray, amount: np.ndarray) -> np.ndarray:
+        n = ((amount & 31) if wrap else np.minimum(amount, 32)).astype(np.uint64)
+        both = (b.astype(np.uint64) << np.uint64(32)) | a
+        if not left:
+            return (both >> n).astype(np.uint32)
+        whole = n == 32  # both << 32 would be a, and so it is
+        return np.where(whole, a, ((both << n) >> np.uint64(32)).astype(np.uint32))
+
+    return op.compute(shifted, 3, type="b32")
+
+
+@instruction("bfe")  # 9.7.1.20
+def bit_field_extract(op: Op) -> Step:
+    bits = 8 * np.dtype(DTYPES[op.type]).itemsize
+
+    def extract(a: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray:
+        signed = a.dtype.kind == "i"
+        out = []
+        for x, p, n in zip(a.tolist(), (position & 255).tolist(), (length & 255).tolist(), strict=True):
+            if n == 0:
+                out.append(0)
+                continue
+            sign = (x >> min(p + n - 1, bits - 1)) & 1 if signed else 0
+            here = max(0, min(n, bits - p))
+            value = ((x & (1 << bits) - 1) >> p & (1 << here) - 1) if here else 0
+            out.append(value - (1 << here) if sign else value)
+        return np.array(out, np.int64 if signed else np.uint64).astype(a.dtype)
+
+    if all(text.isdigit() for text in op.operands[2:4]) and bits == 32:  # how compilers use it, and faster
+        p, n = int(op.operands[2]), int(op.operands[3])
+        if n > 0 and p + n <= 32:
+            dtype = DTYPES[op.type]
+            up, down = dtype(32 - p - n), dtype(32 - n)
+            return op.compute(lambda a: (a << up) >> down, 1)
+    return op.compute(extract, [(op.operands[1], op.type), (op.operands[2], "u32"), (op.operands[3], "u32")])
+
+
+@instruction("bfi")  # 9.7.1.21
+def bit_field_insert(op: Op) -> Step:
+    dtype = DTYPES[op.type]
+    bits = 8 * np.dtype(dtype).itemsize
+
+    def insert(a: np.ndarray, b: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray:
+        out = []
+        for x, y, p, n in zip(a.tolist(), b.tolist(), position.tolist(), length.tolist(), strict=True):
+            p, n = p & 255, n & 255
+            field = ((1 << n) - 1 << p) & (1 << bits) - 1
+            out.append((y & ~field) | (x << p & field))
+        return np.array(out, np.uint64).astype(dtype)
+
+    kinds = (op.type, op.type, "u32", "u32")
+    return op.compute(insert, list(zip(op.operands[1:5], kinds, strict=True)))
+
+
+@instruction("popc", "clz", "brev", "bfind")  # 9.7.1.14-17
+def bits(op: Op) -> Step:
+    width = 8 * np.dtype(DTYPES[op.type]).itemsize
+    mask = (1 << width) - 1
+
+    def one(x: int) -> int:
+        if op.name == "popc":
+            return (x & mask).bit_count()
+        if op.name == "clz":
+            return width - (x & mask).bit_length()
+        if op.name == "brev":
+            return int(format(x & mask, f"0{width}b")[::-1], 2)
+        top = (~x if x < 0 else x).bit_length() - 1
+        return (width - 1 - top if op.has("shiftamt") and top >= 0 else top) & 0xFFFFFFFF
+
+    result = op.type if op.name == "brev" else "u32"
+    return op.compute(lambda a: np.array([one(x) for x in a.tolist()], DTYPES[result]), 1, result=result)
+
+
+@instruction("prmt")  # 9.7.9.7
+def permute(op: Op) -> Step:
+    if len(op.parts) > 2:
+        raise op.unknown()
+
+    def permuted(a: np.ndarray, b: np.ndarray, selector: np.ndarray) -> np.ndarray:
+        both = (b.astype(np.uint64) << np.uint64(32)) | a
+        result = np.zeros_like(a)
+        for byte in range(4):
+            select = (selector >> np.uint32(4 * byte)) & np.uint32(15)
+            value = (both >> ((select & 7).astype(np.uint64) * np.uint64(8))).astype(np.uint32) & np.uint32(255)
+            sign = np.where(value & 128, np.uint32(255), np.uint32(0))
+            result |= np.where(select & 8, sign, value) << np.uint32(8 * byte)
+        return result
+
+    return op.compute(permuted, 3)
+
+
+@instruction("rcp", "sqrt", "rsqrt", "ex2", "lg2", "sin", "cos", "tanh")  # 9.7.3.13-21: computed in float64
+def special(op: Op) -> Step:
+    table: dict[str, Compute] = {
+        "rcp": lambda x: 1 / x, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "ex2": np.exp2, "lg2": np.log2,
+        "sin": np.sin, "cos": np.cos, "tanh": np.tanh,
+    }  # fmt: skip
+    exact = table[op.name]
+    if op.type.startswith("bf16") or op.type == "f64":
+        return op.compute(lambda x: exact(x.astype(np.float64)), 1)
+    dtype = DTYPES[op.type]
+    return op.compute(lambda x: exact(x.astype(np.float64)).astype(dtype), 1)
+
+
+@instruction("copysign")  # 9.7.3.2: the sign of a on b
+def copysign(op: Op) -> Step:
+    return op.compute(lambda a, b: np.copysign(b, a), 2)
+
+
+@instruction("testp")  # 9.7.3.1
+def testp(op: Op) -> Step:
+    tiny = np.finfo(DTYPES[op.type]).tiny
+    table: dict[str, Compute] = {
+        "finite": np.isfinite, "infinite": np.isinf, "number": lambda x: ~np.isnan(x), "notanumber": np.isnan,
+        "normal": lambda x: np.isfinite(x) & (np.abs(x) >= tiny), "subnormal": lambda x: (x != 0) & (np.abs(x) < tiny),
+    }  # fmt: skip
+    test = table[op.parts[1]]
+    return op.compute(test, 1, result="pred")
+
+
+_COMPARE: dict[str, Compute] = {
+    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+    "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal,
+}  # fmt: skip
+
+
+def comparison(name: str, kind: str) -> Compute:
+    """9.3.1, 9.3.2: `ne` is ordered, a trailing u means true for NaN as well."""
+    if not is_float(kind):
+        return _COMPARE[name]
+    nan = lambda a, b: np.isnan(a) | np.isnan(b)  # noqa: E731
+    if name == "num":
+        return lambda a, b: ~nan(a, b)
+    if name == "nan":
+        return nan
+    if name.endswith("u") and name[:2] in _COMPARE:
+        return lambda a, b: _COMPARE[name[:2]](a, b) | nan(a, b)
+    return (lambda a, b: (a != b) & ~nan(a, b)) if name == "ne" else _COMPARE[name]
+
+
+@instruction("setp")  # 9.7.6.2, 9.7.7.2
+def setp(op: Op) -> Step:
+    compare = comparison(op.parts[1], op.type)
+    combine = next((part for part in op.parts[2:-1] if part in ("and", "or", "xor")), "")
+    targets = [name.strip() for name in op.operands[0].split("|")]
+    if op.type in ("f16x2", "bf16x2"):
+        return _setp_packed(op, compare, targets)
+    if combine:
+        third, negated = op.operands[3].lstrip("!"), op.operands[3].startswith("!")
+        join = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}[combine]
+        pairs = [(op.operands[1], op.type), (op.operands[2], op.type), (third, "pred")]
+        first: Compute = lambda a, b, c: join(compare(a, b), ~c if negated else c)  # noqa: E731
+        second: Compute = lambda a, b, c: join(~compare(a, b), ~c if negated else c)  # noqa: E731
+    else:
+        pairs = [(op.operands[1], op.type), (op.operands[2], op.type)]
+        first, second = compare, lambda a, b: ~compare(a, b)
+    if op.type == "bf16":
+        first, second = _of_bf16(first), _of_bf16(second)
+    steps = [assign(targets[0], "pred", first, pairs)]
+    if len(targets) == 2:
+        steps.append(assign(targets[1], "pred", second, pairs))
+    return steps[0] if len(steps) == 1 else _both(steps)
+
+
+def _of_bf16(fn: Compute) -> Compute:
+    return lambda a, b, *c: fn(from_bf16(a), from_bf16(b), *c)
+
+
+def _setp_packed(op: Op, compare: Compute, targets: list[str]) -> Step:
+    """setp.f16x2 p|q: p compares the low halves, q the high ones."""
+    decode: Compute = from_bf16 if op.type == "bf16x2" else (lambda x: x)
+    pairs = [(name, op.type) for name in op.operands[1:3]]
+    halves: list[Compute] = [lambda a, b, h=h: compare(decode(a[h::2]), decode(b[h::2])) for h in (0, 1)]
+    return _both([assign(target, "pred", half, pairs) for target, half in zip(targets, halves, strict=False)])
+
+
+def _both(steps: list[Step]) -> Step:
+    def bind(warps: Warps) -> Run:
+        runs = [step.bind(warps) for step in steps]
+
+        def run(mask: Mask) -> None:
+            for one in runs:
+                one(mask)
+
+        return run
+
+    return Step(bind)
+
+
+@instruction("selp")  # 9.7.6.3
+def selp(op: Op) -> Step:
+    kind = "b" + op.type.lstrip("bsuf")
+    pairs = [(op.operands[1], kind), (op.operands[2], kind), (op.operands[3], "pred")]
+    pick: Compute = lambda a, b, c: np.where(c, a, b)  # noqa: E731
+    return op.compute(pick, pairs, type=kind)
+
+
+@instruction("mov", "cvta", "createpolicy")  # 9.7.9.4, 9.7.9.20: addresses are the same in every space here
+def mov(op: Op) -> Step:
+    if op.name == "createpolicy":
+        return assign(op.operands[0], "b64", lambda: np.zeros((), np.uint64), [])
+    if op.operands[0].startswith("{") or op.operands[1].startswith("{"):
+        return _pack(op)
+    kind = "pred" if op.type == "pred" else "b" + op.type.lstrip("bsuf")
+    return assign(op.operands[0], kind, np.positive if kind != "pred" else np.copy, [(op.operands[1], kind)])
+
+
+def _pack(op: Op) -> Step:
+    """{a, b} to a register of their joint width, or the other way round."""
+    pack = op.operands[1].startswith("{")
+    parts = op.registers(1 if pack else 0)
+    whole = op.operands[0 if pack else 1]
+    part = f"b{int(op.type[1:]) // len(parts)}"
+
+    def bind(warps: Warps) -> Run:
+        joint = (warps.write if pack else warps.read)(whole, op.type)
+        pieces: np.ndarray = np.ascontiguousarray(joint).view(DTYPES[part]).reshape(warps.lanes, len(parts))
+        views = [None if p == "_" else (warps.read if pack else warps.write)(p, part) for p in parts]
+
+        def run(mask: Mask) -> None:
+            lanes = slice(None) if mask is None else mask
+            for k, view in enumerate(views):
+                if view is not None and pack:
+                    pieces[lanes, k] = view[lanes]
+                elif view is not None:
+                    view[lanes] = pieces[lanes, k]
+
+        return run
+
+    return Step(bind)
+
+
+@instruction("cvt")  # 9.7.9.21
+def cvt(op: Op) -> Step:
+    to, of = op.parts[-2], op.parts[-1]
+    if to in ("bf16x2", "f16x2") and of == "f32":  # cvt.rn.bf16x2.f32 d, high, low
+        if not op.has("rn"):
+            raise op.unknown()
+        encode: Compute = to_bf16 if to == "bf16x2" else (lambda x: x.astype(np.float16).view(np.uint16))
+        relu: Compute = (lambda x: np.where(x < 0, np.float32(0), x)) if op.has("relu") else (lambda x: x)
+        join: Compute = lambda high, low: (encode(relu(high)).astype(np.uint32) << np.uint32(16)) | encode(relu(low))  # noqa: E731
+        return assign(op.operands[0], "b32", join, [(op.operands[1], "f32"), (op.operands[2], "f32")])
+    if to == "tf32":
+        if not op.has("rna"):
+            raise op.unknown()
+        return assign(op.operands[0], "b32", to_tf32, [(op.operands[1], "f32")])
+    return assign(op.operands[0], to, _conversion(op, to, of), [(op.operands[1], of)])
+
+
+def _conversion(op: Op, to: str, of: str) -> Compute:
+    DTYPES[to], DTYPES[of]
+    decode: Compute = from_bf16 if of == "bf16" else (lambda x: x)
+    rounding = next((part for part in op.parts[1:-2] if part in ("rni", "rzi", "rmi", "rpi")), "")
+    if not is_float(to):
+        if is_float(of):
+            return lambda x: to_integer(decode(x), to, rounding)
+        if op.has("sat"):
+            info = np.iinfo(DTYPES[to])
+            return lambda x: np.clip(
+                x, max(info.min, np.iinfo(x.dtype).min), min(info.max, np.iinfo(x.dtype).max)
+            ).astype(DTYPES[to])
+        return lambda x: x.astype(DTYPES[to])
+    if op.has("rm", "rp") or (op.has("rz") and to != "bf16"):
+        raise op.unknown()
+    if rounding:
+        whole = {"rzi": np.trunc, "rni": np.rint, "rmi": np.floor, "rpi": np.ceil}[rounding]
+        source, decode = decode, lambda x: whole(source(x))
+    if to == "bf16":
+        if op.has("rz"):
+            return lambda x: (decode(x).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+        return lambda x: to_bf16(_float(decode(x)))
+    saturate: Compute = (lambda x: np.clip(np.where(np.isnan(x), 0, x), 0, 1)) if op.has("sat") else (lambda x: x)
+    return lambda x: saturate(decode(x).astype(DTYPES[to]))
+
+
+def _float(x: np.ndarray) -> np.ndarray:
+    return x if x.dtype.kind == "f" and x.dtype != np.float16 else x.astype(np.float64)

@@ -1,0 +1,262 @@
+"""What lanes of a warp do together: shuffles, votes, reductions, matrices. (warps, 32) arrays; all need every lane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ptx_machine.decode import Mask, Op, Run, Step, instruction
+from ptx_machine.numbers import from_bf16
+from ptx_machine.requests import Request, grant
+
+if TYPE_CHECKING:
+    from ptx_machine.warps import Warps
+
+LANE = np.arange(32)
+GROUP, THREAD = LANE >> 2, LANE & 3  # where a lane stands in a matrix fragment (9.7.14)
+
+
+def together(op: Op, members: str | None, bind: Callable[[Warps], Callable[[], Callable[[Mask], None]]]) -> Step:
+    """A step of whole warps. bind(warps)() computes for every lane and returns what stores the results."""
+
+    def bound(warps: Warps) -> Run:
+        compute = bind(warps)
+        named = warps.read(members, "u32") if members is not None else None
+
+        def run(mask: Mask) -> None:
+            if mask is not None or named is not None:
+                warps.require_converged(op.at, mask, named)
+            compute()(mask)
+
+        return run
+
+    return Step(bound)
+
+
+def store(*pairs: tuple[np.ndarray, np.ndarray]) -> Callable[[Mask], None]:
+    def run(mask: Mask) -> None:
+        for register, values in pairs:
+            if mask is None:
+                register[...] = values.reshape(-1)
+            else:
+                np.copyto(register, values.reshape(-1), where=mask, casting="unsafe")
+
+    return run
+
+
+@instruction("shfl")  # 9.7.9.6
+def shuffle(op: Op) -> Step:
+    if op.parts[1] != "sync":
+        raise op.unknown()
+    mode = op.parts[2]
+    target, _, valid = (part.strip() for part in op.operands[0].partition("|"))
+
+    def bind(warps: Warps) -> Callable[[], Callable[[Mask], None]]:
+        value, lane, clamp = (
+            warps.read(name, kind) for name, kind in zip(op.operands[1:4], ("b32", "u32", "u32"), strict=True)
+        )
+        out = warps.write(target, "b32")
+        flag = warps.write(valid, "pred") if valid else None
+        own = np.arange(warps.lanes)
+        within, first = own & 31, own & ~31
+        cache: dict[bytes, tuple[np.ndarray, np.ndarray]] = {}
+
+        def sources() -> tuple[np.ndarray, np.ndarray]:
+            segment = (clamp >> np.uint32(8)).astype(np.int64) & 31
+            low = within & segment
+            high = low | (clamp.astype(np.int64) & 31 & ~segment)
+            by = lane.astype(np.int64) & 31
+            if mode == "up":
+                source = within - by
+                good = source >= high
+            else:
+                source = {"down": within + by, "bfly": within ^ by, "idx": low | (by & ~segment)}[mode]
+                good = source <= high
+            return np.where(good, source, within) + first, good
+
+        def compute() -> Callable[[Mask], None]:
+            key = lane.tobytes() + clamp.tobytes() if warps.count == 1 else b""
+            found = cache.get(key) if key else None
+            if found is None:
+                found = sources()
+                if key and len(cache) < 64:
+                    cache[key] = found
+            moved = value[found[0]]
+            return store((out, moved), (flag, found[1])) if flag is not None else store((out, moved))
+
+        return compute
+
+    return together(op, op.operands[4], bind)
+
+
+@instruction("vote")  # 9.7.13.10
+def vote(op: Op) -> Step:
+    source = op.operands[1].lstrip("!")
+    negated = op.operands[1].startswith("!")
+
+    def bind(warps: Warps) -> Callable[[], Callable[[Mask], None]]:
+        value = warps.read(source, "pred")
+        out = warps.write(op.operands[0], "pred" if op.type == "pred" else "b32")
+
+        def compute() -> Callable[[Mask], None]:
+            rows = (value ^ negated).reshape(-1, 32)
+            result = {
+                "ballot": lambda: (rows.astype(np.uint64) << LANE.astype(np.uint64)).sum(1).astype(np.uint32),
+                "all": lambda: rows.all(1),
+                "any": lambda: rows.any(1),
+                "uni": lambda: rows.all(1) | ~rows.any(1),
+            }[op.parts[2]]()
+            return store((out, np.repeat(result, 32)))
+
+        return compute
+
+    return together(op, op.operands[2], bind)
+
+
+@instruction("redux")  # 9.7.13.12
+def redux(op: Op) -> Step:
+    reduce = {
+        "add": np.add.reduce, "min": np.minimum.reduce, "max": np.maximum.reduce, "and": np.bitwise_and.reduce,
+        "or": np.bitwise_or.reduce, "xor": np.bitwise_xor.reduce,
+    }[op.parts[2]]  # fmt: skip
+
+    def bind(warps: Warps) -> Callable[[], Callable[[Mask], None]]:
+        value, out = warps.read(op.operands[1], op.type), warps.write(op.operands[0], op.type)
+        return lambda: store((out, np.repeat(reduce(value.reshape(-1, 32), axis=1, dtype=value.dtype), 32)))
+
+    return together(op, op.operands[2], bind)
+
+
+@instruction("activemask", "elect")  # 9.7.13.14, 9.7.13.15
+def activemask(op: Op) -> Step:
+    if op.name == "activemask":
+
+        def bind(warps: Warps) -> Run:
+            out = warps.write(op.operands[0], "b32")
+
+            def run(mask: Mask) -> None:
+                rows = (np.ones(warps.lanes, bool) if mask is None else mask).reshape(-1, 32)
+                bits = (rows.astype(np.uint64) << LANE.astype(np.uint64)).sum(1).astype(np.uint32)
+                store((out, np.repeat(bits, 32)))(mask)
+
+            return run
+
+        return Step(bind)
+    target, _, leader = (part.strip() for part in op.operands[0].partition("|"))
+
+    def bind_elect(warps: Warps) -> Callable[[], Callable[[Mask], None]]:
+        first = np.tile(LANE == 0, warps.count)
+        pairs = [(warps.write(leader, "pred"), first)]
+        if target != "_":
+            pairs.append((warps.write(target, "b32"), np.zeros(warps.lanes, np.uint32)))
+        return lambda: store(*pairs)
+
+    return together(op, op.operands[1], bind_elect)
+
+
+@instruction("ldmatrix", "stmatrix")  # 9.7.14.5.15-16: lanes 8 i to 8 i + 7 hold the addresses of matrix i's rows
+def ldmatrix(op: Op) -> Step:
+    loads = op.name == "ldmatrix"
+    if not op.has("m8n8") or op.type != "b16":
+        raise op.unknown()
+    registers = op.registers(0 if loads else 1)
+    base, offset = op.address(1 if loads else 0)
+    transposed = op.has("trans")
+
+    def bind(warps: Warps) -> Callable[[], Callable[[Mask], None]]:
+        address = warps.read(base, "u32")
+        views = [(warps.write if loads else warps.read)(name, "b32") for name in registers]
+
+        def compute() -> Callable[[Mask], None]:
+            rows = (address.astype(np.int64) + offset).reshape(-1, 32)[:, : 8 * len(views)].reshape(-1)
+            lanes = (np.arange(warps.count)[:, None] * 32 + np.arange(8 * len(views))).reshape(-1)
+            access = grant(warps, Request("shared", op.at, rows, lanes, 16, write=not loads))
+            at = np.zeros(warps.lanes, np.int64)
+            if access is not None:
+                at[access.lanes] = access.offsets
+            words = warps.shared.buffer.typed(2)
+            index = (at[lanes][:, None] // 2 + np.arange(8)).reshape(warps.count, len(views), 8, 8)
+            if loads:
+                tile = words[index]
+                tile = np.ascontiguousarray(tile.swapaxes(2, 3) if transposed else tile)
+                values = tile.reshape(warps.count, len(views), 64).view(np.uint32)
+                return store(*((view, np.ascontiguousarray(values[:, k])) for k, view in enumerate(views)))
+            fragments = np.stack([view.view(np.uint16).reshape(warps.count, 8, 8) for view in views], 1)
+            words[index] = fragments.swapaxes(2, 3) if transposed else fragments
+            return lambda mask: None
+
+        return compute
+
+    return together(op, None, bind)
+
+
+def _halves(kind: str) -> Callable[[np.ndarray], np.ndarray]:
+    return from_bf16 if kind == "bf16" else (lambda bits: bits.view(np.float16))
+
+
+@instruction("mma")  # 9.7.14.5: products exact, sums in float64, rounded once
+def mma(op: Op) -> Step:
+    shape = next(part for part in op.parts if part.startswith("m") and "n" in part and "k" in part)
+    m, n, k = (int(x) for x in shape.replace("m", " ").replace("n", " ").replace("k", " ").split())
+    result, kind = op.parts[-4], op.parts[-3]
+    if (m, n) != (16, 8) or op.parts[-2] != kind or kind not in ("tf32", "f16", "bf16", "s8", "u8"):
+        raise op.unknown()
+    if result not in ("f32", "f16", "s32") or not op.has("row") or not op.has("col"):
+        raise op.unknown()
+    per = {"tf32": 1, "f16": 2, "bf16": 2, "s8": 4, "u8": 4}[kind]  # numbers in a register
+    names = [op.registers(i) for i in range(4)]
+
+    def numbers(bits: np.ndarray) -> np.ndarray:
+        """(lanes,) registers -> (lanes, per) float64."""
+        if kind == "tf32":
+            return (bits & np.uint32(0xFFFFE000)).view(np.float32)[:, None].astype(np.float64)
+        if per == 4:
+            return bits.view(np.int8 if kind == "s8" else np.uint8).reshape(-1, 4).astype(np.float64)
+        return _halves(kind)(bits.view(np.uint16)).reshape(-1, 2).astype(np.float64)
+
+    def bind(warps: Warps) -> Callable[[], Callable[[Mask], None]]:
+        a, b = ([warps.read(name, "b32") for name in names[i]] for i in (1, 2))
+        c = [warps.read(name, "b32") for name in names[3]]
+        d = [warps.write(name, "b32") for name in names[0]]
+        count = warps.count
+        pieces = 2 if result == "f16" else 1
+
+        def compute() -> Callable[[Mask], None]:
+            left, right = np.zeros((count, 16, k)), np.zeros((count, k, 8))
+            total = np.zeros((count, 16, 8))
+            for r, bits in enumerate(a):
+                value = numbers(bits).reshape(count, 32, per)
+                for e in range(per):
+                    left[:, GROUP + 8 * (r & 1), per * THREAD + e + 4 * per * (r >> 1)] = value[:, :, e]
+            for r, bits in enumerate(b):
+                value = numbers(bits).reshape(count, 32, per)
+                for e in range(per):
+                    right[:, per * THREAD + e + 4 * per * r, GROUP] = value[:, :, e]
+            dtype = {"f32": np.float32, "f16": np.float16, "s32": np.int32}[result]
+            for r, bits in enumerate(c):
+                value = bits.view(dtype).reshape(count, 32, pieces)
+                for e in range(pieces):
+                    row, column = _place(r, e, pieces)
+                    total[:, row, column] = value[:, :, e]
+            total += left @ right
+            out = []
+            for r, register in enumerate(d):
+                value = np.empty((count, 32, pieces), dtype)
+                for e in range(pieces):
+                    row, column = _place(r, e, pieces)
+                    value[:, :, e] = total[:, row, column]
+                out.append((register, value.reshape(-1).view(np.uint32)))
+            return store(*out)
+
+        return compute
+
+    return together(op, None, bind)
+
+
+def _place(register: int, element: int, pieces: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of the accumulator that a lane's register holds."""
+    if pieces == 2:
+        return GROUP + 8 * register, 2 * THREAD + element
+    return GROUP + 8 * (register >> 1), 2 * THREAD + (register & 1)

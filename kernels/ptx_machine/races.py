@@ -1,0 +1,195 @@
+"""Happens-before between warps, by vector clocks: barriers and ordered atomics order, nothing else does.
+
+A warp's clock is its entry in its own vector; an access is an epoch (warp, clock); an epoch is ordered before a warp
+if the warp's vector has reached that clock. Memory is watched in granules that begin at 16 bytes and are halved
+when a narrower access comes, so bytes are the unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+Granules = np.ndarray | slice
+Conflict = tuple[int, int, int, str]  # granule, other warp, other instruction, what it did
+
+PLAIN, ATOMIC = 0, 1
+
+
+class Clocks:
+    """Vectors of all warps of a launch, and those that ordered atomics have left at addresses."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.released: dict[tuple[int, int], np.ndarray] = {}
+
+    def fresh(self, warp: int) -> np.ndarray:
+        vector = np.zeros(self.total, np.int32)
+        vector[warp] = 1
+        return vector
+
+    def synchronise(self, vector: np.ndarray, warp: int, address: int, scope: int, semantics: str) -> None:
+        """An atomic with ordering. `scope`: -1, or the block if the instruction's scope is a block."""
+        left = self.released.get((address, scope))
+        if semantics in ("acquire", "acq_rel") and left is not None:
+            np.maximum(vector, left, out=vector)
+        if semantics in ("release", "acq_rel"):
+            self.released[address, scope] = vector.copy() if left is None else np.maximum(left, vector)
+            vector[warp] += 1
+
+
+def join(vectors: list[np.ndarray], warps: list[int]) -> None:
+    """A barrier: everybody has seen everything that anybody had."""
+    together = np.maximum.reduce(vectors)
+    for vector, warp in zip(vectors, warps, strict=True):
+        vector[:] = together
+        vector[warp] += 1
+
+
+class Shadow:
+    """Last write and last reads of each granule. `warps`: those that can touch it, 0 if that is the whole launch."""
+
+    def __init__(self, nbytes: int, warps: int) -> None:
+        self.granule = 16
+        self.warps = warps
+        count = -(-nbytes // 16)
+        self.writer = np.zeros(count, np.int32)
+        self.wrote = np.zeros(count, np.int32)  # the writer's clock
+        self.write_at = np.zeros(count, np.int32)  # the instruction
+        self.how = np.zeros(count, np.int8)
+        self.read_at = np.zeros(count, np.int32)
+        if warps:
+            self.reads = np.zeros((count, warps), np.int32)  # clocks
+        else:
+            self.reader = np.zeros(count, np.int32)
+            self.read = np.zeros(count, np.int32)
+            self.more = np.zeros(count, bool)  # unordered readers before the last one are in `earlier`
+            self.earlier: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self.atomics: dict[int, dict[int, tuple[int, int]]] = {}  # granule -> warp -> clock, instruction
+        self.equal: dict[int, list[tuple[int, int]]] = {}  # granule -> earlier unordered writers of the same bits
+
+    def refine(self, nbytes: int) -> None:
+        """Make granules no larger than an access."""
+        while self.granule > nbytes:
+            self.granule //= 2
+            names = ["writer", "wrote", "write_at", "how", "read_at"]
+            names += ["reads"] if self.warps else ["reader", "read", "more"]
+            for name in names:
+                setattr(self, name, np.repeat(getattr(self, name), 2, axis=0))
+            if not self.warps:
+                self.earlier = [(np.repeat(at * 2, 2) + np.tile([0, 1], len(at)), *(np.repeat(x, 2) for x in rest))
+                                for at, *rest in self.earlier]  # fmt: skip
+            self.atomics = {2 * at + half: dict(seen) for at, seen in self.atomics.items() for half in (0, 1)}
+            self.equal = {2 * at + half: list(seen) for at, seen in self.equal.items() for half in (0, 1)}
+
+    # The three below return conflicts with accesses that are not ordered before the warp's own, then note the access.
+
+    def on_read(self, at: Granules, vector: np.ndarray, warp: int, lane: int, pc: int, strong: bool) -> list[Conflict]:
+        """`lane`: the warp's column where `warps` is not 0. `strong`: volatile or relaxed, may meet atomics."""
+        found: list[Conflict] = []
+        writer, wrote = self.writer[at], self.wrote[at]
+        late = vector[writer] < wrote
+        if late.any():
+            found = self._writes(at, late if not strong else late & (self.how[at] != ATOMIC))
+            found = [c for c in found if not any(vector[w] >= clock for w, clock in self.equal.get(c[0], ()))]
+        if self.atomics and not strong:
+            found += self._atomics(at, vector, warp)
+        clock = vector[warp]
+        if self.warps:
+            self.reads[at, lane] = clock
+        else:
+            reader, read = self.reader[at], self.read[at]
+            unordered = (vector[reader] < read) & (reader != warp)
+            if unordered.any():
+                where = _numbers(at)[unordered]
+                self.earlier.append((where, reader[unordered], read[unordered], self.read_at[where]))
+                self.more[where] = True
+            self.reader[at] = warp
+            self.read[at] = clock
+        self.read_at[at] = pc
+        return found
+
+    def on_write(
+        self,
+        at: Granules,
+        vector: np.ndarray,
+        warp: int,
+        first: int,
+        pc: int,
+        changed: Callable[[], np.ndarray] | None,
+        atomic: bool = False,
+    ) -> list[Conflict]:
+        """`first`: number of the first warp of the `warps`. `changed`: granules whose bytes the write changes."""
+        found: list[Conflict] = []
+        late = vector[self.writer[at]] < self.wrote[at]
+        if atomic:
+            late &= self.how[at] != ATOMIC
+        if late.any():
+            found = self._writes(at, late)
+        if self.atomics and not atomic:
+            found += self._atomics(at, vector, warp)
+        if self.warps:
+            unseen = self.reads[at] > vector[first : first + self.warps]
+            if unseen.any():
+                rows, lanes = np.nonzero(unseen)
+                numbers = _numbers(at)
+                for row, lane in zip(rows[:4], lanes[:4], strict=True):
+                    g = int(numbers[row])
+                    found.append((g, first + int(lane), int(self.read_at[g]), "read"))
+        else:
+            reader = self.reader[at]
+            unseen = (vector[reader] < self.read[at]) & (reader != warp)
+            if unseen.any():
+                for g in _numbers(at)[unseen][:4]:
+                    found.append((int(g), int(self.reader[g]), int(self.read_at[g]), "read"))
+            if self.more[at].any():
+                found += self._earlier_reads(_numbers(at), vector, warp)
+        if found and changed is not None:
+            # Replicated layouts make several warps write the same bits to one place, which does no harm.
+            harmful = set(_numbers(at)[changed()].tolist())
+            for g, *_ in found:
+                if g not in harmful:
+                    self.equal.setdefault(g, []).append((int(self.writer[g]), int(self.wrote[g])))
+            found = [conflict for conflict in found if conflict[0] in harmful]
+        elif self.equal:
+            for g in self.equal.keys() & set(_numbers(at).tolist()):
+                del self.equal[g]
+        self.writer[at] = warp
+        self.wrote[at] = vector[warp]
+        self.write_at[at] = pc
+        self.how[at] = ATOMIC if atomic else PLAIN
+        if atomic:
+            for g in _numbers(at):
+                self.atomics.setdefault(int(g), {})[warp] = (int(vector[warp]), pc)
+        return found
+
+    def _writes(self, at: Granules, late: np.ndarray) -> list[Conflict]:
+        return [
+            (int(g), int(self.writer[g]), int(self.write_at[g]), "atomic" if self.how[g] else "write")
+            for g in _numbers(at)[late]
+        ]
+
+    def _atomics(self, at: Granules, vector: np.ndarray, warp: int) -> list[Conflict]:
+        found = []
+        for g in self.atomics.keys() & set(_numbers(at).tolist()):
+            for other, (clock, pc) in self.atomics[g].items():
+                if other != warp and vector[other] < clock:
+                    found.append((g, other, pc, "atomic"))
+        return found
+
+    def _earlier_reads(self, numbers: np.ndarray, vector: np.ndarray, warp: int) -> list[Conflict]:
+        found = []
+        for where, readers, clocks, places in self.earlier:
+            hit = np.isin(where, numbers) & (vector[readers] < clocks) & (readers != warp)
+            for k in np.flatnonzero(hit)[:2]:
+                found.append((int(where[k]), int(readers[k]), int(places[k]), "read"))
+        return found
+
+
+def shift(at: Granules, by: int) -> Granules:
+    return slice(at.start + by, at.stop + by) if isinstance(at, slice) else at + by
+
+
+def _numbers(at: Granules) -> np.ndarray:
+    return np.arange(at.start, at.stop) if isinstance(at, slice) else at

@@ -1,0 +1,157 @@
+"""Registers of some warps, and what is found out about them.
+
+One warp when a schedule is followed, the warps of many blocks in lockstep: instructions need not know which.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ptx_machine.copies import Copies
+from ptx_machine.decode import Mask, Op, constant
+from ptx_machine.memory import UNSIGNED, GlobalMemory, Shared
+from ptx_machine.numbers import DTYPES
+from ptx_machine.parse import SPECIAL, Entry, MachineError
+from ptx_machine.races import Clocks, Conflict
+from ptx_machine.report import Finding, LaunchCounts, Report
+
+if TYPE_CHECKING:
+    from ptx_machine.schedule import Launch
+
+ALL_LANES = np.arange(32)
+
+
+class Warps:
+    """`count` warps side by side. `clocks` is None where orderings are not watched."""
+
+    def __init__(self, launch: Launch, count: int, shared: Shared, clocks: Clocks | None) -> None:
+        self.launch, self.count, self.lanes, self.shared, self.clocks = launch, count, 32 * count, shared, clocks
+        self.entry: Entry = launch.program.entry
+        self.memory: GlobalMemory = launch.memory
+        self.parameters: bytes = launch.parameters
+        self.counts: LaunchCounts = launch.counts
+        self.report: Report = launch.report
+        self.copies = Copies(self)
+        self.block = np.zeros(count, np.int64)  # of each warp
+        self.warp = np.zeros(count, np.int64)  # within its block
+        self.shared_offset = np.zeros(self.lanes, np.int64)  # of a lane's block, where several share an array
+        self.vector = np.zeros(0, np.int32)
+        self.number = 0  # of the warp among all of the launch
+        self._registers: dict[str, np.ndarray] = {}
+        self._constants: dict[tuple[str, str], np.ndarray] = {}
+        self.exited = np.zeros(self.lanes, bool)
+        self.checking = True  # off while marks are shuffled, not values
+
+    # Registers
+
+    def _base(self, name: str) -> np.ndarray:
+        register = self._registers.get(name)
+        if register is None:
+            dtype = np.dtype(DTYPES[self.entry.registers[name]])
+            register = np.zeros(self.lanes, dtype if dtype == np.bool_ else UNSIGNED[dtype.itemsize])
+            self._registers[name] = register
+        return register
+
+    def read(self, name: str, kind: str) -> np.ndarray:
+        """A register as `kind` (its low part if it is wider), or an immediate in every lane."""
+        dtype = np.dtype(DTYPES[kind])
+        if name in self.entry.registers:
+            base = self._base(name)
+            if base.dtype == np.bool_ or dtype.itemsize == base.dtype.itemsize or kind.endswith("x2"):
+                return base.view(dtype)
+            if dtype.itemsize < base.dtype.itemsize:
+                return base.view(dtype).reshape(self.lanes, -1)[:, 0]
+            raise MachineError(f"{name} is narrower than .{kind}")
+        found = self._constants.get((name, kind))
+        if found is None:
+            value = constant(name, "b32" if kind.endswith("16x2") else "b64" if kind == "f32x2" else kind, self.entry)
+            found = np.full(self.lanes, value).view(dtype)
+            self._constants[name, kind] = found
+        return found
+
+    def write(self, name: str, kind: str) -> np.ndarray:
+        """A register to put `kind` into; a wider one is extended as the type's sign says."""
+        if name == "_":
+            return np.zeros(self.lanes * (2 if kind.endswith("x2") else 1), DTYPES[kind])
+        base = self._base(name)
+        dtype = np.dtype(DTYPES[kind])
+        if dtype.itemsize < base.dtype.itemsize and not kind.endswith("x2"):
+            return base.view(f"{'i' if dtype.kind == 'i' else 'u'}{base.dtype.itemsize}")
+        if dtype.itemsize > base.dtype.itemsize:
+            raise MachineError(f"{name} is narrower than .{kind}")
+        return base.view(dtype)
+
+    def begin(self, blocks: np.ndarray, warps: np.ndarray) -> None:
+        """Forget everything: these warps of these blocks are about to start."""
+        for name, register in self._registers.items():
+            if name not in SPECIAL:
+                register.view(np.uint8)[...] = 0 if register.dtype == np.bool_ else 0xFF
+        self.block[:], self.warp[:] = blocks, warps
+        self.exited[:] = False
+        self.copies.reset()
+        grid, threads = self.launch.grid, self.launch.program.threads
+        thread = (np.repeat(warps, 32) * 32 + np.tile(ALL_LANES, self.count)).astype(np.uint32)
+        block = np.repeat(blocks, 32)
+        values: dict[str, np.ndarray | int] = {
+            "%tid.x": thread, "%tid.y": 0, "%tid.z": 0, "%ntid.x": threads, "%ntid.y": 1, "%ntid.z": 1,
+            "%ctaid.x": block % grid[0], "%ctaid.y": block // grid[0] % grid[1],
+            "%ctaid.z": block // (grid[0] * grid[1]),
+            "%nctaid.x": grid[0], "%nctaid.y": grid[1], "%nctaid.z": grid[2],
+            "%laneid": thread & 31, "%warpid": thread >> 5, "%smid": 0, "%clock": 0, "%clock64": 0, "%globaltimer": 0,
+        }  # fmt: skip
+        for name, value in values.items():
+            self._base(name)[...] = value
+
+    # Findings
+
+    def describe(self, pc: int) -> tuple[str, str]:
+        source = self.entry.instructions[pc]
+        return source.place, source.text
+
+    def find(
+        self, kind: str, pc: int, message: str, lanes: np.ndarray | None = None, other: Conflict | None = None
+    ) -> None:
+        """`lanes`: those that are at fault, as numbers or as a mask."""
+        self._add(kind, pc, message, lanes, other, note=False)
+
+    def note(self, kind: str, pc: int, message: str) -> None:
+        self._add(kind, pc, message, None, None, note=True)
+
+    def _add(
+        self, kind: str, pc: int, message: str, lanes: np.ndarray | None, other: Conflict | None, note: bool
+    ) -> None:
+        first = 0
+        if lanes is not None and len(lanes):
+            first = int(np.argmax(lanes)) if lanes.dtype == np.bool_ else int(lanes[0])
+        place, text = self.describe(pc)
+        finding = Finding(
+            kind, self.entry.name, message, place, text, int(self.block[first // 32]), int(self.warp[first // 32])
+        )
+        if other is not None:
+            per_block = self.launch.program.threads // 32
+            finding.other_place, finding.other_instruction = self.describe(other[2])
+            finding.other_block, finding.other_warp = divmod(other[1], per_block)
+        self.report.add(finding, note)
+
+    def require_converged(self, pc: int, mask: Mask, members: np.ndarray | None) -> None:
+        """Instructions of whole warps: every lane that is named, and has not exited, must be here."""
+        if not self.checking:
+            return
+        here = (np.ones(self.lanes, bool) if mask is None else mask).reshape(-1, 32)
+        present = here.any(1)
+        if members is None:
+            wanted = ~self.exited.reshape(-1, 32)
+        else:
+            first = np.where(here, members.reshape(-1, 32), 0).max(1).astype(np.int64)
+            wanted = (first[:, None] >> ALL_LANES & 1).astype(bool) & ~self.exited.reshape(-1, 32)
+        bad = present & (here != wanted).any(1)
+        if bad.any():
+            self.find("divergence", pc, "reached by a part of the lanes that it names", np.repeat(bad, 32))
+
+    def synchronise(self, addresses: np.ndarray, op: Op, semantics: str) -> None:
+        if self.clocks is not None:
+            scope = int(self.block[0]) if op.has("cta") else -1
+            for address in np.unique(addresses).tolist():
+                self.clocks.synchronise(self.vector, self.number, address, scope, semantics)
