@@ -187,9 +187,16 @@ def class_sums(embeddings: Tensor, targets: Tensor, num_classes: int, options: O
 @torch.no_grad()
 def values_and_tables(flat: Tensor, attention: Tensor, k: int, d: int, options: Options) -> tuple[Tensor, Tables]:
     """values (4,) = (fd, md, ed, nfd) and the tables of the samples behind `flat`."""
-    targets = (options.between_target, options.mean_target, options.embedding_target)
-    values, *tables = _backend(options.backend).terms(flat, attention, k, d, *targets)
+    values, *tables = _terms(flat, attention, k, d, options)
     return values, Tables(*tables)
+
+
+def _terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Options) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The backend's `terms`; the torch backend's where the kernels leave many classes to whole-tensor operations."""
+    backend = _backend(options.backend)
+    if options.backend == "triton" and not _triton_backend().terms_supported(attention.shape[0], k, d):
+        backend = torch_backend
+    return backend.terms(flat, attention, k, d, options.between_target, options.mean_target, options.embedding_target)
 
 
 @torch.no_grad()
@@ -212,9 +219,7 @@ class _TermsFunction(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, targets: Tensor, flat: Tensor, attention: Tensor, options: Options) -> tuple[Tensor, ...]:
         _, k, d = x.shape
-        return _backend(options.backend).terms(
-            flat, attention, k, d, options.between_target, options.mean_target, options.embedding_target
-        )
+        return _terms(flat, attention, k, d, options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
