@@ -136,7 +136,7 @@ def assign(target: str, kind: str, fn: Callable[..., np.ndarray], sources: Seque
         out = warps.write(target, kind)
         same = {x.dtype for x in (*arrays, out) if x.dtype != np.bool_ or x is not out}
         if isinstance(fn, np.ufunc) and len(same) == 1:
-            return partial(fn, *arrays, out)
+            return partial(fn, *arrays, out=out)
 
         def run() -> None:
             out[...] = fn(*arrays)
