@@ -193,7 +193,7 @@ class _Step:
                 last = index == len(states) - 1
                 with nullcontext() if last else _without_reduction(self.model):
                     state.restore()
-                    torch.clear_autocast_cache()  # pass 1 left weights in it that lead to no parameter
+                    torch.clear_autocast_cache()  # where PyTorch 2.10 holds weights of pass 1, without their graph
                     part = self._part(*chunk)
                     again.append(_fingerprint(part))
                     if last and next(chunks, None) is not None:

@@ -175,6 +175,21 @@ def test_a_loader_that_draws_from_the_default_generator_is_replayed() -> None:
     assert all(torch.equal(a, b) for a, b in zip(seen[:5], seen[5:], strict=True))
 
 
+def test_an_iterator_that_draws_random_numbers_between_the_chunks() -> None:
+    """Its chunks are kept, so that in the second pass it draws nothing: each chunk has a random state of its own."""
+    images, targets = draw(28)
+
+    def chunks():
+        for chunk, labels in split(images, targets, 7):
+            yield chunk + torch.randn_like(chunk), labels
+
+    states: list[torch.Tensor] = []
+    model = Model(dropout=0.5).double()
+    model.register_forward_pre_hook(lambda *_: states.append(torch.get_rng_state()))
+    VirtualBatch(model, AdCorreLoss(CLASSES))(chunks())
+    assert all(torch.equal(a, b) for a, b in zip(states[:4], states[4:], strict=True))
+
+
 def test_inputs_of_any_kind() -> None:
     class Pair(Model):
         def forward(self, inputs):
