@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adcorre_kernels import launch as host
+from adcorre_kernels import plan
 from tests.kernels.launched.tools import check, draw
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -39,7 +39,7 @@ def test_terms_of_the_paper(shape, dtype) -> None:
 @pytest.mark.parametrize("shape", MANY_CLASSES)
 def test_many_classes(shape, dtype, monkeypatch) -> None:
     check(draw(*shape), dtype)
-    monkeypatch.setattr(host, "GATHERED_CLASSES", 8)  # the backward pass in the order of the classes
+    monkeypatch.setattr(plan, "GATHERED_CLASSES", 8)  # the backward pass in the order of the classes
     check(draw(*shape, seed=1), dtype)
 
 
@@ -75,8 +75,8 @@ def test_vectors_far_from_centred(shape) -> None:
 @pytest.mark.parametrize("shape", [(50, 3, 32, 4), (12, 9, 130, 3)])
 def test_programs_with_all_classes(shape, monkeypatch) -> None:
     """The cut of large batches: a program orders its chunk and walks over the runs of all classes."""
-    monkeypatch.setattr(host, "BY_CLASS", 0)
-    monkeypatch.setattr(host, "SAMPLES_OF_SLOT", 1)
+    monkeypatch.setattr(plan, "BY_CLASS", 0)
+    monkeypatch.setattr(plan, "SAMPLES_OF_SLOT", 1)
     for dtype in (F32, BF16):
         check(draw(*shape), dtype)
 

@@ -1,11 +1,9 @@
 """Batches that have no pair, no class, no direction, or a label that is wrong: as in tests/loss, on the kernels."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
-from adcorre_kernels import launch as host
+from adcorre_kernels import plan
 from tests.kernels.launched.tools import DEVICE, check, draw, launch, rounded, steps
 from tests.loss.tools import run as run_on_cpu
 
@@ -14,15 +12,13 @@ KERNELS = ("narrow", "wide", "blocks")
 
 
 @pytest.fixture
-def kernel(request, monkeypatch) -> Iterator[str]:
+def kernel(request, monkeypatch) -> str:
     """Which kernels take a small sample, so that the interpreter has little to do."""
-    host.shape_of.cache_clear()
     if request.param != "narrow":
-        monkeypatch.setattr(host, "NARROW_TILE", 0)
+        monkeypatch.setattr(plan, "NARROW_TILE", 0)
     if request.param == "blocks":
-        monkeypatch.setattr(host, "WIDE_TILE", 64)  # two embeddings of 16 entries
-    yield request.param
-    host.shape_of.cache_clear()
+        monkeypatch.setattr(plan, "WIDE_TILE", 64)  # two embeddings of 16 entries
+    return request.param
 
 
 every_kernel = pytest.mark.parametrize("kernel", KERNELS, indirect=True)
@@ -119,7 +115,7 @@ def test_a_bad_label_makes_everything_nan(kernel, bad) -> None:
 
 @pytest.mark.parametrize("bad", [40, -7])
 def test_a_bad_label_among_many_classes(bad, monkeypatch) -> None:
-    monkeypatch.setattr(host, "GATHERED_CLASSES", 8)
+    monkeypatch.setattr(plan, "GATHERED_CLASSES", 8)
     problem = draw(12, 3, 8, 40)
     problem.targets[3] = bad
     values, gradient = launch(problem, problem.x.float().to(DEVICE), validate=False)

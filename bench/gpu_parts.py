@@ -1,0 +1,356 @@
+"""The parts of `python -m bench gpu`: each checks or measures one thing and notes rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import adcorre
+from adcorre import adcorre_terms
+
+ROOT = Path(__file__).resolve().parent.parent
+TESTS = ROOT / "tests" / "kernels" / "launched"
+PAPER = {"k": 7, "d": 256, "classes": 7}
+TOY = {"k": 2, "d": 16, "classes": 3}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Failed(Exception):
+    """A part found something wrong."""
+
+
+class Bench:
+    """The device, the sizes to run at, and the rows found so far."""
+
+    def __init__(self, device: str, seed: int) -> None:
+        self.device = torch.device(device)
+        self.seed = seed
+        self.toy = self.device.type == "cpu"
+        self.shape = TOY if self.toy else PAPER
+        self.rows: list[dict[str, Any]] = []
+        self.part = ""
+
+    def sizes(self, *n: int) -> tuple[int, ...]:
+        return (6, 12)[: len(n)] if self.toy else n
+
+    def inputs(self, n: int, dtype: str = "float32") -> tuple[Tensor, Tensor, Tensor]:
+        """x (n, k, d) that requires grad, targets, attention."""
+        rng = torch.Generator(self.device).manual_seed(self.seed)
+        k, d, classes = self.shape["k"], self.shape["d"], self.shape["classes"]
+        x = torch.empty(n, k, d, dtype=DTYPES[dtype], device=self.device).normal_(generator=rng).requires_grad_()
+        targets = torch.randint(0, classes, (n,), generator=rng, device=self.device)
+        return x, targets, torch.rand(classes, generator=rng, device=self.device)
+
+    def row(self, case: str, metric: str, value: object, unit: str = "", **more: Any) -> None:
+        """Notes one finding; `target` is a text such as ">= 0.85", against which `value` is held."""
+        target = more.get("target", "")
+        met: bool | str = ""
+        if target and not self.toy:
+            sign, bound = target.split()
+            met = float(str(value)) >= float(bound) if sign == ">=" else float(str(value)) <= float(bound)
+        found = {"part": self.part, "case": case, "metric": metric, "value": value, "unit": unit, "met": met, **more}
+        self.rows.append({**self.shape, **found})
+        print("  " + ", ".join(f"{name} {word}" for name, word in found.items() if word != "" and name != "part"))
+
+    def seconds(self, calls: dict[str, Callable[[], object]], runs: int, batch: int = 1) -> dict[str, list[float]]:
+        """Sorted seconds a call; the contenders take turns, so that a drift of the clock meets all of them."""
+        runs, batch = (1, 1) if self.toy else (runs, batch)
+        found: dict[str, list[float]] = {name: [] for name in calls}
+        for turn in range(runs + 2):
+            for name, call in calls.items():
+                self.synchronise()
+                start = time.perf_counter()
+                for _ in range(batch):
+                    call()
+                self.synchronise()
+                if turn >= min(2, runs):
+                    found[name].append((time.perf_counter() - start) / batch)
+        return {name: sorted(times) for name, times in found.items()}
+
+    def synchronise(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def time_row(self, case: str, times: list[float], **more: Any) -> float:
+        middle = statistics.median(times)
+        spread = {"p20": f"{times[len(times) // 5]:.3e}", "p80": f"{times[len(times) * 4 // 5]:.3e}"}
+        self.row(case, "time", f"{middle:.3e}", "s", **spread, **more)
+        return middle
+
+
+def step(x: Tensor, targets: Tensor, attention: Tensor, backend: str, **options: Any) -> Tensor:
+    """dL/dx of FD + MD + ED."""
+    terms = adcorre_terms(x, targets, attention, backend=backend, validate=False, **options)
+    return torch.autograd.grad(terms.fd + terms.md + terms.ed, x)[0]
+
+
+def total(loss: torch.nn.Module, logits: Tensor, x: Tensor, targets: Tensor) -> object:
+    """Gradients of Eq. 12."""
+    return torch.autograd.grad(loss(logits, x, targets).loss, (logits, x))
+
+
+def agrees(bench: Bench) -> None:
+    """Gradients of the kernels against the reference in float64, at targets -1 and others."""
+    for dtype in DTYPES:
+        for target in (-1, 0.3):
+            for n in bench.sizes(300, 61)[: 1 if bench.toy else 2]:
+                x, targets, attention = bench.inputs(n, dtype)
+                aims = {"between_target": target, "mean_target": target, "embedding_target": target}
+                truth = step(x.detach().double().requires_grad_(), targets, attention.double(), "reference", **aims)
+                got = step(x, targets, attention, "triton", **aims).double()
+                error = float((got - truth).abs().max() / truth.abs().max())
+                bench.row(f"target {target}", "largest error of dL/dx", f"{error:.2e}", n=n, dtype=dtype)
+                if not error < 8 * torch.finfo(DTYPES[dtype]).eps:
+                    raise Failed(
+                        f"dL/dx in {dtype} at target {target}, n = {n}: off by {error:.2e} of its largest entry"
+                    )
+
+
+def tests(file: str) -> Callable[[Bench], None]:
+    def part(bench: Bench) -> None:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / file)]
+        if bench.toy:
+            command += ["-k", "one_term or kinks or without_their_axis", "-m", "not slow"]
+        elif importlib.util.find_spec("xdist") is not None:
+            command += ["-n", "8"]
+        device = {} if bench.toy else {"ADCORRE_DEVICE": str(bench.device)}
+        done = subprocess.run(command, cwd=ROOT, env={**os.environ, **device}, capture_output=True, text=True)
+        bench.row(file, "pytest", (done.stdout.strip().splitlines() or [done.stderr.strip()[-200:]])[-1])
+        if done.returncode not in ((0, 5) if bench.toy else (0,)):
+            raise Failed(done.stdout[-6000:] + done.stderr[-2000:])
+
+    part.__doc__ = f"tests/kernels/launched/{file} on the device."
+    return part
+
+
+def determinism(bench: Bench) -> None:
+    """Ten runs, forward and backward, bit by bit."""
+    for dtype in ("float32", "bfloat16"):
+        for n in bench.sizes(600, 65_536, 1_048_576)[: 1 if bench.toy else 3]:
+            x, targets, attention = bench.inputs(n, dtype)
+            first = None
+            for _ in range(2 if bench.toy else 10):
+                terms = adcorre_terms(x, targets, attention, backend="triton", validate=False)
+                found = (torch.stack(terms).detach(), step(x, targets, attention, "triton"))
+                first = first or found
+                if not all(torch.equal(one, other) for one, other in zip(first, found, strict=True)):
+                    raise Failed(f"two runs at n = {n} in {dtype} differ")
+            bench.row("ten runs", "bitwise equal", True, n=n, dtype=dtype)
+
+
+def graph(bench: Bench) -> None:
+    """Forward and backward captured in a CUDA graph; a replay on new data equals the eager step."""
+    if bench.device.type != "cuda":
+        return bench.row("CUDA graph", "skipped", "needs CUDA")
+    x, targets, attention = bench.inputs(600)
+    captured, replayed = _captured(partial(step, x, targets, attention, "triton"))
+    with torch.no_grad():
+        x.copy_(torch.randn_like(x))
+        targets.copy_(torch.randint_like(targets, bench.shape["classes"]))
+    captured.replay()
+    if not torch.equal(replayed, step(x, targets, attention, "triton")):
+        raise Failed("a replayed graph differs from the eager step")
+    bench.row("CUDA graph", "replay equals eager", True, n=600)
+
+
+def _captured(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        result = call()
+    return captured, result
+
+
+def sanitizer(bench: Bench) -> None:
+    """compute-sanitizer's memcheck and racecheck over `small`: a few small shapes, each kernel among them."""
+    tool = shutil.which("compute-sanitizer")
+    if bench.device.type != "cuda" or tool is None:
+        small(bench)
+        return bench.row("compute-sanitizer", "skipped", "needs CUDA and the tool")
+    for check in ("memcheck", "racecheck"):
+        command = [
+            tool,
+            "--tool",
+            check,
+            "--error-exitcode",
+            "9",
+            sys.executable,
+            "-m",
+            "bench",
+            "gpu",
+            "--parts",
+            "small",
+        ]
+        environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        done = subprocess.run([*command, "--again"], cwd=ROOT, env=environment, capture_output=True, text=True)
+        if "not supported" in done.stdout or "Unable to" in done.stdout:
+            bench.row(check, "skipped", done.stdout.strip().splitlines()[-1][:150])
+        elif done.returncode:
+            raise Failed(f"{check}:\n{done.stdout[-5000:]}{done.stderr[-2000:]}")
+        else:
+            bench.row(check, "clean", True)
+
+
+def small(bench: Bench) -> None:
+    """Each kernel once or more at small shapes, for a tool that looks on."""
+    shapes = [(40, 7, 256, 7), (33, 3, 17, 5), (5, 9, 130, 3), (2, 3, 4096, 2), (40, 3, 20, 40)]
+    for n, k, d, classes in shapes[1:2] if bench.toy else shapes:
+        for target in (-1, 0.3):
+            x = torch.randn(n, k, d, device=bench.device, requires_grad=True)
+            targets = torch.randint(0, classes, (n,), device=bench.device)
+            aims = {"between_target": target, "mean_target": target, "embedding_target": target}
+            step(x, targets, torch.rand(classes, device=bench.device), "triton", **aims)
+        bench.synchronise()
+        bench.row("small", "ran", True, n=n, k=k, d=d, classes=classes)
+
+
+def bandwidth(bench: Bench) -> None:
+    """Forward + backward against a device copy's bytes per second, counted on the least possible traffic, 3 n k d."""
+    import adcorre_kernels
+
+    for dtype, target in (("float32", ">= 0.85"), ("bfloat16", ">= 0.80")):
+        for n in bench.sizes(65_536, 1_048_576):
+            x, targets, attention = bench.inputs(n, dtype)
+            copy = torch.empty_like(x)
+            aims = (-1.0, -1.0, -1.0)
+            k, d, classes = (bench.shape[name] for name in ("k", "d", "classes"))
+            plain = x.detach()
+            flat = adcorre_kernels.statistics(plain, targets, classes, -100, -1.0)
+            _, *tables = adcorre_kernels.terms(flat, attention, k, d, *aims)
+            upstream = torch.ones(4, device=bench.device)
+            calls: dict[str, Callable[[], object]] = {
+                "copy": partial(copy.copy_, plain),
+                "statistics": partial(adcorre_kernels.statistics, plain, targets, classes, -100, -1.0),
+                "terms": partial(adcorre_kernels.terms, flat, attention, k, d, *aims),
+                "gradient": partial(adcorre_kernels.gradient, plain, targets, upstream, *tables, -100, -1.0),
+                "forward + backward": partial(step, x, targets, attention, "triton"),
+            }
+            size = x.numel() * x.element_size()
+            passes = {"copy": 2, "statistics": 1, "gradient": 2, "forward + backward": 3}
+            per_second = {}
+            for name, times in bench.seconds(calls, runs=20, batch=5).items():
+                middle = bench.time_row(name, times, n=n, dtype=dtype)
+                if name in passes:
+                    per_second[name] = passes[name] * size / middle
+                    share = per_second[name] / per_second["copy"]
+                    aim = target if name == "forward + backward" else ""
+                    bench.row(name, "share of a copy's bandwidth", f"{share:.3f}", n=n, dtype=dtype, target=aim)
+            bench.row("copy", "bandwidth", f"{per_second['copy']:.3e}", "B/s", n=n, dtype=dtype)
+            del x, copy, plain, calls
+
+
+def latency(bench: Bench) -> None:
+    """Small batches: the terms and the whole of Eq. 12 against the eager reference and torch.compile of `torch`."""
+    for n in bench.sizes(60, 300, 600):
+        x, targets, attention = bench.inputs(n)
+        classes = bench.shape["classes"]
+        logits = torch.randn(n, classes, device=bench.device, requires_grad=True)
+        compiled = torch.compile(step, fullgraph=False, backend="eager" if bench.toy else "inductor")
+
+        losses = {name: adcorre.AdCorreLoss(classes, backend=name, validate=False) for name in ("triton", "reference")}
+        inputs = (x, targets, attention)
+        calls: dict[str, Callable[[], object]] = {
+            "terms, triton": partial(step, *inputs, "triton"),
+            "terms, reference": partial(step, *inputs, "reference"),
+            "terms, torch compiled": partial(compiled, *inputs, "torch"),
+            "Eq. 12, triton": partial(total, losses["triton"].to(bench.device), logits, x, targets),
+            "Eq. 12, reference": partial(total, losses["reference"].to(bench.device), logits, x, targets),
+        }
+        if bench.device.type == "cuda":
+            captured, _ = _captured(partial(step, *inputs, "triton"))
+            calls["terms, triton, graph replay"] = captured.replay
+        times = {
+            name: bench.time_row(name, found, n=n, dtype="float32")
+            for name, found in bench.seconds(calls, runs=20, batch=30).items()
+        }
+        for what, rival, target in (
+            ("terms", "reference", ">= 10"),
+            ("terms", "torch compiled", ">= 3"),
+            ("Eq. 12", "reference", ">= 4"),
+        ):
+            ratio = times[f"{what}, {rival}"] / times[f"{what}, triton"]
+            bench.row(what, f"times faster than {rival}", f"{ratio:.2f}", n=n, dtype="float32", target=target)
+
+
+def scaling(bench: Bench) -> None:
+    """Time at 2 n over time at n: linear in n."""
+    for dtype in ("float32", "bfloat16"):
+        before = None
+        for n in bench.sizes(262_144, 524_288, 1_048_576, 2_097_152, 4_194_304):
+            if not bench.toy:
+                needed = 2.1 * n * bench.shape["k"] * bench.shape["d"] * DTYPES[dtype].itemsize
+                if needed > torch.cuda.mem_get_info()[0]:
+                    bench.row("scaling", "skipped", "memory", n=n, dtype=dtype)
+                    break
+            data = bench.inputs(n, dtype)
+            times = bench.seconds({"all": partial(step, *data, "triton")}, runs=10)["all"]
+            middle = bench.time_row("forward + backward", times, n=n, dtype=dtype)
+            if before is not None:
+                bench.row(
+                    "scaling",
+                    "time at 2 n over time at n",
+                    f"{middle / before:.3f}",
+                    n=n,
+                    dtype=dtype,
+                    target="<= 2.05",
+                )
+            before = middle
+            del data
+            if bench.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def memory(bench: Bench) -> None:
+    """Peak memory beyond the inputs and dL/dx."""
+    if bench.device.type != "cuda":
+        return bench.row("memory", "skipped", "needs CUDA")
+    for dtype in ("float32", "bfloat16"):
+        data = bench.inputs(1_048_576, dtype)
+        step(*data, "triton")
+        torch.cuda.empty_cache()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step(*data, "triton")
+        extra = torch.cuda.max_memory_allocated() - before - data[0].numel() * data[0].element_size()
+        bench.row(
+            "memory",
+            "peak beyond inputs and dL/dx",
+            f"{extra / 2**20:.1f}",
+            "MiB",
+            n=1_048_576,
+            dtype=dtype,
+            target="<= 64",
+        )
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "agrees": agrees,
+    "determinism": determinism,
+    "graph": graph,
+    "bandwidth": bandwidth,
+    "latency": latency,
+    "memory": memory,
+    "scaling": scaling,
+    "small": small,
+    "sanitizer": sanitizer,
+    "tests-budget": tests("test_budget.py"),
+    "tests-degenerate": tests("test_degenerate.py"),
+    "tests-host": tests("test_host.py"),
+}

@@ -1,0 +1,192 @@
+"""How a problem is cut up: grids, buffers and launch settings, from shapes alone. Fixed, none is searched for.
+
+Plans are remembered: at small batches the host's time is all there is.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+LOCAL_CLASSES = 32  # up to here a program orders its own samples; beyond, one sort orders all of them
+GATHERED_CLASSES = 256  # up to here the backward pass takes the samples as they lie and the tables out of the caches
+SAMPLES_OF_SLOT = 16  # a slot costs two passes over 2 k d numbers: worth it from about so many samples
+SLOT_NUMBERS = 1 << 24  # 64 MiB of slots at most
+BY_CLASS = 8192  # up to so many samples a program takes one class of its chunk: launches are short then
+NARROW_TILE = 8192  # numbers of BS samples that four warps can hold
+WIDE_TILE = 8192  # numbers of a sample that one program can hold
+LABELS = 128  # that a program orders at a time
+
+
+class Shape(NamedTuple):
+    """How the streaming kernels see a sample: `narrow`, in H tiles of W entries an embedding, BS samples at once; or
+    `wide` (BK > 0), in tiles of BK embeddings x W entries."""
+
+    W: int
+    BS: int
+    BK: int
+    warps: int
+
+    @property
+    def options(self) -> dict[str, Any]:
+        tile = {"BD": self.W, "BK": self.BK} if self.BK else {"W": self.W, "BS": self.BS}
+        return {**tile, "num_warps": self.warps, "enable_fp_fusion": True}
+
+
+class StatisticsPlan(NamedTuple):
+    """Launches of `statistics`, their buffers' sizes and their arguments."""
+
+    shape: Shape
+    local: bool
+    programs: int  # chunks of samples
+    groups: int  # of classes, each with programs of its own
+    blocks: int  # of embeddings, likewise
+    chunk: int
+    capacity: int  # steps of an order
+    scratch: int  # int32 numbers
+    embeddings: int  # partial sums of ED
+    embedding_chunk: int
+    offset: int  # of the slots
+    sums: int  # float32 numbers
+    flat: int
+    streaming: dict[str, Any]
+    embedding: dict[str, Any]
+    reduce_grid: tuple[int, int]
+    reduce: dict[str, Any]
+
+
+class GradientPlan(NamedTuple):
+    """The launch of `gradient`."""
+
+    narrow: bool
+    ordered: bool
+    chunk: int
+    grid: tuple[int]
+    options: dict[str, Any]
+
+
+@lru_cache(maxsize=64)
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; an H100's where there is none, so that its grids are what tests run."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def shape_of(k: int, d: int, itemsize: int, pairs: bool) -> Shape:
+    """The kernel for k embeddings of d entries; `pairs` if ED's target is not -1.
+
+    Narrow: a row of a tile lies within a warp, whose lanes load 16 bytes each.
+    """
+    width = min(max(16, power_of_2(d)), 128 if itemsize == 4 else 256)
+    samples = min(NARROW_TILE // (k * ceil_div(d, width) * width), (512 if itemsize == 4 else 1024) // width, 16)
+    if samples >= 4 and k <= (8 if pairs else 16):
+        return Shape(width, 1 << (samples.bit_length() - 1), 0, 4)
+    width = max(16, power_of_2(d))
+    block = power_of_2(k)
+    if block * width > WIDE_TILE:
+        block = WIDE_TILE // 2 // width
+    return Shape(width, 1, block, 4 if width * block <= 2048 else 8)
+
+
+@lru_cache(maxsize=1024)
+def of_statistics(
+    n: int, k: int, d: int, num_classes: int, itemsize: int, embedding_target: float, processors: int
+) -> StatisticsPlan:
+    shape = shape_of(k, d, itemsize, embedding_target != -1.0)
+    blocks = ceil_div(k, shape.BK) if shape.BK else 1
+    local = num_classes <= LOCAL_CLASSES
+    slot = round_up(2 * k * (d + 1), 32)
+    resident = processors * (4 if shape.BK and shape.warps == 4 else 2) // blocks
+    if local:
+        programs, groups = _chunks_and_groups(n, num_classes, slot, resident)
+        chunk = max(1, ceil_div(n, programs))
+        capacity = chunk // shape.BS + num_classes
+    else:
+        capacity = n // shape.BS + min(num_classes, n) + 1
+        programs, groups = max(1, min(resident, ceil_div(n, 32))), 1
+        chunk = ceil_div(capacity, programs)
+    scratch = programs * groups * blocks * (capacity * (shape.BS + 1) + 2 * num_classes + 1) if local else 0
+    embedding_chunk = _chunk_of_samples(n, processors, 1)
+    embeddings = programs * groups if blocks == 1 else ceil_div(n, embedding_chunk)
+    offset = round_up(embeddings, 32)
+    slots = programs * num_classes if local else programs + num_classes
+    constants = {"K": k, "D": d}
+    streaming = {"SLOT": slot, "LOCAL": local, "BC": power_of_2(max(8, num_classes)) if local else 8, "BL": LABELS}
+    if not shape.BK:
+        streaming["PREFETCH"] = itemsize == 2  # float32 has more bytes in flight and no register to spare
+    columns = 128 if local else 512
+    reduce = {
+        "SLOT": slot,
+        "BS": shape.BS,
+        "BP": 32 if local else 4,
+        "BJ": columns,
+        "BK": power_of_2(k),
+        "LOCAL": local,
+    }
+    return StatisticsPlan(
+        shape=shape,
+        local=local,
+        programs=programs,
+        groups=groups,
+        blocks=blocks,
+        chunk=chunk,
+        capacity=capacity,
+        scratch=scratch,
+        embeddings=embeddings,
+        embedding_chunk=embedding_chunk,
+        offset=offset,
+        sums=offset + slots * slot,
+        flat=num_classes * k * (2 * d + 1) + 2 * num_classes + 1,
+        streaming={**constants, "TARGET": embedding_target, **streaming, **shape.options},
+        embedding={**constants, "TARGET": embedding_target, **shape.options},
+        reduce_grid=(num_classes, ceil_div(2 * k * d + k, columns)),
+        reduce={**constants, **reduce, "num_warps": 4, "enable_fp_fusion": True},
+    )
+
+
+@lru_cache(maxsize=1024)
+def of_gradient(
+    n: int, k: int, d: int, num_classes: int, itemsize: int, embedding_target: float, processors: int
+) -> GradientPlan:
+    shape = shape_of(k, d, itemsize, embedding_target != -1.0)
+    chunk = _chunk_of_samples(n, processors, shape.BS)
+    ordered = num_classes > GATHERED_CLASSES
+    options = {"K": k, "D": d, "TARGET": embedding_target, "ORDERED": ordered, **shape.options}
+    return GradientPlan(not shape.BK, ordered, chunk, (ceil_div(n, chunk),), options)
+
+
+@lru_cache(maxsize=1024)
+def of_terms(
+    k: int, d: int, num_classes: int, between_target: float, mean_target: float, embedding_target: float
+) -> dict[str, Any]:
+    rows = power_of_2(max(8, num_classes))
+    tile = {"BC": rows, "BD": min(max(16, power_of_2(d)), 4096 // rows)}
+    targets = {"BETWEEN": between_target, "MEAN": mean_target, "EMBEDDING": embedding_target}
+    return {"K": k, "D": d, **tile, **targets, "num_warps": 8, "enable_fp_fusion": True}
+
+
+def _chunks_and_groups(n: int, num_classes: int, slot: int, resident: int) -> tuple[int, int]:
+    """Chunks of samples and groups of classes, for programs of which `resident` run at once."""
+    limit = min(resident, SLOT_NUMBERS // (num_classes * slot))
+    if n <= BY_CLASS:
+        return max(1, min(limit // num_classes, ceil_div(n, 16))), num_classes
+    return max(1, min(limit, n // (SAMPLES_OF_SLOT * num_classes))), 1
+
+
+def _chunk_of_samples(n: int, processors: int, samples: int) -> int:
+    """Samples of a program that keeps nothing: some waves of programs, but not a launch per step of `samples`."""
+    return samples * max(1, min(16, n // (32 * samples * processors)))
+
+
+def ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def round_up(a: int, b: int) -> int:
+    return -(-a // b) * b
+
+
+def power_of_2(a: int) -> int:
+    """The least power of two that is at least a."""
+    return 1 << (a - 1).bit_length()
