@@ -38,7 +38,9 @@ def evaluate_best(run: Path, data: Path, split: str) -> Evaluation:
     return evaluate(trained.model, batches, trained.class_names, torch.device("cpu"))
 
 
-def test_fer_folders_end_to_end(train: Train, fer_folders: Path, tmp_path: Path) -> None:
+def test_fer_folders_end_to_end(
+    train: Train, fer_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     options = ("--epochs", "3", "--log-every", "2", "--rotation", "0", "--lr", "0.003", "--lr-decay", "0.1")
     done = train("--data", fer_folders, "--out", run, *TINY, *options)
@@ -87,9 +89,10 @@ def test_fer_folders_end_to_end(train: Train, fer_folders: Path, tmp_path: Path)
     assert state["loss"]["attention_map.counts"].shape == (5, 2, 7)
     assert set(load_file(run / "last/model.safetensors")) == set(load_trained(run).model.state_dict())
 
-    again = train("--data", fer_folders, "--out", run, *QUICK, code=2)
-    assert again.stderr.startswith(f"error: --out {run} is not empty")
-    assert again.stderr.count("\n") == 1
+    assert main(["--data", str(fer_folders), "--out", str(run), *QUICK]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: --out {run} is not empty")
+    assert error.count("\n") == 1
 
 
 def test_drawn_faces_end_to_end(train: Train, tmp_path: Path) -> None:
