@@ -43,7 +43,8 @@ class Copies:
         if target is None:
             return
         good = np.isin(copy.lanes, target.lanes)
-        reading = good & (copy.kept > 0)
+        kept = copy.kept
+        reading = good & (kept > 0)
         if reading.any():
             request = Request(
                 "global", copy.pc, copy.of[reading], copy.lanes[reading], copy.nbytes, asked=copy.kept[reading]
@@ -52,8 +53,8 @@ class Copies:
             fine = np.zeros(self.warps.lanes, bool)
             if source is not None:
                 fine[source.lanes] = True
-            good &= fine[copy.lanes] | (copy.kept == 0)
-        self.open.append(Copy(copy.pc, copy.lanes[good], copy.to[good], copy.of[good], copy.nbytes, copy.kept[good]))
+            kept = np.where(fine[copy.lanes], kept, 0)
+        self.open.append(Copy(copy.pc, copy.lanes[good], copy.to[good], copy.of[good], copy.nbytes, kept[good]))
 
     def commit(self, mask: Mask) -> None:
         self.groups.append(self.open)

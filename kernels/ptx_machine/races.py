@@ -67,6 +67,7 @@ class Shadow:
             self.more = np.zeros(count, bool)  # unordered readers before the last one are in `earlier`
             self.earlier: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
         self.atomics: dict[int, dict[int, tuple[int, int]]] = {}  # granule -> warp -> clock, instruction
+        self.strong_reads: dict[int, dict[int, tuple[int, int]]] = {}
         self.equal: dict[int, list[tuple[int, int]]] = {}  # granule -> earlier unordered writers of the same bits
 
     def refine(self, nbytes: int) -> None:
@@ -81,6 +82,7 @@ class Shadow:
                 self.earlier = [(np.repeat(at * 2, 2) + np.tile([0, 1], len(at)), *(np.repeat(x, 2) for x in rest))
                                 for at, *rest in self.earlier]  # fmt: skip
             self.atomics = {2 * at + half: dict(seen) for at, seen in self.atomics.items() for half in (0, 1)}
+            self.strong_reads = {2 * at + half: dict(seen) for at, seen in self.strong_reads.items() for half in (0, 1)}
             self.equal = {2 * at + half: list(seen) for at, seen in self.equal.items() for half in (0, 1)}
 
     # The three below return conflicts with accesses that are not ordered before the warp's own, then note the access.
@@ -93,8 +95,12 @@ class Shadow:
         if late.any():
             found = self._writes(at, late if not strong else late & (self.how[at] != ATOMIC))
             found = [c for c in found if not any(vector[w] >= clock for w, clock in self.equal.get(c[0], ()))]
-        if self.atomics and not strong:
-            found += self._atomics(at, vector, warp)
+        if strong:
+            for g in _numbers(at):
+                self.strong_reads.setdefault(int(g), {})[warp] = (int(vector[warp]), pc)
+            return found
+        if self.atomics:
+            found += _unordered(self.atomics, "atomic", at, vector, warp)
         clock = vector[warp]
         if self.warps:
             self.reads[at, lane] = clock
@@ -128,7 +134,9 @@ class Shadow:
         if late.any():
             found = self._writes(at, late)
         if self.atomics and not atomic:
-            found += self._atomics(at, vector, warp)
+            found += _unordered(self.atomics, "atomic", at, vector, warp)
+        if self.strong_reads and not atomic:
+            found += _unordered(self.strong_reads, "read", at, vector, warp)
         if self.warps:
             unseen = self.reads[at] > vector[first : first + self.warps]
             if unseen.any():
@@ -170,14 +178,6 @@ class Shadow:
             for g in _numbers(at)[late]
         ]
 
-    def _atomics(self, at: Granules, vector: np.ndarray, warp: int) -> list[Conflict]:
-        found = []
-        for g in self.atomics.keys() & set(_numbers(at).tolist()):
-            for other, (clock, pc) in self.atomics[g].items():
-                if other != warp and vector[other] < clock:
-                    found.append((g, other, pc, "atomic"))
-        return found
-
     def _earlier_reads(self, numbers: np.ndarray, vector: np.ndarray, warp: int) -> list[Conflict]:
         found = []
         for where, readers, clocks, places in self.earlier:
@@ -185,6 +185,17 @@ class Shadow:
             for k in np.flatnonzero(hit)[:2]:
                 found.append((int(where[k]), int(readers[k]), int(places[k]), "read"))
         return found
+
+
+def _unordered(
+    seen: dict[int, dict[int, tuple[int, int]]], what: str, at: Granules, vector: np.ndarray, warp: int
+) -> list[Conflict]:
+    found = []
+    for g in seen.keys() & set(_numbers(at).tolist()):
+        for other, (clock, pc) in seen[g].items():
+            if other != warp and vector[other] < clock:
+                found.append((g, other, pc, what))
+    return found
 
 
 def shift(at: Granules, by: int) -> Granules:

@@ -1,0 +1,399 @@
+"""Each instruction of single lanes against plain Python, on drawn operands and on all pairs of edges."""
+
+import itertools
+import math
+import struct
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from ptx_machine import MachineError
+from tests.ptx.assembly import lanewise
+
+NP = {
+    "s16": np.int16, "u16": np.uint16, "b16": np.uint16, "s32": np.int32, "u32": np.uint32, "b32": np.uint32,
+    "s64": np.int64, "u64": np.uint64, "b64": np.uint64, "f32": np.float32, "f64": np.float64, "f16": np.float16,
+    "pred": np.bool_, "bf16": np.uint16, "s8": np.int8,
+}  # fmt: skip
+EDGES = {
+    "f32": [0.0, -0.0, 1.0, -1.5, 3.0, 1e-3, -7e30, 3e38, 1e-40, -1e-45, math.inf, -math.inf, math.nan, 16777217.0],
+    "f16": [0.0, -0.0, 1.0, -1.5, 65504.0, 6e-8, 1e-3, math.inf, -math.inf, math.nan],
+    "f64": [0.0, -0.0, 1.0, -1.5, 1e300, 1e-310, 1e-3, math.inf, -math.inf, math.nan],
+}
+BF16_EDGES = [0x0000, 0x8000, 0x3F80, 0xBFC0, 0x7F7F, 0x0001, 0x3A83, 0x7F80, 0xFF80, 0x7FC0]
+
+
+def edges(kind: str) -> np.ndarray:
+    if kind == "pred":
+        return np.array([False, True])
+    if kind == "bf16":
+        return np.array(BF16_EDGES, np.uint16)
+    if kind in EDGES:
+        return np.array(EDGES[kind], np.float64).astype(NP[kind])
+    info = np.iinfo(NP[kind])
+    values = [0, 1, 2, 3, 7, 31, 32, 33, 63, 64, 100, info.max, info.max - 1, info.min, info.min + 1, info.max // 3]
+    values += [-1, -2, -7, -100] if info.min else [info.max // 2, info.max // 2 + 1]
+    return np.array([v for v in values if info.min <= v <= info.max], NP[kind])
+
+
+def drawn(kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
+    if kind == "pred":
+        return rng.random(count) < 0.5
+    if kind == "bf16":
+        return (rng.normal(size=count).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    if kind in EDGES:
+        return (rng.normal(size=count) * 2.0 ** rng.integers(-8, 9, count)).astype(NP[kind])
+    size = np.dtype(NP[kind]).itemsize
+    return np.frombuffer(rng.bytes(count * size), NP[kind])
+
+
+def operands(kinds: list[str]) -> list[np.ndarray]:
+    rng = np.random.default_rng(len(kinds))
+    cross = list(itertools.product(*(edges(kind) for kind in kinds)))
+    if len(cross) > 600:
+        cross = [cross[i] for i in rng.choice(len(cross), 600, replace=False)]
+    columns = [np.array(column, NP[kind]) for column, kind in zip(zip(*cross, strict=True), kinds, strict=True)]
+    return [np.concatenate([column, drawn(kind, 200, rng)]) for column, kind in zip(columns, kinds, strict=True)]
+
+
+def wrap(value: int, kind: str) -> int:
+    bits = 8 * np.dtype(NP[kind]).itemsize
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if kind[0] == "s" and value >> (bits - 1) else value
+
+
+def bf16(bits: int) -> float:
+    return struct.unpack("<f", struct.pack("<I", int(bits) << 16))[0]
+
+
+def nearest(exact: Fraction | float, kind: str) -> float:
+    """The nearest number of the type, ties to even; in Python's integers."""
+    if isinstance(exact, float) and (math.isnan(exact) or math.isinf(exact)):
+        return exact
+    exact = Fraction(exact)
+    if exact == 0:
+        return 0.0
+    precision, lowest, highest = {
+        "f32": (24, -126, 127),
+        "f16": (11, -14, 15),
+        "bf16": (8, -126, 127),
+        "f64": (53, -1022, 1023),
+    }[kind]
+    magnitude = abs(exact)
+    exponent = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+    exponent -= Fraction(2) ** exponent > magnitude
+    unit = Fraction(2) ** (max(exponent, lowest) - precision + 1)
+    whole, rest = divmod(magnitude, unit)
+    whole += rest * 2 > unit or (rest * 2 == unit and whole % 2)
+    value = whole * unit
+    sign = -1 if exact < 0 else 1
+    return sign * (math.inf if value >= Fraction(2) ** (highest + 1) else float(value))
+
+
+def exactly(fn: Callable[..., Fraction], kind: str) -> Callable[..., float]:
+    """The rounded value where all operands are finite; numpy's float64 says what NaN and infinity do."""
+
+    def rounded(*xs: float) -> float:
+        xs = tuple(bf16(x) if kind == "bf16" else float(x) for x in xs)
+        with np.errstate(all="ignore"):
+            special = float(fn(*(np.float64(x) for x in xs)))
+        if not all(math.isfinite(x) for x in xs):
+            return special
+        exact = fn(*(Fraction(x) for x in xs))
+        return nearest(exact, kind) if exact else 0.0
+
+    return rounded
+
+
+def truncated(a: int, b: int) -> int:
+    return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+
+
+def same(got: np.ndarray, want: list, kind: str) -> None:
+    if kind == "bf16":
+        got = np.array([bf16(x) for x in got])
+    if kind in ("f32", "f16", "f64", "bf16"):
+        want = np.array(want, np.float64)
+        wrong = ~((got.astype(np.float64) == want) | (np.isnan(got) & np.isnan(want)))
+    else:
+        want = np.array([int(w) for w in want], object)
+        wrong = np.array([int(g) for g in got], object) != want
+    assert not wrong.any(), (
+        f"{int(wrong.sum())} wrong, first {np.flatnonzero(wrong)[0]}: {got[wrong][0]} for {want[wrong][0]}"
+    )
+
+
+INTEGERS = ["s32", "u32", "s64", "u64", "s16", "u16"]
+CASES: list[tuple[str, str, list[str], Callable]] = []
+for t in INTEGERS:
+    bits = int(t[1:])
+    CASES += [
+        (f"add.{t} $0, $1, $2", t, [t, t], lambda a, b, t=t: wrap(a + b, t)),
+        (f"sub.{t} $0, $1, $2", t, [t, t], lambda a, b, t=t: wrap(a - b, t)),
+        (f"mul.lo.{t} $0, $1, $2", t, [t, t], lambda a, b, t=t: wrap(a * b, t)),
+        (f"mul.hi.{t} $0, $1, $2", t, [t, t], lambda a, b, t=t, n=bits: wrap(a * b >> n, t)),
+        (f"mad.lo.{t} $0, $1, $2, $3", t, [t, t, t], lambda a, b, c, t=t: wrap(a * b + c, t)),
+        (f"min.{t} $0, $1, $2", t, [t, t], min),
+        (f"max.{t} $0, $1, $2", t, [t, t], max),
+        (f"shr.{t} $0, $1, $2", t, [t, "u32"], lambda a, n: a >> min(n, 200)),
+        (
+            f"shl.b{bits} $0, $1, $2",
+            f"b{bits}",
+            [f"b{bits}", "u32"],
+            lambda a, n, k=bits: wrap(a << min(n, 200), f"b{k}"),
+        ),
+    ]
+for t in INTEGERS[:4]:
+    nonzero = lambda fn: lambda a, b: fn(a, b) if b else None  # noqa: E731
+    CASES += [
+        (f"div.{t} $0, $1, $2", t, [t, t], nonzero(lambda a, b, t=t: wrap(truncated(a, b), t))),
+        (f"rem.{t} $0, $1, $2", t, [t, t], nonzero(lambda a, b, t=t: wrap(a - truncated(a, b) * b, t))),
+    ]
+for t, w in [("s32", "s64"), ("u32", "u64"), ("s16", "s32"), ("u16", "u32")]:
+    CASES += [
+        (f"mul.wide.{t} $0, $1, $2", w, [t, t], lambda a, b: a * b),
+        (f"mad.wide.{t} $0, $1, $2, $3", w, [t, t, w], lambda a, b, c, w=w: wrap(a * b + c, w)),
+    ]
+for t in ("b32", "b64", "b16"):
+    full = (1 << int(t[1:])) - 1
+    CASES += [
+        (f"and.{t} $0, $1, $2", t, [t, t], lambda a, b: a & b),
+        (f"or.{t} $0, $1, $2", t, [t, t], lambda a, b: a | b),
+        (f"xor.{t} $0, $1, $2", t, [t, t], lambda a, b: a ^ b),
+        (f"not.{t} $0, $1", t, [t], lambda a, f=full: ~a & f),
+    ]
+for t in ("s32", "s64", "s16"):
+    CASES += [
+        (f"neg.{t} $0, $1", t, [t], lambda a, t=t: wrap(-a, t)),
+        (f"abs.{t} $0, $1", t, [t], lambda a, t=t: wrap(abs(a), t)),
+    ]
+for t in ("b32", "b64"):
+    n = int(t[1:])
+    CASES += [
+        (f"popc.{t} $0, $1", "u32", [t], lambda a: bin(a).count("1")),
+        (f"clz.{t} $0, $1", "u32", [t], lambda a, n=n: n - len(bin(a)[2:]) if a else n),
+        (f"brev.{t} $0, $1", t, [t], lambda a, n=n: int(bin(a)[2:].zfill(n)[::-1], 2)),
+    ]
+
+
+def lookup(a: int, b: int, c: int, table: int = 0xD8) -> int:
+    return sum((table >> ((a >> i & 1) * 4 + (b >> i & 1) * 2 + (c >> i & 1)) & 1) << i for i in range(32))
+
+
+def permuted(a: int, b: int, s: int) -> int:
+    source = a.to_bytes(4, "little") + b.to_bytes(4, "little")
+    picked = [(source[s >> 4 * i & 7], s >> 4 * i + 3 & 1) for i in range(4)]
+    return int.from_bytes(bytes((255 if byte & 128 else 0) if sign else byte for byte, sign in picked), "little")
+
+
+def extracted(a: int, p: int, n: int, signed: bool) -> int:
+    p, n = p & 255, n & 255
+    sign = signed and n > 0 and (a >> min(p + n - 1, 31)) & 1
+    return wrap(
+        sum(((a >> p + i & 1) if i < n and p + i < 32 else bool(sign)) << i for i in range(32)),
+        "s32" if signed else "u32",
+    )
+
+
+def inserted(a: int, b: int, p: int, n: int) -> int:
+    p, n = p & 255, n & 255
+    return sum(((a >> i - p & 1) if p <= i < p + n else (b >> i & 1)) << i for i in range(32))
+
+
+CASES += [
+    ("lop3.b32 $0, $1, $2, $3, 0xD8", "b32", ["b32", "b32", "b32"], lookup),
+    ("prmt.b32 $0, $1, $2, $3", "b32", ["b32", "b32", "b32"], permuted),
+    (
+        "shf.l.wrap.b32 $0, $1, $2, $3",
+        "b32",
+        ["b32"] * 3,
+        lambda a, b, n: ((b << 32 | a) << (n & 31)) >> 32 & 0xFFFFFFFF,
+    ),
+    ("shf.r.wrap.b32 $0, $1, $2, $3", "b32", ["b32"] * 3, lambda a, b, n: (b << 32 | a) >> (n & 31) & 0xFFFFFFFF),
+    (
+        "shf.l.clamp.b32 $0, $1, $2, $3",
+        "b32",
+        ["b32"] * 3,
+        lambda a, b, n: ((b << 32 | a) << min(n, 32)) >> 32 & 0xFFFFFFFF,
+    ),
+    ("shf.r.clamp.b32 $0, $1, $2, $3", "b32", ["b32"] * 3, lambda a, b, n: (b << 32 | a) >> min(n, 32) & 0xFFFFFFFF),
+    ("bfe.u32 $0, $1, $2, $3", "u32", ["u32"] * 3, lambda a, p, n: extracted(a, p, n, False)),
+    ("bfe.s32 $0, $1, $2, $3", "s32", ["s32", "u32", "u32"], lambda a, p, n: extracted(a, p, n, True)),
+    ("bfe.u32 $0, $1, 5, 2", "u32", ["u32"], lambda a: a >> 5 & 3),
+    ("bfe.s32 $0, $1, 24, 1", "s32", ["s32"], lambda a: -(a >> 24 & 1)),
+    ("bfi.b32 $0, $1, $2, $3, $4", "b32", ["b32"] * 4, inserted),
+    ("selp.b32 $0, $1, $2, $3", "b32", ["b32", "b32", "pred"], lambda a, b, c: a if c else b),
+    ("selp.f32 $0, $1, 0fFF800000, $2", "f32", ["f32", "pred"], lambda a, c: a if c else -math.inf),
+    ("and.pred $0, $1, $1", "pred", ["pred"], lambda a: a),
+    ("not.pred $0, $1", "pred", ["pred"], lambda a: not a),
+    ("mov.b64 $0, {$1, $2}", "b64", ["b32", "b32"], lambda a, b: b << 32 | a),
+    ("mov.b32 {%rs5, %rs6}, $1;\nmov.b32 $0, {%rs6, %rs5}", "b32", ["b32"], lambda a: a >> 16 | (a & 0xFFFF) << 16),
+    ("copysign.f32 $0, $1, $2", "f32", ["f32", "f32"], lambda a, b: math.copysign(b, a)),
+]
+for t in ("f32", "f64", "f16", "bf16"):
+    rn = ".rn" if t in ("f32", "f64") else ""
+    CASES += [
+        (f"add{rn}.{t} $0, $1, $2", t, [t, t], exactly(lambda a, b: a + b, t)),
+        (f"sub{rn}.{t} $0, $1, $2", t, [t, t], exactly(lambda a, b: a - b, t)),
+        (f"mul{rn}.{t} $0, $1, $2", t, [t, t], exactly(lambda a, b: a * b, t)),
+    ]
+    if t != "f64":
+        CASES.append((f"fma.rn.{t} $0, $1, $2, $3", t, [t, t, t], exactly(lambda a, b, c: a * b + c, t)))
+for t in ("f32", "f16", "f64"):
+    number = lambda fn: lambda a, b: b if math.isnan(a) else a if math.isnan(b) else fn(float(a), float(b))  # noqa: E731
+    CASES += [
+        (f"min.{t} $0, $1, $2", t, [t, t], number(min)),
+        (f"max.{t} $0, $1, $2", t, [t, t], number(max)),
+        (f"max.NaN.{t} $0, $1, $2", t, [t, t], lambda a, b: math.nan if math.isnan(a) or math.isnan(b) else max(a, b)),
+        (f"neg.{t} $0, $1", t, [t], lambda a: -float(a)),
+        (f"abs.{t} $0, $1", t, [t], lambda a: abs(float(a))),
+    ]
+ORDER = {"eq": lambda a, b: a == b, "ne": lambda a, b: a != b, "lt": lambda a, b: a < b, "le": lambda a, b: a <= b,
+         "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b}  # fmt: skip
+for name, compare in ORDER.items():
+    for t in ("s32", "u32", "s64"):
+        CASES.append((f"setp.{name}.{t} $0, $1, $2", "pred", [t, t], compare))
+    unordered = lambda a, b: math.isnan(a) or math.isnan(b)  # noqa: E731
+    for t in ("f32", "f16"):
+        CASES.append(
+            (
+                f"setp.{name}.{t} $0, $1, $2",
+                "pred",
+                [t, t],
+                lambda a, b, c=compare, u=unordered: c(a, b) and not u(a, b),
+            )
+        )
+        CASES.append(
+            (f"setp.{name}u.{t} $0, $1, $2", "pred", [t, t], lambda a, b, c=compare, u=unordered: c(a, b) or u(a, b))
+        )
+CASES += [
+    ("setp.num.f32 $0, $1, $2", "pred", ["f32", "f32"], lambda a, b: not (math.isnan(a) or math.isnan(b))),
+    ("setp.nan.f32 $0, $1, $2", "pred", ["f32", "f32"], lambda a, b: math.isnan(a) or math.isnan(b)),
+    ("setp.lt.and.s32 $0, $1, $2, $3", "pred", ["s32", "s32", "pred"], lambda a, b, c: a < b and c),
+    ("setp.lt.bf16 $0, $1, $2", "pred", ["bf16", "bf16"], lambda a, b: bf16(a) < bf16(b)),
+]
+
+
+def clamped(value: float, kind: str, rounding: Callable[[float], float]) -> int:
+    info = np.iinfo(NP[kind])
+    if math.isnan(value):
+        return 0
+    if math.isinf(value):
+        return int(info.max if value > 0 else info.min)
+    return int(min(max(int(rounding(value)), info.min), info.max))
+
+
+for t in ("s32", "u32", "s64", "s16", "u16"):
+    CASES += [(f"cvt.rzi.{t}.f32 $0, $1", t, ["f32"], lambda a, t=t: clamped(float(a), t, math.trunc))]
+for t in ("s32", "u32", "s64", "u64"):
+    for to in ("f32", "f64", "f16"):
+        CASES.append((f"cvt.rn.{to}.{t} $0, $1", to, [t], lambda a, k=to: nearest(Fraction(int(a)), k)))
+CASES += [
+    ("cvt.rmi.s32.f32 $0, $1", "s32", ["f32"], lambda a: clamped(float(a), "s32", math.floor)),
+    ("cvt.rni.s32.f32 $0, $1", "s32", ["f32"], lambda a: clamped(float(a), "s32", round)),
+    ("cvt.rn.f16.f32 $0, $1", "f16", ["f32"], lambda a: nearest(float(a), "f16")),
+    ("cvt.rn.f32.f64 $0, $1", "f32", ["f64"], lambda a: nearest(float(a), "f32")),
+    ("cvt.rn.bf16.f32 $0, $1", "bf16", ["f32"], lambda a: nearest(float(a), "bf16")),
+    ("cvt.f32.f16 $0, $1", "f32", ["f16"], float),
+    ("cvt.f32.bf16 $0, $1", "f32", ["bf16"], bf16),
+    ("cvt.s64.s32 $0, $1", "s64", ["s32"], int),
+    ("cvt.u64.u32 $0, $1", "u64", ["u32"], int),
+    ("cvt.s64.s8 $0, $1", "s64", ["s64"], lambda a: (int(a) & 255) - (int(a) & 128) * 2),
+    ("cvt.u32.u64 $0, $1", "u32", ["u64"], lambda a: int(a) & 0xFFFFFFFF),
+    ("cvt.u16.u32 $0, $1", "u16", ["u32"], lambda a: int(a) & 0xFFFF),
+]
+
+
+@pytest.mark.parametrize("text, result, kinds, want", CASES, ids=[case[0].split(" $")[0] for case in CASES])
+def test_instruction(text: str, result: str, kinds: list[str], want: Callable) -> None:
+    columns = operands(kinds)
+    plain = [[x.item() for x in column] for column in columns]
+    expected = [want(*row) for row in zip(*plain, strict=True)]
+    defined = [i for i, value in enumerate(expected) if value is not None]
+    got = lanewise(text, columns, NP[result])
+    same(got[defined], [expected[i] for i in defined], result)
+
+
+APPROXIMATE: dict[str, Callable[[float], float]] = {
+    "rcp.approx.ftz": lambda x: 1 / x, "rsqrt.approx": lambda x: 1 / math.sqrt(x), "sqrt.approx": math.sqrt,
+    "ex2.approx.ftz": lambda x: 2.0**x, "lg2.approx": math.log2, "sin.approx": math.sin, "cos.approx": math.cos,
+    "tanh.approx": math.tanh,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", APPROXIMATE)
+def test_approximate_instruction(name: str) -> None:
+    x = np.abs(np.random.default_rng(0).normal(size=500)).astype(np.float32) + np.float32(0.01)
+    want = np.array([APPROXIMATE[name](float(v)) for v in x])
+    got = lanewise(f"{name}.f32 $0, $1", [x], np.float32)
+    assert np.abs(got - want).max() <= np.abs(np.spacing(want.astype(np.float32))).max()
+
+
+def test_edges_of_approximate_instructions() -> None:
+    x = np.array([0.0, -0.0, math.inf, -math.inf, math.nan, 1e-40], np.float32)
+    inf, nan = math.inf, math.nan
+    same(lanewise("rcp.approx.ftz.f32 $0, $1", [x], np.float32), [inf, -inf, 0, 0, nan, inf], "f32")
+    same(lanewise("rsqrt.approx.ftz.f32 $0, $1", [x], np.float32), [inf, -inf, 0, nan, nan, inf], "f32")
+    same(lanewise("ex2.approx.ftz.f32 $0, $1", [x], np.float32), [1, 1, inf, 0, nan, 1], "f32")
+    same(lanewise("lg2.approx.ftz.f32 $0, $1", [x], np.float32), [-inf, -inf, inf, nan, nan, -inf], "f32")
+
+
+def test_flush_to_zero() -> None:
+    x, y = np.array([1e-40, 1.5e-38, -1e-40], np.float32), np.array([1.0, 0.5, 1.0], np.float32)
+    same(lanewise("mul.ftz.f32 $0, $1, $2", [x, y], np.float32), [0, 0, 0], "f32")
+    same(lanewise("mul.f32 $0, $1, $2", [x, y], np.float32), [float(a * b) for a, b in zip(x, y, strict=True)], "f32")
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+@pytest.mark.parametrize("name", ["add", "mul"])
+def test_packed_pairs(kind: str, name: str) -> None:
+    a, b = operands([kind, kind])
+    a, b = (x[: len(x) // 2 * 2] for x in (a, b))
+    got = lanewise(f"{name}.{kind}x2 $0, $1, $2", [a.view(np.uint32), b.view(np.uint32)], np.uint32).view(a.dtype)
+    want = lanewise(f"{name}.{kind} $0, $1, $2", [a, b], a.dtype.type)
+    assert got.tobytes() == want.tobytes()
+
+
+def test_packed_float32_and_conversion() -> None:
+    rng = np.random.default_rng(3)
+    x, y = (rng.normal(size=64).astype(np.float32) for _ in range(2))
+    got = lanewise("fma.rn.f32x2 $0, $1, $2, $1", [x.view(np.uint64), y.view(np.uint64)], np.uint64).view(np.float32)
+    same(
+        got,
+        [
+            nearest(Fraction(float(a)) * Fraction(float(b)) + Fraction(float(a)), "f32")
+            for a, b in zip(x, y, strict=True)
+        ],
+        "f32",
+    )
+    for kind in ("bf16", "f16"):
+        both = lanewise(f"cvt.rn.{kind}x2.f32 $0, $1, $2", [x, y], np.uint32)
+        one = (
+            lanewise(f"cvt.rn.{kind}.f32 $0, $1", [x], np.uint16),
+            lanewise(f"cvt.rn.{kind}.f32 $0, $1", [y], np.uint16),
+        )
+        assert (both >> 16 == one[0]).all()
+        assert (both & 0xFFFF == one[1]).all()
+
+
+def test_tf32_rounds_ties_away() -> None:
+    x = np.array([1.0, 1 + 2**-11, 1 + 2**-10 + 2**-11, -(1 + 2**-11), 1 + 2**-12], np.float32)
+    got = lanewise("cvt.rna.tf32.f32 $0, $1", [x], np.uint32).view(np.float32)
+    same(got, [1, 1 + 2**-10, 1 + 2**-9, -(1 + 2**-10), 1], "f32")
+
+
+def test_mixed_precision() -> None:
+    """add.f32.bf16: sm_100 and newer."""
+    a, b = operands(["bf16", "f32"])
+    want = [exactly(lambda x, y: x + y, "f32")(bf16(x), y) for x, y in zip(a, b, strict=True)]
+    same(lanewise("add.rn.f32.bf16 $0, $1, $2", [a, b], np.float32), want, "f32")
+
+
+@pytest.mark.parametrize(
+    "text", ["frobnicate.b32 $0, $1", "cvt.rp.f32.f64 $0, $1", "add.rz.f32 $0, $1, $1", "bfind $0, $1"]
+)
+def test_what_it_does_not_know(text: str) -> None:
+    with pytest.raises(MachineError, match=rf"unknown instruction {text.split()[0]} in kernel: "):
+        lanewise(text, [np.zeros(1, np.float32)], np.float32)

@@ -1,0 +1,283 @@
+"""What lanes, warps and blocks do together, in PTX written by hand."""
+
+import numpy as np
+import pytest
+
+from ptx_machine import Report
+from tests.ptx.assembly import lanewise, run
+
+AT = "mul.wide.u32 %rd50, %r100, 4;\nadd.s64 %rd60, %rd100, %rd50;\nadd.s64 %rd61, %rd101, %rd50;\n"
+SHARED = "mov.b32 %r1, global_smem;\nshl.b32 %r2, %r100, 2;\nadd.s32 %r3, %r1, %r2;\n"  # %r3: the thread's word
+
+
+def kinds(report: Report) -> set[str]:
+    return {finding.kind for finding in report.findings}
+
+
+def shuffled(mode: str, x: list[int], b: int, c: int) -> list[int]:
+    """PTX ISA 9.7.9.6, lane by lane."""
+    out = []
+    for lane in range(32):
+        segment, clamp = c >> 8 & 31, c & 31
+        highest = (lane & segment) | (clamp & ~segment & 31)
+        lowest = lane & segment
+        source = {"up": lane - b, "down": lane + b, "bfly": lane ^ b, "idx": lowest | (b & ~segment & 31)}[mode]
+        valid = source >= highest if mode == "up" else source <= highest
+        out.append(x[source] if valid else x[lane])
+    return out
+
+
+@pytest.mark.parametrize("mode", ["up", "down", "bfly", "idx"])
+@pytest.mark.parametrize("by", [0, 1, 5, 16, 31])
+@pytest.mark.parametrize("segment", [0, 0b10000, 0b11100])
+def test_shuffle(mode: str, by: int, segment: int) -> None:
+    x = np.arange(100, 132, dtype=np.uint32)
+    c = segment << 8 | (0 if mode == "up" else 31)
+    got = lanewise(f"shfl.sync.{mode}.b32 $0, $1, {by}, {c}, -1", [x], np.uint32)
+    assert got.tolist() == shuffled(mode, x.tolist(), by, c)
+
+
+def test_votes_and_reductions() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random(64) < 0.3
+    got = lanewise("vote.sync.ballot.b32 $0, $1, -1", [p], np.uint32)
+    assert got.tolist() == [
+        sum(int(bit) << i for i, bit in enumerate(p[w : w + 32])) for w in (0, 32) for _ in range(32)
+    ]
+    x = rng.integers(-1000, 1000, 64).astype(np.int32)
+    for name, fn in (("add", sum), ("min", min), ("max", max)):
+        got = lanewise(f"redux.sync.{name}.s32 $0, $1, -1", [x], np.int32)
+        assert got.tolist() == [fn(x[w : w + 32].tolist()) for w in (0, 32) for _ in range(32)]
+
+
+@pytest.mark.parametrize("kind, k", [("bf16", 16), ("bf16", 8), ("f16", 16), ("tf32", 8), ("tf32", 4), ("s8", 32)])
+def test_matrices(kind: str, k: int) -> None:
+    """Fragments laid out lane by lane as the ISA's figures have them; small whole numbers, so the result is exact."""
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(-4, 5, (16, k)), rng.integers(-4, 5, (k, 8))
+    c = rng.integers(-9, 10, (16, 8))
+    per = {"bf16": 2, "f16": 2, "tf32": 1, "s8": 4}[kind]
+
+    def bits(numbers: list[int]) -> int:
+        if kind == "tf32":
+            return int(np.float32(numbers[0]).view(np.uint32))
+        if kind == "s8":
+            return int.from_bytes(np.array(numbers, np.int8).tobytes(), "little")
+        halves = [
+            int(np.float32(x).view(np.uint32)) >> 16 if kind == "bf16" else int(np.float16(x).view(np.uint16))
+            for x in numbers
+        ]
+        return halves[0] | halves[1] << 16
+
+    def register(lane: int, r: int, left: bool) -> int:
+        group, thread = divmod(lane, 4)
+        along = [thread * per + e + 4 * per * (r // 2 if left else r) for e in range(per)]
+        row = group + 8 * (r % 2)
+        return bits([int(a[row, i]) if left else int(b[i, group]) for i in along])
+
+    na, nb = 16 * k // 32 // per, 8 * k // 32 // per
+    result, view = ("s32", np.int32) if kind == "s8" else ("f32", np.float32)
+    place = [(lane // 4 + 8 * (r // 2), lane % 4 * 2 + r % 2) for lane in range(32) for r in range(4)]
+    memory = np.zeros((32, 4 + na + nb), np.uint32)
+    for lane in range(32):
+        memory[lane] = (
+            [int(np.array(c[place[4 * lane + r]], view).view(np.uint32)) for r in range(4)]
+            + [register(lane, r, True) for r in range(na)]
+            + [register(lane, r, False) for r in range(nb)]
+        )
+    out = np.zeros((32, 4), np.uint32)
+    width = 4 * memory.shape[1]
+    body = f"mul.wide.u32 %rd50, %r100, {width};\nadd.s64 %rd60, %rd101, %rd50;\n"
+    body += "mul.wide.u32 %rd51, %r100, 16;\nadd.s64 %rd61, %rd100, %rd51;\n"
+    body += "".join(f"ld.global.b32 %r{i}, [%rd60+{4 * i}];\n" for i in range(memory.shape[1]))
+    names = [f"%r{i}" for i in range(memory.shape[1])]
+    groups = [["%r90", "%r91", "%r92", "%r93"], names[4 : 4 + na], names[4 + na :], names[:4]]
+    operands = ", ".join("{" + ", ".join(group) + "}" for group in groups)
+    body += f"mma.sync.aligned.m16n8k{k}.row.col.{result}.{kind}.{kind}.{result} {operands};\n"
+    body += "st.global.v4.b32 [%rd61], {%r90, %r91, %r92, %r93};\n"
+    run(body, out, memory).raise_if_any()
+    want = a @ b + c
+    assert out.view(view).reshape(-1).tolist() == [want[p] for p in place]
+
+
+@pytest.mark.parametrize("trans", ["", ".trans"])
+def test_ldmatrix(trans: str) -> None:
+    x = np.arange(4 * 64, dtype=np.uint16).reshape(4, 8, 8)
+    out = np.zeros((32, 4), np.uint32)
+    body = "mul.wide.u32 %rd50, %r100, 16;\nadd.s64 %rd60, %rd101, %rd50;\nadd.s64 %rd61, %rd100, %rd50;\n"
+    body += "mov.b32 %r1, global_smem;\nshl.b32 %r2, %r100, 4;\nadd.s32 %r3, %r1, %r2;\n"
+    body += "ld.global.v4.b32 {%r4, %r5, %r6, %r7}, [%rd60];\nst.shared.v4.b32 [%r3], {%r4, %r5, %r6, %r7};\n"
+    body += f"bar.sync 0;\nldmatrix.sync.aligned.m8n8.x4{trans}.shared.b16 {{%r4, %r5, %r6, %r7}}, [%r3];\n"
+    body += "st.global.v4.b32 [%rd61], {%r4, %r5, %r6, %r7};\n"
+    run(body, out, x, shared=512).raise_if_any()
+    source = x.transpose(0, 2, 1) if trans else x
+    for lane in range(32):
+        for matrix in range(4):
+            row, column = divmod(2 * lane, 8)
+            low, high = source[matrix, row, column], source[matrix, row, column + 1]
+            assert out[lane, matrix] == int(low) | int(high) << 16
+
+
+def test_lanes_part_and_meet_again() -> None:
+    """A loop of as many trips as the lane's number, then a shuffle that needs all."""
+    out, x = np.zeros(32, np.uint32), np.arange(32, dtype=np.uint32)
+    body = AT + "ld.global.b32 %r1, [%rd61];\nmov.b32 %r2, 0;\nLOOP:\nsetp.ge.u32 %p1, %r2, %r1;\n@%p1 bra DONE;\n"
+    body += "add.s32 %r2, %r2, 1;\nbra LOOP;\nDONE:\n"
+    body += "shfl.sync.bfly.b32 %r3, %r2, 31, 31, -1;\nst.global.b32 [%rd60], %r3;\n"
+    report = run(body, out, x)
+    report.raise_if_any()
+    assert out.tolist() == list(range(31, -1, -1))
+    assert list(report.counts[0].loop_trips.values()) == [32]
+
+
+@pytest.mark.parametrize("what", ["shfl.sync.bfly.b32 %r3, %r100, 1, 31, -1", "bar.sync 0", "bar.warp.sync -1"])
+def test_in_divergent_code(what: str) -> None:
+    out = np.zeros(32, np.uint32)
+    body = f"setp.lt.u32 %p1, %r100, 7;\n@%p1 bra OVER;\n{what};\nOVER:\n"
+    assert kinds(run(body, out)) & {"divergence", "deadlock"}
+
+
+def test_a_barrier_that_one_warp_does_not_reach() -> None:
+    body = "setp.lt.u32 %p1, %r100, 32;\n@%p1 bra OVER;\nbar.sync 0;\nOVER:\n"
+    assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2)) == {"deadlock"}
+
+
+def test_barriers_of_a_part_of_the_block() -> None:
+    """Named barriers: warps 0 and 1 exchange words, warp 2 has nothing to do with it."""
+    out = np.zeros(96, np.uint32)
+    body = AT.replace("add.s64 %rd61, %rd101, %rd50;\n", "") + SHARED
+    body += "setp.ge.u32 %p1, %r100, 64;\n@%p1 bra OVER;\nst.shared.b32 [%r3], %r100;\n"
+    body += "bar.sync 1, 64;\nxor.b32 %r4, %r2, 128;\nadd.s32 %r4, %r1, %r4;\nld.shared.b32 %r5, [%r4];\n"
+    body += "st.global.b32 [%rd60], %r5;\nOVER:\n"
+    run(body, out, num_warps=3, shared=256).raise_if_any()
+    assert out[:64].tolist() == [*range(32, 64), *range(32)]
+
+
+def test_shared_memory_never_written() -> None:
+    report = run(SHARED + "ld.shared.b32 %r5, [%r3];\n", np.zeros(1, np.uint32), shared=128)
+    assert kinds(report) == {"never written"}
+
+
+def test_shared_memory_out_of_bounds() -> None:
+    assert kinds(run(SHARED + "st.shared.b32 [%r3], %r1;\n", np.zeros(1, np.uint32), shared=124)) == {"out of bounds"}
+    assert kinds(run("ld.shared.b32 %r5, [0];\n", np.zeros(1, np.uint32), shared=124)) == {"out of bounds"}
+
+
+def test_bytes_are_the_unit() -> None:
+    """Two warps write the halves of the same words: no race; the same bytes: one."""
+    prologue = "mov.b32 %r1, global_smem;\nand.b32 %r2, %r100, 31;\nshl.b32 %r2, %r2, 2;\nadd.s32 %r3, %r1, %r2;\n"
+    prologue += "shr.u32 %r4, %r100, 5;\nshl.b32 %r5, %r4, 1;\nadd.s32 %r6, %r3, %r5;\ncvt.u16.u32 %rs1, %r100;\n"
+    for address, found in (("%r6", set()), ("%r3", {"race"})):
+        for seed in range(3):
+            report = run(
+                prologue + f"st.shared.b16 [{address}], %rs1;\n",
+                np.zeros(1, np.uint32),
+                num_warps=2,
+                shared=128,
+                seed=seed,
+            )
+            assert kinds(report) == found
+
+
+def test_the_same_bits_written_by_two_warps() -> None:
+    """Replicated layouts do that, and each warp then reads what is there in any case."""
+    body = "mov.b32 %r1, global_smem;\nand.b32 %r2, %r100, 31;\nshl.b32 %r2, %r2, 2;\nadd.s32 %r3, %r1, %r2;\n"
+    body += "st.shared.b32 [%r3], %r2;\nld.shared.b32 %r5, [%r3];\n"
+    for seed in range(4):
+        run(body, np.zeros(1, np.uint32), num_warps=3, shared=128, seed=seed).raise_if_any()
+
+
+def test_lanes_that_disagree_are_noted() -> None:
+    report = run("mov.b32 %r1, global_smem;\nst.shared.b32 [%r1], %r100;\n", np.zeros(1, np.uint32), shared=4)
+    assert not report.findings
+    assert [note.kind for note in report.notes] == ["lane conflict"]
+
+
+def test_read_before_a_later_write() -> None:
+    """Warp 0 reads what warp 1 overwrites: wrong in either order."""
+    body = "setp.lt.u32 %p1, %r100, 32;\n@%p1 ld.global.b32 %r5, [%rd100];\n@!%p1 st.global.b32 [%rd100], %r100;\n"
+    for seed in range(4):
+        report = run(body, np.zeros(1, np.uint32), num_warps=2, seed=seed)
+        assert "race" in kinds(report)
+        finding = report.findings[0]
+        assert {finding.warp, finding.other_warp} == {0, 1}
+
+
+@pytest.mark.parametrize("first, second, found", [
+    ("release", "acquire", set()), ("acq_rel", "acq_rel", set()),
+    ("relaxed", "acquire", {"race"}), ("release", "relaxed", {"race"}),
+])  # fmt: skip
+def test_message_passing(first: str, second: str, found: set[str]) -> None:
+    """Block 0 writes a word and raises a flag; block 1 waits for the flag and reads the word."""
+    body = "mov.u32 %r1, %ctaid.x;\nmov.b32 %r7, 1;\nmov.b32 %r8, 0;\nsetp.ne.s32 %p1, %r100, 0;\n@%p1 bra OVER;\n"
+    body += "setp.eq.s32 %p2, %r1, 1;\n@%p2 bra WAIT;\nst.global.b32 [%rd100], %r7;\n"
+    body += f"atom.global.gpu.{first}.exch.b32 %r3, [%rd100+4], %r7;\nbra OVER;\nWAIT:\n"
+    body += f"atom.global.gpu.{second}.add.u32 %r3, [%rd100+4], %r8;\nsetp.eq.s32 %p3, %r3, 0;\n@%p3 bra WAIT;\n"
+    body += "ld.global.b32 %r4, [%rd100];\nst.global.b32 [%rd100+8], %r4;\nOVER:\n"
+    for seed in range(3):
+        memory = np.zeros(3, np.uint32)
+        report = run(body, memory, blocks=2, seed=seed)
+        assert kinds(report) == found
+        assert memory.tolist() == [1, 1, 1]
+
+
+def test_a_block_scope_orders_nothing_between_blocks() -> None:
+    body = "setp.ne.s32 %p1, %r100, 0;\n@%p1 bra OVER;\nmov.b32 %r7, 1;\nld.global.b32 %r2, [%rd100];\n"
+    body += "st.global.b32 [%rd100], %r7;\natom.global.cta.acq_rel.add.u32 %r3, [%rd100+4], %r7;\nOVER:\n"
+    assert "race" in kinds(run(body, np.zeros(2, np.uint32), blocks=2))
+
+
+def test_a_plain_read_of_a_counter() -> None:
+    body = "mov.b32 %r7, 1;\nred.global.gpu.relaxed.add.u32 [%rd100], %r7;\nld.global.b32 %r2, [%rd100];\n"
+    assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2)) == {"race"}
+    strong = body.replace("ld.global.b32", "ld.relaxed.gpu.global.b32")
+    run(strong, np.zeros(1, np.uint32), num_warps=2).raise_if_any()
+
+
+@pytest.mark.parametrize("name, kind, start, operand, want", [
+    ("add.u32", np.uint32, 5, 3, 5 + 96), ("max.s32", np.int32, -7, -3, -3), ("min.u32", np.uint32, 9, 4, 4),
+    ("and.b32", np.uint32, 0xFF, 0x3C, 0x3C), ("or.b32", np.uint32, 1, 6, 7), ("xor.b32", np.uint32, 5, 3, 5),
+    ("exch.b32", np.uint32, 5, 3, 3), ("add.f32", np.float32, 0.5, 0.25, 8.5), ("inc.u32", np.uint32, 0, 4, 2),
+    ("dec.u32", np.uint32, 0, 4, 3),
+])  # fmt: skip
+def test_atomics(name: str, kind: type, start: float, operand: float, want: float) -> None:
+    memory = np.array([start, operand], kind)
+    run(f"ld.global.b32 %r1, [%rd100+4];\natom.global.gpu.relaxed.{name} %r2, [%rd100], %r1;\n", memory).raise_if_any()
+    assert memory[0] == want
+
+
+def test_registers_never_written() -> None:
+    """Lanes without a value are harmless until one shows."""
+    body = (
+        AT + "setp.lt.u32 %p1, %r100, 8;\n@%p1 ld.global.b32 %r1, [%rd61];\nshfl.sync.bfly.b32 %r2, %r1, 4, 31, -1;\n"
+    )
+    body += "add.s32 %r3, %r1, %r2;\n"
+    x = np.arange(32, dtype=np.uint32)
+    run(body + "@%p1 st.global.b32 [%rd60], %r3;\n", np.zeros(32, np.uint32), x).raise_if_any()
+    report = run(body + "st.global.b32 [%rd60], %r3;\n", np.zeros(32, np.uint32), x)
+    assert kinds(report) == {"never written"}
+    report = run(body.replace("4, 31", "8, 31") + "@%p1 st.global.b32 [%rd60], %r3;\n", np.zeros(32, np.uint32), x)
+    assert kinds(report) == {"never written"}
+
+
+COPY = SHARED.replace("2;\nadd", "4;\nadd") + "mul.wide.u32 %rd50, %r100, 16;\nadd.s64 %rd60, %rd100, %rd50;\n"
+COPY += "add.s64 %rd61, %rd101, %rd50;\ncp.async.cg.shared.global [%r3], [%rd61], 16, %r9;\ncp.async.commit_group;\n"
+BACK = "ld.shared.v4.b32 {%r4, %r5, %r6, %r7}, [%r3];\nst.global.v4.b32 [%rd60], {%r4, %r5, %r6, %r7};\n"
+
+
+@pytest.mark.parametrize("kept", [16, 8, 0])
+def test_async_copies(kept: int) -> None:
+    x = np.arange(128, dtype=np.uint32).reshape(32, 4) + 1
+    out = np.zeros_like(x)
+    run(f"mov.b32 %r9, {kept};\n{COPY}cp.async.wait_group 0;\n{BACK}", out, x, shared=512).raise_if_any()
+    assert (out == np.where(np.arange(4) < kept // 4, x, 0)).all()
+    report = run(f"mov.b32 %r9, {kept};\n{COPY}cp.async.wait_group 1;\n{BACK}", out, x, shared=512)
+    assert kinds(report) == {"early"}
+
+
+def test_what_is_not_copied_may_lie_outside() -> None:
+    x, out = np.zeros((1, 4), np.uint32), np.zeros((32, 4), np.uint32)
+    body = "setp.eq.s32 %p1, %r100, 0;\nselp.b32 %r9, 16, 0, %p1;\n" + COPY + "cp.async.wait_all;\n" + BACK
+    run(body, out, x, shared=512).raise_if_any()
+    report = run(body.replace("setp.eq.s32 %p1, %r100, 0", "setp.le.s32 %p1, %r100, 1"), out, x, shared=512)
+    assert kinds(report) == {"out of bounds"}
