@@ -122,7 +122,7 @@ def tests(file: str) -> Callable[[Bench], None]:
     def part(bench: Bench) -> None:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / file)]
         if bench.toy:
-            command += ["-k", "one_term or kinks or without_their_axis", "-m", "not slow"]
+            command += ["-k", "one_term or kinks or without_their_axis or simplex-0.3--1-shape4", "-m", "not slow"]
         elif importlib.util.find_spec("xdist") is not None:
             command += ["-n", "8"]
         device = {} if bench.toy else {"ADCORRE_DEVICE": str(bench.device)}
@@ -351,6 +351,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "small": small,
     "sanitizer": sanitizer,
     "tests-budget": tests("test_budget.py"),
+    "tests-targets": tests("test_targets.py"),
     "tests-degenerate": tests("test_degenerate.py"),
     "tests-host": tests("test_host.py"),
 }

@@ -88,3 +88,21 @@ def test_a_kernel_that_got_worse_is_named() -> None:
     words = " ".join(static.complaints(row, static.limits()["paper", "narrow_gradient"]))
     for said in ("registers 300 > 128", "stack 8 > 0", "barriers 1 > 0", "H100's budget 0.9 > 0.55"):
         assert said in words
+
+
+def test_the_readme_quotes_the_table() -> None:
+    """kernels/README.md's figures for sm_90 are those of bench/results/static.csv."""
+    with static.RESULTS.open(newline="") as file:
+        rows = {
+            (row["kernel"].removeprefix("narrow_"), row["dtype"]): row
+            for row in csv.DictReader(file)
+            if row["case"] == "paper" and row["target"] == "sm_90"
+        }
+    readme = (static.LIMITS.parents[1] / "kernels" / "README.md").read_text()
+    for kernel in ("statistics", "gradient"):
+        for dtype in ("float32", "bfloat16"):
+            row = rows[kernel, dtype]
+            shares = [f"{float(row[name]):.0%}".replace("%", " %") for name in ("h100_share", "h200_share")]
+            cycles, flight = f"{float(row['issue_cycles']):.0f}", f"{int(row['bytes_in_flight']):,}"
+            cells = [kernel, dtype, row["registers"], row["loop_barriers"], cycles, *shares, flight]
+            assert f"| {' | '.join(cells)} |" in readme

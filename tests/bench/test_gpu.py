@@ -1,0 +1,72 @@
+"""`python -m bench gpu` from end to end in Triton's interpreter, at toy size; and the dispatcher of the benchmarks."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*words: object, interpret: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0", "OMP_NUM_THREADS": "1"}
+    for name in [name for name in environment if name.startswith(("PYTEST_", "ADCORRE_"))]:
+        del environment[name]
+    command = [sys.executable, "-W", "ignore", "-m", "bench", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_parts_run_once_and_go_on_where_they_stopped(tmp_path) -> None:
+    out = tmp_path / "gpu.csv"
+    first = bench("gpu", "--device", "cpu", "--parts", "agrees", "determinism", "--out", out)
+    assert first.returncode == 0, first.stdout + first.stderr
+    rows = rows_of(out)
+    assert {row["part"] for row in rows} == {"agrees", "determinism"}
+    assert all(row["device"] == "interpreter" and row["triton"] for row in rows)
+    second = bench("gpu", "--device", "cpu", "--parts", "agrees", "graph", "--out", out)
+    assert "agrees: done before" in second.stdout
+    assert {row["part"] for row in rows_of(out)} == {"agrees", "determinism", "graph"}
+    assert len(rows_of(out)) == len(rows) + 1
+    assert set(json.loads(out.with_suffix(".done.json").read_text())) == {"agrees", "determinism", "graph"}
+
+
+@pytest.mark.slow
+def test_every_part(tmp_path) -> None:
+    out = tmp_path / "gpu.csv"
+    done = bench("gpu", "--device", "cpu", "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all parts passed" in done.stdout
+    from bench.gpu_parts import PARTS
+
+    assert {row["part"] for row in rows_of(out)} == set(PARTS)
+
+
+def test_users_errors_are_one_message() -> None:
+    for words, interpret, said in (
+        (("gpu", "--device", "cpu"), False, "set TRITON_INTERPRET=1"),
+        (("gpu", "--parts", "nothing"), True, "invalid choice"),
+        (("nothing",), True, "expected one of loss, targets, static, gpu"),
+        ((), True, "usage: python -m bench"),
+    ):
+        done = bench(*words, interpret=interpret)
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_help_lists_every_command() -> None:
+    from bench.__main__ import COMMANDS
+
+    done = bench("--help")
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in COMMANDS)
