@@ -281,3 +281,16 @@ def test_what_is_not_copied_may_lie_outside() -> None:
     run(body, out, x, shared=512).raise_if_any()
     report = run(body.replace("setp.eq.s32 %p1, %r100, 0", "setp.le.s32 %p1, %r100, 1"), out, x, shared=512)
     assert kinds(report) == {"out of bounds"}
+
+
+def test_half_of_a_register_never_written() -> None:
+    """Packed arithmetic on one number and nothing; only the number is used."""
+    body = AT + "ld.global.b32 %r1, [%rd61];\nmov.b64 %rd1, {%r1, %r9};\nadd.f32x2 %rd2, %rd1, %rd1;\n"
+    body += "mov.b64 {%r2, %r3}, %rd2;\nst.global.b32 [%rd60], %r2;\n"
+    x = np.arange(32, dtype=np.float32)
+    out = np.zeros(32, np.float32)
+    run(body, out, x).raise_if_any()
+    assert (out == 2 * x).all()
+    assert kinds(run(body.replace("st.global.b32 [%rd60], %r2", "st.global.b32 [%rd60], %r3"), out, x)) == {
+        "never written"
+    }
