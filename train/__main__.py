@@ -1,7 +1,8 @@
-"""`python -m train`: one training run from the command line."""
+"""`python -m train`: one training run from the command line, or one process of it under torchrun."""
 
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from train.errors import UserError, message_of
 from train.settings import parser, resolve
@@ -14,7 +15,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         run(settings)
     except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print(f"error{f' (process {rank})' if rank != '0' else ''}: {message_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the checkpoints of finished epochs are in the run folder", file=sys.stderr)
@@ -23,4 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry: Callable[..., int | None] = main
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        entry = record(main)  # torchrun's last words are then the failed process's own traceback
+    sys.exit(entry())

@@ -117,7 +117,10 @@ def _or_none(value: float) -> float | None:
 
 @torch.inference_mode()
 def evaluate(model: nn.Module, batches: Batches, class_names: Sequence[str], device: torch.device) -> Evaluation:
-    """Run the model, in eval mode, over all batches. `model` gives (logits (n, C), embeddings)."""
+    """Run the model, in eval mode, over all batches. `model` gives (logits (n, C), embeddings).
+
+    In a process group the ranks' batches are parts of one split: every rank gets the figures of the whole.
+    """
     classes = len(class_names)
     metrics = MetricCollection(
         {
@@ -136,6 +139,8 @@ def evaluate(model: nn.Module, batches: Batches, class_names: Sequence[str], dev
         metrics.update(logits, targets)
         cross_entropy += nn.functional.cross_entropy(logits, targets, reduction="sum")
     model.train(training)
+    if torch.distributed.is_initialized():  # the metrics add their counts over the ranks by themselves
+        torch.distributed.all_reduce(cross_entropy)
     return _evaluation(metrics.compute(), float(cross_entropy), tuple(class_names))
 
 

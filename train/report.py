@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adcorre import AdCorreLoss, AdCorreOutput
-from train.data.loading import Batches
+from train.data.loading import TrainSteps
 from train.errors import UserError
 from train.evaluate import Evaluation
 from train.run_folder import RunFolder
@@ -32,14 +32,14 @@ class Totals:
         self._sum, self._steps, self._images = torch.zeros(len(FIGURES), device=self.device), 0, 0
         self._since = time.perf_counter()
 
-    def add(self, output: AdCorreOutput, logits: Tensor, targets: Tensor) -> None:
-        with torch.no_grad():
-            weight = output.attention[targets].mean()
-            correct = (logits.argmax(1) == targets).float().mean()
-            terms = (output.loss, output.ce, output.fd, output.md, output.ed, output.nfd, weight, correct)
-            self._sum += torch.stack([term.detach().float() for term in terms])
+    def add(self, output: AdCorreOutput, counts: Tensor, images: int) -> None:
+        """One step over `images` images, `counts` (2, C) of them predicted right and seen."""
+        right, seen = counts.to(output.attention.dtype)
+        weight = (output.attention * seen).sum() / seen.sum()
+        terms = (output.loss, output.ce, output.fd, output.md, output.ed, output.nfd, weight, right.sum() / seen.sum())
+        self._sum += torch.stack([term.float() for term in terms])
         self._steps += 1
-        self._images += len(targets)
+        self._images += images
 
     def read(self) -> dict[str, float]:
         """The means since the last reading."""
@@ -55,10 +55,10 @@ class Totals:
         return dict(zip(FIGURES, mean.tolist(), strict=True))
 
 
-def progress(batches: Batches, epoch: int, settings: Settings) -> Any:
-    """The batches of an epoch, behind a bar where somebody is looking."""
+def progress(steps: TrainSteps, epoch: int, settings: Settings) -> Any:
+    """The steps of an epoch, behind a bar where somebody is looking."""
     return tqdm(
-        batches,
+        steps,
         f"epoch {epoch}/{settings.optimizer.epochs}",
         bar_format="{desc} {bar:10} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
         leave=False,

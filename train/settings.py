@@ -83,7 +83,10 @@ class DataSettings:
     )
     limit: int = option(0, "use at most this many images of each split, drawn in proportion (0: all)", low=0)
     image_size: int = option(224, "side of the square images that the network sees", low=16)
-    batch_size: int = option(60, "images per step", low=2)
+    batch_size: int = option(60, "images per forward pass, on each of torchrun's processes", low=2)
+    virtual_batch: int = option(
+        1, "batches per step: the exact gradient of all of them together, in the memory of one", low=1
+    )
     workers: int = option(-1, "processes that load images (-1: up to 8 for a GPU, 0 for a CPU)", low=-1)
     rotation: float = option(45.0, "random rotation, up to this many degrees either way", low=0, high=180)
     crop: float = option(0.8, "random crops take at least this share of the area (1: none)", low=0.05, high=1)

@@ -128,13 +128,13 @@ def test_evaluation_sees_each_sample_once_in_order(n: int, batch_size: int) -> N
 
 @pytest.mark.parametrize("n, batch_size, batches", [(10, 4, [4, 4, 2]), (9, 4, [4, 4]), (8, 4, [4, 4]), (3, 60, [3])])
 def test_training_drops_a_last_batch_of_one_only(n: int, batch_size: int, batches: list[int]) -> None:
-    loader = train_batches(grey(n), to_tensor, batch_size, 0, False, seed=0)
+    loader = train_batches(grey(n), to_tensor, batch_size, 0, False, seed=0).loader
     epochs = [[images.tolist() for images, _ in loader] for _ in range(2)]
     for epoch in epochs:
         assert [len(batch) for batch in epoch] == batches
         assert len({x for batch in epoch for x in batch}) == sum(batches)
     assert epochs[0] != epochs[1]
-    again = train_batches(grey(n), to_tensor, batch_size, 0, False, seed=0)
+    again = train_batches(grey(n), to_tensor, batch_size, 0, False, seed=0).loader
     assert [images.tolist() for images, _ in again] == epochs[0]
 
 

@@ -1,4 +1,4 @@
-"""Batches: a dataset and a transform behind a DataLoader that is seeded, workers included, and cut into ranks' shares."""
+"""Batches: a dataset and a transform behind a seeded DataLoader, workers included; each rank's share of them."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from train.data.base import FaceDataset
 from train.errors import UserError
-from train.ranks import Ranks
+from train.ranks import ALONE, Ranks
 from train.transforms import Transform
 
 Batch = tuple[Tensor, Tensor]
@@ -47,7 +47,8 @@ class StepSampler:
 
     def chunks(self, size: int) -> int:
         """Chunks on this rank of a step of `size` samples on all of them."""
-        return -(-len(range(self.ranks.rank, size, self.ranks.world)) // self.batch_size)
+        share = len(range(self.ranks.rank, size, self.ranks.world))
+        return min(-(-share // self.batch_size), share // 2)  # with --batch-size 2 rather one of 3 than one of 1
 
     def __iter__(self) -> Iterator[list[int]]:
         order = np.fromiter(self.order, dtype=np.int64)
@@ -112,10 +113,12 @@ def train_batches(
     workers: int,
     pin_memory: bool,
     seed: int,
+    *,
     chunks: int = 1,
-    ranks: Ranks = Ranks(),  # noqa: B008
-) -> tuple[Batches, StepSampler]:
-    """Shuffled batches of this rank, and the sampler that knows which of them make a step."""
+    ranks: Ranks = ALONE,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+) -> TrainSteps:
+    """This rank's steps of shuffled samples, each of up to `chunks` batches."""
     if len(faces) < 2 * ranks.world:
         several = f" (2 for each of {ranks.world} processes)" if ranks.world > 1 else ""
         raise UserError(
@@ -132,7 +135,7 @@ def train_batches(
         generator=generator,
         persistent_workers=workers > 0,
     )
-    return loader, sampler
+    return TrainSteps(loader, sampler, device)
 
 
 def evaluation_batches(
@@ -141,7 +144,7 @@ def evaluation_batches(
     batch_size: int,
     workers: int,
     pin_memory: bool,
-    ranks: Ranks = Ranks(),  # noqa: B008
+    ranks: Ranks = ALONE,
 ) -> Batches:
     """Every sample once, on one of the ranks, in the dataset's order."""
     return DataLoader(
