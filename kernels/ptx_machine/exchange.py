@@ -23,11 +23,11 @@ def together(op: Op, members: str | None, bind: Callable[[Warps], Callable[[], C
 
     def bound(warps: Warps) -> Run:
         compute = bind(warps)
-        named = warps.read(members, "u32") if members is not None else None
+        everybody = members is None or members in ("-1", "0xffffffff", "0xFFFFFFFF", "4294967295")
+        named = None if everybody else warps.read(str(members), "u32")
 
         def run(mask: Mask) -> None:
-            if mask is not None or named is not None:
-                warps.require_converged(op.at, mask, named)
+            warps.require_converged(op.at, mask, named)
             compute()(mask)
 
         return run

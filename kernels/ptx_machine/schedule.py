@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -32,11 +33,15 @@ class Launch:
         self.blocks = grid[0] * grid[1] * grid[2]
         self.counts = LaunchCounts(program.entry.name, grid, program.threads // 32)
         self.executed = [0] * len(program.steps)
+        self.stretches: Counter[int] = Counter()  # the same for stretches without a branch, by their beginning
         self.left = 0  # instructions until the launch counts as one that does not end
         report.counts.append(self.counts)
 
     def finish(self) -> None:
         program, counts = self.program, self.counts
+        for start, times in self.stretches.items():
+            for at in range(start, program.end_of_run(start)):
+                self.executed[at] += times
         counts.warps = self.blocks * program.threads // 32
         counts.instructions = program.class_counts(self.executed)
         counts.by_instruction = [
@@ -139,8 +144,7 @@ class Runner:
             instructions, end = self._run_of(start)
             for instruction in instructions:
                 instruction()
-            for at in range(start, end):
-                executed[at] += warps.count
+            launch.stretches[start] += warps.count
             used = end - start + 1
             budget -= used
             launch.left -= used * warps.count

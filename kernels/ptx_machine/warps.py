@@ -13,7 +13,7 @@ from ptx_machine.copies import Copies
 from ptx_machine.decode import Mask, Op, constant
 from ptx_machine.memory import UNSIGNED, GlobalMemory, Shared
 from ptx_machine.numbers import DTYPES
-from ptx_machine.parse import SPECIAL, Entry, MachineError
+from ptx_machine.parse import Entry, MachineError
 from ptx_machine.races import Clocks, Conflict
 from ptx_machine.report import Finding, LaunchCounts, Report
 
@@ -85,9 +85,9 @@ class Warps:
 
     def begin(self, blocks: np.ndarray, warps: np.ndarray) -> None:
         """Forget everything: these warps of these blocks are about to start."""
-        for name, register in self._registers.items():
-            if name not in SPECIAL:
-                register.view(np.uint8)[...] = 0 if register.dtype == np.bool_ else 0xFF
+        for name in self.launch.program.watched & self._registers.keys():  # others are written before they are read
+            register = self._registers[name]
+            register.view(np.uint8)[...] = 0 if register.dtype == np.bool_ else 0xFF
         self.block[:], self.warp[:] = blocks, warps
         self.exited[:] = False
         self.copies.reset()
@@ -137,7 +137,7 @@ class Warps:
 
     def require_converged(self, pc: int, mask: Mask, members: np.ndarray | None) -> None:
         """Instructions of whole warps: every lane that is named, and has not exited, must be here."""
-        if not self.checking:
+        if not self.checking or (members is None and mask is None and not self.exited.any()):
             return
         here = (np.ones(self.lanes, bool) if mask is None else mask).reshape(-1, 32)
         present = here.any(1)
