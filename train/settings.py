@@ -1,4 +1,4 @@
-"""Every setting of a run, in named groups. The defaults are the paper's recipe (Sec. V-B of the paper).
+"""Every setting of a run, in named groups. The defaults are the paper's recipe (Sec. IV-B of the paper).
 
 A run's settings come from three layers, the later ones winning: the defaults below, the recipe of the data
 (`RECIPES`, for data that the paper's recipe does not suit), and what the user gave.
