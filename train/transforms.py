@@ -34,7 +34,7 @@ class Preprocessing:
         return v2.Compose([v2.PILToTensor(), resize, *self._to_input()])
 
     def training(self, settings: DataSettings) -> Transform:
-        """Rotation, crop, brightness and contrast (paper, Sec. V-B), at random and in this order."""
+        """Rotation, crop, brightness and contrast (paper, Sec. IV-B), at random and in this order."""
         crop = v2.RandomResizedCrop(
             self.image_size, scale=(settings.crop, 1.0), ratio=(0.9, 1.1), interpolation=BILINEAR, antialias=True
         )
