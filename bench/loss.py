@@ -192,7 +192,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--d", type=int, default=256, help="entries per vector")
     parser.add_argument("--classes", type=int, default=7, help="number of classes")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="float32", help=" ")
-    parser.add_argument("--backends", nargs="+", choices=("torch", "triton"), default=["torch"], help=" ")
+    parser.add_argument("--backends", nargs="+", choices=("auto", "torch", "triton"), default=["torch"], help=" ")
     parser.add_argument("--reference-up-to", type=int, default=4096, help="largest n at which the reference runs too")
     parser.add_argument("--runs", type=int, default=10, help="counted runs of each contender")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
