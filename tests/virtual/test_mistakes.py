@@ -169,7 +169,7 @@ def test_settings() -> None:
     ):
         VirtualBatch(model, torch.nn.CrossEntropyLoss())
     with pytest.raises(ValueError, match='backend="reference" has no sums to add over chunks'):
-        VirtualBatch(model, AdCorreLoss(CLASSES, backend="reference"))
+        VirtualBatch(model.double(), AdCorreLoss(CLASSES, backend="reference"), 3)(IMAGES, TARGETS)
     with pytest.raises(TypeError, match=r"the model's output: expected tensors \(logits, embeddings\), got Tensor"):
         VirtualBatch(torch.nn.Flatten(), loss, 3)(*draw(6))
 

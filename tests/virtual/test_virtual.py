@@ -128,6 +128,17 @@ def test_dropout_equals_keeping_the_graphs() -> None:
     assert abs(float(VirtualBatch(other, AdCorreLoss(CLASSES), 7)(images, targets).loss - got.loss)) > 1e-3
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_dropout_on_a_gpu() -> None:
+    """The model's CUDA generator is replayed too."""
+    images, targets = (tensor.cuda() for tensor in draw(31))
+    kept, virtual = (Model(norm=True, dropout=0.5).double().cuda() for _ in range(2))
+    for model, keep_graphs in ((kept, True), (virtual, False)):
+        torch.manual_seed(1)
+        VirtualBatch(model, AdCorreLoss(CLASSES).cuda(), 7, keep_graphs=keep_graphs)(images, targets)
+    assert_equal_gradients(virtual, kept)
+
+
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("keep_graphs", [False, True])
 def test_batch_norm_buffers_are_those_of_plain_accumulation(keep_graphs, momentum) -> None:

@@ -1,0 +1,29 @@
+"""What docs/scale.md says: its first example runs, its payloads are those that a rank packs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from adcorre import AdCorreLoss
+
+TEXT = (Path(__file__).parents[2] / "docs/scale.md").read_text()
+
+
+def test_the_example_runs() -> None:
+    code = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)[0]
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert bool(names["out"].loss.isfinite())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("num_classes", [7, 1000])
+def test_payloads(num_classes: int) -> None:
+    said = re.search(rf"(?m)^\| {num_classes:,} \| ([\d.,]+) (bytes|MB) \|$", TEXT)
+    assert said
+    loss = AdCorreLoss(num_classes)
+    logits, x, targets = torch.randn(2, num_classes), torch.randn(2, 7, 256), torch.arange(2)
+    packed = loss._sums(logits, x, targets, loss._check(logits, x, targets))[1].pack()
+    size = packed.numel() * packed.element_size()
+    assert said[1] == (f"{size:,}" if said[2] == "bytes" else f"{size / 1e6:.1f}")
