@@ -7,6 +7,8 @@ every wrapper (autocast, autograd), so that half precision goes in as it comes a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +19,23 @@ _LIBRARY = torch.library.Library("adcorre_kernels", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 
-def _register(schema: str, implementation: Callable[..., object], fake: Callable[..., object]) -> None:
+def _on_its_device(implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton launches on the current device, whichever the tensors are on."""
+
+    @wraps(implementation)
+    def run(first: Tensor, *rest: Any) -> Any:
+        if first.is_cuda and first.device.index != torch.cuda.current_device():
+            with torch.cuda.device(first.device):
+                return implementation(first, *rest)
+        return implementation(first, *rest)
+
+    return run
+
+
+def _register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=_TAGS)
-    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, _on_its_device(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"adcorre_kernels::{name}", fake, lib=_LIBRARY)
 
 

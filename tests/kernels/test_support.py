@@ -44,3 +44,28 @@ def test_cpu_tensors_need_the_interpreter(monkeypatch) -> None:
     assert support.why_unsupported(torch.zeros(4, 2, 8), 3, 2, -1.0) is None
     assert support.why_unsupported(torch.zeros(4, 8), 3, 1, -1.0) is None
     assert "meta" in support.why_unsupported(torch.zeros(4, 8, device="meta"), 3, 1, -1.0)
+
+
+def test_launches_happen_on_the_tensors_device(monkeypatch) -> None:
+    from adcorre_kernels import ops
+
+    entered = []
+
+    class Guard:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            entered.append(self.device)
+
+        def __exit__(self, *_: object) -> None:
+            entered.append(None)
+
+    monkeypatch.setattr(torch.cuda, "device", Guard)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    call = ops._on_its_device(lambda x, more: (x, more, list(entered)))
+    for index, guarded in ((0, []), (1, [torch.device("cuda:1")])):
+        x = SimpleNamespace(is_cuda=True, device=torch.device("cuda", index))
+        assert call(x, 2) == (x, 2, guarded)
+    assert entered == [torch.device("cuda:1"), None]
+    assert call(torch.zeros(1), 3)[1] == 3
