@@ -14,6 +14,7 @@ import csv
 import datetime
 import json
 import os
+import re
 import shutil
 import subprocess
 import traceback
@@ -74,6 +75,8 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if options.device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         parser.error("--device cpu runs in Triton's interpreter: set TRITON_INTERPRET=1")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", options.device):
+        parser.error(f"--device: expected cpu, cuda or cuda:N, got {options.device!r}")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("no CUDA device here; --device cpu with TRITON_INTERPRET=1 runs the script at toy size")
     bench = Bench(options.device, options.seed)

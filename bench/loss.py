@@ -191,12 +191,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--k", type=int, default=7, help="embedding vectors per sample")
     parser.add_argument("--d", type=int, default=256, help="entries per vector")
     parser.add_argument("--classes", type=int, default=7, help="number of classes")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="float32", help=" ")
-    parser.add_argument("--backends", nargs="+", choices=("auto", "torch", "triton"), default=["torch"], help=" ")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16", "float64"), default="float32", help="of x"
+    )
+    parser.add_argument(
+        "--backends", nargs="+", choices=("auto", "torch", "triton"), default=["torch"], help="what is timed"
+    )
     parser.add_argument("--reference-up-to", type=int, default=4096, help="largest n at which the reference runs too")
     parser.add_argument("--runs", type=int, default=10, help="counted runs of each contender")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=" ")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file to which the rows are appended")
     options = parser.parse_args(argv)

@@ -5,15 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from bench.__main__ import COMMANDS
+
 ROOT = Path(__file__).parents[2]
+COMPILES_ONLY = "bench static"  # draws nothing and runs on no device
 
 
 def commands() -> list[str]:
-    """The modules under train/ and bench/ that are meant for `python -m`."""
-    found = []
+    """What is meant for `python -m`: modules under train/ and bench/, and the names that bench dispatches."""
+    found = [f"bench {name}" for name in COMMANDS]
     for folder in ("train", "bench"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+            if module == "bench.__main__":
+                continue
             if file.name == "__main__.py":
                 found.append(module.removesuffix(".__main__"))
             elif re.search(r"(?m)^if __name__ == .__main__.:", file.read_text()):
@@ -27,29 +32,30 @@ def options(text: str) -> dict[str, str]:
     return {re.findall(r"--[\w-]+", piece.split("  ")[0])[0]: piece for piece in pieces}
 
 
-def check_help(run, *command: str) -> None:
-    result = run("python", "-m", *command, "--help")
-    assert result.returncode == 0, result.stderr
-    subcommands = re.search(r"(?m)^  \{([\w,-]+)\}", result.stdout)
-    if subcommands:
-        for name in subcommands[1].split(","):
-            check_help(run, *command, name)
-        return
-    found = options(result.stdout)
-    assert {"--seed", "--device"} <= found.keys()
-    silent = [name for name, piece in found.items() if not re.search(r"\bdefault|\brequired", piece)]
-    assert set(silent) <= {"--help", "--version"}, f"no default shown for {silent}"
-
-
 @pytest.mark.parametrize("command", commands())
 def test_help_shows_defaults(run, command: str) -> None:
-    check_help(run, command)
+    result = run("python", "-m", *command.split(), "--help")
+    assert result.returncode == 0, result.stderr
+    found = options(result.stdout)
+    assert command == COMPILES_ONLY or {"--seed", "--device"} <= found.keys()
+    silent = [name for name, piece in found.items() if not re.search(r"\bdefault|\brequired", piece)]
+    assert set(silent) <= {"--help", "--version"}, f"no default shown for {silent}"
 
 
 @pytest.mark.parametrize("wrong", [["--no-such-option"], ["--device", "abacus"]], ids=" ".join)
 @pytest.mark.parametrize("command", commands())
 def test_a_users_error_is_one_message(run, command: str, wrong: list[str]) -> None:
-    result = run("python", "-m", command, *wrong)
+    result = run("python", "-m", *command.split(), *wrong)
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert wrong[-1] in result.stderr
+
+
+def test_bench_lists_its_commands(run) -> None:
+    asked = run("python", "-m", "bench", "--help")
+    assert asked.returncode == 0
+    assert all(re.search(rf"(?m)^  {name} ", asked.stdout) for name in COMMANDS)
+    wrong = run("python", "-m", "bench", "lost")
+    assert wrong.returncode == 2
+    assert "expected one of loss" in wrong.stderr
+    assert "'lost'" in wrong.stderr
