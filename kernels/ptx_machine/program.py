@@ -151,6 +151,6 @@ def _is_name(operand: str, name: str) -> bool:
     return operand.strip("[] ").split("+")[0].strip() == name
 
 
-@lru_cache(maxsize=32)  # a program keeps its registers and bound instructions
+@lru_cache(maxsize=8)  # a program keeps its registers and bound instructions
 def load(ptx: str, threads: int, shared: int) -> Program:
     return Program(parse(ptx), threads, shared)
