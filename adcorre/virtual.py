@@ -43,7 +43,7 @@ class VirtualBatch:
 
     Args:
         model: gives (logits (n, C), embeddings (n, k, d) or (n, d)) for the inputs of one chunk.
-        loss: with any backend but "reference".
+        loss: with any backend but "reference", which takes one chunk only.
         chunk_size: samples of a chunk, where a tensor is given.
         keep_graphs: one forward pass instead of two, in the memory of all chunks.
 
@@ -58,8 +58,6 @@ class VirtualBatch:
                 "VirtualBatch: expected a torch.nn.Module and an AdCorreLoss, "
                 f"got {type(model).__name__} and {type(loss).__name__}"
             )
-        if loss.backend == "reference":
-            raise ValueError('backend="reference" has no sums to add over chunks; "torch" has, in float64 too')
         self.model = model
         self.loss = loss
         self.chunk_size = chunk_size
@@ -102,6 +100,8 @@ class VirtualBatch:
             raise ValueError("virtual batch: no chunk came; a rank without samples gives one chunk of n = 0")
         if len(first) == 1:
             return self._ordinary_step(first[0], lambd, scaler)
+        if self.loss.backend == "reference":
+            raise ValueError('backend="reference" has no sums to add over chunks; "torch" has, in float64 too')
         step = _Step(self.model, self.loss, lambd, scaler)
         try:
             if self.keep_graphs:
