@@ -294,3 +294,20 @@ def test_half_of_a_register_never_written() -> None:
     assert kinds(run(body.replace("st.global.b32 [%rd60], %r2", "st.global.b32 [%rd60], %r3"), out, x)) == {
         "never written"
     }
+
+
+@pytest.mark.parametrize("barrier, found", [("bar.sync 0;\n", set()), ("", {"race"})])
+def test_shared_memory_overwritten_after_a_read(barrier: str, found: set[str]) -> None:
+    """All read one word, then warp 1 writes it: a race in whichever order they come."""
+    body = "mov.b32 %r1, global_smem;\nsetp.eq.s32 %p1, %r100, 0;\n@%p1 st.shared.b32 [%r1], %r100;\nbar.sync 0;\n"
+    body += "ld.shared.b32 %r2, [%r1];\n" + barrier
+    body += "setp.eq.s32 %p2, %r100, 40;\n@%p2 st.shared.b32 [%r1], %r100;\n"
+    for seed in range(6):
+        assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2, shared=4, seed=seed)) == found
+
+
+def test_a_plain_write_beside_a_strong_read() -> None:
+    body = "setp.lt.u32 %p1, %r100, 32;\n@%p1 ld.relaxed.gpu.global.b32 %r5, [%rd100];\n"
+    body += "setp.eq.s32 %p2, %r100, 40;\n@%p2 st.global.b32 [%rd100], %r100;\n"
+    for seed in range(6):
+        assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2, seed=seed)) == {"race"}
