@@ -83,11 +83,13 @@ def test_the_committed_table_is_whole_and_within_limits() -> None:
 
 
 def test_a_kernel_that_got_worse_is_named() -> None:
-    row = static.Row("paper", "float32", "narrow_gradient", "sm_90", "3.9.0", 300, 8, 0, 2, 900, 1, 0)
+    row = static.Row("paper", "float32", "narrow_gradient", "sm_90", "3.9.0", 300, 72, 0, 2, 900, 1, 3)
     row.h100_share = 0.9
     words = " ".join(static.complaints(row, static.limits()["paper", "narrow_gradient"]))
-    for said in ("registers 300 > 128", "stack 8 > 0", "barriers 1 > 0", "H100's budget 0.9 > 0.55"):
+    for said in ("registers 300 > 128", "stack 72 > 64", "barriers 1 > 0", "spills 3 > 0", "H100's budget 0.9 > 0.55"):
         assert said in words
+    row = static.Row("paper", "float32", "narrow_gradient", "gfx942", "3.9.0", 80, 8, 0)
+    assert "stack 8 > 0" in static.complaints(row, static.limits()["paper", "narrow_gradient"])[0]
 
 
 def test_the_readme_quotes_the_table() -> None:
