@@ -176,7 +176,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
         "crop": 0.9,
         "lambd": 0.1,
         "lambd_warmup": 140,
-        "epochs": 4,
+        "epochs": 3,
         "lr_decay": 0.005,
         "log_every": 20,
     },
