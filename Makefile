@@ -23,8 +23,8 @@ test-oldest: VENV = .venv-oldest
 test-oldest: venv-oldest ## a selection on the oldest supported PyTorch, Triton and the rest
 	$(PYTEST) -m "not slow" $(OLDEST) $(ARGS)
 
-test-slow: venv ## only the slow tests
-	$(PYTEST) -m slow $(ARGS)
+test-slow: venv ## only the slow tests, without those of make ptx
+	$(PYTEST) -m slow --ignore tests/ptx $(ARGS)
 
 test-all: venv ## every test
 	$(PYTEST) $(ARGS)
