@@ -1,0 +1,212 @@
+"""What the benchmarks share: where a row comes from, times taken in turns, peaks of memory, rows appended."""
+
+from __future__ import annotations
+
+import csv
+import ctypes
+import datetime
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results"
+ORIGIN = ("date", "commit", "device", "driver", "threads", "torch", "triton")
+
+
+def origin(device: torch.device | str) -> dict[str, Any]:
+    """What every row says about where it came from; its keys are ORIGIN."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    try:
+        import triton
+    except ImportError:
+        triton = None
+    on_gpu = torch.device(device).type == "cuda"
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M"),
+        "commit": commit.stdout.strip() or "unknown",
+        "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
+        "driver": _driver() if on_gpu else "",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "triton": "" if triton is None else triton.__version__,
+    }
+
+
+def processor() -> str:
+    """The CPU's name as its maker gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+def _driver() -> str:
+    if tool := shutil.which("nvidia-smi"):
+        query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(query, capture_output=True, text=True).stdout.strip().partition("\n")[0]
+    return ""
+
+
+def append(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Adds rows to a CSV file, which begins with `fields`; a file with other fields is refused and left as it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        with path.open(newline="") as file:
+            if (there := next(csv.reader(file), None)) != list(fields):
+                raise SystemExit(
+                    f"{path}: its first line is {there}, expected {list(fields)}; name another file by --out"
+                )
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fields, restval="", lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def in_turns(
+    contenders: Mapping[str, Callable[[], object]], device: torch.device, *, seconds: float, most: int, warm: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each run. All contenders take a turn in every round, so that a drift of the machine meets all alike.
+
+    Rounds go on for about so many `seconds`, at least two and at most `most` of them, after `warm` that do not count.
+    """
+    found: dict[str, list[float]] = {name: [] for name in contenders}
+    began = time.perf_counter()
+    for turn in range(most + warm):
+        if turn == warm:
+            began = time.perf_counter()
+        if turn >= warm + 2 and time.perf_counter() - began > seconds:
+            break
+        for name, call in contenders.items():
+            synchronise(device)
+            start = time.perf_counter()
+            call()
+            synchronise(device)
+            if turn >= warm:
+                found[name].append(time.perf_counter() - start)
+    return found
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def spread(seconds: Sequence[float]) -> dict[str, str]:
+    """Median, p20 and p80 of a contender's seconds, as a row has them."""
+    own = sorted(seconds)
+    figures = {"seconds": statistics.median(own), "p20": own[len(own) // 5], "p80": own[len(own) * 4 // 5]}
+    return {name: f"{value:.4g}" for name, value in figures.items()}
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Median over rounds of slow over fast: both were taken at about the same moment."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def peak_during(call: Callable[[], object], device: torch.device) -> int:
+    """Bytes at the peak of one call beyond those held before it; what the call returns is counted."""
+    if device.type == "cuda":
+        synchronise(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        synchronise(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    give_back_freed_memory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _status("VmRSS")
+    except OSError:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    call()
+    return max(0, _status("VmHWM") - before)
+
+
+def give_back_freed_memory() -> None:
+    """Freed memory that the C library still holds would hide what a call takes."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):  # another C library than glibc
+        pass
+
+
+def limit_memory(nbytes: int) -> None:
+    """Beyond so many bytes more than now, this process's allocations fail (Linux; elsewhere there is no limit)."""
+    if (now := _status("VmData")) > 0:
+        resource.setrlimit(resource.RLIMIT_DATA, (now + nbytes, resource.RLIM_INFINITY))
+
+
+def _status(field: str) -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if field == "VmHWM" else 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
+
+
+def available_memory() -> int:
+    """Bytes that a new process could take now."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 8 << 30
+
+
+class Nvml:
+    """Energy, clock and temperature of a CUDA device, where NVML can be asked; else nothing."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.handle = None
+        if device.type != "cuda":
+            return
+        try:
+            import pynvml
+
+            pynvml.nvmlInit()
+            uuid = str(torch.cuda.get_device_properties(device).uuid)
+            self.handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}".encode())
+            self.nvml = pynvml
+        except Exception as error:  # no NVML, no right to it, a device that it does not know: figures stay empty
+            print(f"no energy figures: {error}", flush=True)
+
+    def during(self, call: Callable[[], object], device: torch.device, seconds: float = 0.5) -> dict[str, str]:
+        """Joules a call, and clock (MHz) and temperature (C) right after `seconds` of calls."""
+        if self.handle is None:
+            return {}
+        try:
+            synchronise(device)
+            before = self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle)
+            calls, began = 0, time.perf_counter()
+            while time.perf_counter() - began < seconds or calls < 3:
+                call()
+                calls += 1
+                if calls % 16 == 0:
+                    synchronise(device)
+            synchronise(device)
+            joules = (self.nvml.nvmlDeviceGetTotalEnergyConsumption(self.handle) - before) / 1000 / calls
+            clock = self.nvml.nvmlDeviceGetClockInfo(self.handle, self.nvml.NVML_CLOCK_SM)
+            celsius = self.nvml.nvmlDeviceGetTemperature(self.handle, self.nvml.NVML_TEMPERATURE_GPU)
+        except self.nvml.NVMLError:
+            return {}
+        return {"joules": f"{joules:.4g}", "clock_mhz": str(clock), "celsius": str(celsius)}
