@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import ctypes
 import datetime
@@ -144,10 +145,8 @@ def peak_during(call: Callable[[], object], device: torch.device) -> int:
 
 def give_back_freed_memory() -> None:
     """Freed memory that the C library still holds would hide what a call takes."""
-    try:
+    with contextlib.suppress(AttributeError, OSError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):  # another C library than glibc
-        pass
 
 
 def limit_memory(nbytes: int) -> None:
