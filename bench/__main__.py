@@ -4,7 +4,12 @@ import importlib
 import sys
 
 COMMANDS = {
-    "loss": "time and memory of the loss's backends",
+    "all": "loss, step and scale, then report: what `make bench` runs",
+    "loss": "time and memory of the loss against what a user would pick instead",
+    "step": "a whole training step: what the loss costs in it, and what each lever of speed gains",
+    "scale": "as n, ranks and virtual batches grow",
+    "report": "the rows as tables in the README and docs, and as pictures",
+    "gate": "what must not get worse, on a noisy machine: part of the tests",
     "targets": "where the terms lead free vectors, target by target",
     "static": "what the compiled kernels use, and how fast they can be: no GPU needed",
     "gpu": "builds, checks and measures the kernels on a GPU; resumable",
