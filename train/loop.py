@@ -18,7 +18,7 @@ from adcorre import AdCorreLoss, VirtualBatch, adcorre_terms
 from train.data import FaceDataset, Request, Splits, load_data
 from train.data.loading import evaluation_batches, train_batches
 from train.errors import UserError
-from train.evaluate import Evaluation, evaluate
+from train.evaluation import Evaluation, evaluate
 from train.model import build_model
 from train.ranks import Ranks, quiet
 from train.report import Totals, check_finite, log_epoch, log_steps, progress

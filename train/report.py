@@ -12,7 +12,7 @@ from tqdm import tqdm
 from adcorre import AdCorreLoss, AdCorreOutput
 from train.data.loading import TrainSteps
 from train.errors import UserError
-from train.evaluate import Evaluation
+from train.evaluation import Evaluation
 from train.run_folder import RunFolder
 from train.settings import Settings
 

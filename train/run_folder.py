@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from train.errors import UserError
-from train.evaluate import Evaluation
+from train.evaluation import Evaluation
 from train.model import FaceClassifier, build_model
 from train.settings import ModelSettings
 from train.transforms import Preprocessing

@@ -16,7 +16,7 @@ from train.__main__ import main
 from train.data import Request, load_data
 from train.data.labels import CLASS_NAMES
 from train.data.loading import evaluation_batches
-from train.evaluate import Evaluation, evaluate
+from train.evaluation import Evaluation, evaluate
 from train.run_folder import load_trained
 
 Train = Callable[..., subprocess.CompletedProcess[str]]

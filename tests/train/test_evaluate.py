@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from train.data.base import GreyArray, draw_stratified, limit
 from train.data.loading import evaluation_batches, train_batches
 from train.errors import UserError
-from train.evaluate import Evaluation, evaluate
+from train.evaluation import Evaluation, evaluate
 
 NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
 CPU = torch.device("cpu")
