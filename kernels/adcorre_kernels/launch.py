@@ -17,7 +17,9 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
     x, targets = _readable(x), _labels(targets)
     n, k, d = x.shape
     device, sn, sk = x.device, x.stride(0), x.stride(1)
-    cut = plan.of_statistics(n, k, d, num_classes, x.element_size(), embedding_target, plan.processors(device))
+    cut = plan.of_statistics(
+        n, k, d, num_classes, x.element_size(), embedding_target, _aligned(x), plan.processors(device)
+    )
     if cut.local:
         scratch = torch.empty(cut.scratch, dtype=torch.int32, device=device)
     else:
@@ -77,7 +79,9 @@ def gradient(
     out = torch.empty((n, k, d), dtype=x.dtype, device=device)
     if n == 0:
         return out
-    cut = plan.of_gradient(n, k, d, num_classes, x.element_size(), embedding_target, plan.processors(device))
+    cut = plan.of_gradient(
+        n, k, d, num_classes, x.element_size(), embedding_target, _aligned(x), plan.processors(device)
+    )
     order = targets  # not read
     if cut.ordered:
         order = torch.sort(_class_or_last(targets, num_classes, ignore_index)[0], stable=True)[1]
@@ -91,6 +95,11 @@ def gradient(
 
 def _readable(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _aligned(x: Tensor) -> bool:
+    """Whether rows of x and of the tables begin at multiples of 16 bytes, and Triton's specialisation says so."""
+    return all(number % 16 == 0 for number in (x.shape[2], x.stride(0), x.stride(1), x.data_ptr()))
 
 
 def _labels(targets: Tensor) -> Tensor:

@@ -29,10 +29,13 @@ class Shape(NamedTuple):
     BK: int
     warps: int
 
-    @property
-    def options(self) -> dict[str, Any]:
+    def options(self, aligned: bool) -> dict[str, Any]:
+        """`aligned`: every row begins at a multiple of 16 bytes, known to the compiler, so that a lane has several
+        neighbouring entries of a row. A lane with a single one must not fuse: its product would enter the first sum
+        across lanes unrounded and the other lane's rounded, and sums that must agree would not, in the last bit.
+        """
         tile = {"BD": self.W, "BK": self.BK} if self.BK else {"W": self.W, "BS": self.BS}
-        return {**tile, "num_warps": self.warps, "enable_fp_fusion": True}
+        return {**tile, "num_warps": self.warps, "enable_fp_fusion": aligned}
 
 
 class StatisticsPlan(NamedTuple):
@@ -91,7 +94,7 @@ def shape_of(k: int, d: int, itemsize: int, pairs: bool) -> Shape:
 
 @lru_cache(maxsize=1024)
 def of_statistics(
-    n: int, k: int, d: int, num_classes: int, itemsize: int, embedding_target: float, processors: int
+    n: int, k: int, d: int, num_classes: int, itemsize: int, embedding_target: float, aligned: bool, processors: int
 ) -> StatisticsPlan:
     shape = shape_of(k, d, itemsize, embedding_target != -1.0)
     blocks = ceil_div(k, shape.BK) if shape.BK else 1
@@ -138,8 +141,8 @@ def of_statistics(
         offset=offset,
         sums=offset + slots * slot,
         flat=num_classes * k * (2 * d + 1) + 2 * num_classes + 1,
-        streaming={**constants, "TARGET": embedding_target, **streaming, **shape.options},
-        embedding={**constants, "TARGET": embedding_target, **shape.options},
+        streaming={**constants, "TARGET": embedding_target, **streaming, **shape.options(aligned)},
+        embedding={**constants, "TARGET": embedding_target, **shape.options(aligned)},
         reduce_grid=(num_classes, ceil_div(2 * k * d + k, columns)),
         reduce={**constants, **reduce, "num_warps": 4, "enable_fp_fusion": True},
     )
@@ -147,12 +150,12 @@ def of_statistics(
 
 @lru_cache(maxsize=1024)
 def of_gradient(
-    n: int, k: int, d: int, num_classes: int, itemsize: int, embedding_target: float, processors: int
+    n: int, k: int, d: int, num_classes: int, itemsize: int, embedding_target: float, aligned: bool, processors: int
 ) -> GradientPlan:
     shape = shape_of(k, d, itemsize, embedding_target != -1.0)
     chunk = _chunk_of_samples(n, processors, shape.BS)
     ordered = num_classes > GATHERED_CLASSES
-    options = {"K": k, "D": d, "TARGET": embedding_target, "ORDERED": ordered, **shape.options}
+    options = {"K": k, "D": d, "TARGET": embedding_target, "ORDERED": ordered, **shape.options(aligned)}
     return GradientPlan(not shape.BK, ordered, chunk, (ceil_div(n, chunk),), options)
 
 
@@ -163,7 +166,7 @@ def of_terms(
     rows = power_of_2(max(8, num_classes))
     tile = {"BC": rows, "BD": min(max(16, power_of_2(d)), 4096 // rows)}
     targets = {"BETWEEN": between_target, "MEAN": mean_target, "EMBEDDING": embedding_target}
-    return {"K": k, "D": d, **tile, **targets, "num_warps": 8, "enable_fp_fusion": True}
+    return {"K": k, "D": d, **tile, **targets, "num_warps": 8, "enable_fp_fusion": False}  # see `Shape.options`
 
 
 def _chunks_and_groups(n: int, num_classes: int, slot: int, resident: int) -> tuple[int, int]:

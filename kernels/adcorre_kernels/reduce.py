@@ -59,7 +59,8 @@ def reduce_slots(
             bad += tl.load(bad_ptr + p * chunk_stride, mask=used, other=0)
             used = count > 0
         slot = sums_ptr + offset + (p.to(tl.int64) * (C if LOCAL else 1) + c)[:, None] * SLOT
-        total += tl.load(slot + entry[None, :], mask=used[:, None] & inside[None, :], other=0.0)
+        padded = used[:, None] & (entry < SLOT)[None, :]  # a mask that lets lanes load whole vectors
+        total += tl.load(slot + entry[None, :], mask=padded, other=0.0)
         if b == 0:
             squares += tl.load(
                 slot + (2 * K * D + K) + row[None, :], mask=used[:, None] & (row < K)[None, :], other=0.0
