@@ -133,7 +133,9 @@ def store(op: Op) -> Step:
                     values = values[np.isin(lanes, access.lanes)]
                 access.scatter(size, values)
                 if access.duplicates and not np.array_equal(access.gather(size, len(names)), values):
-                    warps.note("lane conflict", op.at, "lanes of a warp store different values to one place")
+                    warps.find(
+                        "lane conflict", op.at, "lanes of a warp store different bits to one place", access.lanes
+                    )
             if semantics:
                 warps.synchronise(where, op, semantics)
 

@@ -351,7 +351,10 @@ def _both(steps: list[Step]) -> Step:
 def selp(op: Op) -> Step:
     kind = "b" + op.type.lstrip("bsuf")
     pairs = [(op.operands[1], kind), (op.operands[2], kind), (op.operands[3], "pred")]
-    pick: Compute = lambda a, b, c: np.where(c, a, b)  # noqa: E731
+
+    def pick(a: np.ndarray, b: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        return np.where(chosen, a, b)
+
     return op.compute(pick, pairs, type=kind)
 
 

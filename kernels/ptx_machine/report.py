@@ -63,15 +63,14 @@ class FindingsError(AssertionError):
 
 
 class Report:
-    """`findings`: faults. `notes`: what is undefined, but only in the last bits. `counts`: one entry a launch."""
+    """`findings`: faults. `counts`: one entry a launch."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
-        self.notes: list[Finding] = []
         self.counts: list[LaunchCounts] = []
         self._known: dict[tuple[object, ...], Finding] = {}
 
-    def add(self, finding: Finding, note: bool = False) -> None:
+    def add(self, finding: Finding) -> None:
         key = (
             finding.kind,
             finding.kernel,
@@ -85,7 +84,7 @@ class Report:
             known.times += 1
             return
         self._known[key] = finding
-        (self.notes if note else self.findings).append(finding)
+        self.findings.append(finding)
 
     def raise_if_any(self) -> None:
         if self.findings:

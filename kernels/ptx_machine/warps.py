@@ -114,14 +114,6 @@ class Warps:
         self, kind: str, pc: int, message: str, lanes: np.ndarray | None = None, other: Conflict | None = None
     ) -> None:
         """`lanes`: those that are at fault, as numbers or as a mask."""
-        self._add(kind, pc, message, lanes, other, note=False)
-
-    def note(self, kind: str, pc: int, message: str) -> None:
-        self._add(kind, pc, message, None, None, note=True)
-
-    def _add(
-        self, kind: str, pc: int, message: str, lanes: np.ndarray | None, other: Conflict | None, note: bool
-    ) -> None:
         first = 0
         if lanes is not None and len(lanes):
             first = int(np.argmax(lanes)) if lanes.dtype == np.bool_ else int(lanes[0])
@@ -133,7 +125,7 @@ class Warps:
             per_block = self.launch.program.threads // 32
             finding.other_place, finding.other_instruction = self.describe(other[2])
             finding.other_block, finding.other_warp = divmod(other[1], per_block)
-        self.report.add(finding, note)
+        self.report.add(finding)
 
     def require_converged(self, pc: int, mask: Mask, members: np.ndarray | None) -> None:
         """Instructions of whole warps: every lane that is named, and has not exited, must be here."""

@@ -231,7 +231,25 @@ CASES += [
     ("mov.b64 $0, {$1, $2}", "b64", ["b32", "b32"], lambda a, b: b << 32 | a),
     ("mov.b32 {%rs5, %rs6}, $1;\nmov.b32 $0, {%rs6, %rs5}", "b32", ["b32"], lambda a: a >> 16 | (a & 0xFFFF) << 16),
     ("copysign.f32 $0, $1, $2", "f32", ["f32", "f32"], lambda a, b: math.copysign(b, a)),
+    ("cnot.b32 $0, $1", "b32", ["b32"], lambda a: int(a == 0)),
+    ("bfind.u32 $0, $1", "u32", ["u32"], lambda a: a.bit_length() - 1 & 0xFFFFFFFF),
+    ("bfind.s32 $0, $1", "u32", ["s32"], lambda a: (~a if a < 0 else a).bit_length() - 1 & 0xFFFFFFFF),
+    ("bfind.shiftamt.u32 $0, $1", "u32", ["u32"], lambda a: 32 - a.bit_length() if a else 0xFFFFFFFF),
+    ("mad.hi.s32 $0, $1, $2, $3", "s32", ["s32"] * 3, lambda a, b, c: wrap((a * b >> 32) + c, "s32")),
+    ("mov.pred $0, $1", "pred", ["pred"], lambda a: a),
+    ("cvta.to.global.u64 $0, $1", "u64", ["u64"], lambda a: a),
+    ("createpolicy.fractional.L2::evict_first.b64 $0, 1.0;\nmov.b64 $0, $1", "b64", ["b64"], lambda a: a),
 ]
+PROPERTIES = {
+    "finite": math.isfinite, "infinite": math.isinf, "number": lambda x: not math.isnan(x), "notanumber": math.isnan,
+    "normal": lambda x, t="": math.isfinite(x) and abs(x) >= LEAST[t],
+    "subnormal": lambda x, t="": 0 < abs(x) < LEAST[t],
+}  # fmt: skip
+LEAST = {"f32": 2.0**-126, "f64": 2.0**-1022}
+for t in LEAST:
+    for name, holds in PROPERTIES.items():
+        want = (lambda x, t=t, holds=holds: holds(x, t)) if name.endswith("normal") else holds
+        CASES.append((f"testp.{name}.{t} $0, $1", "pred", [t], want))
 for t in ("f32", "f64", "f16", "bf16"):
     rn = ".rn" if t in ("f32", "f64") else ""
     CASES += [
@@ -239,8 +257,7 @@ for t in ("f32", "f64", "f16", "bf16"):
         (f"sub{rn}.{t} $0, $1, $2", t, [t, t], exactly(lambda a, b: a - b, t)),
         (f"mul{rn}.{t} $0, $1, $2", t, [t, t], exactly(lambda a, b: a * b, t)),
     ]
-    if t != "f64":
-        CASES.append((f"fma.rn.{t} $0, $1, $2, $3", t, [t, t, t], exactly(lambda a, b, c: a * b + c, t)))
+    CASES.append((f"fma.rn.{t} $0, $1, $2, $3", t, [t, t, t], exactly(lambda a, b, c: a * b + c, t)))
 for t in ("f32", "f16", "f64"):
     number = lambda fn: lambda a, b: b if math.isnan(a) else a if math.isnan(b) else fn(float(a), float(b))  # noqa: E731
     CASES += [
@@ -285,6 +302,14 @@ def clamped(value: float, kind: str, rounding: Callable[[float], float]) -> int:
     return int(min(max(int(rounding(value)), info.min), info.max))
 
 
+def saturated(value: float) -> float:
+    return 0.0 if math.isnan(value) else min(max(float(value), 0.0), 1.0)
+
+
+def relu(value: float) -> float:
+    return value if math.isnan(value) else max(value, 0.0)
+
+
 for t in ("s32", "u32", "s64", "s16", "u16"):
     CASES += [(f"cvt.rzi.{t}.f32 $0, $1", t, ["f32"], lambda a, t=t: clamped(float(a), t, math.trunc))]
 for t in ("s32", "u32", "s64", "u64"):
@@ -303,6 +328,23 @@ CASES += [
     ("cvt.s64.s8 $0, $1", "s64", ["s64"], lambda a: (int(a) & 255) - (int(a) & 128) * 2),
     ("cvt.u32.u64 $0, $1", "u32", ["u64"], lambda a: int(a) & 0xFFFFFFFF),
     ("cvt.u16.u32 $0, $1", "u16", ["u32"], lambda a: int(a) & 0xFFFF),
+    ("cvt.sat.s8.s32 $0, $1;\nand.b16 $0, $0, 255", "b16", ["s32"], lambda a: min(max(a, -128), 127) & 255),
+    ("cvt.sat.f32.f32 $0, $1", "f32", ["f32"], lambda a: 0.0 if math.isnan(a) else min(max(float(a), 0.0), 1.0)),
+    ("add.sat.f32 $0, $1, $2", "f32", ["f32", "f32"], lambda a, b: saturated(np.float32(a) + np.float32(b))),
+    ("cvt.rpi.s32.f32 $0, $1", "s32", ["f32"], lambda a: clamped(float(a), "s32", math.ceil)),
+    ("cvt.rmi.f32.f32 $0, $1", "f32", ["f32"], lambda a: float(np.floor(np.float32(a)))),
+    ("cvt.f64.f32 $0, $1", "f64", ["f32"], float),
+    (
+        "fma.rn.relu.f16 $0, $1, $2, $3",
+        "f16",
+        ["f16"] * 3,
+        lambda *x: relu(exactly(lambda a, b, c: a * b + c, "f16")(*x)),
+    ),
+    ("neg.bf16 $0, $1", "b16", ["b16"], lambda a: a ^ 0x8000),
+    ("abs.bf16 $0, $1", "b16", ["b16"], lambda a: a & 0x7FFF),
+    ("neg.bf16x2 $0, $1", "b32", ["b32"], lambda a: a ^ 0x80008000),
+    ("min.f32 $0, $1, $2, $3", "f32", ["f32"] * 3, lambda *x: min((float(v) for v in x if v == v), default=math.nan)),
+    ("div.full.f32 $0, $1, $2", "f32", ["f32", "f32"], lambda a, b: float(np.float32(a) / np.float32(b))),
 ]
 
 
@@ -310,7 +352,8 @@ CASES += [
 def test_instruction(text: str, result: str, kinds: list[str], want: Callable) -> None:
     columns = operands(kinds)
     plain = [[x.item() for x in column] for column in columns]
-    expected = [want(*row) for row in zip(*plain, strict=True)]
+    with np.errstate(all="ignore"):
+        expected = [want(*row) for row in zip(*plain, strict=True)]
     defined = [i for i, value in enumerate(expected) if value is not None]
     got = lanewise(text, columns, NP[result])
     same(got[defined], [expected[i] for i in defined], result)
@@ -354,6 +397,17 @@ def test_packed_pairs(kind: str, name: str) -> None:
     got = lanewise(f"{name}.{kind}x2 $0, $1, $2", [a.view(np.uint32), b.view(np.uint32)], np.uint32).view(a.dtype)
     want = lanewise(f"{name}.{kind} $0, $1, $2", [a, b], a.dtype.type)
     assert got.tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_packed_comparison(kind: str) -> None:
+    """setp.f16x2 p|q: p of the low halves, q of the high ones."""
+    a, b = operands([kind, kind])
+    a, b = (x[: len(x) // 2 * 2] for x in (a, b))
+    text = f"setp.lt.{kind}x2 %p3|%p4, $1, $2;\nselp.b32 %r6, 1, 0, %p3;\nselp.b32 %r7, 2, 0, %p4;\nor.b32 $0, %r6, %r7"
+    got = lanewise(text, [a.view(np.uint32), b.view(np.uint32)], np.uint32)
+    less = lanewise(f"setp.lt.{kind} $0, $1, $2", [a, b], np.bool_)
+    assert got.tolist() == (less[::2] + 2 * less[1::2]).tolist()
 
 
 def test_packed_float32_and_conversion() -> None:

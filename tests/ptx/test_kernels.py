@@ -22,7 +22,6 @@ def everywhere(arch: str, launch, *outputs: torch.Tensor, schedules: int = 2) ->
             launch()
         reports.append(report)
         report.raise_if_any()
-        assert not report.notes, report.notes
         got = [output.clone().view(torch.uint8) for output in outputs]
         first = first or got
         assert all(torch.equal(a, b) for a, b in zip(first, got, strict=True)), f"seed {seed} gives other bits"

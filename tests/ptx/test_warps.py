@@ -45,9 +45,32 @@ def test_votes_and_reductions() -> None:
         sum(int(bit) << i for i, bit in enumerate(p[w : w + 32])) for w in (0, 32) for _ in range(32)
     ]
     x = rng.integers(-1000, 1000, 64).astype(np.int32)
-    for name, fn in (("add", sum), ("min", min), ("max", max)):
-        got = lanewise(f"redux.sync.{name}.s32 $0, $1, -1", [x], np.int32)
-        assert got.tolist() == [fn(x[w : w + 32].tolist()) for w in (0, 32) for _ in range(32)]
+    bitwise = {"and": np.bitwise_and.reduce, "or": np.bitwise_or.reduce, "xor": np.bitwise_xor.reduce}
+    for name, fn in {"add": sum, "min": min, "max": max, **bitwise}.items():
+        kind, view = ("b32", np.uint32) if name in bitwise else ("s32", np.int32)
+        got = lanewise(f"redux.sync.{name}.{kind} $0, $1, -1", [x.view(view)], view)
+        assert got.tolist() == [int(fn(x.view(view)[w : w + 32].tolist())) for w in (0, 32) for _ in range(32)]
+
+
+@pytest.mark.parametrize("negated", ["", "!"])
+def test_votes_on_a_predicate(negated: str) -> None:
+    for row in (np.zeros(32, bool), np.ones(32, bool), np.arange(32) == 7):
+        values = ~row if negated else row
+        wanted = {"any": values.any(), "all": values.all(), "uni": values.all() or not values.any()}
+        for name, want in wanted.items():
+            got = lanewise(f"vote.sync.{name}.pred $0, {negated}$1, -1", [row], np.bool_)
+            assert got.tolist() == [bool(want)] * 32
+
+
+def test_who_is_here() -> None:
+    """activemask in code that a part of the lanes takes; elect in code that all take."""
+    out = np.zeros(32, np.uint32)
+    body = AT.replace("add.s64 %rd61, %rd101, %rd50;\n", "") + "setp.ge.u32 %p1, %r100, 5;\n@%p1 bra OVER;\n"
+    body += "activemask.b32 %r1;\nst.global.b32 [%rd60], %r1;\nOVER:\n"
+    run(body, out).raise_if_any()
+    assert out.tolist() == [31] * 5 + [0] * 27
+    text = "elect.sync %r7|%p3, -1;\nselp.b32 $0, 1, 0, %p3;\nadd.s32 $0, $0, %r7"
+    assert lanewise(text, [np.arange(64, dtype=np.uint32)], np.uint32).tolist() == ([1] + [0] * 31) * 2
 
 
 @pytest.mark.parametrize("kind, k", [("bf16", 16), ("bf16", 8), ("f16", 16), ("tf32", 8), ("tf32", 4), ("s8", 32)])
@@ -116,6 +139,25 @@ def test_ldmatrix(trans: str) -> None:
             row, column = divmod(2 * lane, 8)
             low, high = source[matrix, row, column], source[matrix, row, column + 1]
             assert out[lane, matrix] == int(low) | int(high) << 16
+
+
+@pytest.mark.parametrize("trans", ["", ".trans"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_stmatrix(count: int, trans: str) -> None:
+    """A lane's registers hold two neighbours of a row of each matrix; the lanes of matrix i name its rows."""
+    x = np.arange(32 * count, dtype=np.uint32).reshape(32, count) * 0x10003
+    out = np.zeros((8 * count, 8), np.uint16)
+    names = ", ".join(f"%r{10 + i}" for i in range(count))
+    body = f"mul.wide.u32 %rd50, %r100, {4 * count};\nadd.s64 %rd60, %rd101, %rd50;\n"
+    body += "".join(f"ld.global.b32 %r{10 + i}, [%rd60+{4 * i}];\n" for i in range(count))
+    body += "mov.b32 %r1, global_smem;\nshl.b32 %r2, %r100, 4;\nadd.s32 %r3, %r1, %r2;\n"
+    body += f"stmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 [%r3], {{{names}}};\n"
+    body += f"setp.lt.u32 %p1, %r100, {8 * count};\n@%p1 ld.shared.v4.b32 {{%r4, %r5, %r6, %r7}}, [%r3];\n"
+    body += "mul.wide.u32 %rd51, %r100, 16;\nadd.s64 %rd61, %rd100, %rd51;\n"
+    body += "@%p1 st.global.v4.b32 [%rd61], {%r4, %r5, %r6, %r7};\n"
+    run(body, out, x, shared=128 * count).raise_if_any()
+    want = x.T.copy().view(np.uint16).reshape(count, 8, 8)
+    assert (out.reshape(count, 8, 8) == (want.transpose(0, 2, 1) if trans else want)).all()
 
 
 def test_lanes_part_and_meet_again() -> None:
@@ -187,15 +229,16 @@ def test_the_same_bits_written_by_two_warps() -> None:
         run(body, np.zeros(1, np.uint32), num_warps=3, shared=128, seed=seed).raise_if_any()
 
 
-def test_lanes_that_disagree_are_noted() -> None:
-    report = run("mov.b32 %r1, global_smem;\nst.shared.b32 [%r1], %r100;\n", np.zeros(1, np.uint32), shared=4)
-    assert not report.findings
-    assert [note.kind for note in report.notes] == ["lane conflict"]
+def test_lanes_that_disagree() -> None:
+    body = "mov.b32 %r1, global_smem;\nst.shared.b32 [%r1], %r100;\n"
+    assert kinds(run(body, np.zeros(1, np.uint32), shared=4)) == {"lane conflict"}
+    run(body.replace("%r100", "%r1"), np.zeros(1, np.uint32), shared=4).raise_if_any()
 
 
 def test_read_before_a_later_write() -> None:
     """Warp 0 reads what warp 1 overwrites: wrong in either order."""
-    body = "setp.lt.u32 %p1, %r100, 32;\n@%p1 ld.global.b32 %r5, [%rd100];\n@!%p1 st.global.b32 [%rd100], %r100;\n"
+    body = "mov.b32 %r6, 7;\nsetp.lt.u32 %p1, %r100, 32;\n@%p1 ld.global.b32 %r5, [%rd100];\n"
+    body += "@!%p1 st.global.b32 [%rd100], %r6;\n"
     for seed in range(4):
         report = run(body, np.zeros(1, np.uint32), num_warps=2, seed=seed)
         assert "race" in kinds(report)

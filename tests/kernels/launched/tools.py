@@ -35,8 +35,13 @@ def rounded(problem: Problem, dtype: torch.dtype) -> tuple[Problem, Tensor]:
     return problem._replace(x=x.double(), attention=problem.attention.float().double()), x.to(DEVICE)
 
 
-def assert_within_budget(problem: Problem, x: Tensor, got: tuple[Tensor, Tensor], **overrides: object) -> None:
-    """No further from float64 than twice the printed formulas in float32 on the same inputs, plus a little."""
+def against_budget(
+    problem: Problem, x: Tensor, got: tuple[Tensor, Tensor], **overrides: object
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Errors of the values and what is allowed; errors of the gradient, what is allowed, and the true gradient.
+
+    Allowed: twice the error of the printed formulas in float32 on the same inputs, plus a little.
+    """
     truth = run_on_cpu(problem, "reference", **overrides)
     plain = run_on_cpu(problem, "reference", x=problem.x.float(), **overrides)
     values, gradient = got
@@ -45,7 +50,7 @@ def assert_within_budget(problem: Problem, x: Tensor, got: tuple[Tensor, Tensor]
     assert gradient.shape == x.shape
     eps = torch.finfo(torch.float32).eps
     value_error = (values - truth[0]).abs()
-    assert bool((value_error <= 2 * (plain[0] - truth[0]).abs() + 8 * eps).all()), value_error / eps
+    values_allowed = 2 * (plain[0] - truth[0]).abs() + 8 * eps
     half = torch.finfo(x.dtype)
     rounding = half.eps / 2 * truth[1].abs() + half.smallest_normal * half.eps
     if INTERPRETED and x.dtype == torch.bfloat16:
@@ -53,13 +58,20 @@ def assert_within_budget(problem: Problem, x: Tensor, got: tuple[Tensor, Tensor]
     scale = gradient_scale(problem, **overrides)
     allowed = 2 * (plain[1] - truth[1]).abs().max() if gradient.numel() else torch.zeros(())
     allowed = allowed + 16 * eps * scale + 1.01 * rounding * (x.dtype != torch.float32)
-    error = (gradient.double() - truth[1]).abs()
+    return value_error, values_allowed, (gradient.double() - truth[1]).abs(), allowed, truth[1]
+
+
+def assert_within_budget(problem: Problem, x: Tensor, got: tuple[Tensor, Tensor], **overrides: object) -> None:
+    """No further from float64 than `against_budget` allows."""
+    value_error, values_allowed, error, allowed, truth = against_budget(problem, x, got, **overrides)
+    assert bool((value_error <= values_allowed).all()), value_error / torch.finfo(torch.float32).eps
+    gradient = got[1]
     excess = error - allowed
     if gradient.numel() and not bool((excess <= 0).all()):
         worst = int(excess.nan_to_num(nan=torch.inf).argmax())
         place = [int(i) for i in torch.unravel_index(torch.tensor(worst), excess.shape)]
         raise AssertionError(
-            f"dx{place}: {gradient.flatten()[worst]} against {truth[1].flatten()[worst]}, "
+            f"dx{place}: {gradient.flatten()[worst]} against {truth.flatten()[worst]}, "
             f"allowed {allowed.flatten()[worst]}, off by {error.flatten()[worst]}"
         )
 
