@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,15 @@ def write_icml_csv(file: Path, counts: Counts) -> Path:
     lines = ["emotion, Usage, pixels", *(f"{code},{usage},{pixels}" for code, usage, pixels in csv_rows(counts))]
     file.write_text("\n".join(lines) + "\n")
     return file
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What is kept between runs goes to a folder of the tests' own."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADCORRE_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ from tests.train.conftest import (
 )
 from train.data import Request, Splits, load_data
 from train.data.base import class_counts
-from train.data.fer2013 import OFFICIAL_COUNTS, verdict
+from train.data.fer2013 import OFFICIAL_COUNTS
 from train.data.labels import CLASS_NAMES, FER_CSV_CODES, FOLDER_NAMES
+from train.data.splitting import verdict
 from train.errors import UserError
 
 # Different for every class, so that swapping two classes anywhere changes a count.
@@ -119,11 +120,17 @@ def test_counts_are_printed_beside_the_official_ones(layout: Path) -> None:
 
 
 def test_verdict() -> None:
-    assert verdict(OFFICIAL_COUNTS) == "matches FER-2013, official split"
-    first, second, *rest = OFFICIAL_COUNTS["PublicTest"]
-    swapped = {**OFFICIAL_COUNTS, "PublicTest": (second, first, *rest)}
-    assert verdict(swapped) == "does not match FER-2013, official split: PublicTest has other counts per class"
-    assert "test has 7,178 images (official 0)" in verdict({"Training": OFFICIAL_COUNTS["Training"], "test": (7178,)})
+    def said(counts: dict[str, tuple[int, ...]]) -> str:
+        return verdict(counts, OFFICIAL_COUNTS, "FER-2013", CLASS_NAMES)
+
+    assert said(dict(OFFICIAL_COUNTS)) == "matches FER-2013, official split"
+    neutral, happy, *rest = OFFICIAL_COUNTS["PublicTest"]
+    swapped = said({**OFFICIAL_COUNTS, "PublicTest": (happy, neutral, *rest)})
+    assert swapped.startswith("does not match FER-2013, official split: PublicTest has other counts per class\n")
+    assert "in PublicTest, Neutral has the count of Happy, Happy has the count of Neutral" in swapped
+    other = said({**OFFICIAL_COUNTS, "PublicTest": (happy + neutral, 0, *rest)})
+    assert other == "does not match FER-2013, official split: PublicTest has other counts per class"
+    assert "test has 7,178 images (official 0)" in said({"Training": OFFICIAL_COUNTS["Training"], "test": (7178,)})
 
 
 def test_folders_whose_names_do_not_tell_the_test_parts(tmp_path: Path) -> None:

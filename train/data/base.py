@@ -1,7 +1,9 @@
 """What every dataset is to the rest of `train`, and the pieces that datasets are made of."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -10,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from train.data.decode import read_picture
 from train.errors import UserError
 
 Labels = NDArray[np.int64]
@@ -19,7 +22,8 @@ SPLITS = ("train", "validation", "test")
 class FaceDataset(Protocol):
     """One split of a labelled set of faces. Labels are known without opening an image; the order of samples is stable.
 
-    `fingerprint` changes when the samples or their labels do; it is stored with a run.
+    `fingerprint` is a hash of the samples' names, labels and sizes in bytes; it is stored with a run. `stamp` changes
+    with the files' times too: what is derived from the pictures is kept under it.
     """
 
     @property
@@ -34,10 +38,21 @@ class FaceDataset(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+    @property
+    def stamp(self) -> str: ...
+
     def __len__(self) -> int: ...
+
+    def name(self, index: int, /) -> str:
+        """Where the sample is, for people: its file's path, or its row or member of a file."""
+        ...
 
     def image(self, index: int, /) -> Image.Image:
         """The sample as a PIL image in mode RGB. Raises UserError, naming the file, where it cannot be read."""
+        ...
+
+    def encoded(self, index: int, /) -> tuple[str, bytes]:
+        """(suffix, an image file's bytes) that decode to the sample: the bytes of its own file where it has one."""
         ...
 
 
@@ -62,13 +77,50 @@ class Splits:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked of a dataset, beside its path."""
+    """What the user asked of a dataset, beside its path.
+
+    on_broken: "fail" raises UserError when an unreadable image is met; "skip" looks for them all before anything
+    else and leaves them out. classes: 7 or 8, for the sets that come with both; 0 is the set's usual number.
+    votes: how FERPlus's ten votes become a label. cache: a folder for decoded images, "" for none.
+    """
 
     image_size: int = 224
     protocol: str = "official"
     validation_fraction: float = 0.1
     limit: int = 0
     seed: int = 0
+    on_broken: str = "fail"
+    classes: int = 0
+    votes: str = "majority"
+    cache: str = ""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be; `items` names the files, where it is about files."""
+
+    kind: str
+    message: str
+    items: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies on disk, before it is split: all samples, and the part that each is in as the set itself says.
+
+    roles: for each part, in the report's order, what it serves for ("train", "validation", "test"). official: the
+    published counts per class of each part, in the order of class_names; empty where there are none.
+    """
+
+    layout: str
+    source: Path
+    whole: FaceDataset
+    part: NDArray[np.str_] = field(repr=False)
+    roles: Mapping[str, str]
+    dataset: str = ""
+    official: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,29 +130,46 @@ class Layout:
     name: str
     looked_for: str
     recognise: Callable[[Path], bool]
-    load: Callable[[Path, Request], Splits]
+    load: Callable[[Path, Request], Found]
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Samples that are image files of their own."""
+    """Samples that are image files `root`/`names`[i], or the face inside `boxes`[i] (x0, y0, x1, y1) of one."""
 
-    samples: Sequence[Path]
+    root: Path
+    names: Sequence[str] = field(repr=False)
     labels: Labels
     class_names: tuple[str, ...]
     split: str
     fingerprint: str
+    stamp: str
+    boxes: NDArray[np.int64] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def path(self, index: int, /) -> Path:
+        return self.root / self.names[index]
+
+    def name(self, index: int, /) -> str:
+        box = "" if self.boxes is None else f", box {','.join(map(str, self.boxes[index]))}"
+        return printable(str(self.path(index))) + box
+
     def image(self, index: int, /) -> Image.Image:
-        path = self.samples[index]
         try:
-            with Image.open(path) as picture:
-                return picture.convert("RGB")
+            return read_picture(self.path(index), None if self.boxes is None else self.boxes[index])
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more for broken files
-            raise UserError(f"cannot read the image {path}: {error}") from error
+            raise broken(self.name(index), error) from error
+
+    def encoded(self, index: int, /) -> tuple[str, bytes]:
+        if self.boxes is not None:
+            return png(self.image(index))
+        path = self.path(index)
+        try:
+            return path.suffix.lower(), path.read_bytes()
+        except OSError as error:
+            raise broken(self.name(index), error) from error
 
 
 @dataclass(frozen=True)
@@ -112,12 +181,23 @@ class GreyArray:
     class_names: tuple[str, ...]
     split: str
     fingerprint: str
+    source: str = "array"
+
+    @property
+    def stamp(self) -> str:
+        return self.fingerprint
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def name(self, index: int, /) -> str:
+        return f"{self.source}, row {index + 1}"
+
     def image(self, index: int, /) -> Image.Image:
         return Image.fromarray(self.pixels[index]).convert("RGB")
+
+    def encoded(self, index: int, /) -> tuple[str, bytes]:
+        return png(Image.fromarray(self.pixels[index]))
 
 
 class Subset:
@@ -130,19 +210,45 @@ class Subset:
         self.class_names = parent.class_names
         self.labels = parent.labels[indices]
         self.fingerprint = digest(parent.fingerprint, indices.tobytes())
+        self.stamp = digest(parent.stamp, indices.tobytes())
 
     def __len__(self) -> int:
         return len(self.indices)
 
+    def name(self, index: int, /) -> str:
+        return self.parent.name(int(self.indices[index]))
+
     def image(self, index: int, /) -> Image.Image:
         return self.parent.image(int(self.indices[index]))
+
+    def encoded(self, index: int, /) -> tuple[str, bytes]:
+        return self.parent.encoded(int(self.indices[index]))
+
+
+def broken(name: str, error: Exception) -> UserError:
+    """The error of an image that cannot be read: its name first, and Pillow's words without the path again."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error).split(": <_io")[0]
+    if type(error).__name__ == "UnidentifiedImageError":
+        reason = "no image file that Pillow knows"
+    return UserError(f"cannot read the image {name}: {printable(reason) or type(error).__name__}")
+
+
+def png(image: Image.Image) -> tuple[str, bytes]:
+    with io.BytesIO() as file:
+        image.save(file, "PNG")
+        return ".png", file.getvalue()
+
+
+def printable(text: str) -> str:
+    """The text with what no terminal or JSON file takes escaped: line breaks, undecodable bytes of file names."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def digest(*parts: str | bytes) -> str:
     """A short hash of the parts in their order."""
     sha = hashlib.sha256()
     for part in parts:
-        data = part.encode() if isinstance(part, str) else part
+        data = os.fsencode(part) if isinstance(part, str) else part
         sha.update(len(data).to_bytes(8, "little"))
         sha.update(data)
     return sha.hexdigest()[:16]

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.data.base import SPLITS, Labels, digest
+from train.data.base import SPLITS, Labels, digest, png
 from train.data.face_drawing import draw_face
 from train.data.face_model import Person, View, sample_units
 from train.data.labels import CLASS_NAMES
@@ -50,6 +50,7 @@ class SyntheticFaces:
         weights = TABLE_1 if split == "train" else (1,) * len(CLASS_NAMES)
         self.labels = _spread_labels(weights, COUNTS[split] if count is None else count)
         self.fingerprint = digest("synthetic", *(str(v) for v in (GENERATOR_VERSION, split, size, len(self), seed)))
+        self.stamp = self.fingerprint
         self._drawn: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
@@ -60,6 +61,12 @@ class SyntheticFaces:
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         return Image.fromarray(self._draw(index) if self._drawn is None else self._drawn[index])
+
+    def name(self, index: int, /) -> str:
+        return f"drawn face {index} of {self.split}"
+
+    def encoded(self, index: int, /) -> tuple[str, bytes]:
+        return png(self.image(index))
 
     def array(self, processes: int | None = None) -> NDArray[np.uint8]:
         """All samples, uint8 (count, size, size, 3), drawn by `processes` (None: one per core) once and then kept.

@@ -1,0 +1,196 @@
+"""AffectNet: the old release (tables of paths, boxes and codes) and that of 2021 (cropped faces, .npy annotations)."""
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from train.data.base import Finding, Found, ImageFiles, Layout, Request, digest
+from train.data.files import File, as_dataset, header, list_images, listed
+from train.data.labels import CLASS_NAMES_8
+from train.data.store import kept
+from train.errors import UserError
+
+# AffectNet's codes are this project's order. 8 None, 9 Uncertain and 10 No-Face are no classes.
+TRAIN_COUNTS = (74874, 134415, 25459, 14090, 6378, 3803, 24882, 3750)
+OFFICIAL_COUNTS = {"train": TRAIN_COUNTS, "validation": (500,) * 8}
+OFFICIAL_COUNTS_2021 = {"train": TRAIN_COUNTS, "validation": (*(500,) * 7, 499)}
+ROLES = {"train": "train", "validation": "test"}  # the test set was never published
+COLUMNS = (
+    "subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks", "expression",
+    "valence", "arousal",
+)  # fmt: skip
+TABLES = {"train": "training.csv", "validation": "validation.csv"}
+TABLE_FOLDERS = ("", "Manually_Annotated_file_lists")
+IMAGE_FOLDERS = ("Manually_Annotated_Images", "Manually_Annotated/Manually_Annotated_Images")
+SETS = {"train": ("train_set",), "validation": ("val_set", "valid_set", "eval_set")}
+
+
+def _found(
+    layout: str,
+    path: Path,
+    whole: ImageFiles,
+    parts: NDArray[np.str_],
+    official: Mapping[str, tuple[int, ...]],
+    notes: tuple[str, ...],
+    findings: tuple[Finding, ...],
+) -> Found:
+    roles = {name: role for name, role in ROLES.items() if np.any(parts == name)}
+    counts = {name: row[: len(whole.class_names)] for name, row in official.items()}
+    return Found(layout, path, whole, parts, roles, "AffectNet", counts, notes, findings)
+
+
+def _class_names(request: Request) -> tuple[str, ...]:
+    return CLASS_NAMES_8[: request.classes or 7]
+
+
+# The old release: several faces in a picture, each with its box.
+
+
+def _tables(path: Path) -> dict[str, Path]:
+    found = {}
+    for part, name in TABLES.items():
+        for folder in TABLE_FOLDERS:
+            file = path / folder / name
+            if file.is_file() and (part == "validation" or header(file)[:1] == [COLUMNS[0]]):
+                found[part] = file
+                break
+    return found
+
+
+def load_old(path: Path, request: Request) -> Found:
+    tables = _tables(path)
+    if "validation" not in tables:
+        raise UserError(f"{path}: AffectNet's training.csv without validation.csv, on which it is tested")
+    images = next((path / name for name in IMAGE_FOLDERS if (path / name).is_dir()), None)
+    if images is None:
+        raise UserError(f"{path}: AffectNet's tables without pictures (looked for {' and '.join(IMAGE_FOLDERS)})")
+    class_names = _class_names(request)
+    there = {file.name: file for file in list_images(images).images}
+    files: list[File] = []
+    labels: list[int] = []
+    boxes: list[list[int]] = []
+    parts: list[str] = []
+    missing: list[str] = []
+    skipped = 0
+    for part, table in tables.items():
+        for number, row in _rows(table):
+            try:
+                label = int(row["expression"])
+                if label >= len(class_names) or float(row["face_width"]) < 0:
+                    skipped += 1
+                    continue
+                x, y, width, height = (round(float(row[f"face_{side}"])) for side in ("x", "y", "width", "height"))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{table}, line {number}: expected numbers for the box and the expression") from error
+            name = row["subDirectory_filePath"].strip()
+            if name not in there:
+                missing.append(name)
+                continue
+            files.append(there[name])
+            labels.append(label)
+            boxes.append([x, y, x + width, y + height])
+            parts.append(part)
+    whole = as_dataset(images, files, labels, class_names, boxes)
+    notes = (f"faces: cropped by the tables' boxes; {skipped:,} rows of other classes or without a face are left out",)
+    findings = (Finding("missing", f"{listed(missing)} in the tables, but not there", tuple(missing)),)
+    layout = "AffectNet, release with boxes"
+    parted = np.array(parts, np.str_)
+    return _found(layout, path, whole, parted, OFFICIAL_COUNTS, notes, findings if missing else ())
+
+
+def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, row by COLUMNS); validation.csv is also seen without a header."""
+    headed = header(table)[:1] == [COLUMNS[0]]
+    with table.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
+        yield from enumerate(csv.DictReader(lines, None if headed else COLUMNS), start=2 if headed else 1)
+
+
+# The release of 2021: cropped to 224 x 224, <id>.jpg with <id>_exp.npy.
+
+
+def _sets(path: Path) -> dict[str, Path]:
+    found = {}
+    for part, names in SETS.items():
+        for name in names:
+            if all((path / name / inner).is_dir() for inner in ("images", "annotations")):
+                found[part] = path / name
+                break
+    return found
+
+
+def load_2021(path: Path, request: Request) -> Found:
+    class_names = _class_names(request)
+    files: list[File] = []
+    labels: list[int] = []
+    parts: list[str] = []
+    missing: list[str] = []
+    skipped = 0
+    sets = _sets(path)
+    if "validation" not in sets:
+        raise UserError(f"{path}: AffectNet's train_set without {', '.join(SETS['validation'])}, on which it is tested")
+    for part, folder in sets.items():
+        listing = list_images(path, folder.name, "images")
+        there = {Path(file.name).stem: file for file in listing.images}
+        annotated = expressions(folder / "annotations")
+        for stem, label in annotated.items():
+            if not 0 <= label < len(class_names):
+                skipped += 1
+            elif stem not in there:
+                missing.append(f"{folder.name}/images/{stem}.jpg")
+            else:
+                files.append(there[stem])
+                labels.append(label)
+                parts.append(part)
+        missing += [f"{folder.name}/annotations/{stem}_exp.npy" for stem in sorted(there.keys() - annotated.keys())]
+    whole = as_dataset(path, files, labels, class_names)
+    notes = (f"{skipped:,} annotations of other classes are left out",)
+    findings = (Finding("missing", f"{listed(missing)} missing: image or annotation alone", tuple(missing)),)
+    layout = "AffectNet, release of 2021"
+    parted = np.array(parts, np.str_)
+    return _found(layout, path, whole, parted, OFFICIAL_COUNTS_2021, notes, findings if missing else ())
+
+
+def expressions(annotations: Path) -> dict[str, int]:
+    """The code of each <id>_exp.npy, by id in sorted order: opened once, then only when a size or time changes."""
+    with os.scandir(annotations) as entries:
+        files = [entry for entry in entries if entry.name.endswith("_exp.npy")]
+        scanned = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    stems = [name.removesuffix("_exp.npy") for name, _, _ in scanned]
+    key = digest(str(annotations.resolve()), *(f"{name} {size} {time}" for name, size, time in scanned), "1")
+
+    def read() -> NDArray[np.int64]:
+        return np.array([_code(annotations / name) for name, _, _ in scanned], dtype=np.int64)
+
+    folder = kept(f"affectnet-{key}", lambda folder: np.save(folder / "codes.npy", read()))
+    codes = read() if folder is None else np.load(folder / "codes.npy")
+    return dict(zip(stems, codes.tolist(), strict=True))
+
+
+def _code(file: Path) -> int:
+    """The one value of a file: a string such as "3", or a number."""
+    try:
+        value = np.load(io.BytesIO(file.read_bytes()), allow_pickle=False)
+        return int(value.item())
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{file}: expected one expression's code, as a string or a number: {error}") from error
+
+
+LAYOUTS = (
+    Layout(
+        "AffectNet, release with boxes",
+        "training.csv and validation.csv (subDirectory_filePath,…) with Manually_Annotated_Images/ (AffectNet)",
+        lambda path: "train" in _tables(path),
+        load_old,
+    ),
+    Layout(
+        "AffectNet, release of 2021",
+        "train_set/ and val_set/, each with images/ and annotations/<id>_exp.npy (AffectNet)",
+        lambda path: "train" in _sets(path),
+        load_2021,
+    ),
+)

@@ -1,0 +1,201 @@
+"""Any dataset decoded once into one memory-mapped array of uint8, which all processes of a machine then share."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from train.data.base import FaceDataset, GreyArray, digest
+from train.data.store import over_samples
+from train.errors import UserError
+
+SAVE_SECONDS = 5.0  # of work that a killed process loses
+
+
+class DecodedImages:
+    """The samples of `source`, their pixels from a file of (n, side, side, 3) bytes; `broken` has the unreadable ones.
+
+    The file is opened by each process for itself, so that an instance travels to a worker as a few names.
+    """
+
+    def __init__(self, source: FaceDataset, file: Path, side: int, broken: dict[int, str]) -> None:
+        self.source, self.file, self.side, self.broken = source, file, side, broken
+        self.class_names, self.split, self.labels = source.class_names, source.split, source.labels
+        self.fingerprint, self.stamp = source.fingerprint, source.stamp
+        self._pixels: NDArray[np.uint8] | None = None
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """(n, side, side, 3) uint8, memory-mapped; zeros where a sample is broken."""
+        if self._pixels is None:
+            self._pixels = np.memmap(self.file, np.uint8, "r", shape=(len(self), self.side, self.side, 3))
+        return self._pixels
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_pixels": None}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int, /) -> str:
+        return self.source.name(index)
+
+    def image(self, index: int, /) -> Image.Image:
+        if index in self.broken:
+            raise UserError(self.broken[index])
+        return Image.fromarray(self.pixels[index])
+
+    def encoded(self, index: int, /) -> tuple[str, bytes]:
+        return self.source.encoded(index)
+
+
+def cached(
+    dataset: FaceDataset, folder: Path, size: int, on_broken: str = "fail"
+) -> tuple[FaceDataset, dict[int, str]]:
+    """(the dataset with its images decoded and kept in `folder`, the unreadable samples and why they are).
+
+    Raises UserError that names the unreadable ones where on_broken is "fail". With "skip" they are for the caller to
+    leave out.
+    """
+    if isinstance(dataset, GreyArray):
+        return dataset, {}
+    decoded = decode(dataset, folder, size)
+    refuse_broken(decoded.broken, on_broken)
+    return decoded, decoded.broken
+
+
+def refuse_broken(broken: dict[int, str], on_broken: str) -> None:
+    if broken and on_broken == "fail":
+        reasons = "".join(f"\n  {reason}" for reason in list(broken.values())[:10])
+        more = f"\n  and {len(broken) - 10:,} more" if len(broken) > 10 else ""
+        raise UserError(
+            f"{len(broken):,} unreadable image{'s' if len(broken) > 1 else ''}; "
+            f"--on-broken skip leaves such images out:{reasons}{more}"
+        )
+
+
+def decode(dataset: FaceDataset, folder: Path, size: int, processes: int | None = None) -> DecodedImages:
+    """All images in one file in `folder`, under a name made of the dataset's fingerprint and its files' times.
+
+    Pictures that are all of one square size up to `size` are kept as they are; others are resized as for evaluation,
+    to size x size. What a killed process has done is taken up by the next; of several at once, one works and the others
+    wait. Raises UserError where the folder cannot be written or the disk is too small.
+    """
+    name = f"{dataset.fingerprint}-{digest(dataset.stamp)[:8]}-{size}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / f"{name}.lock"):
+            about = folder / f"{name}.json"
+            if not about.exists():
+                for side in (_native_side(dataset, size), size):
+                    if side and _fill(dataset, folder / name, side, native=side != size, processes=processes):
+                        break
+            said = json.loads(about.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot keep decoded images there: {error.strerror or error}") from error
+    broken = {int(index): reason for index, reason in said["broken"].items()}
+    return DecodedImages(dataset, folder / f"{name}.u8", said["side"], broken)
+
+
+def _native_side(dataset: FaceDataset, size: int) -> int:
+    """The side of the first readable picture where it is square and below `size`, else 0."""
+    for index in range(len(dataset)):
+        try:
+            width, height = dataset.image(index).size
+        except UserError:
+            continue
+        return width if width == height < size else 0
+    raise UserError("none of the images can be read" if len(dataset) else "a dataset without an image")
+
+
+def _fill(dataset: FaceDataset, stem: Path, side: int, native: bool, processes: int | None) -> bool:
+    """Decode into `stem`.u8, then write `stem`.json. False where a picture of another size turns up in `native`."""
+    partial, progress = stem.with_suffix(".partial"), stem.with_suffix(".progress")
+    row = side * side * 3
+    state: dict[str, Any] = {"side": side, "done": 0, "broken": {}}
+    try:
+        earlier = json.loads(progress.read_text(encoding="utf-8"))
+        state = earlier if earlier["side"] == side and partial.exists() else state
+    except (OSError, ValueError):
+        pass
+    handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        os.ftruncate(handle, row * len(dataset))
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, max(row * len(dataset), 1))  # a full disk is an error here, not later
+        print(f"decoding {len(dataset) - state['done']:,} images, once, to {stem}.u8", flush=True)
+
+        def save() -> None:
+            os.fsync(handle)
+            _write(progress, state)
+
+        saved = time.monotonic()
+        for chunk, results in over_samples(dataset, _decoder(handle, side, native), state["done"], processes):
+            if native and "" in results:
+                progress.unlink(missing_ok=True)
+                return False
+            state["broken"] |= {str(i): why for i, why in zip(chunk, results, strict=True) if why is not None}
+            state["done"] = chunk.stop
+            if time.monotonic() > saved + SAVE_SECONDS:
+                save()
+                saved = time.monotonic()
+        os.fsync(handle)
+    except BaseException:
+        save()
+        raise
+    finally:
+        os.close(handle)
+    partial.rename(stem.with_suffix(".u8"))
+    _write(stem.with_suffix(".json"), {"side": side, "samples": len(dataset), "broken": state["broken"]})
+    progress.unlink(missing_ok=True)
+    return True
+
+
+def _decoder(handle: int, side: int, native: bool) -> Callable[[FaceDataset, int], str | None]:
+    """Writes one sample to its row: None, or why it cannot be read, or "" for a size that is not the native one."""
+
+    def put(dataset: FaceDataset, index: int) -> str | None:
+        try:
+            picture = dataset.image(index)
+        except UserError as error:
+            return str(error)
+        if picture.size != (side, side):
+            if native:
+                return ""
+            picture = resized(picture, side)
+        os.pwrite(handle, picture.tobytes(), index * side * side * 3)
+        return None
+
+    return put
+
+
+def resized(picture: Image.Image, side: int) -> Image.Image:
+    """To a square by the very operation of the evaluation's transform, so that both see the same pixels."""
+    import torch
+    from torchvision.transforms.v2 import functional
+
+    pixels = functional.resize(functional.pil_to_tensor(picture), [side, side], antialias=True)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().to(torch.uint8).numpy())
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """One process at a time; the lock of a killed one is free again."""
+    import fcntl
+
+    with file.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _write(file: Path, content: Any) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(partial, file)

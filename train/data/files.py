@@ -1,0 +1,132 @@
+"""Image files of a folder, and what is kept of them between runs."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from train.data.base import ImageFiles, digest, printable
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file below some root. bytes is -1 where a link leads nowhere."""
+
+    name: str
+    bytes: int
+    time: int
+
+
+@dataclass
+class Listing:
+    """Files that are images by their suffix, sorted by name, and the names of all others."""
+
+    images: list[File] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+
+def list_images(root: Path, *below: str) -> Listing:
+    """Every file in the folder `root`/`below`, at any depth; names are relative to `root`. Hidden ones are left out.
+
+    Links are followed, but not into a folder that leads here. Pipes and devices are no files.
+    """
+    found = Listing()
+    _walk(root, "/".join(below), (), found)
+    found.images.sort(key=lambda file: file.name)
+    found.others.sort()
+    return found
+
+
+def _walk(root: Path, name: str, above: tuple[tuple[int, int], ...], found: Listing) -> None:
+    here = root / name
+    status = here.stat()
+    identity = status.st_dev, status.st_ino
+    if identity in above:
+        return
+    with os.scandir(here) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            inner = f"{name}/{entry.name}" if name else entry.name
+            is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+            try:
+                if entry.is_dir():
+                    _walk(root, inner, (*above, identity), found)
+                elif entry.is_file():
+                    if is_image:
+                        status = entry.stat()
+                        found.images.append(File(inner, status.st_size, status.st_mtime_ns))
+                    else:
+                        found.others.append(inner)
+                    continue
+            except OSError:  # a link to itself, a folder that may not be read
+                pass
+            if entry.is_symlink() and is_image and not os.path.exists(entry.path):
+                found.images.append(File(inner, -1, 0))
+
+
+def ignored(others: Sequence[str]) -> tuple[str, ...]:
+    """A note on files in class folders that are no images by their suffix."""
+    return (f"{listed(others)} ignored: no image's suffix",) if others else ()
+
+
+def listed(names: Sequence[str], most: int = 5, what: str = "file") -> str:
+    """ "3 files (a, b, c)", with the first few of many."""
+    shown = ", ".join(printable(name) for name in names[:most])
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return f"{len(names):,} {what}{'' if len(names) == 1 else 's'} ({shown}{more})"
+
+
+def has_images(folder: Path) -> bool:
+    """Whether an image lies in the folder itself: a look, for recognising."""
+    try:
+        with os.scandir(folder) as entries:
+            return any(os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file() for entry in entries)
+    except OSError:
+        return False
+
+
+def header(file: Path) -> list[str]:
+    """The names in the first line of a table, stripped; none where the file cannot be read."""
+    try:
+        with file.open(encoding="utf-8-sig", errors="replace") as lines:
+            return [name.strip() for name in lines.readline(1000).split(",")]
+    except OSError:
+        return []
+
+
+def find_csv(path: Path, name: str, columns: list[str]) -> Path | None:
+    """`path` itself, or the file of that name in it, where its header names these columns."""
+    file = path / name if path.is_dir() else path
+    return file if file.suffix.lower() == ".csv" and file.is_file() and header(file) == columns else None
+
+
+def folders_in(path: Path) -> list[Path]:
+    """The folders in a folder, sorted by name, without hidden ones."""
+    try:
+        return sorted(entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+    except OSError:
+        return []
+
+
+def as_dataset(
+    root: Path,
+    files: Sequence[File],
+    labels: Sequence[int],
+    class_names: tuple[str, ...],
+    boxes: Iterable[Sequence[int]] | None = None,
+) -> ImageFiles:
+    """The files as one dataset, in their order."""
+    corners = None if boxes is None else np.array(list(boxes), dtype=np.int64).reshape(len(files), 4)
+    lines = [f"{file.name} {label} {file.bytes}" for file, label in zip(files, labels, strict=True)]
+    extra = [] if corners is None else [corners.tobytes()]
+    fingerprint = digest(*lines, *extra)
+    stamp = digest(os.path.abspath(root), fingerprint, *(str(file.time) for file in files))
+    names = [file.name for file in files]
+    return ImageFiles(root, names, np.array(labels, dtype=np.int64), class_names, "all", fingerprint, stamp, corners)

@@ -1,0 +1,138 @@
+"""Any folder of class folders: train/<class>/…, val/, test/ where there are any, or <class>/… alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from train.data import fer2013, rafdb
+from train.data.base import Finding, Found, Layout, Request
+from train.data.files import File, as_dataset, folders_in, has_images, ignored, list_images
+from train.data.labels import (
+    CLASS_NAMES,
+    CLASS_NAMES_8,
+    EXPRESSIONS,
+    FER_CSV_CODES,
+    RAF_CODES,
+    TEST_NAMES,
+    TRAIN_NAMES,
+    VALIDATION_NAMES,
+)
+from train.data.splitting import ordinary_roles
+from train.errors import UserError
+
+PARTS = {"train": TRAIN_NAMES, "validation": VALIDATION_NAMES, "test": TEST_NAMES}
+# What numbers for classes stand for elsewhere
+NUMBERINGS = {
+    "FER-2013 (fer2013.csv)": {str(code): CLASS_NAMES[label] for code, label in enumerate(FER_CSV_CODES)},
+    "AffectNet": {str(code): name for code, name in enumerate(CLASS_NAMES_8)},
+    "RAF-DB": {str(code): CLASS_NAMES[label] for code, label in enumerate(RAF_CODES, start=1)},
+}
+
+
+def find_parts(path: Path) -> dict[str, Path]:
+    """The folders of parts that hold class folders; "train" is `path` itself where it has no such parts."""
+    inner = folders_in(path)
+    found = {
+        part: folder
+        for part, names in PARTS.items()
+        for folder in inner
+        if folder.name.lower() in names and _classes(folder)
+    }
+    if "train" in found:
+        return found
+    return {"train": path} if not found and len(_classes(path)) >= 2 else {}
+
+
+def _classes(part: Path) -> list[Path]:
+    """The folders in a part, where images lie in at least one of them."""
+    folders = folders_in(part)
+    return folders if any(map(has_images, folders)) else []
+
+
+def order_classes(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str], str]:
+    """(class names in their order, each folder's class, what to say about it) for the folders' names."""
+    if all(name.lower() in EXPRESSIONS for name in names):
+        labels = {name: EXPRESSIONS[name.lower()] for name in names}
+        used = [CLASS_NAMES_8[label] for label in sorted(set(labels.values()))]
+        mapped = {name: CLASS_NAMES_8[label] for name, label in labels.items()}
+        return tuple(used), mapped, f"classes are expressions, in the canonical order: {', '.join(used)}"
+    ordered = sorted(set(names), key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    return tuple(ordered), {name: name for name in ordered}, f"classes are the folders' names: {', '.join(ordered)}"
+
+
+def load(path: Path, request: Request) -> Found:
+    parts = find_parts(path)
+    folders = {part: _classes(folder) for part, folder in parts.items()}
+    names = sorted({folder.name for inner in folders.values() for folder in inner})
+    class_names, mapped, note = order_classes(names)
+    if request.classes == 7 and class_names == CLASS_NAMES_8:
+        class_names, note = CLASS_NAMES, f"{note}; without Contempt"
+        mapped = {folder: name for folder, name in mapped.items() if name in class_names}
+    files: list[File] = []
+    labels: list[int] = []
+    usage: list[str] = []
+    others: list[str] = []
+    filled: set[str] = set()
+    for part, inner in folders.items():
+        for folder in inner:
+            if folder.name not in mapped:
+                continue
+            listing = list_images(path, folder.relative_to(path).as_posix())
+            files += listing.images
+            labels += [class_names.index(mapped[folder.name])] * len(listing.images)
+            usage += [part] * len(listing.images)
+            others += listing.others
+            filled |= {folder.name} if listing.images else set()
+    if empty := [name for name in names if name in mapped and name not in filled]:
+        raise UserError(
+            f"{path}: no image in the class folder{'' if len(empty) == 1 else 's'} {', '.join(empty)}; "
+            "remove what is no class"
+        )
+    whole = as_dataset(path, files, labels, class_names)
+    findings = _numbers(names, np.bincount(labels, minlength=len(class_names)).tolist())
+    findings += _absent(class_names, labels, usage)
+    layout = "class folders, " + (f"{', '.join(parts)}" if parts["train"] != path else "no parts")
+    roles = ordinary_roles(list(parts))
+    return Found(
+        layout, path, whole, np.array(usage, np.str_), roles, notes=(note, *ignored(others)), findings=findings
+    )
+
+
+def _numbers(names: Sequence[str], counts: list[int]) -> tuple[Finding, ...]:
+    """Classes that are numbers could be anyone's codes: which of the known ones they may be, by their counts if so."""
+    if not all(name.isdigit() for name in names):
+        return ()
+    lines = ["classes are numbers; what they mean cannot be seen. Rename the folders to expressions. Known codes:"]
+    fits = [title for title, codes in NUMBERINGS.items() if set(names) <= set(codes)]
+    lines += [f"  {title}: " + ", ".join(f"{c} {n}" for c, n in NUMBERINGS[title].items()) for title in fits]
+    for title, official in (("FER-2013 (fer2013.csv)", fer2013.OFFICIAL_COUNTS), ("RAF-DB", rafdb.OFFICIAL_COUNTS)):
+        totals = dict(zip(CLASS_NAMES, np.sum(list(official.values()), axis=0).tolist(), strict=True))
+        codes = NUMBERINGS[title]
+        if title in fits and [totals[codes[name]] for name in sorted(names, key=int)] == counts:
+            lines.append(f"  the counts are those of {title}")
+    return (Finding("class numbers", "\n".join(lines)),) if len(lines) > 1 else ()
+
+
+def _absent(class_names: Sequence[str], labels: list[int], usage: list[str]) -> tuple[Finding, ...]:
+    """Classes that some part has no image of."""
+    seen = set(zip(usage, labels, strict=True))
+    lacking = {
+        part: [name for label, name in enumerate(class_names) if (part, label) not in seen]
+        for part in dict.fromkeys(usage)
+    }
+    return tuple(
+        Finding("absent classes", f"{part} has no image of {', '.join(absent)}")
+        for part, absent in lacking.items()
+        if absent
+    )
+
+
+LAYOUTS = (
+    Layout(
+        "class folders",
+        "train/<class>/ with val/ or test/ or neither, or two <class>/ folders and more, of image files",
+        lambda path: bool(find_parts(path)),
+        load,
+    ),
+)

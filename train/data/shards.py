@@ -1,0 +1,209 @@
+"""Tar shards in WebDataset's style, with an index that makes every sample addressable.
+
+index.json          class names, and per split: fingerprint, shards, and each sample's label, offset and bytes
+train-00000.tar, …  <number>.jpg (or .png, …: the file's own bytes), <number>.cls (the label), <number>.json (its name)
+
+An uncompressed tar keeps each file's bytes in one piece, so that a sample is one read at a known place: the same
+samplers as for everything else work on it, exact resume included. `near_order` is the order for disks and networks that
+want long reads.
+"""
+
+import io
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from train.data.base import SPLITS, FaceDataset, Found, Labels, Layout, Request, Splits, Subset, broken, digest
+from train.data.decode import read_picture
+from train.data.splitting import ordinary_roles
+from train.data.store import fault
+from train.errors import UserError
+
+FORMAT = "adcorre shards 1"
+INDEX = "index.json"
+
+
+class Shards:
+    """One or more splits in tar files: samples (file, offset, bytes) with labels."""
+
+    def __init__(self, folder: Path, index: dict[str, Any], splits: Sequence[str]) -> None:
+        self.folder, self.split = folder, "all"
+        self.class_names = tuple(index["class_names"])
+        parts = [index["splits"][split] for split in splits]
+        self.files = [shard["file"] for part in parts for shard in part["shards"]]
+        sizes = [shard["samples"] for part in parts for shard in part["shards"]]
+        self.shard = np.repeat(np.arange(len(sizes)), sizes)
+        self.labels, self.offsets, self.sizes = (
+            np.concatenate([np.array(part[name], dtype=np.int64) for part in parts])
+            for name in ("labels", "offsets", "bytes")
+        )
+        self.part = np.repeat(np.array(splits, np.str_), [len(part["labels"]) for part in parts])
+        self.fingerprint = digest(*(part["fingerprint"] for part in parts))
+        self.stamp = digest(os.path.abspath(folder), self.fingerprint, str((folder / INDEX).stat().st_mtime_ns))
+        self._handles: dict[int, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_handles": {}}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int, /) -> str:
+        return f"{self.folder / self.files[self.shard[index]]}, byte {self.offsets[index]}"
+
+    def image(self, index: int, /) -> Image.Image:
+        try:
+            return read_picture(self._bytes(index))
+        except Exception as error:  # as for files of their own
+            raise broken(self.name(index), error) from error
+
+    def encoded(self, index: int, /) -> tuple[str, bytes]:
+        data = self._bytes(index)
+        with Image.open(io.BytesIO(data)) as picture:
+            return "." + (picture.format or "jpg").lower().replace("jpeg", "jpg"), data
+
+    def _bytes(self, index: int) -> bytes:
+        shard = int(self.shard[index])
+        if shard not in self._handles:  # one per process; reading at a place moves no other reader
+            self._handles[shard] = os.open(self.folder / self.files[shard], os.O_RDONLY)
+        return os.pread(self._handles[shard], int(self.sizes[index]), int(self.offsets[index]))
+
+    def __del__(self) -> None:
+        for handle in getattr(self, "_handles", {}).values():
+            os.close(handle)
+
+
+def near_order(faces: FaceDataset, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
+    """(n,) int64: the samples of an epoch, shards in a random order and samples shuffled within about `window` places.
+
+    `faces` is a split of a folder of shards. Reading in this order goes through one shard after the other. The order is
+    a function of the arguments alone: ranks and workers that take their shares of it meet every sample once, and it can
+    be taken up at any position. Raises ValueError for another dataset, and for a window below 1.
+    """
+    if window < 1:
+        raise ValueError(f"window is {window}; expected at least 1")
+    shard = _shard_of(faces)
+    rng = np.random.default_rng([seed, epoch])
+    rank = rng.permutation(int(shard.max()) + 1 if len(shard) else 0)
+    sequential = np.argsort(rank[shard], kind="stable")
+    places = np.arange(len(shard)) + rng.uniform(0, window, len(shard))
+    return sequential[np.argsort(places, kind="stable")]
+
+
+def _shard_of(faces: FaceDataset) -> NDArray[np.int64]:
+    if isinstance(faces, Subset):
+        return _shard_of(faces.parent)[faces.indices]
+    if isinstance(faces, Shards):
+        return faces.shard
+    raise ValueError("near_order is for shards")
+
+
+def is_shards(path: Path) -> bool:
+    try:
+        with (path / INDEX).open(encoding="utf-8") as file:
+            return FORMAT in file.read(200)
+    except (OSError, ValueError):
+        return False
+
+
+def load(path: Path, request: Request) -> Found:
+    try:
+        index = json.loads((path / INDEX).read_text(encoding="utf-8"))
+        splits = [split for split in SPLITS if split in index["splits"]]
+        whole = Shards(path, index, splits)
+        expected = {s["file"]: s["bytes"] for split in splits for s in index["splits"][split]["shards"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path / INDEX}: damaged: {error}") from error
+    for name, size in expected.items():
+        there = (path / name).stat().st_size if (path / name).is_file() else -1
+        if there != size:
+            state = f"has {there:,} bytes" if there >= 0 else "is missing"
+            raise UserError(f"{path / name} {state}; the index says {size:,}: copy it again")
+    notes = (f"shards of: {index['layout']}", f"{len(expected):,} tar files, {sum(expected.values()) / 2**20:,.1f} MiB")
+    roles = ordinary_roles(splits)
+    return Found("tar shards", path, whole, whole.part, roles, notes=notes)
+
+
+LAYOUTS = (Layout("tar shards", f"{INDEX} beside tar files, as `python -m train.data shard` writes", is_shards, load),)
+
+
+def write_shards(splits: Splits, out: Path, samples_per_shard: int, on_broken: str = "fail") -> dict[str, Any]:
+    """Write the three splits to the folder `out`, which appears once it is whole; what index.json says.
+
+    Every image is decoded once, so that no shard holds one that cannot be read: it is left out and listed under
+    "left_out", or raises UserError where on_broken is "fail". So does a folder that has something in it.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already and not empty")
+    partial = out.with_name(out.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        index: dict[str, Any] = {"format": FORMAT, "class_names": list(splits.train.class_names)}
+        index |= {"layout": splits.layout, "splits": {}, "left_out": []}
+        for split in (splits.train, splits.validation, splits.test):
+            index["splits"][split.split] = _write_split(split, partial, samples_per_shard, on_broken, index["left_out"])
+        (partial / INDEX).write_text(json.dumps(index, ensure_ascii=True), encoding="utf-8")
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write the shards: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return index
+
+
+def _write_split(
+    faces: FaceDataset, folder: Path, samples_per_shard: int, on_broken: str, left_out: list[str]
+) -> dict[str, Any]:
+    kept = []
+    for at in range(len(faces)):
+        if (reason := fault(faces, at)) is None:
+            kept.append(at)
+        elif on_broken == "fail":
+            raise UserError(f"{reason} (--on-broken skip leaves such images out)")
+        else:
+            left_out.append(reason)
+    shards, offsets, sizes = [], [], []
+    for start in range(0, len(kept), samples_per_shard):
+        file = folder / f"{faces.split}-{start // samples_per_shard:05d}.tar"
+        members = kept[start : start + samples_per_shard]
+        with file.open("wb") as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for number, at in enumerate(members, start=start):
+                suffix, data = faces.encoded(at)
+                key, label = f"{number:08d}", int(faces.labels[at])
+                offsets.append(_add(tar, f"{key}{suffix or '.img'}", data))
+                sizes.append(len(data))
+                _add(tar, f"{key}.cls", str(label).encode())
+                about = {"name": faces.name(at), "label": label, "class": faces.class_names[label]}
+                _add(tar, f"{key}.json", json.dumps(about, ensure_ascii=True).encode())
+        shards.append({"file": file.name, "samples": len(members), "bytes": file.stat().st_size})
+    labels: Labels = faces.labels[np.array(kept, dtype=np.int64)]
+    counts = np.bincount(labels, minlength=len(faces.class_names)).tolist()
+    fingerprint = faces.fingerprint if len(kept) == len(faces) else digest(faces.fingerprint, *map(str, kept))
+    return {
+        "fingerprint": fingerprint,
+        "counts": dict(zip(faces.class_names, counts, strict=True)),
+        "shards": shards,
+        "labels": labels.tolist(),
+        "offsets": offsets,
+        "bytes": sizes,
+    }
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append a file; the place of its first byte. Nothing of the machine or the hour goes in."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(data), 0o644
+    offset = tar.offset + tarfile.BLOCKSIZE
+    tar.addfile(member, io.BytesIO(data))
+    return offset

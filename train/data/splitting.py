@@ -1,0 +1,100 @@
+"""From what was found on disk to three splits, with a report of the counts beside the official ones."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from train.data.base import SPLITS, Found, Request, Splits, Subset, count_table, draw_stratified
+from train.errors import UserError
+
+Counts = Mapping[str, tuple[int, ...]]
+
+
+def counts_by_part(found: Found) -> dict[str, tuple[int, ...]]:
+    classes = len(found.whole.class_names)
+    return {
+        name: tuple(np.bincount(found.whole.labels[found.part == name], minlength=classes).tolist())
+        for name in found.roles
+    }
+
+
+def describe(found: Found) -> str:
+    """The layout, counts per class and part beside the official ones, and whether they agree."""
+    counts = counts_by_part(found)
+    rows: list[tuple[str, tuple[int, ...]]] = []
+    for name in dict.fromkeys((*found.official, *counts)):
+        rows += [(name, counts[name])] if name in counts else []
+        rows += [("  official", found.official[name])] if name in found.official else []
+    lines = [f"{found.layout} at {found.source}", count_table(found.whole.class_names, rows)]
+    if found.official:
+        lines.append(verdict(counts, found.official, found.dataset, found.whole.class_names))
+    return "\n".join([*lines, *found.notes, *(finding.message for finding in found.findings)])
+
+
+def verdict(counts: Counts, official: Counts, dataset: str, class_names: Sequence[str]) -> str:
+    """Whether counts per class and part are the official ones, and if not, where they differ."""
+    if dict(counts) == dict(official):
+        return f"matches {dataset}, official split"
+    differences = []
+    for name in dict.fromkeys((*official, *counts)):
+        ours, theirs = counts.get(name, ()), official.get(name, ())
+        if sum(ours) != sum(theirs):
+            differences.append(f"{name} has {sum(ours):,} images (official {sum(theirs):,})")
+        elif ours != theirs:
+            differences.append(f"{name} has other counts per class")
+    hint = order_hint(counts, official, class_names)
+    return f"does not match {dataset}, official split: " + ", ".join(differences) + (f"\n{hint}" if hint else "")
+
+
+def order_hint(counts: Counts, official: Counts, class_names: Sequence[str]) -> str:
+    """What to say where the official counts are all there, but under other classes' names; else nothing."""
+    for name, theirs in official.items():
+        ours = counts.get(name, ())
+        if ours != theirs and sorted(ours) == sorted(theirs) and len(set(theirs)) == len(theirs):
+            moved = [
+                f"{class_names[at]} has the count of {class_names[theirs.index(count)]}"
+                for at, count in enumerate(ours)
+                if theirs.index(count) != at
+            ]
+            return f"the labels look like another order of the classes: in {name}, {', '.join(moved)}"
+    return ""
+
+
+def make_splits(found: Found, request: Request) -> Splits:
+    """The three splits, each part in its role; what has no part of its own is held out of the training images.
+
+    The checkpoint is chosen on the validation split, so it never overlaps the test split.
+    """
+    whole, layout = found.whole, found.layout
+    if request.protocol != "official" and found.dataset != "FER-2013":
+        raise UserError(f"--protocol {request.protocol} is for FER-2013; {layout} has splits of its own")
+    if request.classes and request.classes != len(whole.class_names):
+        names = ", ".join(whole.class_names)
+        raise UserError(f"--classes {request.classes}: {layout} has {len(whole.class_names)} ({names})")
+    parts = {role: [name for name, has in found.roles.items() if has == role] for role in SPLITS}
+    indices = {role: np.flatnonzero(np.isin(found.part, names)) for role, names in parts.items()}
+    use = {role: " + ".join(names) for role, names in parts.items()}
+    held_out = []
+    for role in ("test", "validation"):
+        if parts[role]:
+            continue
+        drawn = draw_stratified(whole.labels[indices["train"]], request.validation_fraction, request.seed)
+        indices[role], indices["train"] = indices["train"][drawn], np.delete(indices["train"], drawn)
+        held_out.append(role)
+        of = use["train"] if role == "test" or len(held_out) == 1 else "the rest"
+        use[role] = f"{request.validation_fraction:.0%} of {of} (stratified, seed {request.seed})"
+    use["train"] += f" without {' and '.join(reversed(held_out))}" if held_out else ""
+    for role, members in indices.items():
+        if not len(members):
+            raise UserError(f"{found.source}: {layout} without a {'training' if role == 'train' else role} image")
+    train, validation, test = (Subset(whole, indices[role].astype(np.int64), role) for role in SPLITS)
+    said = ", ".join(f"{role} = {use[role]}" for role in SPLITS)
+    return Splits(train, validation, test, layout, f"{describe(found)}\n{said}")
+
+
+def ordinary_roles(parts: Sequence[str]) -> dict[str, str]:
+    """The roles of parts called "train", "validation" and "test": of the last two, one alone serves for testing."""
+    roles = {name: name for name in SPLITS if name in parts}
+    if set(roles) == {"train", "validation"}:
+        roles["validation"] = "test"
+    return roles

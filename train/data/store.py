@@ -1,0 +1,128 @@
+"""What is computed from a dataset once and kept: indices, lists of unreadable images, decoded pixels.
+
+Small things lie in a folder of the user's ($ADCORRE_CACHE, else adcorre/ in $XDG_CACHE_HOME or ~/.cache). Everything
+appears under its final name only once it is whole, and under a name that changes with what it was made from.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from train.data.base import FaceDataset, GreyArray, Subset, digest
+from train.errors import UserError
+
+T = TypeVar("T")
+CHUNK = 64  # samples that a process is handed at a time
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("ADCORRE_CACHE") or f"{base}/adcorre").expanduser()
+
+
+def kept(name: str, make: Callable[[Path], None]) -> Path | None:
+    """The folder `name` of the cache, filled by `make` where it is not there yet; None where it cannot be written.
+
+    Of several processes that make it at once, one puts its own in place and the others take that.
+    """
+    target = cache_folder() / name
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".partial", dir=target.parent))
+    except OSError as error:
+        print(f"nothing is kept for the next run: {target.parent}: {error.strerror}", file=sys.stderr)
+        return None
+    try:
+        make(partial)
+        partial.rename(target)
+    except OSError as error:
+        if not target.is_dir():
+            print(f"nothing is kept for the next run: {target.parent}: {error.strerror}", file=sys.stderr)
+            return None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def default_processes() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
+
+
+_at_work: tuple[FaceDataset, Callable[[FaceDataset, int], Any]]
+
+
+def _begin(dataset: FaceDataset, look: Callable[[FaceDataset, int], Any]) -> None:
+    global _at_work
+    _at_work = dataset, look
+    if "torch" in sys.modules:  # its threads do not live on in a forked process
+        sys.modules["torch"].set_num_threads(1)
+
+
+def _look(indices: range) -> list[Any]:
+    dataset, look = _at_work
+    return [look(dataset, index) for index in indices]
+
+
+def over_samples(
+    dataset: FaceDataset, look: Callable[[FaceDataset, int], T], start: int = 0, processes: int | None = None
+) -> Iterator[tuple[range, list[T]]]:
+    """What `look` gives for each sample from `start` on, in order, in chunks, by forked processes (None: one per core).
+
+    To be called before a DataLoader starts its workers: they may not start processes of their own.
+    """
+    chunks = [range(at, min(at + CHUNK, len(dataset))) for at in range(start, len(dataset), CHUNK)]
+    processes = min(default_processes() if processes is None else processes, len(chunks) // 2)
+    if processes < 2:
+        yield from ((chunk, [look(dataset, index) for index in chunk]) for chunk in chunks)
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+        pool = multiprocessing.get_context("fork").Pool(processes, _begin, (dataset, look))
+    with pool:
+        yield from zip(chunks, pool.imap(_look, chunks), strict=True)
+
+
+def fault(dataset: FaceDataset, index: int) -> str | None:
+    """Why the sample cannot be read, or None where it can."""
+    try:
+        dataset.image(index)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def unreadable(dataset: FaceDataset) -> dict[int, str]:
+    """The samples that cannot be read and why. All are decoded the first time, and again when a file changes."""
+
+    def scan(folder: Path) -> None:
+        (folder / "unreadable.json").write_text(json.dumps(look()))
+
+    def look() -> dict[int, str]:
+        found = (pair for chunk, reasons in over_samples(dataset, fault) for pair in zip(chunk, reasons, strict=True))
+        return {index: reason for index, reason in found if reason is not None}
+
+    if isinstance(dataset, GreyArray):
+        return {}
+    folder = kept(f"unreadable-{digest(dataset.stamp, '1')}", scan)
+    if folder is None:
+        return look()
+    return {int(index): reason for index, reason in json.loads((folder / "unreadable.json").read_text()).items()}
+
+
+def without(dataset: FaceDataset, left_out: dict[int, str]) -> FaceDataset:
+    """The dataset without some samples; where there are none to leave out, the dataset itself."""
+    if not left_out:
+        return dataset
+    rest = np.setdiff1d(np.arange(len(dataset)), np.fromiter(left_out, np.int64))
+    return Subset(dataset, rest, dataset.split)
