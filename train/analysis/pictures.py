@@ -90,6 +90,8 @@ def draw_samples(
         of_class = labels == label
         for start, choice, color in ((0, predicted == label, "#00694b"), (each + 1, predicted != label, "#b3261e")):
             members = rng.permutation(np.flatnonzero(of_class & choice))[:each]
+            if not len(members):
+                row[start].text(0.5, 0.5, "none", transform=row[start].transAxes, ha="center", fontsize=8, color=color)
             for axes, index in zip(row[start:], members, strict=False):
                 axes.imshow(image(int(index)))
                 guess = predicted[index]

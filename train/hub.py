@@ -1,0 +1,162 @@
+"""A trained model as a folder for the Hugging Face hub: model.safetensors, config.json, README.md.
+
+from train.hub import HubClassifier
+model = HubClassifier.from_pretrained("a folder, or a repository on the hub").eval()
+model.predict(image)  # {"Happy": 0.93, ...}
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCardData, PyTorchModelHubMixin
+from PIL import Image
+from torch import Tensor, nn
+
+from train.command import run_settings
+from train.model import build_model
+from train.run_folder import Trained
+from train.settings import ModelSettings
+from train.transforms import Preprocessing
+
+
+class HubClassifier(nn.Module, PyTorchModelHubMixin):
+    """images (n, 3, s, s), normalised as `preprocessing` says -> (logits (n, C), embeddings (n, k, d))."""
+
+    def __init__(
+        self,
+        backbone: str,
+        k: int,
+        d: int,
+        dropout: float,
+        class_names: Sequence[str],
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.class_names = tuple(class_names)
+        self.preprocessing = Preprocessing(image_size, tuple(mean), tuple(std))
+        settings = ModelSettings(backbone, pretrained=False, k=k, d=d, dropout=dropout)
+        self.model, _ = build_model(settings, len(self.class_names), image_size)
+
+    @classmethod
+    def of(cls, trained: Trained) -> "HubClassifier":
+        shape = trained.preprocessing
+        result = cls(
+            **trained.description["model"],
+            class_names=list(trained.class_names),
+            image_size=shape.image_size,
+            mean=list(shape.mean),
+            std=list(shape.std),
+        )
+        result.model = trained.model
+        return result
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, embeddings = self.model(images)
+        return logits, embeddings
+
+    @torch.inference_mode()
+    def predict(self, image: Image.Image) -> dict[str, float]:
+        """The probability of each class, of one picture of a face; in eval mode."""
+        device = next(self.parameters()).device
+        images = self.preprocessing.evaluation()(image.convert("RGB"))[None].to(device)
+        return dict(zip(self.class_names, self(images)[0][0].double().softmax(0).tolist(), strict=True))
+
+
+def model_card(trained: Trained, run: Path) -> str:
+    """README.md: what the hub reads, and what a person wants to know. Nothing in it names the user's machine."""
+    description, shape = trained.description, trained.preprocessing
+    results = _results(run)
+    layout = str(description.get("data", {}).get("layout", "the training data"))
+    split = "test" if "test" in results else "validation"
+    shown = results.get("test") or description["validation"]
+    data = ModelCardData(
+        library_name="adcorre",
+        pipeline_tag="image-classification",
+        tags=["facial-expression-recognition", "ad-corre", "model_hub_mixin", "pytorch_model_hub_mixin"],
+        model_name="adcorre",
+        eval_results=[
+            EvalResult("image-classification", layout, layout, metric, shown[metric], dataset_split=split)
+            for metric in ("accuracy", "average_accuracy")
+        ],
+    )
+    rows = [
+        f"| {name} | {' | '.join(_percent(row[key]) for key in ('precision', 'recall', 'f1'))} | {row['samples']:,} |"
+        for name, row in shown["classes"].items()
+    ]
+    settings = run_settings(run).get("settings", {})
+    groups = [
+        f"| {group} | {_described(settings[group])} |"
+        for group in ("data", "model", "loss", "optimizer")
+        if group in settings
+    ]
+    model = description["model"]
+    return f"""---
+{data.to_yaml()}
+---
+
+# Facial expressions: {model["backbone"]} with the Ad-Corre loss
+
+Tells {len(trained.class_names)} expressions apart on a picture of one face, framed as the training images were:
+{", ".join(trained.class_names)}. A timm `{model["backbone"]}` whose pooled features become {model["k"]} embedding
+vectors of {model["d"]} entries and the logits; trained with the loss of
+[Fard & Mahoor, 2022](https://doi.org/10.1109/ACCESS.2022.3156598) as the package adcorre computes it.
+
+## Use
+From a checkout of adcorre, with this folder's path or its name on the hub:
+
+```python
+from PIL import Image
+from train.hub import HubClassifier
+
+model = HubClassifier.from_pretrained("this/model").eval()
+print(model.predict(Image.open("face.jpg")))
+```
+
+**Preprocessing**, in `predict`: RGB, {shape.as_dict()["resize"]} of {shape.image_size} x {shape.image_size}, values
+0 to 1, less the mean {_numbers(shape.mean)}, divided by {_numbers(shape.std)}. `config.json` holds the same numbers.
+
+## Figures
+{layout}, {split} split, {shown["samples"]:,} images, epoch {description["epoch"]}, one training run:
+accuracy {_percent(shown["accuracy"])} %, average accuracy {_percent(shown["average_accuracy"])} %.
+
+| | precision | recall | F1 | images |
+|---|---|---|---|---|
+{chr(10).join(rows)}
+
+## Training
+| | |
+|---|---|
+{chr(10).join(groups)}
+
+## Limits
+It names the expression that the annotators of its training data would have named, and says nothing of what a person
+feels. Figures are of the data above; other cameras, framings, ages and cultures will differ. The terms of the training
+data apply to what is made from it.
+"""
+
+
+def _results(run: Path) -> dict[str, Any]:
+    for folder in (run, run.parent):
+        if (folder / "results.json").is_file():
+            return dict(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+    return {}
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+def _described(group: dict[str, Any]) -> str:
+    """A group of settings; paths, which are this machine's, are left out."""
+    words = {key: ",".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in group.items()}
+    named = {key: value for key, value in words.items() if key != "data" and "/" not in value and "\\" not in value}
+    return ", ".join(f"{key} {value or 'none'}" for key, value in named.items())

@@ -1,0 +1,41 @@
+"""`python -m train.predict RUN IMAGES…`: pictures of faces to a CSV of probabilities and annotated pictures."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from train.command import CommandParser, add_seed_and_device, execute
+
+
+def parser() -> CommandParser:
+    result = CommandParser(
+        "predict",
+        "Predict the expression on pictures of one face each, framed as the training images were: none is looked for. "
+        "Writes predictions.csv and annotated pictures; pictures that cannot be read are named and left out.",
+    )
+    result.add_argument("run", metavar="RUN", type=Path, help="run folder, or a checkpoint folder in it")
+    result.add_argument("images", metavar="IMAGES", type=Path, nargs="+", help="pictures, or folders of them")
+    result.add_argument("--out", type=Path, default=Path("predictions"), help="folder of what comes out")
+    result.add_argument(
+        "--pictures", action=argparse.BooleanOptionalAction, default=True, help="write annotated pictures too"
+    )
+    result.add_argument("--flip", action="store_true", help="average the probabilities with the mirror image's")
+    result.add_argument("--batch-size", type=int, default=32, help="pictures per forward pass")
+    add_seed_and_device(result, "nothing yet: predictions draw no random numbers")
+    return result
+
+
+def run(options: Any) -> None:
+    from train.analysis.prediction import predict
+
+    predict(options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return execute(parser(), run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
