@@ -15,6 +15,7 @@ from ptx_machine.races import Shadow
 WINDOW_BITS = 40
 SHARED_BASE = 1024  # where the shared window of a block begins, so that a null pointer is not in it
 NEVER, PENDING, WRITTEN = 0x00, 0x55, 0xFF
+SECTOR = 32
 UNSIGNED: dict[int, type] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
@@ -42,6 +43,14 @@ class Window:
         self.name, self.buffer, self.low, self.high, self.inside = name, buffer, low, high, inside
         self.base = 0  # address of the buffer's first byte as this argument sees it
         self.writable = True
+        self.touched: dict[str, np.ndarray] = {}  # "read", "write" -> whether each sector was
+
+    def sectors(self, direction: str) -> np.ndarray:
+        """Marks of the sectors, from the one that holds the buffer's first byte."""
+        marks = self.touched.get(direction)
+        if marks is None:
+            marks = self.touched[direction] = np.zeros((self.high + 2 * SECTOR) // SECTOR + 1, bool)
+        return marks
 
     @property
     def address(self) -> int:

@@ -154,12 +154,12 @@ class Shadow:
             if self.more[at].any():
                 found += self._earlier_reads(_numbers(at), vector, warp)
         if found and changed is not None:
-            # Replicated layouts make several warps write the same bits to one place, which does no harm.
+            # Replicated layouts make one instruction of several warps write the same bits to one place: no harm.
             harmful = set(_numbers(at)[changed()].tolist())
-            for g, *_ in found:
-                if g not in harmful:
-                    self.equal.setdefault(g, []).append((int(self.writer[g]), int(self.wrote[g])))
-            found = [conflict for conflict in found if conflict[0] in harmful]
+            harmless = [c for c in found if c[0] not in harmful and c[2] == pc and c[3] == "write"]
+            for g, *_ in harmless:
+                self.equal.setdefault(g, []).append((int(self.writer[g]), int(self.wrote[g])))
+            found = [conflict for conflict in found if conflict not in harmless]
         elif self.equal:
             for g in self.equal.keys() & set(_numbers(at).tolist()):
                 del self.equal[g]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass
@@ -34,6 +35,15 @@ class Finding:
         return text + (f" [{self.times} times]" if self.times > 1 else "")
 
 
+class Executed(NamedTuple):
+    """An instruction of the launched kernel."""
+
+    place: str
+    text: str
+    times: int  # warp instructions
+    active: int  # of these with a lane for which the predicate held
+
+
 @dataclass
 class LaunchCounts:
     """Counts of one launch. Divide by `warps` for a mean per warp."""
@@ -43,10 +53,11 @@ class LaunchCounts:
     num_warps: int
     warps: int = 0
     instructions: Counter[str] = field(default_factory=Counter)  # class -> executed warp instructions
-    by_instruction: list[tuple[str, str, int]] = field(default_factory=list)  # place, text, executed warp instructions
+    by_instruction: list[Executed] = field(default_factory=list)  # in the order of the text, those never reached too
     loop_trips: dict[str, int] = field(default_factory=dict)  # loop "file:line (label)" -> trips, all warps together
     global_requests: Counter[str] = field(default_factory=Counter)  # argument and direction -> requests of a warp
     global_sectors: Counter[str] = field(default_factory=Counter)  # the same -> 32-byte sectors
+    global_distinct: Counter[str] = field(default_factory=Counter)  # the same -> sectors, each counted once a launch
     global_bytes: Counter[str] = field(default_factory=Counter)  # the same -> bytes asked for
     shared_requests: int = 0
     shared_conflicts: int = 0  # passes over the banks beyond the least possible
@@ -56,6 +67,11 @@ class LaunchCounts:
     def sector_bytes(self) -> int:
         """Traffic between L1 and L2 if nothing were cached: 32 bytes per sector of every request."""
         return 32 * sum(self.global_sectors.values())
+
+    @property
+    def distinct_bytes(self) -> int:
+        """Traffic with memory if the caches held a launch's data: each argument's sectors once read, once written."""
+        return 32 * sum(self.global_distinct.values())
 
 
 class FindingsError(AssertionError):

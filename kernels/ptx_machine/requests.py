@@ -10,6 +10,7 @@ import numpy as np
 from ptx_machine.memory import (
     NEVER,
     PENDING,
+    SECTOR,
     SHARED_BASE,
     UNSIGNED,
     WINDOW_BITS,
@@ -158,12 +159,18 @@ def _global(warps: Warps, request: Request, pattern: Pattern | None) -> Access |
             return bad
     if request.write and not window.writable:
         raise MachineError(f"{warps.entry.name} writes {window.name} through an address that could not be followed")
-    key = f"{window.name} {'write' if request.write else 'read'}"
+    direction = "write" if request.write else "read"
+    key = f"{window.name} {direction}"
+    begin = window.base // SECTOR
     if pattern is not None:
         requests, sectors = 1, pattern.sectors
+        first = int(addresses[0])
+        at = shift(pattern.granules(SECTOR, first % SECTOR, nbytes), first // SECTOR - begin)
+        window.sectors(direction)[at] = True
     else:
         warp = (request.lanes >> 5) << 48
-        touched = (addresses[:, None] + np.arange(0, nbytes, 32)) >> 5
+        touched = (addresses[:, None] + np.arange(0, nbytes, SECTOR)) // SECTOR
+        window.sectors(direction)[touched - begin] = True
         requests, sectors = len(np.unique(warp)), len(np.unique(touched | warp[:, None]))
     warps.counts.global_requests[key] += requests
     warps.counts.global_sectors[key] += sectors

@@ -15,7 +15,7 @@ from ptx_machine.parse import MachineError
 from ptx_machine.poison import Poison
 from ptx_machine.program import Program
 from ptx_machine.races import Clocks, Shadow, join
-from ptx_machine.report import LaunchCounts, Report
+from ptx_machine.report import Executed, LaunchCounts, Report
 from ptx_machine.warps import Warps
 
 OVER = 1 << 30  # where lanes are that have returned
@@ -33,6 +33,7 @@ class Launch:
         self.blocks = grid[0] * grid[1] * grid[2]
         self.counts = LaunchCounts(program.entry.name, grid, program.threads // 32)
         self.executed = [0] * len(program.steps)
+        self.active: Counter[int] = Counter()  # executions with an active lane, of instructions with a predicate
         self.stretches: Counter[int] = Counter()  # the same for stretches without a branch, by their beginning
         self.left = 0  # instructions until the launch counts as one that does not end
         report.counts.append(self.counts)
@@ -44,11 +45,13 @@ class Launch:
                 self.executed[at] += times
         counts.warps = self.blocks * program.threads // 32
         counts.instructions = program.class_counts(self.executed)
-        counts.by_instruction = [
-            (source.place, source.text, times)
-            for source, times in zip(program.entry.instructions, self.executed, strict=True)
-            if times
-        ]
+        for at, source in enumerate(program.entry.instructions):
+            guarded = source.guard is not None and not program.steps[at].control
+            active = self.active[at] if guarded else self.executed[at]
+            counts.by_instruction.append(Executed(source.place, source.text, self.executed[at], active))
+        for window in self.memory.windows:
+            for direction, sectors in window.touched.items():
+                counts.global_distinct[f"{window.name} {direction}"] = int(sectors.sum())
         for header, label in program.loops.items():
             counts.loop_trips[f"{program.entry.instructions[header].place} ({label})"] = self.executed[header]
 
@@ -104,6 +107,8 @@ class Runner:
                 if mask is not None:
                     chosen = chosen & mask
                 if chosen.any():
+                    count = 1 if self.warps.count == 1 else int(chosen.reshape(-1, 32).any(1).sum())
+                    self.warps.launch.active[at] += count
                     plain(None if chosen.all() else chosen)
 
         self._single[at] = run

@@ -154,7 +154,8 @@ def test_counts() -> None:
     assert first.instructions["f32"] == 8 * 4  # four elements a lane
     assert first.global_requests == {"x read": 8, "y read": 8, "out write": 8}
     assert first.global_sectors == {"x read": 128, "y read": 128, "out write": 128}
-    assert first.sector_bytes == sum(first.global_bytes.values()) == 3 * 4096
+    assert first.sector_bytes == first.distinct_bytes == sum(first.global_bytes.values()) == 3 * 4096
+    assert second.global_distinct == second.global_sectors
     assert list(second.loop_trips.values()) == [7 * 4]  # seven of each of the four warps
     assert second.barriers > 0
 
@@ -165,6 +166,9 @@ def test_sectors_of_a_strided_request() -> None:
     with ptx_machine.target("sm_90") as report:
         samples.gather[(2,)](x.t(), index, out, 64, 32, B=32, num_warps=1)
     assert report.counts[0].global_sectors["x read"] == 2 * 4
+    with ptx_machine.target("sm_90") as report:
+        samples.gather[(2,)](x, torch.zeros(2, dtype=torch.int64), out, 64, 32, B=32, num_warps=1)
+    assert (report.counts[0].global_sectors["x read"], report.counts[0].global_distinct["x read"]) == (8, 4)
 
 
 def test_outside_of_a_target_nothing_runs() -> None:

@@ -222,11 +222,14 @@ def test_bytes_are_the_unit() -> None:
 
 
 def test_the_same_bits_written_by_two_warps() -> None:
-    """Replicated layouts do that, and each warp then reads what is there in any case."""
+    """Replicated layouts do that in one instruction. In two, or over what was read, an order is missing."""
     body = "mov.b32 %r1, global_smem;\nand.b32 %r2, %r100, 31;\nshl.b32 %r2, %r2, 2;\nadd.s32 %r3, %r1, %r2;\n"
-    body += "st.shared.b32 [%r3], %r2;\nld.shared.b32 %r5, [%r3];\n"
+    write, read, memory = "st.shared.b32 [%r3], %r2;\n", "ld.shared.b32 %r5, [%r3];\n", np.zeros(1, np.uint32)
     for seed in range(4):
-        run(body, np.zeros(1, np.uint32), num_warps=3, shared=128, seed=seed).raise_if_any()
+        run(body + write, memory, num_warps=3, shared=128, seed=seed).raise_if_any()
+        run(body + write + "bar.sync 0;\n" + read, memory, num_warps=3, shared=128, seed=seed).raise_if_any()
+        assert kinds(run(body + write + read, memory, num_warps=3, shared=128, seed=seed)) == {"race"}
+    assert kinds(run(body + write + write, memory, num_warps=3, shared=128)) == {"race"}
 
 
 def test_lanes_that_disagree() -> None:
