@@ -1,0 +1,38 @@
+"""`python -m train.html_report RUN`: one self-contained HTML file about a run."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from train.command import CommandParser, add_seed_and_device, execute
+
+
+def parser() -> CommandParser:
+    result = CommandParser(
+        "html_report",
+        "Write RUN/report.html: curves of the loss's parts, class weights, confusion matrix, correlations, t-SNE and "
+        "settings, in one file without a script or anything from a network. What it shows of test images comes from "
+        "RUN/evaluation-test, made first, as python -m train.evaluate does, where it is not there yet.",
+    )
+    result.add_argument("run", metavar="RUN", type=Path, help="run folder")
+    result.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
+    result.add_argument("--data", help="dataset to evaluate on (default: the run's)")
+    result.add_argument("--no-evaluate", action="store_true", help="leave out what needs an evaluation; reads no data")
+    result.add_argument("--samples", action="store_true", help="show faces of the data, predicted right and wrong")
+    add_seed_and_device(result, "the evaluation")
+    return result
+
+
+def run(options: Any) -> None:
+    from train.analysis.html import write_report
+
+    write_report(options)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return execute(parser(), run, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
