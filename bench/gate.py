@@ -31,14 +31,14 @@ def step_of(name: str, n: int, seed: int) -> Step:
 
 def times_faster_than_reference(seed: int) -> float:
     ours, reference = step_of("torch", 1024, seed), step_of("reference", 1024, seed)
-    times = measure.in_turns({"ours": ours, "reference": reference}, CPU, seconds=6, most=9)
+    times = measure.in_turns({"ours": ours, "reference": reference}, CPU, seconds=3, most=7)
     return measure.ratio(times["reference"], times["ours"])
 
 
 def growth_per_sample(seed: int) -> float:
     """Time per sample at n = 16,384 over that at n = 4,096."""
     turns = {str(n): step_of("torch", n, seed) for n in (4096, 16384)}
-    times = measure.in_turns(turns, CPU, seconds=8, most=9)
+    times = measure.in_turns(turns, CPU, seconds=3, most=7)
     return min(times["16384"]) / min(times["4096"]) / 4
 
 
@@ -47,7 +47,7 @@ def copies(seed: int) -> float:
     step = step_of("torch", 16384, seed)
     x = next(step.inputs).detach()
     target = torch.empty_like(x)
-    times = measure.in_turns({"copy": lambda: target.copy_(x), "ours": step}, CPU, seconds=6, most=9)
+    times = measure.in_turns({"copy": lambda: target.copy_(x), "ours": step}, CPU, seconds=3, most=7)
     return statistics.median(times["ours"]) / statistics.median(times["copy"])
 
 

@@ -38,6 +38,8 @@ def number(text: str, digits: int = 2) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
+    if not rows:
+        return ""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -71,7 +73,7 @@ def loss_table() -> str:
                 line.append(seconds(row["seconds"]) + slower)
         lines.append(line)
     head = ["", *(f"n = {n:,}" for n in sizes)]
-    return f"{table(head, lines)}\n\n{conditions(rows)}"
+    return f"{table(head, lines)}\n\n{conditions(rows)}".lstrip()
 
 
 def axes_table() -> str:
@@ -82,7 +84,7 @@ def axes_table() -> str:
             shape = [f"`{row['contender']}`", row["k"], row["d"], row["classes"], row["dtype"]]
             lines.append([*shape, seconds(row["seconds"]), number(row["gb_per_s"]), row["peak_extra_mib"]])
     head = ["", "k", "d", "C", "dtype", "time", "GB/s of the least traffic", "MiB more"]
-    return f"{table(head, lines)}\n\n{conditions(rows)}"
+    return f"{table(head, lines)}\n\n{conditions(rows)}".lstrip()
 
 
 def step_table() -> str:
@@ -96,7 +98,7 @@ def step_table() -> str:
         for row in rows
     ]  # fmt: skip
     head = ["part", "px", "step", "images/s", "speed", "share of FD + MD + ED", "MiB"]
-    return f"{table(head, lines)}\n\n{conditions(rows)}"
+    return f"{table(head, lines)}\n\n{conditions(rows)}".lstrip()
 
 
 def scale_table() -> str:
@@ -107,7 +109,7 @@ def scale_table() -> str:
             figures = [row["microseconds_per_sample"], row["slope"], row["peak_extra_mib"], row["bytes_on_the_wire"]]
             lines.append([part, f"{int(row['n']):,}", row["virtual"], row["ranks"], seconds(row["seconds"]), *figures])
     head = ["part", "n", "b", "ranks", "time", "µs a sample", "slope", "MiB more", "bytes all-reduced"]
-    return f"{table(head, lines)}\n\n{conditions(rows)}"
+    return f"{table(head, lines)}\n\n{conditions(rows)}".lstrip()
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -178,8 +180,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--check", action="store_true", help="write nothing; tell whether a text is out of date")
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="folder of the pictures")
-    parser.add_argument("--device", choices=("cpu",), default="cpu", help="where the pictures are drawn")
-    parser.add_argument("--seed", type=int, default=0, help="unused: nothing is drawn at random")
     options = parser.parse_args(argv)
     stale = []
     for path in TEXTS:
