@@ -1,5 +1,7 @@
 """Micro-benchmarks on a CPU, with pytest-benchmark: `python -m pytest bench/micro.py --benchmark-autosave`."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -12,20 +14,20 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("n", [60, 600, 4096])
 @pytest.mark.parametrize("name", ["torch", "factored"])
-def test_terms(benchmark, name: str, n: int) -> None:
+def test_terms(benchmark: Any, name: str, n: int) -> None:
     x, targets, attention = make_inputs(Shape(n=n), CPU, 0)
     benchmark(Step(CONTENDERS[name], [x], targets, attention))
 
 
 @pytest.mark.parametrize("n", [60, 600])
-def test_whole_loss(benchmark, n: int) -> None:
+def test_whole_loss(benchmark: Any, n: int) -> None:
     x, targets, _ = make_inputs(Shape(n=n), CPU, 0)
     logits = torch.randn(n, 7, requires_grad=True)
     loss = AdCorreLoss(7)
     benchmark(lambda: torch.autograd.grad(loss(logits, x, targets).loss, (logits, x)))
 
 
-def test_attention_map(benchmark) -> None:
+def test_attention_map(benchmark: Any) -> None:
     attention = AdaptiveAttentionMap(7)
     logits, targets = torch.randn(600, 7), torch.randint(0, 7, (600,))
     benchmark(lambda: attention(logits, targets))
