@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import importlib
 
+from bench import measure
+
 PARTS = ("loss", "scale", "step")
 
 
@@ -16,6 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs")
     options = parser.parse_args(argv)
+    measure.check_device(parser, options.device)
     for name in options.parts:
         print(f"== {name}", flush=True)
         importlib.import_module(f"bench.{name}").main(["--device", options.device, "--seed", str(options.seed)])

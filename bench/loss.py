@@ -266,11 +266,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="also run what is in the file already")
     parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file to which the rows are appended")
     options = parser.parse_args(argv)
-    kind = options.device.partition(":")[0]
-    if kind not in AXES:
-        parser.error(f"--device: expected cpu, cuda or cuda:N, got {options.device!r}")
-    if kind == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: no CUDA device is available")
+    kind = measure.check_device(parser, options.device).type
     if min(options.runs, options.threads, *(options.n or [1])) < 1:
         parser.error("--n, --runs and --threads: expected at least 1")
     options.yardstick = "triton" if kind == "cuda" else "torch"

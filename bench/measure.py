@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import ctypes
 import datetime
 import platform
+import re
 import resource
 import shutil
 import statistics
@@ -21,6 +23,16 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
 ORIGIN = ("date", "commit", "device", "driver", "threads", "torch", "triton")
+
+
+def check_device(parser: argparse.ArgumentParser, name: str) -> torch.device:
+    """The device of --device; the parser's error for one that is neither a CPU nor a GPU of this machine."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        parser.error(f"--device: expected cpu, cuda or cuda:N, got {name!r}")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        parser.error(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
 
 
 def origin(device: torch.device | str) -> dict[str, Any]:

@@ -172,8 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the inputs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file to which the rows are appended")
     options = parser.parse_args(argv)
-    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: no CUDA device is available")
+    measure.check_device(parser, options.device)
     if min(options.threads, options.last_n or 64, options.rank_n or 64) < 1 or (options.last_n or 64) < 64:
         parser.error("--last-n: expected at least 64; --rank-n and --threads: at least 1")
     torch.set_num_threads(options.threads)

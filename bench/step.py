@@ -255,8 +255,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of weights and images")
     parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file to which the rows are appended")
     options = parser.parse_args(argv)
-    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: no CUDA device is available")
+    measure.check_device(parser, options.device)
     if not timm.is_model(options.backbone):
         parser.error(f"--backbone: timm has no model {options.backbone!r}")
     if min(options.runs, options.threads, options.virtual, options.batch or 2) < 1:

@@ -57,5 +57,5 @@ def test_bench_lists_its_commands(run) -> None:
     assert all(re.search(rf"(?m)^  {name} ", asked.stdout) for name in COMMANDS)
     wrong = run("python", "-m", "bench", "lost")
     assert wrong.returncode == 2
-    assert "expected one of loss" in wrong.stderr
+    assert f"expected one of {', '.join(COMMANDS)}" in wrong.stderr
     assert "'lost'" in wrong.stderr
