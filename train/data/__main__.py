@@ -1,0 +1,133 @@
+"""`python -m train.data NAME …`: look at a dataset, crop faces out of pictures, write shards."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from train.command import CommandParser, check_at_least
+from train.data.base import Request
+from train.errors import UserError, message_of
+
+COMMANDS = {
+    "check": "which dataset lies at a path: counts, duplicates, conflicting labels, unreadable images",
+    "crop": "cut the faces out of the pictures in a folder",
+    "shard": "write a dataset as tar shards that are read at any place or as a stream",
+}
+
+
+def _parser(name: str, description: str, seeds: str) -> CommandParser:
+    result = CommandParser(f"data {name}", description)
+    result.add_argument("--seed", type=int, default=0, help=seeds)
+    result.add_argument("--device", choices=("cpu",), default="cpu", help="where to run: all of this is a CPU's work")
+    return result
+
+
+def _add_request(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--classes", type=int, choices=(0, 7, 8), default=0, help="of FERPlus and AffectNet; 0: 7, or those of folders"
+    )
+    parser.add_argument(
+        "--votes", choices=("majority", "plurality"), default="majority", help="how FERPlus's votes become a label"
+    )
+
+
+def _request(options: Any) -> Request:
+    names = {field.name for field in fields(Request)}
+    return Request(**{name: value for name, value in vars(options).items() if name in names})
+
+
+def check(arguments: Sequence[str]) -> int:
+    parser = _parser(
+        "check",
+        "Say which dataset lies at PATH, its counts beside the official ones, equal images within and across its "
+        "parts, conflicting labels and unreadable images. Exit status: 0 clean, 1 something found, 2 an error of use.",
+        "has no effect: nothing is drawn at random",
+    )
+    parser.add_argument("path", metavar="PATH", help="the dataset's folder or file")
+    parser.add_argument("--json", action="store_true", help="print JSON, with every item")
+    parser.add_argument("--all", action="store_true", help="list every item of a finding, not the first ten")
+    _add_request(parser)
+    options = parser.parse(arguments)
+
+    from train.data import check as checking
+
+    return checking.check(options.path, _request(options), options.json, options.all)
+
+
+def crop(arguments: Sequence[str]) -> int:
+    parser = _parser(
+        "crop",
+        "Write the largest face of each picture in IN to OUT, under the same folders, as PNG. Pictures without a face "
+        "and unreadable ones are listed. Exit status: 0 all cropped, 1 some not, 2 an error of use.",
+        "has no effect: nothing is drawn at random",
+    )
+    parser.add_argument("source", metavar="IN", type=Path, help="folder of pictures, at any depth")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, new or empty")
+    parser.add_argument("--detector", metavar="ONNX", type=Path, help="YuNet's file (default: OpenCV's Haar cascade)")
+    parser.add_argument("--margin", type=float, default=0.1, help="added on each side, as a share of the box")
+    parser.add_argument("--score", type=float, default=0.6, help="YuNet's least score of a face")
+    options = parser.parse(arguments)
+    check_at_least(options, margin=0, score=0)
+
+    from train.data import crop as cropping
+
+    return cropping.crop(options.source, options.out, options.detector, options.margin, options.score)
+
+
+def shard(arguments: Sequence[str]) -> int:
+    parser = _parser("shard", "Write the splits of the dataset at PATH to OUT as tar shards.", "of held-out samples")
+    parser.add_argument("path", metavar="PATH", help="the dataset's folder or file")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, new or empty")
+    parser.add_argument("--samples-per-shard", type=int, default=4096, metavar="N", help="the last one has fewer")
+    parser.add_argument("--protocol", choices=("official", "paper"), default="official", help="FER-2013's test split")
+    parser.add_argument("--validation-fraction", type=float, default=0.1, help="held out where there is no such split")
+    parser.add_argument("--limit", type=int, default=0, help="at most so many images of each split; 0: all")
+    parser.add_argument("--on-broken", choices=("fail", "skip"), default="fail", help="what to do at unreadable images")
+    _add_request(parser)
+    options = parser.parse(arguments)
+    check_at_least(options, samples_per_shard=1, limit=0, seed=0)
+    if not 0 < options.validation_fraction < 1:
+        raise UserError(f"--validation-fraction {options.validation_fraction}: expected between 0 and 1")
+
+    from train.data import load_data
+    from train.data.shards import write_shards
+
+    splits = load_data(options.path, _request(options))
+    print(splits.report)
+    index = write_shards(splits, options.out, options.samples_per_shard, options.on_broken)
+    for name, split in index["splits"].items():
+        size = sum(shard["bytes"] for shard in split["shards"]) / 2**20
+        print(f"{name}: {len(split['labels']):,} images in {len(split['shards']):,} tar files, {size:,.1f} MiB")
+    for reason in index["left_out"]:
+        print(f"left out: {reason}")
+    print(f"written to {options.out}")
+    return 0
+
+
+def usage() -> str:
+    lines = [f"  {name:8}{words}" for name, words in COMMANDS.items()]
+    return "\n".join(["usage: python -m train.data NAME [-h] …", "", *lines])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
+    commands: dict[str, Callable[[Sequence[str]], int]] = {"check": check, "crop": crop, "shard": shard}
+    try:
+        if name in ("-h", "--help"):
+            print(usage())
+            return 0
+        if name not in commands:
+            raise UserError(f"expected one of {', '.join(COMMANDS)}; got {name!r}\n{usage()}")
+        return commands[name](rest)
+    except UserError as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
