@@ -1,25 +1,43 @@
 """`python -m train`: one training run from the command line, or one process of it under torchrun."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from train.errors import UserError, message_of
-from train.settings import parser, resolve
+from train.settings import layers, parser, resolve
+
+DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk's quota is used up",
+    errno.EFBIG: "a file is too large",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    rank = os.environ.get("RANK", "0")
     try:
-        settings = resolve(vars(parser().parse_args(arguments)))
-        from train.loop import run  # after the arguments: --help and their errors do not wait for PyTorch
+        given = vars(parser().parse_args(arguments))
+        settings = resolve(given)
+        from train.loop import Stopped, run  # after the arguments: --help and their errors do not wait for PyTorch
 
-        run(settings)
+        try:
+            run(settings, layers(given))
+        except Stopped as stopped:
+            if rank == "0":
+                print(f"\n{stopped}", file=sys.stderr)
+            return 128 + stopped.number
     except UserError as error:
-        rank = os.environ.get("RANK", "0")
         print(f"error{f' (process {rank})' if rank != '0' else ''}: {message_of(error)}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"error: {DISK[error.errno]} ({error}); the last checkpoints are kept, --resume goes on", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
-        print("\ninterrupted; the checkpoints of finished epochs are in the run folder", file=sys.stderr)
+        print("\ninterrupted before training began", file=sys.stderr)
         return 130
     return 0
 

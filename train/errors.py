@@ -1,8 +1,12 @@
-"""The one exception for what a user can put right."""
+"""The exceptions for what a user can put right."""
 
 
 class UserError(Exception):
     """A mistake in the user's input. Commands print its one message, without a traceback, and exit 2."""
+
+
+class Diverged(UserError):
+    """The loss or a weight is no longer finite: these settings train nothing."""
 
 
 def message_of(error: UserError) -> str:

@@ -1,208 +1,345 @@
 """The training loop: one run from settings to results."""
 
 import os
-import platform
 import random
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-import torchvision
-from torch import Tensor
+from timm.utils import ModelEmaV3
+from torch import nn
 
-import adcorre
-from adcorre import AdCorreLoss, VirtualBatch, adcorre_terms
-from train.data import FaceDataset, Request, Splits, load_data
+from adcorre import VirtualBatch
+from train.checkpoint import State, random_state, restore_random, write_checkpoint
+from train.data import Request, Splits, load_data
 from train.data.loading import evaluation_batches, train_batches
-from train.errors import UserError
-from train.evaluation import Evaluation, evaluate
+from train.errors import Diverged, UserError
+from train.evaluation import evaluate
 from train.model import build_model
+from train.objective import build_objective, check_objective
+from train.optimization import build_optimizer, learning_rate
 from train.ranks import Ranks, quiet
 from train.report import Totals, check_finite, log_epoch, log_steps, progress
-from train.run_folder import RunFolder, free_folder, load_trained, write_json
-from train.settings import LossSettings, ModelSettings, Settings, describe
+from train.resume import check_same_data, conditions, describe_data, differences, find_run, go_on
+from train.run_folder import RunFolder, free_folder, load_trained
+from train.settings import Settings, describe
+from train.speed import DTYPES, algorithms, choose, keep_freed_memory, settle
+from train.stopping import Interrupted, Stopped, Watch
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
     """Train, choose the best checkpoint on the validation split, and evaluate it on the test split.
 
-    Under torchrun this is one rank of several. Raises UserError for whatever the user can put right, a loss that is no
-    longer finite included.
+    Under torchrun this is one rank of several. `chosen` are the settings that the user named. Raises UserError for
+    whatever the user can put right, a loss that is no longer finite included, and Stopped after a signal.
     """
     ranks = Ranks.of(os.environ)
-    device = ranks.device(settings.run.device)
-    several = ranks.world > 1 or settings.data.virtual_batch > 1
-    if several and settings.loss.backend == "reference":
-        raise UserError("--backend reference has no sums to add over processes or a virtual batch")
-    with quiet(ranks), ranks.joined(device):
-        train(settings, ranks, device)
+    with quiet(ranks):
+        state: State | None = None
+        if settings.run.resume and (folder := find_run(settings)):
+            settings, state = go_on(folder, chosen, ranks)
+        device = ranks.device(settings.run.device)
+        check_objective(settings, ranks)
+        with ranks.joined(device), algorithms(settings.speed.deterministic, device):
+            if len(set(ranks.gathered(state and (state["epoch"], state["step"])))) > 1:
+                raise UserError("the processes see different checkpoints: the run folder has to be on a shared disk")
+            with Watch(ranks, settings.run.checkpoint_minutes) as watch:
+                Run(settings, ranks, device, state, watch).train()
 
 
-def train(settings: Settings, ranks: Ranks, device: torch.device) -> None:
-    """`run` of one rank."""
-    out = free_folder(settings.run.out, settings.run.overwrite) if ranks.first else Path()
-    workers = settings.data.workers if settings.data.workers >= 0 else default_workers(device, ranks)
-    settings.run.out, settings.run.device, settings.data.workers = str(out), device.type, workers
+class Run:
+    """Everything that a run is made of, and what it does with it."""
 
-    seed = settings.run.seed
-    asked = settings.data
-    data = load_data(
-        asked.data, Request(asked.image_size, asked.protocol, asked.validation_fraction, asked.limit, seed)
-    )
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    class_names = data.train.class_names
-    model, preprocessing = build_model(settings.model, len(class_names), asked.image_size)
-    model.to(device)
-    loss_fn = build_loss(settings.loss, settings.model, data.train, device, ranks)
-    betas = (settings.optimizer.beta1, settings.optimizer.beta2)
-    optimizer = torch.optim.Adam(model.parameters(), settings.optimizer.lr, betas=betas, fused=True)
-    decay = settings.optimizer.lr_decay
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + decay * step))
+    def __init__(
+        self, settings: Settings, ranks: Ranks, device: torch.device, state: State | None, watch: Watch
+    ) -> None:
+        self.settings, self.ranks, self.device, self.watch = settings, ranks, device, watch
+        asked, speed, seed = settings.data, settings.speed, settings.run.seed
+        out = Path(settings.run.out)
+        if ranks.first and not state:
+            out = free_folder(settings.run.out, settings.run.overwrite)
+        workers = asked.workers if asked.workers >= 0 else default_workers(device, ranks)
+        settings.run.out, settings.run.device, asked.workers = str(out), device.type, workers
 
-    augmented, plain = preprocessing.training(asked), preprocessing.evaluation()
-    batch, pin = asked.batch_size, device.type == "cuda"
-    steps = train_batches(
-        data.train, augmented, batch, workers, pin, seed, chunks=asked.virtual_batch, ranks=ranks, device=device
-    )
-    validation_batches = evaluation_batches(data.validation, plain, batch, workers, pin, ranks)
-    test_batches = evaluation_batches(data.test, plain, batch, workers, pin, ranks)
+        data = load(settings)
+        self.data = describe_data(data)
+        self.class_names = data.train.class_names
+        if state:
+            check_same_data(state, data)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        architecture = settings.model if not state else fresh(settings)
+        self.model, self.preprocessing = build_model(architecture, len(self.class_names), asked.image_size)
+        self.model.to(device)
+        kept = device.type == "cpu" and keep_freed_memory()
+        trials = ranks.first_ones(choose(self.model, speed, asked.image_size, asked.batch_size, device))
+        settle(speed, trials)
+        memory_format = torch.channels_last if speed.channels_last == "yes" else torch.contiguous_format
+        self.model.to(memory_format=memory_format)
+        self.loss_fn = build_objective(settings.loss, settings.model, data.train, device, ranks)
+        self.optimizer = build_optimizer(self.model, settings.optimizer)
+        decay = settings.optimizer.ema
+        self.ema = ModelEmaV3(self.model, decay, use_warmup=True) if decay else None
+        self.scaler = torch.amp.GradScaler(device.type, enabled=speed.amp == "fp16")
 
-    folder = RunFolder(out) if ranks.first else None
-    provenance = {"data": describe_data(data), "versions": versions(), "processes": ranks.world}
-    if folder:
-        write_json(out / "settings.json", {"settings": settings.as_dict()} | provenance)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{data.report}\n\n{describe(settings)}\n")
-    print(f"{settings.model.backbone}: {parameters:,} parameters, on {device}; run folder {out}", flush=True)
-    if ranks.world > 1:
-        print(f"{ranks.world} processes: {steps.sampler.sizes[0]:,} images a step", flush=True)
+        batch, pin = asked.batch_size, device.type == "cuda"
+        self.steps = train_batches(
+            data.train,
+            self.preprocessing.training(asked),
+            batch,
+            workers,
+            pin,
+            seed,
+            chunks=asked.virtual_batch,
+            ranks=ranks,
+            device=device,
+            memory_format=memory_format,
+            balanced=asked.sampler == "balanced",
+        )
+        plain = self.preprocessing.evaluation()
+        self.validation_batches = evaluation_batches(data.validation, plain, batch, workers, pin, ranks)
+        self.test_batches = evaluation_batches(data.test, plain, batch, workers, pin, ranks)
 
-    if not ranks.first:
-        torch.manual_seed(seed + (ranks.rank << 32))  # augmentation and dropout of its own
-    step_of = VirtualBatch(ranks.wrapped(model, device), loss_fn)
-    best: Evaluation | None = None
-    best_epoch = step = 0
-    for epoch in range(1, settings.optimizer.epochs + 1):
-        started = time.perf_counter()
-        totals = Totals(device)
-        model.train()
-        bar = progress(steps, epoch, settings)
+        self.epoch, self.done, self.step = 1, 0, 0  # the epoch at hand, and the steps done in it and in all
+        self.best_epoch, self.best_figure = 0, -1.0
+        self.finished: dict[str, Any] = {}  # the description of the model after the last whole epoch
+        self.totals = Totals(device)
+        self.conditions = conditions(device)
+        self.folder = self.open_folder(out, state)
+        print(f"{data.report}\n\n{describe(settings)}\n")
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        print(f"{settings.model.backbone}: {parameters:,} parameters, on {device}; run folder {out}", flush=True)
+        layout = "channels_last" if speed.channels_last == "yes" else "contiguous"
+        measured = f" (images/s measured, forward and backward: {', '.join(map(str, trials))})" if trials else ""
+        print(f"{speed.amp if speed.amp != 'none' else 'float32'}, {layout}{measured}", end="")
+        print("; freed memory is kept" if kept else "", flush=True)
+        if ranks.world > 1:
+            print(f"{ranks.world} processes: {self.steps.sampler.sizes[0]:,} images a step", flush=True)
+        if not ranks.first:
+            torch.manual_seed(seed + (ranks.rank << 32))  # dropout of its own
+        if speed.compile:
+            self.model.compile()
+        self.step_of = VirtualBatch(ranks.wrapped(self.model, device), self.loss_fn)
+        if state:
+            self.restore(state)
+
+    def open_folder(self, out: Path, state: State | None) -> RunFolder | None:
+        if not self.ranks.first:
+            return None
+        about = {
+            "settings": self.settings.as_dict(),
+            "data": self.data,
+            "versions": self.conditions,
+            "processes": self.ranks.world,
+        }
+        return RunFolder.again(out, about, state["logs"]) if state else RunFolder(out, about)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that are evaluated and kept."""
+        return self.ema.module if self.ema else self.model
+
+    @property
+    def ended(self) -> bool:
+        epochs, patience = self.settings.optimizer.epochs, self.settings.optimizer.patience
+        return self.epoch > epochs or 0 < patience <= self.epoch - 1 - self.best_epoch
+
+    def train(self) -> None:
+        epochs, patience = self.settings.optimizer.epochs, self.settings.optimizer.patience
+        results = Path(self.settings.run.out) / "results.json"
+        if self.ranks.first_ones(self.ended and results.exists()):
+            print(f"this run has ended: {results}")
+            return
+        while not self.ended:
+            try:
+                self.one_epoch()
+            except Interrupted:
+                self.stop()
+        if self.epoch <= epochs:
+            print(f"\nno better epoch in {patience}: stopped early", flush=True)
+        try:
+            self.finish()
+        except Interrupted:  # nothing is lost: the checkpoint of the last epoch's end is there
+            raise Stopped(self.watch.number, self.settings.run.out) from None
+
+    def one_epoch(self) -> None:
+        """The rest of the epoch at hand, its evaluation, and everything that is written after it."""
+        settings, began = self.settings, time.perf_counter()
+        self.steps.go_to(self.epoch, self.done)
+        self.model.train()
+        bar = progress(self.steps, self.epoch, self.done, settings)
         for chunks, images in bar:
-            optimizer.zero_grad(set_to_none=True)
-            output = step_of(chunks, lambd=settings.loss.lambd_at(step))
-            optimizer.step()
-            totals.add(output, loss_fn.attention_map.latest(), images)
-            step += 1
-            if folder and step % settings.run.log_every == 0:
-                log_steps(folder, bar, totals.read(), epoch, step, float(optimizer.param_groups[0]["lr"]), settings)
-            scheduler.step()
-        train_figures = totals.epoch()
-        if folder:
-            check_finite(train_figures, epoch, step, settings)
+            rate = self.one_step(chunks, images)
+            if self.folder and self.step % settings.run.log_every == 0:
+                log_steps(self.folder, bar, self.totals, self.epoch, self.step, rate, self.class_names, settings)
+            signal, due = self.watch.poll()
+            every = settings.run.checkpoint_every
+            if signal:
+                self.stop()
+            elif due or (every and self.step % every == 0):
+                self.checkpoint()
+        train_figures = self.totals.epoch()
+        check_finite(train_figures, self.epoch, self.step, settings)
 
-        ranks.broadcast(model, buffers_only=True)
-        found = evaluate(model, validation_batches, class_names, device)
-        better = best is None or getattr(found, settings.run.select) > getattr(best, settings.run.select)
+        for module in (self.model, self.ema.module) if self.ema else (self.model,):
+            self.ranks.broadcast(module, buffers_only=True)
+        found = evaluate(self.evaluated, self.watch.over(self.validation_batches), self.class_names, self.device)
+        figure = getattr(found, settings.run.select)
+        better = figure > self.best_figure
         if better:
-            best, best_epoch = found, epoch
-        if not folder:
-            continue
-        description = provenance | {
-            "model": {key: vars(settings.model)[key] for key in ("backbone", "k", "d", "dropout")},
-            "class_names": list(class_names),
-            "preprocessing": preprocessing.as_dict(),
-            "epoch": epoch,
-            "step": step,
-            "validation": found.as_dict(),
-        }
-        state = {
-            "optimizer": optimizer.state_dict(),
-            "scheduler": {"last_epoch": scheduler.last_epoch},
-            "loss": loss_fn.state_dict(),
-            "epoch": epoch,
-            "step": step,
-            "best_epoch": best_epoch,
-            "order": steps.generator.get_state(),
-            "torch_random": torch.get_rng_state(),
-        }
-        folder.save("last", model, description, state)
-        if better:
-            folder.save("best", model, description)
-        log_epoch(folder, epoch, step, time.perf_counter() - started, train_figures, found, loss_fn, better, settings)
+            self.best_epoch, self.best_figure = self.epoch, figure
+        if self.folder:
+            seconds = time.perf_counter() - began
+            log_epoch(self.folder, self.epoch, self.step, seconds, train_figures, found, self.loss_fn, better, settings)
+        self.finished = self.description() | {"validation": found.as_dict(), "summary": found.summary()}
+        self.epoch, self.done, self.totals = self.epoch + 1, 0, Totals(self.device)
+        self.checkpoint()
+        self.publish()
 
-    assert best is not None  # there is at least one epoch
-    if folder:
-        model = load_trained(out, device, "best").model
-    ranks.broadcast(model)
-    test = evaluate(model, test_batches, class_names, device)
-    if folder:
-        results = {
-            "epoch": best_epoch,
-            "select": settings.run.select,
-            "validation": best.as_dict(),
-            "test": test.as_dict(),
-        }
+    def one_step(self, chunks: Any, images: int) -> float:
+        """An optimizer step over `images` samples on all ranks; the learning rate that it took."""
+        optimizer, settings = self.optimizer, self.settings
+        rate = learning_rate(settings.optimizer, self.step, len(self.steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad(set_to_none=True)
+        amp, scaler = settings.speed.amp, self.scaler if self.scaler.is_enabled() else None
+        with torch.autocast(self.device.type, DTYPES[amp], enabled=amp != "none"):
+            output = self.step_of(chunks, lambd=settings.loss.lambd_at(self.step), scaler=scaler)
+        if settings.optimizer.clip:
+            self.scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.optimizer.clip)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        if self.ema:
+            self.ema.update(self.model, step=self.step)
+        self.totals.add(output, self.loss_fn.attention_map.latest(), images)
+        self.step, self.done = self.step + 1, self.done + 1
+        return rate
+
+    def finish(self) -> None:
+        """The best checkpoint on the test split."""
+        folder, select = self.folder, self.settings.run.select
+        trained = load_trained(folder.path, self.device, "best") if folder else None
+        model = trained.model if trained else self.model
+        self.ranks.broadcast(model)
+        test = evaluate(model, self.watch.over(self.test_batches), self.class_names, self.device)
+        if not folder or not trained:
+            return
+        about = trained.description
+        validation = about["validation"]
+        results = {"epoch": about["epoch"], "select": select, "validation": validation, "test": test.as_dict()}
         folder.write_results(results, test)
         folder.close()
-    print(f"\nbest checkpoint: epoch {best_epoch}, chosen by validation {settings.run.select.replace('_', ' ')}")
-    print(f"validation ({best.samples:,} images): {best.summary()}\ntest ({test.samples:,} images): {test.summary()}")
-    print(f"\n{test.table()}\n\nwritten to {out}")
+        print(f"\nbest checkpoint: epoch {about['epoch']}, chosen by validation {select.replace('_', ' ')}")
+        print(f"validation ({validation['samples']:,} images): {about['summary']}")
+        print(f"test ({test.samples:,} images): {test.summary()}\n\n{test.table()}\n\nwritten to {folder.path}")
+
+    def description(self) -> dict[str, Any]:
+        """What has to be known to use the weights."""
+        return {
+            "data": self.data,
+            "versions": self.conditions,
+            "processes": self.ranks.world,
+            "model": {key: vars(self.settings.model)[key] for key in ("backbone", "k", "d", "dropout")},
+            "ema": self.settings.optimizer.ema,
+            "class_names": list(self.class_names),
+            "preprocessing": self.preprocessing.as_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+        }
+
+    def publish(self) -> None:
+        """last/ and best/ from the state at an epoch's end, where they are not there yet."""
+        epoch = self.epoch - 1
+        if not self.folder or self.done or not epoch:
+            return
+        for name in ("last", "best") if self.best_epoch == epoch else ("last",):
+            if self.folder.saved_epoch(name) != epoch:
+                self.folder.save(name, self.evaluated, self.finished)
+
+    def stop(self) -> None:
+        self.checkpoint()
+        raise Stopped(self.watch.number, self.settings.run.out)
+
+    def checkpoint(self) -> None:
+        """Write the whole state, unless it is no longer worth going on from."""
+        randoms = self.ranks.gathered(random_state(self.device))
+        self.watch.written()
+        if not self.folder:
+            return
+        tensors = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+        if not self.totals.finite() or not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            raise Diverged(
+                f"the loss or a weight is no longer finite (epoch {self.epoch}, step {self.step}): no checkpoint was "
+                f"written; the one before is kept in {self.folder.path}. A lower --lr or --lambd, or --clip, may help"
+            )
+        state = {
+            "settings": self.settings.as_dict(),
+            "data": self.data,
+            "processes": self.ranks.world,
+            "conditions": self.conditions,
+            "epoch": self.epoch,
+            "done": self.done,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "loss": self.loss_fn.state_dict(),
+            "totals": self.totals.state(),
+            "best": (self.best_epoch, self.best_figure),
+            "finished": self.finished,
+            "random": randoms,
+            "logs": self.folder.lengths(),
+        }
+        write_checkpoint(self.folder.path, state)
+
+    def restore(self, state: State) -> None:
+        self.epoch, self.done, self.step = state["epoch"], state["done"], state["step"]
+        self.best_epoch, self.best_figure = state["best"]
+        self.finished = state["finished"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+        self.loss_fn.load_state_dict(state["loss"])
+        self.totals.restore(state["totals"])
+        self.publish()
+        print(f"going on in epoch {self.epoch}, after step {self.step}", flush=True)
+        if note := differences(state["conditions"], self.conditions):
+            print(note, flush=True)
+        restore_random(state["random"][self.ranks.rank], self.device)
 
 
-def build_loss(
-    settings: LossSettings, model: ModelSettings, train: FaceDataset, device: torch.device, ranks: Ranks
-) -> AdCorreLoss:
-    classes = len(train.class_names)
-    weight: Tensor | None = None
-    if settings.ce_weight == "balanced":
-        counts = torch.bincount(torch.from_numpy(train.labels), minlength=classes)
-        weight = len(train) / (classes * counts.clamp(min=1).float())
-    elif not isinstance(settings.ce_weight, str):
-        if len(settings.ce_weight) != classes:
-            names = ", ".join(train.class_names)
-            raise UserError(f"--ce-weight: expected {classes} numbers ({names}), got {len(settings.ce_weight)}")
-        weight = torch.tensor(settings.ce_weight)
-    if settings.backend == "triton":  # whether it can run is otherwise found out in the first step
-        try:
-            probe = torch.zeros(2, model.k, model.d, device=device), torch.zeros(2, dtype=torch.long, device=device)
-            adcorre_terms(*probe, torch.ones(classes, device=device), backend="triton")
-        except ValueError as error:
-            raise UserError(f"--backend triton: {error}") from error
-    loss_fn = AdCorreLoss(
-        classes,
-        lambd=settings.lambd,
-        window=settings.window,
-        components=settings.components,
-        between_target=settings.between_target,
-        mean_target=settings.mean_target,
-        embedding_target=settings.embedding_target,
-        ce_weight=weight,
-        label_smoothing=settings.label_smoothing,
-        backend=settings.backend,
-        process_group="world" if ranks.world > 1 else None,
+def load(settings: Settings) -> Splits:
+    asked = settings.data
+    request = Request(
+        image_size=asked.image_size,
+        protocol=asked.protocol,
+        validation_fraction=asked.validation_fraction,
+        limit=asked.limit,
+        seed=settings.run.seed,
+        on_broken=asked.on_broken,
+        classes=asked.classes,
+        votes=asked.votes,
+        cache=asked.cache,
     )
-    return loss_fn.to(device)
+    return load_data(asked.data, request)
+
+
+def fresh(settings: Settings) -> Any:
+    """The model's settings without pretrained weights: a checkpoint's take their place."""
+    architecture = type(settings.model)(**vars(settings.model))
+    architecture.pretrained = False
+    return architecture
 
 
 def default_workers(device: torch.device, ranks: Ranks) -> int:
     cores = torch.multiprocessing.cpu_count() // ranks.local_world
     return max(1, min(8, cores)) if device.type == "cuda" else 0
-
-
-def describe_data(data: Splits) -> dict[str, Any]:
-    parts = {part.split: part for part in (data.train, data.validation, data.test)}
-    return {
-        "layout": data.layout,
-        "images": {name: len(part) for name, part in parts.items()},
-        "fingerprints": {name: part.fingerprint for name, part in parts.items()},
-    }
-
-
-def versions() -> dict[str, str]:
-    packages = {package.__name__: package.__version__ for package in (adcorre, torch, torchvision, timm)}
-    return packages | {"python": platform.python_version()}

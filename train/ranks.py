@@ -5,11 +5,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from train.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,30 @@ class Ranks:
             return model
         return nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
+    @torch.no_grad()
     def broadcast(self, model: nn.Module, *, buffers_only: bool = False) -> None:
         """Give every rank rank 0's weights and buffers: BatchNorm's statistics are each rank's own between steps."""
         if self.world > 1:
             for tensor in model.buffers() if buffers_only else model.state_dict().values():
-                torch.distributed.broadcast(tensor, 0)
+                whole = tensor.contiguous()  # ranks may have it in another memory layout
+                torch.distributed.broadcast(whole, 0)
+                if whole is not tensor:
+                    tensor.copy_(whole)
+
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's value, by rank."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def first_ones(self, value: T) -> T:
+        """Rank 0's value."""
+        values = [value]
+        if self.world > 1:
+            torch.distributed.broadcast_object_list(values, 0)
+        return values[0]
 
 
 ALONE = Ranks()

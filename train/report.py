@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from tqdm import tqdm
 
 from adcorre import AdCorreLoss, AdCorreOutput
 from train.data.loading import TrainSteps
-from train.errors import UserError
+from train.errors import Diverged
 from train.evaluation import Evaluation
 from train.run_folder import RunFolder
 from train.settings import Settings
@@ -28,6 +29,26 @@ class Totals:
         self._epoch, self._epoch_steps = torch.zeros(len(FIGURES), device=device), 0
         self._reset()
 
+    def state(self) -> dict[str, Any]:
+        """To resume in the middle of an epoch."""
+        return {
+            "epoch": self._epoch,
+            "epoch_steps": self._epoch_steps,
+            "sum": self._sum,
+            "steps": self._steps,
+            "images": self._images,
+            "seconds": time.perf_counter() - self._since,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._epoch, self._epoch_steps = state["epoch"].to(self.device), state["epoch_steps"]
+        self._sum, self._steps, self._images = state["sum"].to(self.device), state["steps"], state["images"]
+        self._since = time.perf_counter() - state["seconds"]
+
+    def finite(self) -> bool:
+        """Whether every figure since the last reading was; waits for the device."""
+        return bool(self._sum.isfinite().all())
+
     def _reset(self) -> None:
         self._sum, self._steps, self._images = torch.zeros(len(FIGURES), device=self.device), 0, 0
         self._since = time.perf_counter()
@@ -38,6 +59,7 @@ class Totals:
         weight = (output.attention * seen).sum() / seen.sum()
         terms = (output.loss, output.ce, output.fd, output.md, output.ed, output.nfd, weight, right.sum() / seen.sum())
         self._sum += torch.stack([term.float() for term in terms])
+        self.attention = output.attention
         self._steps += 1
         self._images += images
 
@@ -55,11 +77,13 @@ class Totals:
         return dict(zip(FIGURES, mean.tolist(), strict=True))
 
 
-def progress(steps: TrainSteps, epoch: int, settings: Settings) -> Any:
-    """The steps of an epoch, behind a bar where somebody is looking."""
+def progress(steps: TrainSteps, epoch: int, done: int, settings: Settings) -> Any:
+    """The steps of an epoch that are left, behind a bar where somebody is looking."""
     return tqdm(
         steps,
         f"epoch {epoch}/{settings.optimizer.epochs}",
+        initial=done,
+        total=len(steps),
         bar_format="{desc} {bar:10} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
         leave=False,
         dynamic_ncols=True,
@@ -71,18 +95,26 @@ def progress(steps: TrainSteps, epoch: int, settings: Settings) -> Any:
 def check_finite(figures: dict[str, float], epoch: int, step: int, settings: Settings) -> None:
     if not math.isfinite(figures["loss"]):
         shown = ", ".join(f"{key} {figures[key]:.4g}" for key in ("ce", "fd", "md", "ed"))
-        raise UserError(
+        raise Diverged(
             f"the loss is no longer finite (epoch {epoch}, within the last steps up to {step}: {shown}). "
-            f"A lower --lr or --lambd may help; the checkpoints of earlier epochs are in {settings.run.out}"
+            f"A lower --lr or --lambd, or --clip, may help; the checkpoints before it are kept in {settings.run.out}"
         )
 
 
 def log_steps(
-    folder: RunFolder, bar: Any, figures: dict[str, float], epoch: int, step: int, lr: float, settings: Settings
+    folder: RunFolder,
+    bar: Any,
+    totals: Totals,
+    epoch: int,
+    step: int,
+    lr: float,
+    class_names: Sequence[str],
+    settings: Settings,
 ) -> None:
+    figures = totals.read()
     check_finite(figures, epoch, step, settings)
     row: dict[str, float | int] = {"epoch": epoch, "step": step, "lr": lr, "lambd": settings.loss.lambd_at(step - 1)}
-    folder.log("steps", step, row | figures)
+    folder.log("steps", step, row | figures | _weights(class_names, totals.attention.tolist()))
     if bar.disable:
         line = f"{_text(figures)}  {figures['images_per_second']:.0f} images/s"
         print(f"epoch {epoch}/{settings.optimizer.epochs}  step {step}  {line}", flush=True)
@@ -102,19 +134,23 @@ def log_epoch(
     better: bool,
     settings: Settings,
 ) -> None:
-    weights = loss_fn.attention_map.weights().tolist()
     figures: dict[str, float | int] = {"epoch": epoch, "step": step, "seconds": seconds}
     figures |= {f"train_{key}": value for key, value in train_figures.items()}
     figures["validation_accuracy"] = found.accuracy
     figures["validation_average_accuracy"] = found.average_accuracy
     figures["validation_cross_entropy"] = found.cross_entropy
     figures |= {f"recall_{name}": value for name, value in zip(found.class_names, found.recall, strict=True)}
-    figures |= {f"weight_{name}": value for name, value in zip(found.class_names, weights, strict=True)}
+    figures |= _weights(found.class_names, loss_fn.attention_map.weights().tolist())
     folder.log("epochs", epoch, figures)
     folder.write_validation(epoch, found)
     title = f"epoch {epoch}/{settings.optimizer.epochs}"
     print(f"{title}  training: {_text(train_figures)}  {seconds:.0f} s")
     print(f"{title}  validation: {found.summary()}{'  best so far' if better else ''}", flush=True)
+
+
+def _weights(class_names: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
+    """Eq. 7's w as columns."""
+    return {f"weight_{name}": weight for name, weight in zip(class_names, weights, strict=True)}
 
 
 def _text(figures: dict[str, float]) -> str:

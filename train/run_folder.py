@@ -3,7 +3,8 @@
 settings.json               the resolved settings, versions and data
 steps.csv, epochs.csv       the log; the same figures for TensorBoard in tensorboard/
 validation/                 per-class figures and confusion matrix after each epoch
-last/, best/                checkpoints: model.safetensors, model.json; last/ also training.pt
+last/, best/                the model for use: model.safetensors, model.json
+checkpoints/                the whole state of the run, to resume it
 results.json, test-*        the best checkpoint on the validation and test splits
 """
 
@@ -20,8 +21,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
+from train.checkpoint import sync_folder
 from train.errors import UserError
 from train.evaluation import Evaluation
 from train.model import FaceClassifier, build_model
@@ -29,7 +30,9 @@ from train.settings import ModelSettings
 from train.transforms import Preprocessing
 
 FORMAT = 1
-WEIGHTS, DESCRIPTION, TRAINING = "model.safetensors", "model.json", "training.pt"
+LOCK = ".lock"
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+LOGS = {"steps": "step", "epochs": "epoch"}  # and the column that TensorBoard plots them over
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def free_folder(out: str, overwrite: bool) -> Path:
     path = Path(out).expanduser() if out else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     if path.exists() and not path.is_dir():
         raise UserError(f"--out {path}: there is a file of that name")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(entry.name != LOCK and entry.suffix != ".partial" for entry in path.iterdir()):
         if not overwrite:
             raise UserError(
                 f"--out {path} is not empty: choose another folder, or replace an earlier run by --overwrite"
@@ -60,16 +63,66 @@ def free_folder(out: str, overwrite: bool) -> Path:
 
 
 class RunFolder:
-    def __init__(self, path: Path) -> None:
-        """Make the folder at `path` empty, and open its logs. Call `free_folder` first."""
+    """A run folder that this process alone writes to."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        """Make the folder at `path` empty, but for settings.json. Call `free_folder` first."""
         try:
-            if path.is_dir():
-                shutil.rmtree(path)
-            (path / "validation").mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)
+            self.path = path
+            self._take()
+            if (path / "settings.json").exists():
+                _empty(path, but=(LOCK, "settings.json"))  # which is what makes it a run folder, whenever this ends
+            write_json(path / "settings.json", settings)
         except OSError as error:
             raise UserError(f"--out {path}: cannot make the folder: {error}") from error
+        self._open()
+
+    @classmethod
+    def again(cls, path: Path, settings: Mapping[str, Any], lengths: Mapping[str, int]) -> "RunFolder":
+        """The folder of a run that goes on from a checkpoint: its logs cut back to the lengths of then, in bytes."""
+        self = cls.__new__(cls)
         self.path = path
-        self._board = SummaryWriter(path / "tensorboard")
+        self._take()
+        for name, length in lengths.items():
+            file = path / f"{name}.csv"
+            there = file.stat().st_size if file.exists() else 0
+            if there < length:
+                print(f"{file} is shorter than it was at the checkpoint: some of its rows are lost", flush=True)
+            elif there:
+                os.truncate(file, length)
+        write_json(path / "settings.json", settings)
+        self._open()
+        return self
+
+    def _open(self) -> None:
+        """TensorBoard's files cannot be cut back, so they are always made from the logs."""
+        from torch.utils.tensorboard import SummaryWriter  # here: it takes long to import
+
+        (self.path / "validation").mkdir(exist_ok=True)
+        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        self._board = SummaryWriter(self.path / "tensorboard")
+        for name, over in LOGS.items():
+            file = self.path / f"{name}.csv"
+            if file.exists() and not file.stat().st_size:
+                file.unlink()
+            elif file.exists():
+                with file.open(newline="", encoding="utf-8") as lines:
+                    for row in csv.DictReader(lines):
+                        self._plot(name, int(row[over]), {key: float(value) for key, value in row.items()})
+        self._board.flush()
+
+    def _take(self) -> None:
+        """A lock that ends with the process, and that its children do not inherit."""
+        self._lock = (self.path / LOCK).open("w")
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{self.path}: another process is training in this folder") from error
 
     def log(self, name: str, step: int, figures: Mapping[str, float | int]) -> None:
         """Append a row to `name`.csv and to TensorBoard. The first row decides the columns."""
@@ -80,9 +133,22 @@ class RunFolder:
             if new:
                 writer.writerow(figures)
             writer.writerow(figures.values())
+        self._plot(name, step, figures)
+        self._board.flush()
+
+    def _plot(self, name: str, step: int, figures: Mapping[str, float | int]) -> None:
         for key, value in figures.items():
             self._board.add_scalar(f"{name}/{key}", value, step)
-        self._board.flush()
+
+    def lengths(self) -> dict[str, int]:
+        """Of the logs, in bytes, all of which are on disk."""
+        result = {}
+        for name in LOGS:
+            file = self.path / f"{name}.csv"
+            if file.exists():
+                _sync(file)
+            result[name] = file.stat().st_size if file.exists() else 0
+        return result
 
     def write_validation(self, epoch: int, evaluation: Evaluation) -> None:
         stem = self.path / "validation" / f"epoch-{epoch:03d}"
@@ -92,26 +158,35 @@ class RunFolder:
         _write_evaluation(self.path / "test", test, f"test, epoch {results['epoch']}")
         write_json(self.path / "results.json", results)
 
-    def save(self, name: str, model: nn.Module, description: Mapping[str, Any], training: Any = None) -> None:
-        """Write the checkpoint `name`, replacing an earlier one only once all of it is on disk."""
+    def save(self, name: str, model: nn.Module, description: Mapping[str, Any]) -> None:
+        """Write the model `name`, replacing an earlier one only once all of it is on disk."""
         partial, target, old = (self.path / f"{name}{end}" for end in (".partial", "", ".old"))
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
         write_json(partial / DESCRIPTION, {"format": FORMAT, **description})
-        if training is not None:
-            torch.save(training, partial / TRAINING)
         for file in partial.iterdir():
             _sync(file)
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
             target.rename(old)
         partial.rename(target)
+        sync_folder(self.path)
         shutil.rmtree(old, ignore_errors=True)
+
+    def saved_epoch(self, name: str) -> int:
+        """The epoch of the model of that name; 0 if there is none."""
+        try:
+            return int(
+                json.loads((find_checkpoint(self.path, name) / DESCRIPTION).read_text(encoding="utf-8"))["epoch"]
+            )
+        except UserError:
+            return 0
 
     def close(self) -> None:
         self._board.close()
+        self._lock.close()
 
 
 def find_checkpoint(path: Path, name: str = "best") -> Path:
@@ -151,6 +226,14 @@ def write_json(path: Path, content: Any) -> None:
     partial.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
     _sync(partial)
     os.replace(partial, path)
+
+
+def _empty(folder: Path, but: tuple[str, ...]) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name not in but:
+            entry.unlink()
 
 
 def _sync(file: Path) -> None:

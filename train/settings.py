@@ -1,19 +1,22 @@
 """Every setting of a run, in named groups. The defaults are the paper's recipe (Sec. IV-B of the paper).
 
-A run's settings come from three layers, the later ones winning: the defaults below, the recipe of the data
-(`RECIPES`, for data that the paper's recipe does not suit), and what the user gave.
+A run's settings come from three layers, the later ones winning: the defaults below, a recipe (`train/recipes/`), and
+what the user gave. A run that is resumed has those it began with.
 """
 
 import argparse
 import dataclasses
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn
 
 from train.errors import UserError
+from train.recipe import names as recipe_names
+from train.recipe import read_recipe
 
-SYNTHETIC = "synthetic"
+SYNTHETIC = "synthetic"  # the name of the drawn faces and of their recipe
 
 
 def option(
@@ -54,11 +57,11 @@ def components(text: str) -> tuple[str, ...]:
 
 
 def ce_weight(text: str) -> str | tuple[float, ...]:
-    if text in ("none", "balanced"):
+    if text in ("none", "balanced", "effective"):
         return text
     weights = tuple(_number(part) for part in text.split(","))
     if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
-        raise argparse.ArgumentTypeError(f"expected none, balanced or numbers by commas, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected none, balanced, effective or numbers by commas, got {text!r}")
     return weights
 
 
@@ -80,6 +83,19 @@ class DataSettings:
     )
     validation_fraction: float = option(
         0.1, "share of each class held out where validation comes from training", low=0.01, high=0.5
+    )
+    classes: int = option(0, "7 or 8 classes, where a dataset has Contempt too (0: its usual number)", low=0, high=8)
+    votes: str = option("majority", "FERPlus's label of ten votes", choices=("majority", "plurality"))
+    on_broken: str = option(
+        "fail",
+        "an unreadable image: fail = end the run; skip = look for all before, and leave them out",
+        choices=("fail", "skip"),
+    )
+    cache: str = option("", "folder that keeps the images decoded, for this run and the next", shown="none")
+    sampler: str = option(
+        "shuffle",
+        "order of the training images: shuffle = each once an epoch; balanced = every class equally often",
+        choices=("shuffle", "balanced"),
     )
     limit: int = option(0, "use at most this many images of each split, drawn in proportion (0: all)", low=0)
     image_size: int = option(224, "side of the square images that the network sees", low=16)
@@ -106,6 +122,12 @@ class ModelSettings:
 
 @dataclass
 class LossSettings:
+    objective: str = option(
+        "adcorre",
+        "adcorre = Eq. 12; the others are cross-entropy and one term to compare it with",
+        choices=("adcorre", "center", "island", "separate", "triplet"),
+    )
+    objective_weight: float = option(0.0, "weight of that one term (0: its usual one)", low=0)
     lambd: float = option(0.5, "weight λ of FD + MD + ED beside cross-entropy (Eq. 12)", low=0)
     lambd_warmup: int = option(0, "steps over which λ rises from 0 to its value (not in the paper)", low=0)
     window: int = option(5, "steps δ that the adaptive attention map remembers (Eq. 7)", low=1)
@@ -124,8 +146,11 @@ class LossSettings:
         -1.0, "correlation that ED asks between an image's vectors: -1 to 1, or 'simplex'", parse=target
     )
     ce_weight: str | tuple[float, ...] = option(
-        "none", "class weights of cross-entropy: none, balanced, or a number per class by commas", parse=ce_weight
+        "none",
+        "class weights of cross-entropy: none, balanced, effective (Cui et al.), or a number per class by commas",
+        parse=ce_weight,
     )
+    logit_adjustment: float = option(0.0, "cross-entropy of logits + this · log(share of the class)", low=0)
     label_smoothing: float = option(0.0, "label smoothing of cross-entropy", low=0, high=1)
     backend: str = option("auto", "backend of the loss", choices=("auto", "torch", "triton", "reference"))
 
@@ -136,16 +161,55 @@ class LossSettings:
 @dataclass
 class OptimizerSettings:
     epochs: int = option(60, "passes over the training images", low=1)
-    lr: float = option(1e-3, "Adam's learning rate", low=1e-12)
+    patience: int = option(0, "stop after this many epochs without a better --select figure (0: never)", low=0)
+    optimizer: str = option("adam", "optimizer, with PyTorch's fused step", choices=("adam", "adamw", "sgd"))
+    lr: float = option(1e-3, "learning rate", low=1e-12)
     beta1: float = option(0.9, "Adam's first beta", low=0, high=0.9999999)
     beta2: float = option(0.999, "Adam's second beta", low=0, high=0.9999999)
-    lr_decay: float = option(1e-5, "inverse-time decay: lr / (1 + decay * step); this is not weight decay", low=0)
+    momentum: float = option(0.9, "momentum of sgd (Nesterov's)", low=0, high=0.9999999)
+    weight_decay: float = option(0.0, "weight decay, of all but biases and norms", low=0)
+    schedule: str = option(
+        "inverse",
+        "learning rate after the warm-up: inverse = lr / (1 + decay * step); cosine = down to 0 at the end",
+        choices=("inverse", "cosine"),
+    )
+    lr_decay: float = option(1e-5, "decay of the inverse schedule; this is not weight decay", low=0)
+    warmup_epochs: float = option(0.0, "epochs over which the learning rate rises linearly", low=0)
+    clip: float = option(0.0, "largest norm of the whole gradient (0: any)", low=0)
+    ema: float = option(
+        0.0,
+        "decay of a running average of the weights, which then is what is evaluated (0: off)",
+        low=0,
+        high=0.999999,
+    )
+
+
+@dataclass
+class SpeedSettings:
+    amp: str = option(
+        "auto",
+        "autocast; auto = bf16 where it is faster, measured on the model before training",
+        choices=("auto", "none", "bf16", "fp16"),
+    )
+    channels_last: str = option(
+        "auto", "memory layout; auto = whichever is faster, measured", choices=("auto", "yes", "no")
+    )
+    compile: bool = option(False, "torch.compile the model")
+    deterministic: bool = option(False, "PyTorch's deterministic algorithms only; auto is then none and no")
 
 
 @dataclass
 class RunSettings:
+    recipe: str = option("", "settings by name or YAML file", shown="that of --data synthetic, else none: the paper's")
     out: str = option("", "run folder", shown="runs/<date>-<time>")
     overwrite: bool = option(False, "replace an earlier run in the run folder")
+    resume: str = option(
+        "", "continue the run in this folder; auto = the one in --out, or begin it there if there is none", shown="none"
+    )
+    checkpoint_every: int = option(0, "steps between checkpoints to resume from (0: see the next)", low=0)
+    checkpoint_minutes: float = option(
+        10.0, "minutes between checkpoints to resume from; there is one after each epoch anyway (0: no others)", low=0
+    )
     select: str = option(
         "accuracy", "validation figure that chooses the best checkpoint", choices=("accuracy", "average_accuracy")
     )
@@ -160,38 +224,76 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     loss: LossSettings = field(default_factory=LossSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    speed: SpeedSettings = field(default_factory=SpeedSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
     def as_dict(self) -> dict[str, dict[str, Any]]:
         return dataclasses.asdict(self)
 
-
-RECIPES: Mapping[str, Mapping[str, Any]] = {
-    # About 5 minutes on 2 CPU cores: 560 steps. λ is small and rises slowly, since from its full value at once FD, MD
-    # and ED hold so short a run at its collapsed start; the learning rate falls to about a quarter.
-    SYNTHETIC: {
-        "image_size": 64,
-        "batch_size": 30,
-        "rotation": 5.0,
-        "crop": 0.9,
-        "lambd": 0.1,
-        "lambd_warmup": 140,
-        "epochs": 3,
-        "lr_decay": 0.005,
-        "log_every": 20,
-    },
-}
+    @classmethod
+    def of(cls, stored: Mapping[str, Mapping[str, Any]]) -> "Settings":
+        """From what `as_dict` gave, through JSON too."""
+        result = cls()
+        for name, values in stored.items():
+            for key, value in values.items():
+                setattr(getattr(result, name), key, tuple(value) if isinstance(value, list) else value)
+        return result
 
 
 def _groups() -> list[tuple[str, tuple[dataclasses.Field[Any], ...]]]:
     return [(name, dataclasses.fields(group)) for name, group in vars(Settings()).items()]
 
 
+def _fields() -> dict[str, dataclasses.Field[Any]]:
+    return {item.name: item for _, fields in _groups() for item in fields}
+
+
+NOT_IN_RECIPES = ("data", "recipe", "out", "overwrite", "resume")
+
+
+def recipe_values(name: str) -> dict[str, Any]:
+    """The settings of a recipe, checked. Raises UserError naming the recipe, the setting, and what is wrong."""
+    fields = {key: item for key, item in _fields().items() if key not in NOT_IN_RECIPES}
+    values = {}
+    for key, value in read_recipe(name).items():
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, n=1)
+            raise UserError(f"--recipe {name}: no setting is called {key!r}" + (f"; {close[0]}?" if close else ""))
+        try:
+            values[key] = _parsed(fields[key], value)
+            _check(fields[key], values[key])
+        except (UserError, ValueError, argparse.ArgumentTypeError) as error:
+            raise UserError(f"--recipe {name}: {key}: {error}") from error
+    return values
+
+
+def _parsed(item: dataclasses.Field[Any], value: Any) -> Any:
+    """A value of a YAML file, as the command line would have it."""
+    choices = item.metadata["choices"] or ()
+    if isinstance(value, bool) and "yes" in choices:
+        value = "yes" if value else "no"  # YAML's reading of yes and no
+    if isinstance(item.default, bool) or isinstance(value, bool):
+        if type(item.default) is not type(value):
+            raise ValueError(f"expected {type(item.default).__name__}, got {value!r}")
+        return value
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    if choices and text not in choices:
+        raise ValueError(f"expected one of {', '.join(choices)}, got {text!r}")
+    return item.metadata["parse"](text)
+
+
+def layers(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the user chose, by field name: the recipe's settings and, over them, the given ones."""
+    begins = given.get("resume", "") in ("", "auto")
+    drawn = begins and given.get("data", DataSettings().data) == SYNTHETIC
+    recipe = given.get("recipe") or (SYNTHETIC if drawn else "")
+    return {**recipe_values(recipe), **given, "recipe": recipe} if recipe else dict(given)
+
+
 def resolve(given: Mapping[str, Any]) -> Settings:
-    """Settings from defaults, the recipe of the data, and the given values (by field name)."""
+    """Settings from defaults, the recipe, and the given values (by field name)."""
     settings = Settings()
-    recipe = RECIPES.get(given.get("data", DataSettings().data), {})
-    values = {**recipe, **given}
+    values = layers(given)
     for name, fields in _groups():
         for item in fields:
             if item.name in values:
@@ -223,10 +325,10 @@ def _text(value: Any) -> str:
 
 def _help(item: dataclasses.Field[Any]) -> str:
     shown = item.metadata["shown"] or _text(item.default)
-    recipes = "".join(
-        f"; {_text(recipe[item.name])} with --data {name}" for name, recipe in RECIPES.items() if item.name in recipe
-    )
-    return f"{item.metadata['help']} (default: {shown}{recipes})".replace("%", "%%")
+    drawn = recipe_values(SYNTHETIC)
+    recipe = f"; {_text(drawn[item.name])} with --data {SYNTHETIC}" if item.name in drawn else ""
+    recipe += f"; there are {', '.join(recipe_names())}" if item.name == "recipe" else ""
+    return f"{item.metadata['help']} (default: {shown}{recipe})".replace("%", "%%")
 
 
 class Parser(argparse.ArgumentParser):
@@ -240,20 +342,26 @@ def parser() -> Parser:
         prog="python -m train",
         allow_abbrev=False,
         description="Train a face classifier with the Ad-Corre loss. The defaults are the paper's recipe.",
-        argument_default=argparse.SUPPRESS,
     )
+    add_settings(result)
+    return result
+
+
+def add_settings(result: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
+    """An option for every setting, `but` those named; the parser's result has only what the user gave."""
     for name, fields in _groups():
         group = result.add_argument_group(name)
         for item in fields:
+            extra: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(item)}
+            if item.name in but:
+                continue
             if isinstance(item.default, bool):
-                group.add_argument(flag(item.name), action=argparse.BooleanOptionalAction, help=_help(item))
+                group.add_argument(flag(item.name), action=argparse.BooleanOptionalAction, **extra)
             else:
                 choices = item.metadata["choices"]
                 metavar = "{" + ",".join(choices) + "}" if choices else item.name.upper()
-                group.add_argument(
-                    flag(item.name), type=item.metadata["parse"], choices=choices, metavar=metavar, help=_help(item)
-                )
-    return result
+                extra |= {"type": item.metadata["parse"], "choices": choices, "metavar": metavar}
+                group.add_argument(flag(item.name), **extra)
 
 
 def describe(settings: Settings) -> str:

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from train.data.base import GreyArray, draw_stratified, limit
-from train.data.loading import evaluation_batches, train_batches
-from train.errors import UserError
+from train.data.loading import evaluation_batches
 from train.evaluation import Evaluation, evaluate
 
 NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
@@ -124,23 +123,6 @@ def to_tensor(image: Image.Image) -> Tensor:
 def test_evaluation_sees_each_sample_once_in_order(n: int, batch_size: int) -> None:
     seen = [x for images, _ in evaluation_batches(grey(n), to_tensor, batch_size, 0, False) for x in images.tolist()]
     assert seen == list(range(n))
-
-
-@pytest.mark.parametrize("n, batch_size, batches", [(10, 4, [4, 4, 2]), (9, 4, [4, 4]), (8, 4, [4, 4]), (3, 60, [3])])
-def test_training_drops_a_last_batch_of_one_only(n: int, batch_size: int, batches: list[int]) -> None:
-    loader = train_batches(grey(n), to_tensor, batch_size, 0, False, seed=0).loader
-    epochs = [[images.tolist() for images, _ in loader] for _ in range(2)]
-    for epoch in epochs:
-        assert [len(batch) for batch in epoch] == batches
-        assert len({x for batch in epoch for x in batch}) == sum(batches)
-    assert epochs[0] != epochs[1]
-    again = train_batches(grey(n), to_tensor, batch_size, 0, False, seed=0).loader
-    assert [images.tolist() for images, _ in again] == epochs[0]
-
-
-def test_training_on_one_image_is_refused() -> None:
-    with pytest.raises(UserError, match="at least 2 images"):
-        train_batches(grey(1), to_tensor, 4, 0, False, seed=0)
 
 
 def test_stratified_draw() -> None:

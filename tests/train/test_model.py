@@ -119,7 +119,7 @@ def test_flip_mirrors_half_of_the_images(flip: bool) -> None:
 def test_checkpoint_rebuilds_the_model(tmp_path: Path) -> None:
     model, preprocessing = tiny()
     model(torch.rand(8, 3, 32, 32))  # moves BatchNorm's running statistics
-    folder = RunFolder(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run", {})
     folder.save("best", model, description(preprocessing))
     images = torch.rand(4, 3, 32, 32)
     expected = model.eval()(images)
@@ -133,20 +133,22 @@ def test_checkpoint_rebuilds_the_model(tmp_path: Path) -> None:
 
 def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_else(tmp_path: Path) -> None:
     model, preprocessing = tiny()
-    folder = RunFolder(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run", {})
     for epoch in (1, 2):
         nn.init.constant_(model.head.classifier.bias, epoch)
-        folder.save("last", model, {**description(preprocessing), "epoch": epoch}, training={"epoch": epoch})
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["last", "tensorboard", "validation"]
+        folder.save("last", model, {**description(preprocessing), "epoch": epoch})
+    names = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert names == [".lock", "last", "settings.json", "tensorboard", "validation"]
+    assert folder.saved_epoch("last") == 2
+    assert folder.saved_epoch("best") == 0
     trained = load_trained(tmp_path / "run", name="last")
     assert trained.description["epoch"] == 2
     assert (trained.model.head.classifier.bias == 2).all()
-    assert torch.load(tmp_path / "run/last/training.pt", weights_only=True) == {"epoch": 2}
 
 
 def test_a_kill_between_the_renames_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     model, preprocessing = tiny()
-    RunFolder(tmp_path / "run").save("last", model, description(preprocessing))
+    RunFolder(tmp_path / "run", {}).save("last", model, description(preprocessing))
     (tmp_path / "run/last").rename(tmp_path / "run/last.old")
     (tmp_path / "run/last.partial").mkdir()
     assert find_checkpoint(tmp_path / "run", "last") == tmp_path / "run/last.old"
@@ -154,7 +156,7 @@ def test_a_kill_between_the_renames_leaves_the_old_checkpoint(tmp_path: Path) ->
 
 def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
     model, preprocessing = tiny()
-    RunFolder(tmp_path / "run").save("best", model, description(preprocessing))
+    RunFolder(tmp_path / "run", {}).save("best", model, description(preprocessing))
     best = tmp_path / "run/best"
     weights = (best / "model.safetensors").read_bytes()
     (best / "model.safetensors").write_bytes(weights[: len(weights) // 2])

@@ -9,20 +9,19 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils.data import RandomSampler
 
 from tests.train.conftest import ROOT, even, write_folders
 from tests.train.test_command import QUICK, TINY, Train, evaluate_best, rows
 from tests.train.test_evaluate import grey, to_tensor
 from train.__main__ import main
+from train.checkpoint import read_checkpoint
 from train.data.loading import StepSampler, evaluation_batches, train_batches
 from train.errors import UserError
 from train.ranks import Ranks
 
 
 def samplers(n: int, batch: int, chunks: int, world: int) -> list[StepSampler]:
-    return [StepSampler(n, batch, chunks, Ranks(r, world), torch.Generator().manual_seed(0)) for r in range(world)]
+    return [StepSampler(n, batch, chunks, Ranks(r, world), seed=0) for r in range(world)]
 
 
 @pytest.mark.parametrize(
@@ -47,12 +46,12 @@ def test_each_image_is_in_one_chunk_of_one_rank(n: int, batch: int, chunks: int,
         mine = list(sampler)
         assert len(mine) == len(sampler) == sum(sampler.chunks(size) for size in steps)
         assert all(2 <= len(chunk) <= max(3, batch) for chunk in mine)
-        seen += [index for chunk in mine for index in chunk]
+        seen += [draw.sample for chunk in mine for draw in chunk]
     assert len(seen) == len(set(seen)) == sum(steps)
     # Step by step too: all ranks work on the same part of one order, which is that of a single process.
-    order = list(RandomSampler(range(n), generator=torch.Generator().manual_seed(0)))
+    order = [draw.sample for chunk in samplers(n, batch, chunks, 1)[0] for draw in chunk]
     firsts = [list(s)[: s.chunks(steps[0])] for s in samplers(n, batch, chunks, world)]
-    assert {index for mine in firsts for chunk in mine for index in chunk} == set(order[: steps[0]])
+    assert {draw.sample for mine in firsts for chunk in mine for draw in chunk} == set(order[: steps[0]])
 
 
 @pytest.mark.parametrize("n, world", [(10, 1), (10, 3), (2, 4)])
@@ -117,7 +116,7 @@ def test_two_processes_end_to_end(fer_folders: Path, tmp_path: Path) -> None:
         assert results[split]["cross_entropy"] == pytest.approx(alone.cross_entropy, rel=1e-5)
         with (run / "test-confusion.csv").open(newline="") as file:
             assert split == "validation" or list(csv.reader(file))[1][1:] == [str(x) for x in alone.confusion[0]]
-    state = torch.load(run / "last/training.pt", weights_only=True)
+    state = read_checkpoint(run)
     assert state["step"] == 6
     assert int(state["loss"]["attention_map.counts"][:, 1].sum()) == 2 * 42 - 16  # the last 5 steps, on both ranks
 
@@ -126,6 +125,7 @@ BREAKS = """
 import os, sys
 import train.loop
 from train.__main__ import main
+from train.checkpoint import read_checkpoint
 from torch.distributed.elastic.multiprocessing.errors import record
 
 class Breaking(train.loop.VirtualBatch):

@@ -3,7 +3,7 @@
 import pytest
 
 from train.errors import UserError
-from train.settings import RECIPES, Settings, describe, parser, resolve
+from train.settings import Settings, describe, parser, recipe_values, resolve
 
 
 def resolved(*arguments: str) -> Settings:
@@ -33,7 +33,7 @@ def test_defaults_on_real_data_are_the_papers() -> None:
 
 def test_the_recipe_of_drawn_faces_yields_to_the_user() -> None:
     assert resolved() == resolved("--data", "synthetic")
-    assert resolved().data.image_size == RECIPES["synthetic"]["image_size"] < 224
+    assert resolved().data.image_size == recipe_values("synthetic")["image_size"] < 224
     assert resolved("--image-size", "224").data.image_size == 224
 
 
@@ -45,7 +45,7 @@ def test_help_shows_every_default(capsys: pytest.CaptureFixture[str]) -> None:
         for name in group:
             assert f"--{name.replace('_', '-')}" in text
     assert text.count("(default: ") == sum(len(group) for group in Settings().as_dict().values())
-    assert f"(default: 224; {RECIPES['synthetic']['image_size']} with --data synthetic)" in text
+    assert f"(default: 224; {recipe_values('synthetic')['image_size']} with --data synthetic)" in text
     assert "(default: runs/<date>-<time>)" in text
 
 
@@ -79,9 +79,9 @@ def test_values_are_parsed() -> None:
         (["--components", "fd,nfd"], "expected some of fd"),
         (["--components", "fd,fd"], "expected some of fd"),
         (["--components", "xd"], "expected some of fd"),
-        (["--ce-weight", "1,-1"], "expected none, balanced or numbers"),
-        (["--ce-weight", "0,0"], "expected none, balanced or numbers"),
-        (["--ce-weight", "even"], "expected none, balanced or numbers"),
+        (["--ce-weight", "1,-1"], "expected none, balanced, effective or numbers"),
+        (["--ce-weight", "0,0"], "expected none, balanced, effective or numbers"),
+        (["--ce-weight", "even"], "expected none, balanced, effective or numbers"),
         (["--protocol", "other"], "invalid choice: 'other'"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
         (["--epoch", "3"], "unrecognized arguments: --epoch"),

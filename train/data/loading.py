@@ -1,25 +1,33 @@
-"""Batches: a dataset and a transform behind a seeded DataLoader, workers included; each rank's share of them."""
+"""Batches: a dataset and a transform behind a DataLoader, workers included; each rank's share of them.
 
-import random
-from collections.abc import Callable, Iterator
-from functools import partial
+What a training sample looks like is a function of the run's seed, the epoch and its place in the epoch's order alone:
+an epoch can be entered anywhere, by any number of workers and ranks.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 
+from train.data.balance import balanced_order
 from train.data.base import FaceDataset
 from train.errors import UserError
 from train.ranks import ALONE, Ranks
+from train.stopping import ignore_in_worker
 from train.transforms import Transform
 
 Batch = tuple[Tensor, Tensor]
-Batches = DataLoader[tuple[Tensor, int]]
+Batches = Iterable[Batch]
 
 
 class Samples(Dataset[tuple[Tensor, int]]):
+    """For evaluation: sample `index`."""
+
     def __init__(self, faces: FaceDataset, transform: Transform) -> None:
         self.faces = faces
         self.transform = transform
@@ -31,34 +39,77 @@ class Samples(Dataset[tuple[Tensor, int]]):
         return self.transform(self.faces.image(index)), int(self.faces.labels[index])
 
 
-class StepSampler:
-    """The indices of an epoch's chunks on one rank. A step is up to `chunks` chunks of `batch_size` on each rank.
+class Draw(NamedTuple):
+    """A training sample as it is asked for: which one, and the seed of its augmentation."""
 
-    Each sample is in one chunk of one rank. The last, smaller step is shared out evenly, and used if every rank gets
-    two samples at least: BatchNorm cannot train on one.
+    sample: int
+    seed: int
+
+
+class DrawnSamples(Dataset[tuple[Tensor, int]]):
+    """For training. Transforms draw from PyTorch's default generator of the CPU, which is left as it was."""
+
+    def __init__(self, faces: FaceDataset, transform: Transform) -> None:
+        self.samples = Samples(faces, transform)
+
+    def __getitem__(self, draw: Draw) -> tuple[Tensor, int]:
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(draw.seed)
+        try:
+            return self.samples[draw.sample]
+        finally:
+            torch.set_rng_state(state)
+
+
+class StepSampler:
+    """The samples of an epoch's chunks on one rank, from step `start` on.
+
+    A step is up to `chunks` chunks of `batch_size` on each rank. Each place of the epoch's order is in one chunk of one
+    rank. The last, smaller step is shared out evenly, and used if every rank gets two samples at least: BatchNorm
+    cannot train on one.
+
+    Args: order, the indices of an epoch, a function of (seed, epoch) like all else here; n, how many they are.
     """
 
-    def __init__(self, n: int, batch_size: int, chunks: int, ranks: Ranks, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        chunks: int,
+        ranks: Ranks,
+        seed: int,
+        order: Callable[[int, int], NDArray[np.int64]] | None = None,
+    ) -> None:
+        self.n = n
         self.batch_size = batch_size
         self.ranks = ranks
-        self.order = RandomSampler(range(n), generator=generator)
+        self.seed = seed
+        self.order = order or self._shuffled
+        self.epoch, self.start = 1, 0
         step = batch_size * chunks * ranks.world
         self.sizes = [step] * (n // step) + ([n % step] if n % step >= 2 * ranks.world else [])
+
+    def _shuffled(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([seed, epoch]).permutation(self.n)
 
     def chunks(self, size: int) -> int:
         """Chunks on this rank of a step of `size` samples on all of them."""
         share = len(range(self.ranks.rank, size, self.ranks.world))
         return min(-(-share // self.batch_size), share // 2)  # with --batch-size 2 rather one of 3 than one of 1
 
-    def __iter__(self) -> Iterator[list[int]]:
-        order = np.fromiter(self.order, dtype=np.int64)
-        for size in self.sizes:
-            share, order = order[:size][self.ranks.rank :: self.ranks.world], order[size:]
-            for chunk in np.array_split(share, self.chunks(size)):
-                yield chunk.tolist()
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = self.order(self.seed, self.epoch)
+        seeds = np.random.default_rng([self.seed, self.epoch, 1]).integers(0, 2**63, self.n)
+        place = 0
+        for number, size in enumerate(self.sizes):
+            mine = range(place + self.ranks.rank, place + size, self.ranks.world)
+            place += size
+            if number >= self.start:
+                for chunk in np.array_split(mine, self.chunks(size)):
+                    yield [Draw(int(order[at]), int(seeds[at])) for at in chunk]
 
     def __len__(self) -> int:
-        return sum(self.chunks(size) for size in self.sizes)
+        return sum(self.chunks(size) for size in self.sizes[self.start :])
 
 
 class TrainSteps:
@@ -67,27 +118,33 @@ class TrainSteps:
     The samples are those on all ranks. Chunks are kept where they were loaded and moved to the device one by one.
     """
 
-    def __init__(self, loader: Batches, sampler: StepSampler, device: torch.device) -> None:
-        assert loader.generator is not None
+    def __init__(
+        self, loader: DataLoader[Any], sampler: StepSampler, device: torch.device, memory_format: torch.memory_format
+    ) -> None:
         self.loader = loader
-        self.generator = loader.generator
         self.sampler = sampler
         self.device = device
+        self.memory_format = memory_format
 
     def __len__(self) -> int:
+        """Of a whole epoch."""
         return len(self.sampler.sizes)
+
+    def go_to(self, epoch: int, start: int = 0) -> None:
+        """The next iteration is of this epoch, and begins with step `start` of it."""
+        self.sampler.epoch, self.sampler.start = epoch, start
 
     def __iter__(self) -> Iterator[tuple[Callable[[], Iterator[Batch]], int]]:
         batches = iter(self.loader)
-        for size in self.sampler.sizes:
+        for size in self.sampler.sizes[self.sampler.start :]:
             yield self._chunks(islice(batches, self.sampler.chunks(size))), size
 
     def _chunks(self, batches: Iterator[Batch]) -> Callable[[], Iterator[Batch]]:
         kept: list[Batch] = []
 
         def on_the_device(batch: Batch) -> Batch:
-            images, targets = batch
-            return images.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+            images, targets = (part.to(self.device, non_blocking=True) for part in batch)
+            return images.contiguous(memory_format=self.memory_format), targets
 
         def chunks() -> Iterator[Batch]:
             yield from map(on_the_device, kept)
@@ -98,12 +155,8 @@ class TrainSteps:
         return chunks
 
 
-def _seed_worker(rank: int, worker: int) -> None:
-    if rank:  # ranks share the order, and so the seeds of their workers
-        torch.manual_seed(torch.initial_seed() + (rank << 20))
-    seed = torch.initial_seed() % 2**32  # already different for each worker and epoch
-    random.seed(seed)
-    np.random.seed(seed)
+def _begin_worker(worker: int) -> None:
+    ignore_in_worker()
 
 
 def train_batches(
@@ -117,25 +170,30 @@ def train_batches(
     chunks: int = 1,
     ranks: Ranks = ALONE,
     device: torch.device = torch.device("cpu"),  # noqa: B008
+    memory_format: torch.memory_format = torch.contiguous_format,
+    balanced: bool = False,
 ) -> TrainSteps:
-    """This rank's steps of shuffled samples, each of up to `chunks` batches."""
+    """This rank's steps of shuffled or class-balanced samples, each of up to `chunks` batches."""
     if len(faces) < 2 * ranks.world:
         several = f" (2 for each of {ranks.world} processes)" if ranks.world > 1 else ""
         raise UserError(
             f"training needs at least {2 * ranks.world} images{several}, the training split has {len(faces)}"
         )
-    generator = torch.Generator().manual_seed(seed)
-    sampler = StepSampler(len(faces), batch_size, chunks, ranks, generator)
-    loader = DataLoader(
-        Samples(faces, transform),
+
+    def balanced_classes(seed: int, epoch: int) -> NDArray[np.int64]:
+        return balanced_order(faces.labels, len(faces.class_names), seed, epoch)
+
+    sampler = StepSampler(len(faces), batch_size, chunks, ranks, seed, balanced_classes if balanced else None)
+    loader: DataLoader[Any] = DataLoader(
+        DrawnSamples(faces, transform),
         batch_sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=partial(_seed_worker, ranks.rank),
-        generator=generator,
+        worker_init_fn=_begin_worker,
+        generator=torch.Generator(),  # its own, so that loading does not advance the training's random numbers
         persistent_workers=workers > 0,
     )
-    return TrainSteps(loader, sampler, device)
+    return TrainSteps(loader, sampler, device, memory_format)
 
 
 def evaluation_batches(
@@ -145,7 +203,7 @@ def evaluation_batches(
     workers: int,
     pin_memory: bool,
     ranks: Ranks = ALONE,
-) -> Batches:
+) -> DataLoader[tuple[Tensor, int]]:
     """Every sample once, on one of the ranks, in the dataset's order."""
     return DataLoader(
         Samples(faces, transform),
@@ -153,6 +211,6 @@ def evaluation_batches(
         sampler=range(ranks.rank, len(faces), ranks.world),
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=partial(_seed_worker, 0),
-        generator=torch.Generator(),  # its own, so that evaluating does not advance the training's random numbers
+        worker_init_fn=_begin_worker,
+        generator=torch.Generator(),
     )

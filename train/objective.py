@@ -1,0 +1,74 @@
+"""The loss of a run: Eq. 12, or what it is compared with."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adcorre import AdCorreLoss, adcorre_terms
+from train.baselines import WITH_EMBEDDINGS, LogitAdjustedLoss, effective_number_weights, logit_adjustment
+from train.data import FaceDataset
+from train.errors import UserError
+from train.ranks import Ranks
+from train.settings import LossSettings, ModelSettings, Settings
+
+
+def check_objective(settings: Settings, ranks: Ranks) -> None:
+    """UserError for settings of the loss that exclude each other."""
+    loss = settings.loss
+    several = ranks.world > 1 or settings.data.virtual_batch > 1
+    if several and loss.backend == "reference":
+        raise UserError("--backend reference has no sums to add over processes or a virtual batch")
+    if several and loss.objective in WITH_EMBEDDINGS:
+        raise UserError(f"--objective {loss.objective} is defined on one batch of one process")
+    if loss.objective in WITH_EMBEDDINGS and loss.logit_adjustment:
+        raise UserError(f"--logit-adjustment is for --objective adcorre, not {loss.objective}")
+
+
+def build_objective(
+    settings: LossSettings, model: ModelSettings, train: FaceDataset, device: torch.device, ranks: Ranks
+) -> AdCorreLoss:
+    """The loss for the classes of `train`, on the device."""
+    classes = len(train.class_names)
+    counts = torch.bincount(torch.from_numpy(train.labels), minlength=classes)
+    common: dict[str, Any] = {
+        "window": settings.window,
+        "ce_weight": _ce_weight(settings, train, counts),
+        "label_smoothing": settings.label_smoothing,
+        "between_target": settings.between_target,
+        "mean_target": settings.mean_target,
+        "embedding_target": settings.embedding_target,
+        "backend": settings.backend,
+    }
+    if settings.backend == "triton":  # whether it can run is otherwise found out in the first step
+        try:
+            probe = torch.zeros(2, model.k, model.d, device=device), torch.zeros(2, dtype=torch.long, device=device)
+            adcorre_terms(*probe, torch.ones(classes, device=device), backend="triton")
+        except ValueError as error:
+            raise UserError(f"--backend triton: {error}") from error
+    if settings.objective in WITH_EMBEDDINGS:
+        weight = settings.objective_weight or None
+        return WITH_EMBEDDINGS[settings.objective](classes, model.k, model.d, weight, **common).to(device)
+    common |= {
+        "lambd": settings.lambd,
+        "components": settings.components,
+        "process_group": "world" if ranks.world > 1 else None,
+    }
+    if settings.logit_adjustment:
+        adjustment = logit_adjustment(counts, settings.logit_adjustment)
+        return LogitAdjustedLoss(classes, adjustment, **common).to(device)
+    return AdCorreLoss(classes, **common).to(device)
+
+
+def _ce_weight(settings: LossSettings, train: FaceDataset, counts: Tensor) -> Tensor | None:
+    classes = len(counts)
+    if settings.ce_weight == "balanced":
+        return len(train) / (classes * counts.clamp(min=1).float())
+    if settings.ce_weight == "effective":
+        return effective_number_weights(counts)
+    if isinstance(settings.ce_weight, str):
+        return None
+    if len(settings.ce_weight) != classes:
+        names = ", ".join(train.class_names)
+        raise UserError(f"--ce-weight: expected {classes} numbers ({names}), got {len(settings.ce_weight)}")
+    return torch.tensor(settings.ce_weight)

@@ -1,0 +1,35 @@
+"""The optimizer and its learning rate."""
+
+import math
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from train.settings import OptimizerSettings
+
+
+def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
+    """A fused optimizer of PyTorch. Biases and norms do not decay."""
+    decay = settings.weight_decay
+    parameters = param_groups_weight_decay(model, decay) if decay else list(model.parameters())
+    betas = (settings.beta1, settings.beta2)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, settings.lr, betas=betas, weight_decay=decay, fused=True)
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, settings.lr, betas=betas, weight_decay=decay, fused=True)
+    momentum = settings.momentum
+    return torch.optim.SGD(
+        parameters, settings.lr, momentum=momentum, weight_decay=decay, nesterov=momentum > 0, fused=True
+    )
+
+
+def learning_rate(settings: OptimizerSettings, step: int, steps_per_epoch: int) -> float:
+    """Of step 0, 1, 2, …: a function of the step alone, so that there is no state to resume."""
+    warmup = round(settings.warmup_epochs * steps_per_epoch)
+    if step < warmup:
+        return settings.lr * (step + 1) / warmup
+    if settings.schedule == "inverse":
+        return settings.lr / (1 + settings.lr_decay * step)
+    through = (step - warmup) / max(1, settings.epochs * steps_per_epoch - warmup)
+    return settings.lr * (1 + math.cos(math.pi * min(1.0, through))) / 2

@@ -1,0 +1,106 @@
+"""`--resume`: which run goes on, with what settings, and whether its data are still the same."""
+
+import copy
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+
+import adcorre
+from train.checkpoint import State, checkpoints, read_checkpoint
+from train.data import Splits
+from train.errors import UserError
+from train.ranks import Ranks
+from train.settings import Settings, flag
+
+# What the weights do not depend on. The data are known by their fingerprints, wherever they lie.
+FREE = {"data", "cache", "workers", "device", "recipe", "out", "overwrite", "resume"}
+FREE |= {"checkpoint_every", "checkpoint_minutes", "log_every"}
+
+
+def find_run(settings: Settings) -> Path | None:
+    """The run folder to go on in; None where `--resume auto` begins a run."""
+    if settings.run.resume != "auto":
+        path = Path(settings.run.resume).expanduser()
+        if settings.run.out and Path(settings.run.out).expanduser().absolute() != path.absolute():
+            raise UserError(f"--resume {path} goes on in that folder; --out {settings.run.out} is another")
+        return path
+    if not settings.run.out:
+        raise UserError("--resume auto: say by --out in which folder")
+    path = Path(settings.run.out).expanduser()
+    if checkpoints(path):
+        return path
+    if any((path / name).exists() for name in ("last", "results.json")):
+        raise UserError(f"--resume auto: {path} holds a run without a checkpoint to go on from; choose another --out")
+    settings.run.overwrite |= (path / "settings.json").is_file()  # it ended before its first checkpoint
+    return None
+
+
+def go_on(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Settings, State]:
+    """The newest checkpoint of a run, and its settings with what may change of the `chosen` ones in their place.
+
+    Raises UserError naming whatever was chosen otherwise than the run has it.
+    """
+    state = read_checkpoint(run)
+    if state["processes"] != ranks.world:
+        raise UserError(f"{run} was trained by {state['processes']} processes, this is {ranks.world}: start as many")
+    settings = Settings.of(copy.deepcopy(state["settings"]))
+    groups = [vars(group) for group in vars(settings).values()]
+    refused = []
+    for name, value in chosen.items():
+        group = next(group for group in groups if name in group)
+        if name in FREE or (name == "epochs" and _may_end_later(settings, state, value)):
+            group[name] = value
+        elif value not in (group[name], "auto"):
+            refused.append(f"{flag(name)} {_text(group[name])}, not {_text(value)}")
+    if refused:
+        raise UserError(f"--resume {run}: the run has {'; '.join(refused)}. A run goes on as it began")
+    settings.run.out, settings.run.resume = str(run), str(run)
+    return settings, state
+
+
+def _may_end_later(settings: Settings, state: State, epochs: int) -> bool:
+    """The inverse schedule does not know the number of epochs."""
+    return settings.optimizer.schedule == "inverse" and epochs >= state["epoch"] - 1
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+
+
+def check_same_data(state: State, data: Splits) -> None:
+    """UserError where classes or samples are not those that the run began with."""
+    before, now = state["data"], describe_data(data)
+    if before["class_names"] != now["class_names"]:
+        classes = ", ".join(before["class_names"]), ", ".join(now["class_names"])
+        raise UserError(f"the run was trained on the classes {classes[0]}, in this order; the data have {classes[1]}")
+    for split, fingerprint in before["fingerprints"].items():
+        if now["fingerprints"][split] != fingerprint:
+            counts = f"{before['images'][split]:,} images then, {now['images'][split]:,} now"
+            raise UserError(f"the {split} split is not what the run began with (fingerprints differ; {counts})")
+
+
+def describe_data(data: Splits) -> dict[str, Any]:
+    parts = {part.split: part for part in (data.train, data.validation, data.test)}
+    return {
+        "layout": data.layout,
+        "class_names": list(data.train.class_names),
+        "images": {name: len(part) for name, part in parts.items()},
+        "fingerprints": {name: part.fingerprint for name, part in parts.items()},
+    }
+
+
+def conditions(device: torch.device) -> dict[str, Any]:
+    """What the last bits of a run depend on beside its settings."""
+    versions = {package.__name__: str(package.__version__) for package in (adcorre, torch, torchvision, timm)}
+    return {"device": device.type, "threads": torch.get_num_threads(), "python": platform.python_version(), **versions}
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """A sentence about conditions that differ; "" if none does."""
+    changed = [f"{name} {before.get(name)} is now {value}" for name, value in now.items() if before.get(name) != value]
+    return f"note: not bit for bit the run that it would have been: {', '.join(changed)}" if changed else ""

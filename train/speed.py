@@ -1,0 +1,154 @@
+"""Settings for speed, measured on the model at hand: what is faster for one network is slower for another."""
+
+import copy
+import ctypes
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from train.data.base import digest
+from train.data.store import kept
+from train.settings import SpeedSettings
+
+DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+STEP_SECONDS, SECONDS = 0.25, 4.0  # a measured step takes about this long, the measurement at most about that
+GAIN = 1.05  # what is not the plain setting has to be faster by this factor
+
+
+@dataclass(frozen=True)
+class Trial:
+    amp: str
+    channels_last: bool
+    images_per_second: float
+
+    def __str__(self) -> str:
+        layout = "channels_last" if self.channels_last else "contiguous"
+        return f"{self.amp if self.amp != 'none' else 'float32'} {layout} {self.images_per_second:.0f}"
+
+
+def choose(
+    model: nn.Module, settings: SpeedSettings, image_size: int, batch_size: int, device: torch.device
+) -> list[Trial]:
+    """Forward and backward passes in each of the settings that "auto" leaves open; the one to take comes first.
+
+    Where nothing is open the list is empty. The answer is kept in the user's cache, so that the next run of this model
+    on this machine is trained alike.
+    """
+    if settings.deterministic or "auto" not in (settings.amp, settings.channels_last):
+        return []
+    machine = (platform.node(), torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    asked = (image_size, batch_size, settings.amp, settings.channels_last)
+    key = digest("1", repr(model), *map(str, (*machine, card, *asked)))
+    found: list[Trial] = []
+
+    def make(folder: Path) -> None:
+        found.extend(measure(model, settings, image_size, batch_size, device))
+        (folder / "trials.json").write_text(json.dumps([asdict(trial) for trial in found]), encoding="utf-8")
+
+    folder = kept(f"speed-{key}", make)
+    if folder is None:
+        return found or measure(model, settings, image_size, batch_size, device)
+    return [Trial(**row) for row in json.loads((folder / "trials.json").read_text(encoding="utf-8"))]
+
+
+def measure(
+    model: nn.Module, settings: SpeedSettings, image_size: int, batch_size: int, device: torch.device
+) -> list[Trial]:
+    """What `choose` gives, by measuring. Model, gradients and random states are left alone."""
+    amps = ("none", "bf16") if settings.amp == "auto" else (settings.amp,)
+    layouts = (False, True) if settings.channels_last == "auto" else (settings.channels_last == "yes",)
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(cuda):
+        torch.manual_seed(0)
+        copies = {layout: _in_layout(copy.deepcopy(model), layout) for layout in layouts}
+        images = torch.randn(batch_size, 3, image_size, image_size, device=device)
+        few = images[:2]
+        _seconds(copies[layouts[0]], few, amps[0], layouts[0])
+        each = _seconds(copies[layouts[0]], few, amps[0], layouts[0]) / 2
+        images = images[: max(2, min(batch_size, int(STEP_SECONDS / each)))]
+        candidates = [(amp, layout) for amp in amps for layout in layouts]
+        best = dict.fromkeys(candidates, float("inf"))
+        began, rounds = time.perf_counter(), 0
+        while rounds < 2 or (rounds < 6 and time.perf_counter() - began < SECONDS):
+            for amp, layout in candidates:  # in turns: what else the machine does meets them alike
+                taken = _seconds(copies[layout], images, amp, layout)
+                best[amp, layout] = min(best[amp, layout], taken)
+            rounds += 1
+    trials = [Trial(amp, layout, len(images) / taken) for (amp, layout), taken in best.items()]
+    plain, *others = trials
+    chosen = max(others, key=lambda trial: trial.images_per_second, default=plain)
+    if chosen.images_per_second < GAIN * plain.images_per_second:
+        chosen = plain
+    return [chosen, *(trial for trial in trials if trial is not chosen)]
+
+
+def settle(settings: SpeedSettings, trials: list[Trial]) -> None:
+    """Put what was chosen, or for want of a measurement the plain settings, in place of "auto"."""
+    amp, layout = (trials[0].amp, trials[0].channels_last) if trials else ("none", False)
+    settings.amp = amp if settings.amp == "auto" else settings.amp
+    if settings.channels_last == "auto":
+        settings.channels_last = "yes" if layout else "no"
+
+
+def _in_layout(model: nn.Module, channels_last: bool) -> nn.Module:
+    model.train()
+    return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def _seconds(model: nn.Module, images: Tensor, amp: str, channels_last: bool) -> float:
+    """Of one forward and backward pass."""
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    _wait(images.device)
+    began = time.perf_counter()
+    with torch.autocast(images.device.type, DTYPES[amp], enabled=amp != "none"):
+        logits, embeddings = model(images)
+    (logits.float().square().mean() + embeddings.float().square().mean()).backward()
+    _wait(images.device)
+    taken = time.perf_counter() - began
+    model.zero_grad(set_to_none=True)
+    return taken
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Have glibc keep large freed blocks, where it would hand them back and fault them in anew in each step."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # another C library
+        return False
+    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+@contextmanager
+def algorithms(deterministic: bool, device: torch.device) -> Iterator[None]:
+    """PyTorch's deterministic algorithms, or on a GPU the fastest ones, for the length of a run."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if deterministic and device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
