@@ -13,7 +13,7 @@ def parser() -> CommandParser:
         "html_report",
         "Write RUN/report.html: curves of the loss's parts, class weights, confusion matrix, correlations, t-SNE and "
         "settings, in one file without a script or anything from a network. What it shows of test images comes from "
-        "RUN/evaluation-test, made first, as python -m train.evaluate does, where it is not there yet.",
+        "RUN/evaluation-test, made first, as python -m train.evaluate does, if there is none of the best checkpoint.",
     )
     result.add_argument("run", metavar="RUN", type=Path, help="run folder")
     result.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")

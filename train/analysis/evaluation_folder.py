@@ -3,7 +3,7 @@
 metrics.json                          every figure, with its bootstrap interval
 tables.md, per-class.csv              precision, recall and F1 as the paper's Tables 5 to 7 have them
 confusion.csv, confusion.png          Fig. 4
-predictions.csv                       of each sample: its class, the predicted one, all probabilities
+predictions.csv                       of each sample: its name, its class, the predicted one, all probabilities
 correlations.json, correlations.png   within and between classes, between class means, between the k vectors
 vectors.png                           the last of these
 tsne.csv, tsne.png                    Fig. 5
@@ -57,7 +57,8 @@ def evaluate_run(options: Any) -> Path:
         "flip": options.flip,
         "seed": options.seed,
     }
-    found = write_figures(out, outputs, trained.class_names, about, options.resamples, options.seed)
+    names = [faces.name(index) for index in range(len(faces))]
+    found = write_figures(out, outputs, trained.class_names, names, about, options.resamples, options.seed)
     title = f"{options.split}, {len(faces):,} images, epoch {about['epoch']}"
     found.draw_confusion(out / "confusion.png", title)
     write_correlations(out, outputs, trained.class_names, title)
@@ -79,7 +80,13 @@ def evaluate_run(options: Any) -> Path:
 
 
 def write_figures(
-    out: Path, outputs: Outputs, class_names: Sequence[str], about: dict[str, Any], resamples: int, seed: int
+    out: Path,
+    outputs: Outputs,
+    class_names: Sequence[str],
+    names: Sequence[str],
+    about: dict[str, Any],
+    resamples: int,
+    seed: int,
 ) -> Evaluation:
     found = evaluation_of(outputs.logits, outputs.targets, class_names)
     figures = figures_of(found.confusion)
@@ -101,10 +108,11 @@ def write_figures(
     probabilities = outputs.logits.double().softmax(1)
     with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["sample", "class", "predicted", *class_names])
-        for index, (target, row) in enumerate(zip(outputs.targets.tolist(), probabilities.tolist(), strict=True)):
-            best = max(range(len(row)), key=row.__getitem__)
-            writer.writerow([index, class_names[target], class_names[best], *(f"{value:.6f}" for value in row)])
+        writer.writerow(["sample", "name", "class", "predicted", *class_names])
+        rows = zip(names, outputs.targets.tolist(), probabilities.tolist(), strict=True)
+        for index, (name, target, row) in enumerate(rows):
+            best = class_names[row.index(max(row))]
+            writer.writerow([index, name, class_names[target], best, *(f"{value:.6f}" for value in row)])
     return found
 
 

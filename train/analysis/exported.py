@@ -125,7 +125,8 @@ def to_hub(trained: Trained, run: Path, out: Path) -> None:
     saved = HubClassifier.of(trained)
     saved.save_pretrained(out)
     (out / "README.md").write_text(model_card(trained, run), encoding="utf-8")
-    loaded = HubClassifier.from_pretrained(out).to(next(trained.model.parameters()).device).eval()
+    with contextlib.redirect_stdout(io.StringIO()):  # which says where it found the weights
+        loaded = HubClassifier.from_pretrained(out).to(next(trained.model.parameters()).device).eval()
     images = drawn_images(2, trained.preprocessing.image_size, 0).to(next(loaded.parameters()).device)
     with torch.inference_mode():
         if not torch.equal(loaded(images)[0], saved.eval()(images)[0]):

@@ -13,6 +13,7 @@ from train.analysis.evaluation_folder import evaluate_run, read_json
 from train.analysis.svg import Line, lines, scatter
 from train.command import run_settings
 from train.errors import UserError
+from train.run_folder import DESCRIPTION, find_checkpoint
 
 TEMPLATE = Path(__file__).with_name("report.html")
 Rows = list[dict[str, str]]
@@ -25,7 +26,7 @@ def write_report(options: Any) -> Path:
     if not epochs:
         raise UserError(f"{run}: no run with a finished epoch there (looked for epochs.csv)")
     folder = run / "evaluation-test"
-    if not (folder / "metrics.json").is_file() and not options.no_evaluate:
+    if not options.no_evaluate and (options.data or not _current(folder, run)):
         from train.evaluate import parser
 
         arguments = [str(run), "--seed", str(options.seed), "--device", options.device]
@@ -33,8 +34,8 @@ def write_report(options: Any) -> Path:
     sections = [
         _head(run),
         _curves(steps, epochs),
-        _evaluation(folder) if (folder / "metrics.json").is_file() else _results(run),
-        _samples(folder / "samples.png") if options.samples else "",
+        _evaluation(folder) if _current(folder, run) else _results(run),
+        _samples(folder / "samples.png") if options.samples and _current(folder, run) else "",
         _settings(run),
     ]
     out: Path = options.out or run / "report.html"
@@ -47,6 +48,13 @@ def write_report(options: Any) -> Path:
         raise UserError(f"--out {out}: cannot write it: {error}") from error
     print(f"written to {out}")
     return out
+
+
+def _current(folder: Path, run: Path) -> bool:
+    """Whether an evaluation is there, and of the checkpoint that is the best by now."""
+    if not (folder / "metrics.json").is_file():
+        return False
+    return bool(read_json(folder / "metrics.json")["epoch"] == read_json(find_checkpoint(run) / DESCRIPTION)["epoch"])
 
 
 def _head(run: Path) -> str:

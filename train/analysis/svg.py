@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, HEIGHT = 460, 250
-LEFT, RIGHT, TOP, BOTTOM = 66, 10, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 66, 20, 10, 34
 DASHES = ("", "6 3", "2 3", "8 3 2 3")
 
 
@@ -50,7 +50,7 @@ def lines(title: str, series: Sequence[Line], x_label: str) -> str:
             parts.append(f'<circle class="dot c{index % 8}" cx="{points[0][0]:.1f}" cy="{points[0][1]:.1f}" r="3"/>')
             continue
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        dash = DASHES[index % len(DASHES)]
+        dash = _dash(index)
         parts.append(f'<polyline class="line c{index % 8}" stroke-dasharray="{dash}" points="{path}"/>')
     said = "; ".join(f"{s.name} from {s.y[0]:.3g} to {s.y[-1]:.3g}, least {min(s.y):.3g}" for s in clean)
     drawing = _svg(f"{title}. {said}.", WIDTH, HEIGHT, parts)
@@ -84,10 +84,15 @@ def legend(names: Sequence[str], *, dots: bool = False) -> str:
         if dots:
             mark = f'<circle class="dot c{index % 8}" cx="13" cy="5" r="4"/>'
         else:
-            dash = DASHES[index % len(DASHES)]
+            dash = _dash(index)
             mark = f'<line class="line c{index % 8}" stroke-dasharray="{dash}" x1="0" x2="26" y1="5" y2="5"/>'
         items.append(f'<li><svg width="26" height="10" aria-hidden="true">{mark}</svg>{escape(name)}</li>')
     return f'<ul class="legend">{"".join(items)}</ul>'
+
+
+def _dash(index: int) -> str:
+    """Of a line's style: no two of 32 have colour and dash in common."""
+    return DASHES[(index + index // 8) % len(DASHES)]
 
 
 def _svg(said: str, width: int, height: int, parts: Sequence[str]) -> str:

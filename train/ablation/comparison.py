@@ -1,0 +1,61 @@
+"""Means over seeds, and differences of two settings at the same seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+NAN = math.nan
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (n - 1) over seeds; NaN where there are too few."""
+
+    n: int
+    mean: float
+    deviation: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of the seeds that both have: the mean difference, its 95 % interval, the p of a two-sided paired t-test.
+
+    Interval and p are NaN with fewer than two such seeds, or where all differences are equal: there is no spread to
+    judge by.
+    """
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    n = len(values)
+    return Spread(n, float(np.mean(values)) if n else NAN, float(np.std(values, ddof=1)) if n > 1 else NAN)
+
+
+def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference:
+    """`one` less `other`, each by seed."""
+    seeds = sorted(one.keys() & other.keys())
+    differences = np.array([one[seed] - other[seed] for seed in seeds])
+    if len(seeds) < 2 or np.ptp(differences) == 0:
+        return Difference(len(seeds), float(differences.mean()) if seeds else NAN, NAN, NAN, NAN)
+    from scipy import stats
+
+    found = stats.ttest_1samp(differences, 0.0)
+    low, high = found.confidence_interval(0.95)
+    return Difference(len(seeds), float(differences.mean()), float(low), float(high), float(found.pvalue))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """p values corrected for their number (Holm's step-down); NaN stays, and does not count."""
+    order = sorted((p, index) for index, p in enumerate(values) if not math.isnan(p))
+    result, worst = list(values), 0.0
+    for rank, (p, index) in enumerate(order):
+        worst = max(worst, min(1.0, (len(order) - rank) * p))
+        result[index] = worst
+    return result

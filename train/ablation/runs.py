@@ -1,0 +1,188 @@
+"""The runs of an ablation: one run folder for each setting and seed, shared by the studies that need it.
+
+OUT/runs/<what differs from the user's settings, or "base">/seed-<s>; failed.txt in it says why a run came to nothing.
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from train.ablation.studies import STUDIES
+from train.errors import Diverged, UserError
+from train.ranks import ALONE
+from train.resume import FREE
+from train.settings import Settings, flag, resolve
+
+FAILED = "failed.txt"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run came to: the best checkpoint, by validation, on the test split of `samples` images."""
+
+    seed: int
+    epoch: int
+    validation_accuracy: float
+    accuracy: float
+    average_accuracy: float
+    cross_entropy: float
+    seconds: float
+    samples: int
+    layout: str
+    fingerprints: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run: its folder, and the settings by name that lead to it."""
+
+    folder: Path
+    seed: int
+    given: Mapping[str, Any]
+
+    def settings(self) -> Settings:
+        return resolve(self.given)
+
+    @property
+    def failure(self) -> str:
+        file = self.folder / FAILED
+        return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+
+    def result(self) -> Result | None:
+        """None where the run has not ended. Raises UserError where one of other settings lies in its place."""
+        if not (self.folder / "settings.json").is_file():
+            return None
+        about = _json(self.folder / "settings.json")
+        _check_same(self.folder, Settings.of(about["settings"]), self.settings())
+        if not (self.folder / "results.json").is_file():
+            return None
+        results = _json(self.folder / "results.json")
+        test = results["test"]
+        with (self.folder / "epochs.csv").open(newline="", encoding="utf-8") as file:
+            seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
+        return Result(
+            seed=self.seed,
+            epoch=results["epoch"],
+            validation_accuracy=results["validation"]["accuracy"],
+            accuracy=test["accuracy"],
+            average_accuracy=test["average_accuracy"],
+            cross_entropy=test["cross_entropy"],
+            seconds=seconds,
+            samples=test["samples"],
+            layout=about["data"]["layout"],
+            fingerprints=about["data"]["fingerprints"],
+        )
+
+
+Plan = dict[tuple[str, str], list[Planned]]  # (study, variant) -> its runs, by seed
+
+
+def plan(names: Sequence[str], given: Mapping[str, Any], out: Path, seeds: Sequence[int]) -> Plan:
+    """The runs of the studies. Raises UserError for a setting that a study itself varies, or that cannot be."""
+    from train.objective import check_objective
+
+    base = resolve(given).as_dict()
+    result: Plan = {}
+    for name in names:
+        study = STUDIES[name]
+        if taken := sorted(study.varied & given.keys()):
+            raise UserError(
+                f"{', '.join(map(flag, taken))}: {name} itself varies {'it' if len(taken) == 1 else 'them'}"
+            )
+        for variant in study.variants:
+            values = {**study.defaults, **given, **variant.settings}
+            settings = resolve(values)
+            check_objective(settings, ALONE)
+            folder = out / "runs" / _folder_name(base, settings.as_dict())
+            result[name, variant.name] = [
+                Planned(
+                    folder / f"seed-{seed}",
+                    seed,
+                    {**values, "seed": seed, "out": str(folder / f"seed-{seed}"), "resume": "auto"},
+                )
+                for seed in seeds
+            ]
+    return result
+
+
+def in_order(planned: Plan, seeds: Sequence[int]) -> list[Planned]:
+    """Each run once, seed by seed: whenever the work stops, all settings have about as many."""
+    result: dict[Path, Planned] = {}
+    for place in range(len(seeds)):
+        for runs in planned.values():
+            result.setdefault(runs[place].folder, runs[place])
+    return list(result.values())
+
+
+def train(run: Planned, out: Path) -> None:
+    """One run to its end, begun or gone on with. A loss that is no longer finite is noted, and no error.
+
+    What `auto` means is measured in the first run and holds for all: they differ in nothing but what is studied.
+    """
+    from train.loop import run as train_run
+    from train.settings import layers
+
+    given = {**_speed_found(out), **run.given}
+    try:
+        train_run(resolve(given), layers(given))
+    except Diverged as error:
+        (run.folder / FAILED).write_text(f"{error}\n", encoding="utf-8")
+        print(f"{run.folder}: {error}", flush=True)
+
+
+def results_of(runs: Iterable[Planned]) -> dict[int, Result]:
+    """By seed, of the runs that have ended."""
+    return {run.seed: result for run in runs if (result := run.result())}
+
+
+def check_same_data(planned: Plan) -> None:
+    """UserError where two runs of one seed did not see the same images."""
+    seen: dict[int, tuple[Path, Mapping[str, str]]] = {}
+    for runs in planned.values():
+        for run in runs:
+            if result := run.result():
+                folder, fingerprints = seen.setdefault(run.seed, (run.folder, result.fingerprints))
+                if fingerprints != result.fingerprints:
+                    raise UserError(f"{folder} and {run.folder} did not see the same images: choose another --out")
+
+
+def _speed_found(out: Path) -> dict[str, str]:
+    for file in sorted(out.glob("runs/*/*/settings.json"), key=lambda path: path.stat().st_mtime):
+        speed = _json(file)["settings"]["speed"]
+        return {name: speed[name] for name in ("amp", "channels_last")}
+    return {}
+
+
+def _folder_name(base: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    different = [
+        f"{key}={_text(value)}"
+        for group, fields in values.items()
+        for key, value in fields.items()
+        if value != base[group][key]
+    ]
+    return ",".join(different) or "base"
+
+
+def _text(value: Any) -> str:
+    return "+".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+
+
+def _check_same(folder: Path, there: Settings, wanted: Settings) -> None:
+    different = [
+        f"{flag(key)} {_text(vars(group)[key])}, not {_text(value)}"
+        for name, group in vars(there).items()
+        for key, value in vars(vars(wanted)[name]).items()
+        if key not in FREE and value not in (vars(group)[key], "auto")
+    ]
+    if different:
+        raise UserError(f"{folder} holds a run of other settings ({'; '.join(different)}): choose another --out")
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: cannot read it: {error}") from error

@@ -1,0 +1,159 @@
+"""What an ablation writes: OUT/tables.md, OUT/<study>.csv, OUT/runs.csv, OUT/figure6.png."""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from train.ablation.comparison import Difference, Spread, difference, holm, spread
+from train.ablation.runs import Plan, Planned, Result, results_of
+from train.ablation.studies import STUDIES, Study, Variant
+
+METRICS = {"accuracy": "accuracy", "average_accuracy": "average accuracy"}
+Results = dict[int, Result]  # by seed
+
+
+def write(out: Path, planned: Plan, seeds: Sequence[int]) -> str:
+    """The tables of what has ended so far, written into `out`. Returns the Markdown."""
+    sections = []
+    for name in dict.fromkeys(study for study, _ in planned):
+        study = STUDIES[name]
+        runs = {variant.name: planned[name, variant.name] for variant in study.variants}
+        results = {key: results_of(value) for key, value in runs.items()}
+        rows = _rows(study, results)
+        _write_csv(out / f"{name}.csv", rows)
+        sections.append(_markdown(study, rows, results, [run for value in runs.values() for run in value], len(seeds)))
+        if name == "figure6":
+            _draw(out / "figure6.png", study, results)
+    _write_runs(out / "runs.csv", planned, out)
+    text = "\n".join(sections)
+    (out / "tables.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _rows(study: Study, results: dict[str, Results]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for variant in study.variants:
+        mine, base = results[variant.name], results.get(variant.against, {})
+        row: dict[str, Any] = {"variant": variant, "seeds": sorted(mine)}
+        for metric in METRICS:
+            of = {seed: getattr(result, metric) for seed, result in mine.items()}
+            row[metric] = spread(list(of.values()))
+            than = {seed: getattr(result, metric) for seed, result in base.items()}
+            row[f"{metric} difference"] = difference(of, than) if variant.against else None
+        rows.append(row)
+    for metric in METRICS:
+        tested = [row for row in rows if row[f"{metric} difference"]]
+        corrected = holm([row[f"{metric} difference"].p for row in tested])
+        for row, p in zip(tested, corrected, strict=True):
+            row[f"{metric} holm"] = p
+    return rows
+
+
+def _markdown(
+    study: Study, rows: list[dict[str, Any]], results: dict[str, Results], runs: list[Planned], seeds: int
+) -> str:
+    heads = ["", "seeds"]
+    for words in METRICS.values():
+        heads += [words, "difference", "p"]
+    if study.paper:
+        heads.append(f"paper ({study.paper})")
+    lines = [f"## {study.title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        variant: Variant = row["variant"]
+        cells = [variant.name, str(len(row["seeds"]))]
+        for metric in METRICS:
+            cells += [_spread(row[metric]), _difference(row[f"{metric} difference"]), _p(row.get(f"{metric} holm"))]
+        lines.append(f"| {' | '.join([*cells, variant.paper] if study.paper else cells)} |")
+    ended = [result for value in results.values() for result in value.values()]
+    if ended:
+        against = ", ".join(dict.fromkeys(variant.against for variant in study.variants if variant.against))
+        lines += ["", _conditions(ended, against, seeds)]
+    failures = dict.fromkeys(f"{run.folder.parent.name}, seed {run.seed}: {run.failure}" for run in runs if run.failure)
+    lines += [f"\n**Not counted**: {failure}" for failure in failures]
+    return "\n".join(lines) + "\n"
+
+
+def _conditions(ended: Sequence[Result], against: str, seeds: int) -> str:
+    layouts = ", ".join(sorted({result.layout for result in ended}))
+    images = " or ".join(sorted({f"{result.samples:,}" for result in ended}))
+    text = f"{layouts}, {images} test images; in percent, mean ± standard deviation over {seeds} seeds"
+    return (
+        f"{text}, each the best checkpoint by validation. Difference: to {against} at the same seeds, with its 95 % "
+        "interval. p: paired t-test, two-sided, after Holm over the rows."
+    )
+
+
+def _write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        figures = ("mean", "deviation", "difference", "low", "high", "p", "p_holm")
+        heads = [f"{metric}_{figure}" for metric in METRICS for figure in figures]
+        writer.writerow(["variant", "against", "seeds", *heads, "paper"])
+        for row in rows:
+            variant = row["variant"]
+            cells: list[Any] = [variant.name, variant.against, " ".join(map(str, row["seeds"]))]
+            for metric in METRICS:
+                mine: Spread = row[metric]
+                other: Difference = row[f"{metric} difference"] or Difference(0, *4 * [math.nan])
+                corrected = row.get(f"{metric} holm", math.nan)
+                values = (mine.mean, mine.deviation, other.mean, other.low, other.high, other.p, corrected)
+                cells += ["" if math.isnan(value) else f"{value:.6g}" for value in values]
+            writer.writerow([*cells, variant.paper])
+
+
+def _write_runs(file: Path, planned: Plan, out: Path) -> None:
+    names = ("epoch", "validation_accuracy", "accuracy", "average_accuracy", "cross_entropy", "seconds", "samples")
+    unique = {run.folder: run for runs in planned.values() for run in runs}
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["run", "seed", *names])
+        for run in unique.values():
+            if result := run.result():
+                writer.writerow([run.folder.relative_to(out), run.seed, *(getattr(result, name) for name in names)])
+
+
+def _draw(path: Path, study: Study, results: dict[str, Results]) -> None:
+    """Fig. 6: accuracy over λ, every seed and their mean."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    points = sorted((float(variant.settings["lambd"]), results[variant.name]) for variant in study.variants)
+    figure, axes = pyplot.subplots(figsize=(5.5, 4), layout="constrained")
+    for (metric, words), color, marker in zip(METRICS.items(), ("#0072B2", "#D55E00"), "os", strict=True):
+        drawn = [(x, [100 * getattr(result, metric) for result in mine.values()]) for x, mine in points if mine]
+        axes.plot([x for x, _ in drawn], [sum(ys) / len(ys) for _, ys in drawn], color=color, label=f"{words}, mean")
+        for x, ys in drawn:
+            axes.plot([x] * len(ys), ys, marker, color=color, alpha=0.5, ms=5, lw=0)
+    axes.set_xscale("log")
+    axes.set_xticks([x for x, _ in points], [f"{x:g}" for x, _ in points])
+    axes.minorticks_off()
+    axes.set_xlabel("λ")
+    axes.set_ylabel("% of the test images")
+    axes.set_title("Accuracy over λ; points are seeds", fontsize=10)
+    axes.grid(color="#dddddd")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _spread(value: Spread) -> str:
+    if not value.n:
+        return "–"
+    return f"{100 * value.mean:.2f}" + ("" if math.isnan(value.deviation) else f" ± {100 * value.deviation:.2f}")
+
+
+def _difference(value: Difference | None) -> str:
+    if value is None or not value.n:
+        return "" if value is None else "–"
+    interval = "" if math.isnan(value.low) else f" ({100 * value.low:+.2f} to {100 * value.high:+.2f})"
+    return f"{100 * value.mean:+.2f}{interval}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
