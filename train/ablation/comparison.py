@@ -42,7 +42,7 @@ def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Differen
     """`one` less `other`, each by seed."""
     seeds = sorted(one.keys() & other.keys())
     differences = np.array([one[seed] - other[seed] for seed in seeds])
-    if len(seeds) < 2 or np.ptp(differences) == 0:
+    if len(seeds) < 2 or np.ptp(differences) < 1e-9:  # less than any count of images makes: rounding
         return Difference(len(seeds), float(differences.mean()) if seeds else NAN, NAN, NAN, NAN)
     from scipy import stats
 

@@ -1,0 +1,269 @@
+"""`python -m train.ablate`: the comparison against SciPy, the studies, and what it does with runs that are there."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from train.ablate import main
+from train.ablation.comparison import difference, holm, spread
+from train.ablation.complexity import PAPER, counts
+from train.ablation.runs import plan
+from train.ablation.studies import STUDIES
+from train.errors import Diverged
+from train.model import build_model
+from train.objective import build_objective
+from train.ranks import ALONE
+from train.settings import ModelSettings, Settings, resolve
+
+TINY = ("--backbone", "test_resnet", "--d", "8", "--image-size", "32", "--batch-size", "16")
+QUICK = (*TINY, "--device", "cpu", "--amp", "none", "--channels-last", "no", "--epochs", "1")
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_difference_is_the_paired_t_test() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(0.6, 0.02, 5), rng.normal(0.58, 0.02, 5)
+    found = difference(dict(enumerate(one)), dict(enumerate(other)) | {9: 0.1})  # 9: of one setting only
+    expected = stats.ttest_rel(one, other)
+    assert found.n == 5
+    assert found.mean == pytest.approx((one - other).mean())
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+    seeds = spread([0.1, 0.2, 0.6])
+    assert (seeds.n, seeds.mean, seeds.deviation) == (3, pytest.approx(0.3), pytest.approx(np.sqrt(0.14 / 2)))
+
+
+def test_nothing_is_tested_without_a_spread() -> None:
+    assert math.isnan(spread([0.5]).deviation)
+    for one, other in (({0: 0.6}, {0: 0.5}), ({0: 0.3, 1: 0.8}, {0: 0.2, 1: 0.7})):
+        found = difference(one, other)
+        assert found.mean == pytest.approx(0.1)
+        assert math.isnan(found.p)
+        assert math.isnan(found.low)
+    assert difference({0: 0.6}, {1: 0.5}).n == 0
+
+
+def test_holm() -> None:
+    """Worked by hand: 3 x 0.01, then the larger of that and 2 x 0.02, then the larger of that and 0.03."""
+    corrected = holm([0.03, math.nan, 0.01, 0.02])
+    assert corrected[0] == pytest.approx(0.04)
+    assert math.isnan(corrected[1])
+    assert corrected[2:] == pytest.approx([0.03, 0.04])
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+
+
+def test_studies_are_what_they_say(fer_folders: Path) -> None:
+    """Rows are compared with rows of the same study, and each has the loss that its name promises."""
+    from train.data import Request, load_data
+
+    train = load_data(str(fer_folders), Request()).train
+    kinds = {}
+    for name, study in STUDIES.items():
+        names = [variant.name for variant in study.variants]
+        assert len(set(names)) == len(names)
+        for variant in study.variants:
+            assert not variant.against or variant.against in names
+            settings = resolve({"data": "x", **study.defaults, **variant.settings})
+            loss = build_objective(settings.loss, settings.model, train, "cpu", ALONE)
+            weighted = "" if loss.ce_weight is None else " weighted"
+            kind = f"{type(loss).__name__}{weighted} {'+'.join(loss.components)} {loss.lambd} {settings.model.k}"
+            kinds[name, variant.name] = kind
+    assert kinds["table8", "CE"] == "AdCorreLoss  0.5 7"
+    assert kinds["table8", "CE + FD"] == "AdCorreLoss fd 0.5 7"
+    assert kinds["table9", "k = 10"] == "AdCorreLoss fd+md+ed 0.5 10"
+    assert kinds["figure6", "λ = 0.01"] == "AdCorreLoss fd+md+ed 0.01 7"
+    assert kinds["losses", "CE + naive FD"] == "AdCorreLoss nfd 0.5 7"
+    assert kinds["losses", "class-balanced CE"] == "AdCorreLoss weighted  0.5 7"
+    assert kinds["control", "logit-adjusted CE"] == "LogitAdjustedLoss  0.5 7"
+    assert kinds["control", "logit-adjusted CE + Ad-Corre"] == "LogitAdjustedLoss fd+md+ed 0.5 7"
+    assert kinds["control", "balanced CE + Ad-Corre"] == "AdCorreLoss weighted fd+md+ed 0.5 7"
+    for name in ("Center", "Island", "Separate"):
+        assert kinds["losses", f"CE + {name} loss"].startswith(f"{name}Loss")
+
+
+def test_studies_share_runs(tmp_path: Path) -> None:
+    planned = plan(list(STUDIES), {"data": "x"}, tmp_path, [0])
+    folder = {key: runs[0].folder.parent.name for key, runs in planned.items()}
+    assert folder["table8", "Ad-Corre"] == folder["figure6", "λ = 0.5"] == folder["table9", "k = 7"] == "base"
+    assert folder["table8", "CE"] == folder["control", "CE"] == folder["losses", "CE"] == "components=none"
+    assert folder["table10", "CE"] == "backbone=resnet50,components=none"
+    assert len(set(folder.values())) == 22
+
+
+def fake_training(accuracy: Any) -> Any:
+    """Leaves what a run leaves; `accuracy` is a function of its settings."""
+
+    def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
+        folder = Path(settings.run.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        data = {"layout": "made up", "fingerprints": {"test": settings.data.data}}
+        (folder / "settings.json").write_text(json.dumps({"settings": settings.as_dict(), "data": data}))
+        value = accuracy(settings)
+        test = {"accuracy": value, "average_accuracy": value / 2, "cross_entropy": 1.0, "samples": 100}
+        (folder / "results.json").write_text(json.dumps({"epoch": 1, "validation": {"accuracy": value}, "test": test}))
+        (folder / "epochs.csv").write_text("epoch,seconds\n1,2.5\n2,3.5\n")
+
+    return run
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Runs that are not trained: accuracy 0.5 + λ / 10 + a hundredth of the seed, squared with λ = 1."""
+    folders: list[Path] = []
+
+    def accuracy(settings: Settings) -> float:
+        folders.append(Path(settings.run.out))
+        if settings.loss.lambd == 0.01 and settings.run.seed == 1:
+            raise Diverged("the loss is no longer finite")
+        seed = settings.run.seed / 100
+        return 0.5 + settings.loss.lambd / 10 + (seed**2 if settings.loss.lambd == 1 else seed)
+
+    monkeypatch.setattr("train.loop.run", fake_training(accuracy))
+    return folders
+
+
+def test_tables_of_made_up_runs(trained: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["figure6", "--data", "a", "--out", str(tmp_path), "--seed", "1"]
+    assert main([*command, "--seeds", "3"]) == 0
+    names = [f"{folder.parent.name}/{folder.name}" for folder in trained]
+    assert names[:4] == ["base/seed-1", "lambd=0.01/seed-1", "lambd=0.1/seed-1", "lambd=1.0/seed-1"]  # seed by seed
+    found = {row["variant"]: row for row in rows(tmp_path / "figure6.csv")}
+    assert float(found["λ = 0.5"]["accuracy_mean"]) == pytest.approx(0.57)
+    assert float(found["λ = 0.5"]["accuracy_deviation"]) == pytest.approx(0.01)
+    assert found["λ = 0.5"]["accuracy_difference"] == ""
+    assert found["λ = 0.01"]["seeds"] == "2 3"  # the one that diverged is left out
+    assert float(found["λ = 0.1"]["accuracy_difference"]) == pytest.approx(-0.04)
+    assert found["λ = 0.1"]["accuracy_p"] == ""  # the same at every seed
+    one, half = (np.array([level + s for s in seeds]) for level, seeds in ((0.6, SQUARES), (0.55, PLAIN)))
+    expected = stats.ttest_rel(one, half)
+    assert float(found["λ = 1"]["accuracy_p"]) == pytest.approx(expected.pvalue, rel=1e-4)
+    assert float(found["λ = 1"]["accuracy_p_holm"]) == pytest.approx(expected.pvalue, rel=1e-4)  # the only one tested
+    assert float(found["λ = 1"]["accuracy_low"]) == pytest.approx(expected.confidence_interval().low, rel=1e-4)
+    text = (tmp_path / "tables.md").read_text()
+    assert "| λ = 0.5 | 3 | 57.00 ± 1.00 |  |  | 28.50 ± 0.50 |  |  | 63.36 |" in text
+    assert "| λ = 0.01 | 2 |" in text
+    assert "**Not counted**: lambd=0.01, seed 1: the loss is no longer finite" in text
+    assert "made up, 100 test images" in text
+    runs = rows(tmp_path / "runs.csv")
+    assert len(runs) == 11
+    assert {row["seconds"] for row in runs} == {"6.0"}
+    assert (tmp_path / "figure6.png").stat().st_size > 5000
+
+    trained.clear()
+    capsys.readouterr()
+    assert main([*command, "--seeds", "4"]) == 0  # one seed more: only its runs are trained
+    assert [folder.name for folder in trained] == ["seed-4"] * 4
+    assert "16 runs, 4 of them to train" in capsys.readouterr().out
+
+
+SQUARES = [0.01**2, 0.02**2, 0.03**2]
+PLAIN = [0.01, 0.02, 0.03]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--lambd", "0.3"), "--lambd: figure6 itself varies it"),
+        (("--lr", "0.1"), "base/seed-0 holds a run of other settings (--lr 0.001, not 0.1)"),
+        (("--data", "b", "--seeds", "2", "--seed", "0"), "did not see the same images: choose another --out"),
+        (("--seeds", "0"), "--seeds 0: expected at least 1"),
+        (("table8", "--components", "fd"), "--components: table8 itself varies it"),
+        (("losses", "--virtual-batch", "2"), "--objective center is defined on one batch"),
+        (("table12",), "invalid choice: 'table12'"),
+    ],
+)
+def test_mistakes(
+    arguments: tuple[str, ...],
+    message: str,
+    trained: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["figure6", "--data", "a", "--out", str(tmp_path), "--seeds", "1"]) == 0
+    if "b" in arguments:
+        (tmp_path / "runs/base/seed-0/results.json").unlink()  # it is trained again, on the other data
+    command = ["figure6", "--data", "a", "--out", str(tmp_path), "--seeds", "1"]
+    assert main([*command[:1], *arguments[: arguments[0][0] != "-"], *command[1:], *_options(arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def _options(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    return arguments if arguments[0].startswith("-") else arguments[1:]
+
+
+def test_torchrun_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["table8", "--out", str(tmp_path)]) == 2
+    assert "without torchrun" in capsys.readouterr().err
+
+
+def test_table_11(tmp_path: Path) -> None:
+    """Parameters are the paper's to the digit, multiply-adds those of PyTorch's counter."""
+    backbone = build_model(ModelSettings(), 7, 32)[0].backbone
+    for k, (parameters, _) in PAPER.items():
+        assert counts(backbone, 32, k, k, 256)[0] == parameters
+    assert counts(backbone, 224, 7, 0, 256)[1] == 4_550_831_072
+    assert counts(backbone, 32, 7, 7, 256)[1] - counts(backbone, 32, 7, 0, 256)[1] == 2048 * 7 * 256 + 7 * 256 * 7
+    assert main(["table11", "--backbone", "test_resnet", "--image-size", "32", "--d", "8", "--out", str(tmp_path)]) == 0
+    assert [row["model"] for row in rows(tmp_path / "table11.csv")][:2] == ["test_resnet", "1 embedding vector"]
+    assert "paper)" not in (tmp_path / "tables.md").read_text()
+
+
+def test_real_runs_stopped_and_gone_on_with(
+    fer_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from train import loop
+
+    command = ["table10", "--data", str(fer_folders), "--out", str(tmp_path), "--seeds", "1", *QUICK, "--k", "2"]
+    finish = loop.Run.finish
+
+    def stopped(self: loop.Run) -> None:
+        if "components=none" not in self.settings.run.out:
+            raise loop.Stopped(15, self.settings.run.out)
+        finish(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "finish", stopped)
+        with pytest.raises(SystemExit) as end:
+            main(command)
+    assert end.value.code == 128 + 15
+    assert "so does the same command again" in capsys.readouterr().err
+    [done] = rows(tmp_path / "runs.csv")
+    assert done["run"] == "runs/components=none/seed-0"
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "2 runs, 1 of them to train" in out
+    assert "going on in epoch 2" in out
+    first, second = rows(tmp_path / "runs.csv")
+    assert first == done
+    results = json.loads((tmp_path / "runs/base/seed-0/results.json").read_text())
+    assert float(second["accuracy"]) == results["test"]["accuracy"]
+    assert [row["seeds"] for row in rows(tmp_path / "table10.csv")] == ["0", "0"]
+
+
+@pytest.mark.slow
+def test_every_loss_trains(fer_folders: Path, tmp_path: Path) -> None:
+    """A few epochs of each on generated pictures: cross-entropy falls."""
+    learning = ("--epochs", "4", "--lr", "0.003", "--rotation", "0", "--crop", "1", "--dropout", "0", "--k", "2")
+    command = ["losses", "control", "--data", str(fer_folders), "--out", str(tmp_path), "--seeds", "1"]
+    assert main([*command, *QUICK, *learning]) == 0
+    for folder in (tmp_path / "runs").iterdir():
+        losses = [float(row["train_ce"]) for row in rows(folder / "seed-0/epochs.csv")]
+        assert losses[-1] < 0.95 * losses[0], folder.name
+    assert len(list((tmp_path / "runs").iterdir())) == 12
