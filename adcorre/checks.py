@@ -11,6 +11,8 @@ from torch import Tensor
 Target = float | Literal["simplex"]
 
 BACKENDS = ("auto", "triton", "torch", "reference")
+PAIRS = ("class", "sample")
+PRECISIONS = ("highest", "high", "medium")
 COMPONENTS = ("fd", "nfd", "md", "ed")
 INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 STATISTICS_DTYPE = {
@@ -120,6 +122,14 @@ def check_components(components: Collection[str]) -> tuple[str, ...]:
     if {"fd", "nfd"} <= set(components):
         raise ValueError('components: "nfd" (Eq. 5) stands in place of "fd" (Eq. 9), got both')
     return tuple(name for name in COMPONENTS if name in components)
+
+
+def check_pairs(pairs: str, precision: str) -> None:
+    """ValueError for an unknown `pairs` or `precision`."""
+    if pairs not in PAIRS:
+        raise ValueError(f"pairs: expected one of {', '.join(PAIRS)}; got {pairs!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}; got {precision!r}")
 
 
 def check_backend(backend: str) -> None:

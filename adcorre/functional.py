@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import warnings
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from adcorre import checks, torch_backend
+from adcorre import statistics as class_statistics
 from adcorre.reference import reference_terms
-from adcorre.statistics import Tables
+from adcorre.statistics import ClassStatistics, Tables
 
 
 class Terms(NamedTuple):
@@ -30,10 +31,12 @@ class Options(NamedTuple):
     mean_target: float
     embedding_target: float
     ignore_index: int
+    pairs: str = "class"
+    precision: str = "highest"
 
 
 class Backend(Protocol):
-    """The three steps that every linear-time backend has. `flat` is laid out as in `ClassStatistics`."""
+    """The three linear steps, and FD over all pairs of samples. `flat` is laid out as in `ClassStatistics`."""
 
     def statistics(
         self, x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float
@@ -65,6 +68,35 @@ class Backend(Protocol):
     ) -> Tensor:
         """dL/dx, contiguous, in x's dtype, from the tables and the upstream gradient of `values` (4,)."""
 
+    def pair_values(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        attention: Tensor,
+        between_target: float,
+        ignore_index: int,
+        precision: str,
+        complete: bool,
+        row_start: int,
+        row_stop: int,
+    ) -> Tensor:
+        """As `adcorre.pairs.pair_values`."""
+
+    def pair_gradient(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        attention: Tensor,
+        scale: Tensor,
+        between_target: float,
+        ignore_index: int,
+        precision: str,
+        complete: bool,
+        row_start: int,
+        row_stop: int,
+    ) -> Tensor:
+        """As `adcorre.pairs.pair_gradient`."""
+
 
 def adcorre_terms(
     embeddings: Tensor,
@@ -75,6 +107,8 @@ def adcorre_terms(
     between_target: checks.Target = -1,
     mean_target: checks.Target = -1,
     embedding_target: checks.Target = -1,
+    pairs: Literal["class", "sample"] = "class",
+    precision: Literal["highest", "high", "medium"] = "highest",
     ignore_index: int = -100,
     validate: bool | None = None,
 ) -> Terms:
@@ -93,6 +127,10 @@ def adcorre_terms(
             inside the absolute value: a lower bound of the pairwise sum, tight when classes are compact.
         mean_target: MD's target for the correlation of two class means; as above.
         embedding_target: ED's target for the correlation of two of a sample's k vectors; "simplex" = -1 / (k - 1).
+        pairs: "class" (linear in n), or "sample": FD with the absolute value of every pair of samples, as printed, at
+            any `between_target`. Time is then quadratic in n, memory is not. At +-1 both are the same number.
+        precision: the least precision of the products of "sample" for float32, in the words of
+            `torch.set_float32_matmul_precision`: a permission, of which the torch backend makes no use.
         ignore_index: samples with this label take no part.
         validate: what becomes of a label that is neither in [0, C) nor `ignore_index`. None (default) looks where
             looking is free (eager, CPU) and raises; True always looks, at the cost of a host sync on a GPU; False
@@ -110,7 +148,15 @@ def adcorre_terms(
     checks.check_attention(attention, embeddings.device)
     checks.check_inputs(embeddings, targets, attention.shape[0], ignore_index, validate)
     options = resolve_options(
-        embeddings, attention.shape[0], backend, between_target, mean_target, embedding_target, ignore_index
+        embeddings,
+        attention.shape[0],
+        backend,
+        between_target,
+        mean_target,
+        embedding_target,
+        ignore_index,
+        pairs,
+        precision,
     )
     fd, md, ed, _ = all_terms(embeddings, targets, attention, options)
     return Terms(fd, md, ed)
@@ -124,6 +170,8 @@ def resolve_options(
     mean_target: checks.Target,
     embedding_target: checks.Target,
     ignore_index: int,
+    pairs: str = "class",
+    precision: str = "highest",
 ) -> Options:
     """Targets as numbers, and `backend` as one that can do it; ValueError where none of that name can."""
     k = embeddings.shape[1] if embeddings.dim() == 3 else 1
@@ -133,13 +181,16 @@ def resolve_options(
         checks.resolve_target("mean_target", mean_target, num_classes),
         checks.resolve_target("embedding_target", embedding_target, k),
         ignore_index,
+        pairs,
+        precision,
     )
     checks.check_backend(backend)
+    checks.check_pairs(pairs, precision)
     if backend in ("torch", "reference"):
         return resolved
     if backend == "auto" and not embeddings.is_cuda:
         return resolved._replace(backend="torch")
-    reason = _why_not_triton(embeddings, num_classes, k, resolved.embedding_target)
+    reason = _why_not_triton(embeddings, num_classes, k, resolved)
     if reason is None:
         return resolved._replace(backend="triton")
     if backend == "triton":
@@ -168,12 +219,13 @@ def all_terms(
                 mean_target=options.mean_target,
                 embedding_target=options.embedding_target,
                 ignore_index=options.ignore_index,
+                pairs=options.pairs,
             )
         return fd, md, ed, nfd.detach()
     if flat is None:
         flat = class_sums(x, targets, attention.shape[0], options)
-    values = _TermsFunction.apply(x, targets, flat, attention, options)[0]
-    fd, md, ed, nfd = values.unbind()
+    function = _PairTermsFunction if options.pairs == "sample" else _TermsFunction
+    fd, md, ed, nfd = function.apply(x, targets, flat, attention, options)[0].unbind()
     return fd, md, ed, nfd.detach()
 
 
@@ -234,6 +286,83 @@ class _TermsFunction(torch.autograd.Function):
         return _GradientFunction.apply(x, targets, upstream, *tables, ctx.options), None, None, None, None
 
 
+class _PairTermsFunction(torch.autograd.Function):
+    """FD over every pair of samples: pairs within a class from the statistics, pairs between classes tile by tile."""
+
+    @staticmethod
+    def forward(x: Tensor, targets: Tensor, flat: Tensor, attention: Tensor, options: Options) -> tuple[Tensor, ...]:
+        n, k, d = x.shape
+        statistics = ClassStatistics(flat, attention.shape[0], k, d, options.embedding_target)
+        values, tables = class_statistics.terms(statistics, attention, None, options.mean_target)
+        per_pair = (1 / (k * statistics.count.sum().clamp(min=1) ** 2)).to(values.dtype)
+        between = _backend(options.backend).pair_values(
+            x, targets, attention, options.between_target, options.ignore_index, options.precision, False, 0, n
+        )
+        zero = torch.zeros_like(between[0])
+        values = values + per_pair * torch.stack((between[0], zero, zero, between[1]))
+        return values, *tables, per_pair
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, targets, _, attention, ctx.options = inputs
+        _, *rest = output
+        ctx.mark_non_differentiable(*rest)
+        ctx.save_for_backward(x, targets, attention, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return _PairGradientFunction.apply(*ctx.saved_tensors, upstream, ctx.options), None, None, None, None
+
+
+class _PairGradientFunction(torch.autograd.Function):
+    """As `_GradientFunction`, with the pairs' part; added up before either is rounded to the inputs' dtype."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        targets: Tensor,
+        attention: Tensor,
+        feature: Tensor,
+        mean: Tensor,
+        embedding_scale: Tensor,
+        per_pair: Tensor,
+        upstream: Tensor,
+        options: Options,
+    ) -> Tensor:
+        backend = _backend(options.backend)
+        linear = backend.gradient(
+            x.to(feature.dtype),
+            targets,
+            upstream,
+            feature,
+            mean,
+            embedding_scale,
+            options.ignore_index,
+            options.embedding_target,
+        )
+        between = backend.pair_gradient(
+            x,
+            targets,
+            attention,
+            upstream[0] * per_pair,
+            options.between_target,
+            options.ignore_index,
+            options.precision,
+            False,
+            0,
+            x.shape[0],
+        )
+        return linear.add_(between).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.backend = inputs[-1].backend
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(f'adcorre: backend "{ctx.backend}" has no double backward; backend="reference" has one')
+
+
 class _GradientFunction(torch.autograd.Function):
     """The backward pass as a function of its own, so that a second derivative is refused and never silently wrong."""
 
@@ -274,11 +403,11 @@ def _triton_backend() -> Any:
     return adcorre_kernels
 
 
-def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, embedding_target: float) -> str | None:
+def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, options: Options) -> str | None:
     kernels = _triton_backend()
     if isinstance(kernels, str):
         return kernels
-    return kernels.why_unsupported(embeddings, num_classes, k, embedding_target)
+    return kernels.why_unsupported(embeddings, num_classes, k, options.embedding_target)
 
 
 @cache

@@ -48,6 +48,8 @@ def adcorre_loss(
     embedding_target: checks.Target = -1,
     ce_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
+    pairs: Literal["class", "sample"] = "class",
+    precision: Literal["highest", "high", "medium"] = "highest",
     ignore_index: int = -100,
     backend: str = "auto",
     validate: bool | None = None,
@@ -61,7 +63,15 @@ def adcorre_loss(
     checks.check_ce_settings(ce_weight, label_smoothing, num_classes)
     components = checks.check_components(components)
     options = resolve_options(
-        embeddings, num_classes, backend, between_target, mean_target, embedding_target, ignore_index
+        embeddings,
+        num_classes,
+        backend,
+        between_target,
+        mean_target,
+        embedding_target,
+        ignore_index,
+        pairs,
+        precision,
     )
     attention = weights_used(attention, components)
     fd, md, ed, nfd = all_terms(embeddings if components else embeddings.detach(), targets, attention, options)
@@ -123,6 +133,8 @@ class AdCorreLoss(nn.Module):
             between class means and between the k vectors: -1 (the paper), "simplex", or a number in [-1, 1].
         ce_weight: (C,) class weights of the cross-entropy, as `torch.nn.functional.cross_entropy` has them.
         label_smoothing: of the cross-entropy, in [0, 1].
+        pairs, precision: FD over pairs of classes or of samples (see `adcorre_terms`). Pairs of samples are those of
+            one call: a process group or a virtual batch of several chunks is refused.
         ignore_index: samples with this label take no part in anything.
         backend: "auto", "triton", "torch" or "reference" (see `adcorre_terms`).
         validate: what becomes of a bad label (see `adcorre_terms`). One that nobody looked at makes the loss and
@@ -153,6 +165,8 @@ class AdCorreLoss(nn.Module):
         embedding_target: checks.Target = -1,
         ce_weight: Tensor | None = None,
         label_smoothing: float = 0.0,
+        pairs: Literal["class", "sample"] = "class",
+        precision: Literal["highest", "high", "medium"] = "highest",
         ignore_index: int = -100,
         backend: str = "auto",
         validate: bool | None = None,
@@ -177,12 +191,19 @@ class AdCorreLoss(nn.Module):
         checks.check_ce_settings(ce_weight, label_smoothing, num_classes)
         self.register_buffer("ce_weight", ce_weight)
         self.label_smoothing = label_smoothing
+        checks.check_pairs(pairs, precision)
+        self.pairs = pairs
+        self.precision = precision
         self.ignore_index = ignore_index
         self.backend = backend
         self.validate = validate
         distributed.check_group(process_group, gradient_reduction)
         if process_group is not None and backend == "reference":
             raise ValueError('backend="reference" has no sums to add over a process group; "torch" has, in float64 too')
+        if process_group is not None and pairs == "sample":
+            raise ValueError(
+                'pairs="sample" compares the samples of one process; a process group has only sums to share'
+            )
         self.process_group = process_group
         self.gradient_reduction = gradient_reduction
 
@@ -216,6 +237,8 @@ class AdCorreLoss(nn.Module):
             embedding_target=self.embedding_target,
             ce_weight=self.ce_weight,
             label_smoothing=self.label_smoothing,
+            pairs=self.pairs,
+            precision=self.precision,
             ignore_index=self.ignore_index,
             backend=self.backend,
             validate=False,  # looked at above, before the attention map counted the batch
@@ -253,6 +276,8 @@ class AdCorreLoss(nn.Module):
             self.mean_target,
             self.embedding_target,
             self.ignore_index,
+            self.pairs,
+            self.precision,
         )
 
     def _sums(self, logits: Tensor, embeddings: Tensor, targets: Tensor, options: Options) -> tuple[Tensor, BatchSums]:

@@ -39,6 +39,7 @@ def reference_terms(
     mean_target: float = -1.0,
     embedding_target: float = -1.0,
     ignore_index: int = -100,
+    pairs: str = "class",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """FD (Eq. 9), MD (Eq. 10), ED (Eq. 11) and the naive FD (Eq. 5), 0-d each.
 
@@ -58,7 +59,7 @@ def reference_terms(
     total = count.sum().clamp(min=1)
 
     z = normalise(x)
-    fd, nfd = _feature_discriminator(z, labels, one_hot, w, takes_part, between_target)
+    fd, nfd = _feature_discriminator(z, labels, one_hot, w, takes_part, between_target, pairs)
     md = _mean_discriminator(x, one_hot, count, mean_target)
     emb = z @ z.mT  # (n, k, k), EmbM of Eq. 11
     off_diagonal = 1 - torch.eye(k, dtype=x.dtype, device=x.device)
@@ -67,19 +68,19 @@ def reference_terms(
 
 
 def _feature_discriminator(
-    z: Tensor, labels: Tensor, one_hot: Tensor, w: Tensor, takes_part: Tensor, between_target: float
+    z: Tensor, labels: Tensor, one_hot: Tensor, w: Tensor, takes_part: Tensor, between_target: float, pairs: str
 ) -> tuple[Tensor, Tensor]:
     """The double sums of Eq. 9 and Eq. 5, before their division by k n^2."""
     n = z.shape[0]
     corm = torch.einsum("ild,jld->lij", z, z)
-    pairs = takes_part[:, None] & takes_part[None]
-    beta = pairs & ~torch.eye(n, dtype=torch.bool, device=z.device)  # Eq. 6
+    both = takes_part[:, None] & takes_part[None]
+    beta = both & ~torch.eye(n, dtype=torch.bool, device=z.device)  # Eq. 6
     same = labels[:, None] == labels[None]
     w_sample = one_hot @ w
     omega = w_sample[:, None] + w_sample[None]  # Eq. 8
     within = (beta & same) * (1 - corm).abs()
     between = (beta & ~same) * (between_target - corm)
-    if between_target in (-1.0, 1.0):  # Eq. 9 pair by pair
+    if pairs == "sample" or between_target in (-1.0, 1.0):  # Eq. 9 pair by pair
         deviation = within + between.abs()
         return (omega * deviation).sum(), deviation.sum()
     # Class level: the mean over the pairs of two classes stands inside the absolute value.

@@ -107,9 +107,11 @@ class Tables(NamedTuple):
 
 
 def terms(
-    statistics: ClassStatistics, attention: Tensor, between_target: float, mean_target: float
+    statistics: ClassStatistics, attention: Tensor, between_target: float | None, mean_target: float
 ) -> tuple[Tensor, Tables]:
     """(fd, md, ed, nfd) as one (4,) tensor, and the gradient tables, in the statistics' dtype.
+
+    Where `between_target` is None, FD and its table are those of the pairs within classes alone.
 
     Works in float64 where the device has it: the sums are large against FD, and this step is tiny.
     """
@@ -136,7 +138,7 @@ def terms(
 
 
 def _feature_discriminator(
-    statistics: ClassStatistics, w: Tensor, n: Tensor, at_least_one: Tensor, target: float
+    statistics: ClassStatistics, w: Tensor, n: Tensor, at_least_one: Tensor, target: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """FD (Eq. 9), the naive FD (Eq. 5: w = 1/2) and the table G."""
     s, k, count = statistics.direction_sum, statistics.k, statistics.count
@@ -159,6 +161,8 @@ def _feature_discriminator(
     within = k * count.square() - squared_length - missing  # sum over ordered pairs of 1 - z_i . z_j
     fd, nfd = 2 * (w * within).sum(), within.sum()
     gradient = -4 * rows * s
+    if target is None:
+        return fd / divisor, nfd / divisor, gradient / divisor
     for block in _class_blocks(statistics.num_classes, k):
         correlation_sum = torch.einsum("ald,bld->lab", s[block], s)
         difference = correlation_sum - target * count[block, None] * count

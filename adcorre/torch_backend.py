@@ -5,9 +5,12 @@ from __future__ import annotations
 from torch import Tensor
 
 from adcorre import statistics as class_statistics
+from adcorre.pairs import pair_gradient, pair_values
 from adcorre.plain import plain_gradient, plain_statistics
 from adcorre.statistics import ClassStatistics, Tables
 from adcorre.streaming import streaming_gradient, streaming_statistics
+
+__all__ = ["gradient", "pair_gradient", "pair_values", "statistics", "terms"]
 
 
 def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float) -> Tensor:

@@ -102,6 +102,8 @@ class VirtualBatch:
             return self._ordinary_step(first[0], lambd, scaler)
         if self.loss.backend == "reference":
             raise ValueError('backend="reference" has no sums to add over chunks; "torch" has, in float64 too')
+        if self.loss.pairs == "sample":
+            raise ValueError('pairs="sample" compares the samples of one chunk; a virtual batch has only sums to add')
         step = _Step(self.model, self.loss, lambd, scaler)
         try:
             if self.keep_graphs:

@@ -1,5 +1,6 @@
-"""The three steps as `torch.library` operators, opaque to `torch.compile`: nothing in them could be fused with more.
+"""The three steps, and FD over all pairs, as `torch.library` operators.
 
+They are opaque to `torch.compile`: nothing in them could be fused with more.
 They carry no autograd formula: `adcorre` puts functions around them that know which gradients exist. Registered below
 every wrapper (autocast, autograd), so that half precision goes in as it comes and statistics stay float32.
 """
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adcorre_kernels import launch
+from adcorre_kernels import launch, pair_launch
 
 _LIBRARY = torch.library.Library("adcorre_kernels", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -51,7 +52,7 @@ def _fake_terms(
     attention: Tensor,
     k: int,
     d: int,
-    between_target: float,
+    between_target: float | None,
     mean_target: float,
     embedding_target: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -72,13 +73,42 @@ def _fake_gradient(
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
+def _fake_pair_values(
+    x: Tensor,
+    targets: Tensor,
+    attention: Tensor,
+    between_target: float,
+    ignore_index: int,
+    precision: str,
+    complete: bool,
+    row_start: int,
+    row_stop: int,
+) -> Tensor:
+    return x.new_empty(2, dtype=torch.float32)
+
+
+def _fake_pair_gradient(
+    x: Tensor,
+    targets: Tensor,
+    attention: Tensor,
+    scale: Tensor,
+    between_target: float,
+    ignore_index: int,
+    precision: str,
+    complete: bool,
+    row_start: int,
+    row_stop: int,
+) -> Tensor:
+    return x.new_empty((row_stop - row_start, *x.shape[1:]), dtype=torch.float32)
+
+
 _register(
     "statistics(Tensor x, Tensor targets, SymInt num_classes, int ignore_index, float embedding_target) -> Tensor",
     launch.statistics,
     _fake_statistics,
 )
 _register(
-    "terms(Tensor flat, Tensor attention, SymInt k, SymInt d, float between_target, float mean_target, "
+    "terms(Tensor flat, Tensor attention, SymInt k, SymInt d, float? between_target, float mean_target, "
     "float embedding_target) -> (Tensor, Tensor, Tensor, Tensor)",
     launch.terms,
     _fake_terms,
@@ -89,7 +119,20 @@ _register(
     launch.gradient,
     _fake_gradient,
 )
+_PAIRS = "float between_target, int ignore_index, str precision, bool complete, SymInt row_start, SymInt row_stop"
+_register(
+    f"pair_values(Tensor x, Tensor targets, Tensor attention, {_PAIRS}) -> Tensor",
+    pair_launch.pair_values,
+    _fake_pair_values,
+)
+_register(
+    f"pair_gradient(Tensor x, Tensor targets, Tensor attention, Tensor scale, {_PAIRS}) -> Tensor",
+    pair_launch.pair_gradient,
+    _fake_pair_gradient,
+)
 
 statistics = torch.ops.adcorre_kernels.statistics.default
 terms = torch.ops.adcorre_kernels.terms.default
 gradient = torch.ops.adcorre_kernels.gradient.default
+pair_values = torch.ops.adcorre_kernels.pair_values.default
+pair_gradient = torch.ops.adcorre_kernels.pair_gradient.default

@@ -1,0 +1,216 @@
+"""FD over every pair of samples, tile by tile: for pairs="sample", where the absolute value is not linear.
+
+Two sums of a batch that no sum over classes can give: the deviations |Phi_ij - z_i . z_j| of its pairs, and their
+gradient. No n x n matrix exists at any time: beside z and the result, memory is that of one tile. As `torch.library`
+ops, so that `torch.compile` sees no loop.
+
+Samples go in the order of their classes, so that on a CPU most tiles hold pairs of different classes alone, or of one
+class alone, which the class statistics serve: such tiles need no mask, or no work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from adcorre.checks import STATISTICS_DTYPE, label_masks
+from adcorre.precision import exact_products
+
+TILE = {"cpu": (256, 1024), "elsewhere": (1024, 4096)}  # rows, columns: on a CPU a tile stays in cache
+
+
+@torch.library.custom_op("adcorre::pair_values", mutates_args=())
+def pair_values(
+    x: Tensor,
+    targets: Tensor,
+    attention: Tensor,
+    between_target: float,
+    ignore_index: int,
+    precision: str,
+    complete: bool,
+    row_start: int,
+    row_stop: int,
+) -> Tensor:
+    """(2,): sums of (w_i + w_j) |Phi_ij - z_il . z_jl|, and of the same with weight 1, over i in the rows asked for.
+
+    j runs over the other samples of x (n, k, d), of other classes only unless `complete`; Phi is 1 within a class, else
+    `between_target`. Ordered pairs: of all rows each is computed once and counted twice. Not divided by k n^2.
+    """
+    dtype, num_classes = STATISTICS_DTYPE[x.dtype], attention.shape[0]
+    total = torch.zeros(2, dtype=dtype if x.device.type == "mps" else torch.float64, device=x.device)
+    once = row_stop - row_start == x.shape[0]
+    with exact_products(x.device, precision):
+        columns, rows = _columns_and_rows(x, targets, attention, ignore_index, row_start, row_stop)
+        for block in _blocks(rows.size, x.device):
+            for tile, difference, mask in _tiles(rows, columns, block, between_target, num_classes, complete, once):
+                deviation = difference.abs_() if mask is None else difference.abs_().masked_fill_(~mask, 0)
+                of_row, of_column = deviation.sum((0, 2)).to(total.dtype), deviation.sum((0, 1)).to(total.dtype)
+                total[0] += (of_row * rows.weight[block]).sum() + (of_column * columns.weight[tile]).sum()
+                total[1] += of_row.sum()
+    return (total * (2 if once else 1)).to(dtype)
+
+
+@pair_values.register_fake
+def _(
+    x: Tensor,
+    targets: Tensor,
+    attention: Tensor,
+    between_target: float,
+    ignore_index: int,
+    precision: str,
+    complete: bool,
+    row_start: int,
+    row_stop: int,
+) -> Tensor:
+    return x.new_empty(2, dtype=STATISTICS_DTYPE[x.dtype])
+
+
+@torch.library.custom_op("adcorre::pair_gradient", mutates_args=())
+def pair_gradient(
+    x: Tensor,
+    targets: Tensor,
+    attention: Tensor,
+    scale: Tensor,
+    between_target: float,
+    ignore_index: int,
+    precision: str,
+    complete: bool,
+    row_start: int,
+    row_stop: int,
+) -> Tensor:
+    """`scale` times the gradient of all rows' `pair_values[0]`: the rows asked for, (rows, k, d), float32 or float64.
+
+    With B_i = 2 sum_j (w_i + w_j) sgn(z_i . z_j - Phi_ij) z_j it is (B_i - z_i (z_i . B_i)) / |x_i - mean|.
+    """
+    _, k, d = x.shape
+    dtype, num_classes = STATISTICS_DTYPE[x.dtype], attention.shape[0]
+    scale = scale.to(dtype)
+    out = torch.empty(row_stop - row_start, k, d, dtype=dtype, device=x.device)
+    out.copy_((0 * scale).expand_as(out))  # samples that take no part
+    with exact_products(x.device, precision):
+        columns, rows = _columns_and_rows(x, targets, attention, ignore_index, row_start, row_stop)
+        for block in _blocks(rows.size, x.device):
+            z = rows.z[:, block]
+            pull = torch.zeros_like(z)
+            for tile, difference, mask in _tiles(rows, columns, block, between_target, num_classes, complete, False):
+                weight = rows.weight[block, None] + columns.weight[tile]
+                if mask is not None:
+                    weight.masked_fill_(~mask, 0)
+                pull.baddbmm_(difference.sign_().mul_(weight), columns.z[:, tile])
+            pull.addcmul_(z, (z * pull).sum(-1, keepdim=True), value=-1)
+            pull *= 2 * scale * rows.inverse_length[:, block, None]
+            out[rows.place[block] - row_start] = pull.transpose(0, 1)
+    return out
+
+
+@pair_gradient.register_fake
+def _(
+    x: Tensor,
+    targets: Tensor,
+    attention: Tensor,
+    scale: Tensor,
+    between_target: float,
+    ignore_index: int,
+    precision: str,
+    complete: bool,
+    row_start: int,
+    row_stop: int,
+) -> Tensor:
+    return x.new_empty(row_stop - row_start, x.shape[1], x.shape[2], dtype=STATISTICS_DTYPE[x.dtype])
+
+
+class _Samples(NamedTuple):
+    """Samples in the order of their classes; on a CPU without those that take no part, elsewhere with these last."""
+
+    place: Tensor  # (m,), their rows of x
+    labels: Tensor  # (m,); the number of classes for one that takes no part
+    weight: Tensor  # (m,), w
+    z: Tensor  # (k, m, d), centred and normalised; 0 for a constant vector, or one that takes no part
+    inverse_length: Tensor  # (k, m), 1 / |x - mean|, 0 for a constant vector
+
+    @property
+    def size(self) -> int:
+        return self.place.shape[0]
+
+
+def _columns_and_rows(
+    x: Tensor, targets: Tensor, attention: Tensor, ignore_index: int, row_start: int, row_stop: int
+) -> tuple[_Samples, _Samples]:
+    """All samples, and those of the rows asked for; the same object where these are all."""
+    columns = _samples(x, targets, attention, ignore_index, 0)
+    if row_stop - row_start == x.shape[0]:
+        return columns, columns
+    part = slice(row_start, row_stop)
+    return columns, _samples(x[part], targets[part], attention, ignore_index, row_start)
+
+
+def _samples(x: Tensor, targets: Tensor, attention: Tensor, ignore_index: int, first: int) -> _Samples:
+    n, k, d = x.shape
+    dtype = STATISTICS_DTYPE[x.dtype]
+    takes_part, _ = label_masks(targets, attention.shape[0], ignore_index)
+    labels, order = torch.where(takes_part, targets, attention.shape[0]).long().sort(stable=True)
+    if x.device.type == "cpu":
+        count = int(takes_part.sum())
+        labels, order = labels[:count], order[:count]
+    z = torch.empty(k, order.shape[0], d, dtype=dtype, device=x.device)
+    inverse_length = torch.empty(k, order.shape[0], dtype=dtype, device=x.device)
+    for block in _blocks(order.shape[0], x.device):
+        rows = torch.where(takes_part[order[block], None, None], x[order[block]].to(dtype), 0)
+        mean = rows.mean(-1, keepdim=True)
+        centred = rows - mean
+        squared_length = centred.square().sum(-1)
+        squared_length_of_x = squared_length + d * mean[..., 0].square()
+        constant = squared_length <= squared_length_of_x * (32 * torch.finfo(dtype).eps) ** 2
+        # An overflowed length would turn the vector into zeros in silence; NaN says it aloud.
+        inverse = squared_length.rsqrt().masked_fill_(constant, 0) + 0 * squared_length
+        z[:, block] = (centred * inverse[..., None]).transpose(0, 1)
+        inverse_length[:, block] = inverse.t()
+    weight = torch.cat((attention.to(dtype), attention.new_zeros(1, dtype=dtype)))[labels]
+    return _Samples(order + first, labels, weight, z, inverse_length)
+
+
+def _blocks(count: int, device: torch.device, columns: bool = False, first: int = 0) -> Iterator[slice]:
+    """From `first` to `count`, as many at a time as a tile has rows, or columns."""
+    size = TILE["cpu" if device.type == "cpu" else "elsewhere"][columns]
+    for start in range(first, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def _tiles(
+    rows: _Samples, columns: _Samples, block: slice, target: float, num_classes: int, complete: bool, once: bool
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """The tiles of a block of rows that have a pair: columns, c - Phi (k, rows, columns) and the mask of their pairs.
+
+    Without a mask all are pairs. `once`: of (i, j) and (j, i) only one. The next tile overwrites the difference.
+    """
+    z, row_labels = rows.z[:, block], rows.labels[block, None]
+    on_cpu = z.device.type == "cpu"
+    for tile in _blocks(columns.size, z.device, True, block.start if once else 0):
+        labels = columns.labels[tile]
+        mask: Tensor | None = None
+        if complete:
+            # Beside each other in the one order, or by their places in x: either tells a sample from itself.
+            mask = columns.place[tile] != rows.place[block, None]
+            if once:
+                position = torch.arange(columns.size, device=z.device)
+                mask = position[tile] > position[block, None]
+        elif not on_cpu or not _apart(row_labels[:, 0], labels):
+            mask = labels > row_labels if once else labels != row_labels
+            if on_cpu and not bool(mask.any()):
+                continue
+        if mask is not None and not on_cpu:
+            mask &= (labels < num_classes) & (row_labels < num_classes)
+        difference = torch.bmm(z, columns.z[:, tile].mT)
+        yield (
+            tile,
+            difference.sub_(torch.where(labels == row_labels, z.new_ones(()), target) if complete else target),
+            mask,
+        )
+
+
+def _apart(labels: Tensor, others: Tensor) -> bool:
+    """Whether no class is in both; each in order, with at least one sample."""
+    return bool(labels[-1] < others[0]) or bool(others[-1] < labels[0])
