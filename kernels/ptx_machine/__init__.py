@@ -7,6 +7,8 @@ import ptx_machine.exchange  # noqa: F401
 from ptx_machine.driver import target
 from ptx_machine.launch import Settings, execute
 from ptx_machine.parse import MachineError
-from ptx_machine.report import Finding, FindingsError, LaunchCounts, Report
+from ptx_machine.report import Executed, Finding, FindingsError, LaunchCounts, Report
 
-__all__ = ["Finding", "FindingsError", "LaunchCounts", "MachineError", "Report", "Settings", "execute", "target"]
+__all__ = [
+    "Executed", "Finding", "FindingsError", "LaunchCounts", "MachineError", "Report", "Settings", "execute", "target",
+]  # fmt: skip

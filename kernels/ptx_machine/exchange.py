@@ -165,31 +165,37 @@ def ldmatrix(op: Op) -> Step:
     base, offset = op.address(1 if loads else 0)
     transposed = op.has("trans")
 
-    def bind(warps: Warps) -> Callable[[], Callable[[Mask], None]]:
+    def bind(warps: Warps) -> Run:
         address = warps.read(base, "u32")
         views = [(warps.write if loads else warps.read)(name, "b32") for name in registers]
+        every = np.arange(warps.count)
 
-        def compute() -> Callable[[Mask], None]:
-            rows = (address.astype(np.int64) + offset).reshape(-1, 32)[:, : 8 * len(views)].reshape(-1)
-            lanes = (np.arange(warps.count)[:, None] * 32 + np.arange(8 * len(views))).reshape(-1)
-            access = grant(warps, Request("shared", op.at, rows, lanes, 16, write=not loads))
-            at = np.zeros(warps.lanes, np.int64)
-            if access is not None:
-                at[access.lanes] = access.offsets
-            words = warps.shared.buffer.typed(2)
-            index = (at[lanes][:, None] // 2 + np.arange(8)).reshape(warps.count, len(views), 8, 8)
-            if loads:
-                tile = words[index]
-                tile = np.ascontiguousarray(tile.swapaxes(2, 3) if transposed else tile)
-                values = tile.reshape(warps.count, len(views), 64).view(np.uint32)
-                return store(*((view, np.ascontiguousarray(values[:, k])) for k, view in enumerate(views)))
-            fragments = np.stack([view.view(np.uint16).reshape(warps.count, 8, 8) for view in views], 1)
-            words[index] = fragments.swapaxes(2, 3) if transposed else fragments
-            return lambda mask: None
+        def run(mask: Mask) -> None:
+            warps.require_converged(op.at, mask, None)
+            here = every if mask is None else np.flatnonzero(mask.reshape(-1, 32).any(1))
+            lanes = (here[:, None] * 32 + np.arange(8 * len(views))).reshape(-1)
+            where = address[lanes].astype(np.int64) + offset
+            values = None
+            if not loads:  # (warps, matrices, rows, columns), as the lanes' addresses lie
+                tiles = np.stack([view.view(np.uint16).reshape(-1, 8, 8)[here] for view in views], 1)
+                tiles = tiles.swapaxes(2, 3) if transposed else tiles
+                values = np.ascontiguousarray(tiles).reshape(-1, 8)
+            access = grant(warps, Request("shared", op.at, where, lanes, 16, write=not loads, values=values))
+            if access is None:
+                return
+            if values is not None:
+                access.scatter(2, values[np.isin(lanes, access.lanes)])
+                return
+            rows = np.zeros((warps.lanes, 8), np.uint16)
+            rows[access.lanes] = access.gather(2, 8)
+            tiles = rows[lanes].reshape(len(here), len(views), 8, 8)
+            tiles = np.ascontiguousarray(tiles.swapaxes(2, 3) if transposed else tiles)
+            for view, tile in zip(views, tiles.swapaxes(0, 1), strict=True):
+                view.reshape(-1, 32)[here] = np.ascontiguousarray(tile).reshape(len(here), 64).view(np.uint32)
 
-        return compute
+        return run
 
-    return together(op, None, bind)
+    return Step(bind)
 
 
 def _halves(kind: str) -> Callable[[np.ndarray], np.ndarray]:

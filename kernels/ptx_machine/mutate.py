@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptx_machine.parse import Entry, parse
+from ptx_machine.program import Program
+from ptx_machine.report import Executed
 
 KINDS = ("opcode", "operand", "constant", "offset", "predicate", "dropped")
 _OPCODES = {
@@ -33,35 +36,53 @@ class Mutant:
     ptx: str
 
 
-def executed_lines(ptx: str, executed: set[str]) -> list[int]:
-    """Lines of the text whose instruction ran (by `LaunchCounts.by_instruction`)."""
-    return [i for i, line in enumerate(ptx.splitlines()) if _statement(line) in executed]
-
-
-def draw(ptx: str, executed: set[str], rng: random.Random) -> Mutant:
-    """One mutant of a drawn kind at a drawn line among those that ran."""
-    lines, entry = ptx.splitlines(), parse(ptx)
-    candidates = executed_lines(ptx, executed)
-    places = {source.text: source.place for source in entry.instructions}
-    while True:
-        kind, at = rng.choice(KINDS), rng.choice(candidates)
-        before = _statement(lines[at])
-        after = mutate(before, kind, entry, rng)
-        if after is not None and after != before:
-            changed = [*lines[:at], f"\t{after};" if after else "", *lines[at + 1 :]]
-            return Mutant(kind, places.get(before, ""), before, after, "\n".join(changed))
-
-
-def drop(ptx: str, pattern: str) -> list[Mutant]:
-    """One mutant for each instruction that the pattern matches: left out."""
-    lines, entry = ptx.splitlines(), parse(ptx)
-    places = {source.text: source.place for source in entry.instructions}
-    found = []
-    for at, line in enumerate(lines):
-        if re.match(pattern, _statement(line)):
-            text = "\n".join([*lines[:at], *lines[at + 1 :]])
-            found.append(Mutant("dropped", places.get(_statement(line), ""), _statement(line), "", text))
+def lines_of(ptx: str, entry: Entry) -> dict[int, int]:
+    """Instruction -> the line of the text that it stands in, where it stands there alone."""
+    lines = [_statement(line) for line in ptx.splitlines()]
+    found, start = {}, 0
+    for number, source in enumerate(entry.instructions):
+        for at in range(start, min(start + 200, len(lines))):
+            if lines[at] == source.text:
+                found[number], start = at, at + 1
+                break
     return found
+
+
+def candidates(ptx: str, executed: Sequence[Executed], threads: int, shared: int) -> list[int]:
+    """Instructions worth a fault: they ran with an active lane, and what they write is read later on."""
+    program = Program(parse(ptx), threads, shared)
+    dead = program.dead_results()
+    lines = lines_of(ptx, program.entry)
+    return [at for at, seen in enumerate(executed) if seen.active and at not in dead and at in lines]
+
+
+def draw(ptx: str, places: Sequence[int], rng: random.Random) -> Mutant:
+    """One mutant of a drawn kind at an instruction drawn among those of `places` that have this kind."""
+    entry = parse(ptx)
+    lines = lines_of(ptx, entry)
+    while True:
+        kind = rng.choice(KINDS)
+        for at in rng.sample(places, len(places)):
+            source = entry.instructions[at]
+            after = mutate(source.text, kind, entry, rng)
+            if after is not None and after != source.text:
+                return Mutant(kind, source.place, source.text, after, _replaced(ptx, lines[at], after))
+
+
+def drop(ptx: str, pattern: str) -> list[tuple[int, Mutant]]:
+    """Each instruction that the pattern matches, and a mutant without it."""
+    entry = parse(ptx)
+    lines = lines_of(ptx, entry)
+    return [
+        (at, Mutant("dropped", source.place, source.text, "", _replaced(ptx, lines[at], "")))
+        for at, source in enumerate(entry.instructions)
+        if re.match(pattern, source.text)
+    ]
+
+
+def _replaced(ptx: str, at: int, statement: str) -> str:
+    lines = ptx.splitlines()
+    return "\n".join([*lines[:at], f"\t{statement};" if statement else "", *lines[at + 1 :]])
 
 
 def mutate(text: str, kind: str, entry: Entry, rng: random.Random) -> str | None:

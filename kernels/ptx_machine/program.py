@@ -139,6 +139,31 @@ class Program:
                         written |= origin.get(name, set())
         return written
 
+    def dead_results(self) -> set[int]:
+        """Instructions that write registers which no path reads again."""
+        number = {name: 1 << i for i, name in enumerate(self.entry.registers)}
+        reads = [sum({number[name] for name in read}) for read, _ in self.registers]
+        writes = [sum({number[name] for name in written}) for _, written in self.registers]
+        before = [0] * len(self.steps)
+        predecessors: dict[int, list[int]] = {}
+        for at in range(len(self.steps)):
+            for following in self._successors(at):
+                predecessors.setdefault(following, []).append(at)
+        work, dead = list(range(len(self.steps))), set(range(len(self.steps)))
+        while work:
+            at = work.pop()
+            after = 0
+            for following in self._successors(at):
+                after |= before[following]
+            if after & writes[at] or not writes[at]:
+                dead.discard(at)
+            killed = 0 if self.entry.instructions[at].guard else writes[at]
+            live = (after & ~killed) | reads[at]
+            if live != before[at]:
+                before[at] = live
+                work.extend(predecessors.get(at, []))
+        return dead
+
     def class_counts(self, executed: list[int]) -> Counter[str]:
         counts: Counter[str] = Counter()
         for name, times in zip(self.classes, executed, strict=True):

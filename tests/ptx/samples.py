@@ -23,6 +23,21 @@ def rows(x, out, d, B: tl.constexpr):
 
 
 @triton.jit
+def approximations(x, out, n, B: tl.constexpr):
+    """Instructions that hardware approximates, one row of `out` each."""
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    v = tl.load(x + i, mask=i < n)
+    tl.store(out + i, tl.rsqrt(v), mask=i < n)
+    tl.store(out + n + i, tl.sqrt(v), mask=i < n)
+    tl.store(out + 2 * n + i, tl.sqrt_rn(v), mask=i < n)
+    tl.store(out + 3 * n + i, 1.0 / v, mask=i < n)
+    tl.store(out + 4 * n + i, 3.0 / v, mask=i < n)
+    tl.store(out + 5 * n + i, tl.exp2(v), mask=i < n)
+    tl.store(out + 6 * n + i, tl.log2(v), mask=i < n)
+    tl.store(out + 7 * n + i, tl.div_rn(1.0, v), mask=i < n)
+
+
+@triton.jit
 def dot(a, b, c, K, M: tl.constexpr, N: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr):
     i, j, k = tl.arange(0, M), tl.arange(0, N), tl.arange(0, BK)
     total = tl.zeros((M, N), tl.float32)
@@ -127,3 +142,14 @@ def neighbours(x, out, B: tl.constexpr, OVERLAP: tl.constexpr):
     """OVERLAP: the last element of a program is the first of the next one."""
     i = tl.program_id(0) * (B - OVERLAP) + tl.arange(0, B)
     tl.store(out + i, tl.load(x + i) + tl.program_id(0))
+
+
+@triton.jit
+def uneven_dots(a, b, c, trips, M: tl.constexpr):
+    """As many products a program as `trips` says: programs part, and whole warps of them wait."""
+    program, i = tl.program_id(0), tl.arange(0, M)
+    at = i[:, None] * M + i[None, :]
+    total = tl.zeros((M, M), tl.float32)
+    for step in range(tl.load(trips + program)):
+        total = tl.dot(tl.load(a + step * M * M + at), tl.load(b + step * M * M + at), total)
+    tl.store(c + program * M * M + at, total)

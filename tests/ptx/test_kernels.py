@@ -62,6 +62,14 @@ def test_dot(arch: str, dtype: torch.dtype, precision: str, tolerance: float) ->
     assert (report.counts[0].instructions["matrix"] > 0) == (precision != "ieee" or dtype != F32)
 
 
+def test_dots_in_loops_of_uneven_length(arch: str) -> None:
+    a, b = torch.randn(4, 32, 32).half(), torch.randn(4, 32, 32).half()
+    trips, out = torch.tensor([2, 0, 4, 1]), torch.full((4, 32, 32), NAN)
+    everywhere(arch, lambda: samples.uneven_dots[(4,)](a, b, out, trips, M=32), out)
+    for program, count in enumerate(trips.tolist()):
+        assert torch.allclose(out[program].double(), (a[:count].double() @ b[:count].double()).sum(0), atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("n", [0, 1, 2, 7])
 def test_pipelined(arch: str, dtype: torch.dtype, n: int) -> None:

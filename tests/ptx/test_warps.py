@@ -160,6 +160,15 @@ def test_stmatrix(count: int, trans: str) -> None:
     assert (out.reshape(count, 8, 8) == (want.transpose(0, 2, 1) if trans else want)).all()
 
 
+@pytest.mark.parametrize("by, found", [("%r1, 0", set()), ("%r1, %r100", {"race"})])
+def test_two_warps_store_one_matrix(by: str, found: set[str]) -> None:
+    """The same bits from both: no harm. Others: a race."""
+    body = f"mov.b32 %r1, 17;\nadd.s32 %r2, {by};\nmov.b32 %r3, global_smem;\nand.b32 %r4, %r100, 7;\n"
+    body += "shl.b32 %r4, %r4, 4;\nadd.s32 %r3, %r3, %r4;\n"
+    body += "stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r3], {%r2};\n"
+    assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2, shared=128)) == found
+
+
 def test_lanes_part_and_meet_again() -> None:
     """A loop of as many trips as the lane's number, then a shuffle that needs all."""
     out, x = np.zeros(32, np.uint32), np.arange(32, dtype=np.uint32)
