@@ -25,9 +25,11 @@ from typing import Any
 import torch
 import triton
 
-from bench.gpu_parts import PARTS, ROOT, Bench, Failed
+from bench import gpu_pairs, gpu_parts
+from bench.gpu_parts import ROOT, Bench, Failed
 
 RESULTS = Path(__file__).parent / "results" / "gpu.csv"
+PARTS = {**gpu_parts.PARTS, **gpu_pairs.PARTS}
 FIELDS = (
     "date", "commit", "device", "driver", "torch", "triton", "part", "case", "n", "k", "d", "classes", "dtype",
     "metric", "value", "p20", "p80", "unit", "target", "met",

@@ -354,4 +354,5 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "tests-targets": tests("test_targets.py"),
     "tests-degenerate": tests("test_degenerate.py"),
     "tests-host": tests("test_host.py"),
+    "tests-pairs": tests("test_pairs.py"),
 }

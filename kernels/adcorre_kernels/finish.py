@@ -84,7 +84,8 @@ def finish(
     MEAN: tl.constexpr,
     EMBEDDING: tl.constexpr,
 ):
-    """flat -> values (fd, md, ed, nfd), tables G and H (C, k, d), 2 / (n k^2)."""
+    """flat -> values (fd, md, ed, nfd), tables G and H (C, k, d), 2 / (n k^2). BETWEEN None: FD of pairs within classes."""
+    OF_CLASSES: tl.constexpr = False if BETWEEN is None else BETWEEN != -1
     a = tl.arange(0, BC)
     size = C * K * D
     centred_ptr = flat_ptr + size
@@ -103,7 +104,7 @@ def finish(
 
     if tl.program_id(0) < K:
         l = tl.program_id(0)
-        if BETWEEN != -1:
+        if OF_CLASSES:
             products = _correlations(flat_ptr, tl.full((BC,), 1.0, tl.float32), l, C, K, D, BC, BD)
             excess = tl.where(pairs, products - BETWEEN * count[:, None] * count[None, :], 0.0)
             feature_weight = 2 * pair_weight * sign(excess)
@@ -127,7 +128,9 @@ def finish(
                 weighted = w[:, None] * s
                 g = 2 * (w[:, None] * tl.sum(s, 0)[None, :] + tl.sum(weighted, 0)[None, :]) - 8 * weighted
             else:
-                g = _combine(flat_ptr, feature_weight, l, start, C, K, D, BC, BD) - 4 * w[:, None] * s
+                g = -4 * w[:, None] * s
+                if OF_CLASSES:
+                    g += _combine(flat_ptr, feature_weight, l, start, C, K, D, BC, BD)
             tl.store(feature_ptr + at, g * to_g, mask=inside)
             direction = _tile(centred_ptr, l, start, C, K, D, BC, BD) * inverse[:, None]
             if MEAN == -1:
@@ -158,7 +161,7 @@ def finish(
                     md += tl.sum(total * total, 0).to(tl.float64)
                     md -= tl.sum(tl.sum(direction * direction, 1), 0).to(tl.float64)
             squared_length += own.to(tl.float64)
-            if BETWEEN != -1:
+            if OF_CLASSES:
                 products = _correlations(flat_ptr, tl.full((BC,), 1.0, tl.float32), l, C, K, D, BC, BD)
                 expected = (BETWEEN * count[:, None]).to(tl.float64) * count[None, :].to(tl.float64)
                 deviation = tl.where(pairs, tl.abs(products.to(tl.float64) - expected), 0.0)

@@ -9,6 +9,7 @@ from adcorre_kernels import plan
 from adcorre_kernels.finish import finish
 from adcorre_kernels.narrow import narrow_gradient, narrow_statistics
 from adcorre_kernels.reduce import reduce_slots
+from adcorre_kernels.start import start, trait
 from adcorre_kernels.wide import wide_embedding, wide_gradient, wide_statistics
 
 
@@ -27,18 +28,15 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
     sums = torch.empty(cut.sums, dtype=torch.float32, device=device)
     flat = torch.empty(cut.flat, dtype=torch.float32, device=device)
     kernel = wide_statistics if cut.shape.BK else narrow_statistics
-    kernel[(cut.programs, cut.groups, cut.blocks)](
-        x, targets, scratch, sums, sn, sk, n, cut.chunk, ignore_index, num_classes, cut.capacity, cut.offset,
-        **cut.streaming,
-    )  # fmt: skip
+    key = (device.index, trait(x), trait(targets), sn, sk, ignore_index)
+    numbers = (cut.chunk, ignore_index, num_classes, cut.capacity, cut.offset)
+    grid = (cut.programs, cut.groups, cut.blocks)
+    start(kernel, grid, (x, targets, scratch, sums, sn, sk, n, *numbers), cut.streaming, key)
     if cut.blocks > 1 and n > 0:
-        wide_embedding[(cut.embeddings,)](
-            x, targets, sums, sn, sk, n, cut.embedding_chunk, ignore_index, num_classes, **cut.embedding
-        )
-    reduce_slots[cut.reduce_grid](
-        sums, scratch, flat, cut.programs, cut.groups, cut.embeddings, cut.chunk, num_classes, cut.capacity, cut.offset,
-        **cut.reduce,
-    )  # fmt: skip
+        numbers = (cut.embedding_chunk, ignore_index, num_classes)
+        start(wide_embedding, (cut.embeddings,), (x, targets, sums, sn, sk, n, *numbers), cut.embedding, key)
+    numbers = (cut.programs, cut.groups, cut.embeddings, cut.chunk, num_classes, cut.capacity, cut.offset)
+    start(reduce_slots, cut.reduce_grid, (sums, scratch, flat, *numbers), cut.reduce, device.index)
     return flat
 
 
@@ -47,18 +45,21 @@ def terms(
     attention: Tensor,
     k: int,
     d: int,
-    between_target: float,
+    between_target: float | None,
     mean_target: float,
     embedding_target: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """values (4,) = (fd, md, ed, nfd), the tables G and H (C, k, d), and 2 / (n k^2) (): one launch, C <= 32."""
+    """values (4,) = (fd, md, ed, nfd), the tables G and H (C, k, d), and 2 / (n k^2) (): one launch, C <= 32.
+
+    `between_target` None: fd, nfd and G are those of the pairs within classes.
+    """
     num_classes = attention.shape[0]
     values, embedding_scale = flat.new_empty(4), flat.new_empty(())
     feature, mean = flat.new_empty(num_classes, k, d), flat.new_empty(num_classes, k, d)
     options = plan.of_terms(k, d, num_classes, between_target, mean_target, embedding_target)
-    finish[(k + 1,)](
-        flat.contiguous(), attention.contiguous(), values, feature, mean, embedding_scale, num_classes, **options
-    )
+    flat, attention = flat.contiguous(), attention.contiguous()
+    key = (flat.device.index, trait(flat), trait(attention))
+    start(finish, (k + 1,), (flat, attention, values, feature, mean, embedding_scale, num_classes), options, key)
     return values, feature, mean, embedding_scale
 
 
@@ -85,11 +86,16 @@ def gradient(
     order = targets  # not read
     if cut.ordered:
         order = torch.sort(_class_or_last(targets, num_classes, ignore_index)[0], stable=True)[1]
-    kernel = narrow_gradient if cut.narrow else wide_gradient
-    kernel[cut.grid](
-        x, targets, order, upstream.to(torch.float32).contiguous(), feature.contiguous(), mean.contiguous(),
-        embedding_scale, out, x.stride(0), x.stride(1), n, cut.chunk, ignore_index, num_classes, **cut.options,
-    )  # fmt: skip
+    upstream, feature, mean = upstream.to(torch.float32).contiguous(), feature.contiguous(), mean.contiguous()
+    tensors = (x, targets, order, upstream, feature, mean, embedding_scale)
+    sn, sk = x.stride(0), x.stride(1)
+    start(
+        narrow_gradient if cut.narrow else wide_gradient,
+        cut.grid,
+        (*tensors, out, sn, sk, n, cut.chunk, ignore_index, num_classes),
+        cut.options,
+        (device.index, *map(trait, tensors), sn, sk, ignore_index),
+    )
     return out
 
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from adcorre_kernels.start import Constants
+
 LOCAL_CLASSES = 32  # up to here a program orders its own samples; beyond, one sort orders all of them
 GATHERED_CLASSES = 256  # up to here the backward pass takes the samples as they lie and the tables out of the caches
 SAMPLES_OF_SLOT = 16  # a slot costs two passes over 2 k d numbers: worth it from about so many samples
@@ -54,10 +56,10 @@ class StatisticsPlan(NamedTuple):
     offset: int  # of the slots
     sums: int  # float32 numbers
     flat: int
-    streaming: dict[str, Any]
-    embedding: dict[str, Any]
+    streaming: Constants
+    embedding: Constants
     reduce_grid: tuple[int, int]
-    reduce: dict[str, Any]
+    reduce: Constants
 
 
 class GradientPlan(NamedTuple):
@@ -67,7 +69,7 @@ class GradientPlan(NamedTuple):
     ordered: bool
     chunk: int
     grid: tuple[int]
-    options: dict[str, Any]
+    options: Constants
 
 
 @lru_cache(maxsize=64)
@@ -141,10 +143,10 @@ def of_statistics(
         offset=offset,
         sums=offset + slots * slot,
         flat=num_classes * k * (2 * d + 1) + 2 * num_classes + 1,
-        streaming={**constants, "TARGET": embedding_target, **streaming, **shape.options(aligned)},
-        embedding={**constants, "TARGET": embedding_target, **shape.options(aligned)},
+        streaming=Constants(**constants, TARGET=embedding_target, **streaming, **shape.options(aligned)),
+        embedding=Constants(**constants, TARGET=embedding_target, **shape.options(aligned)),
         reduce_grid=(num_classes, ceil_div(2 * k * d + k, columns)),
-        reduce={**constants, **reduce, "num_warps": 4, "enable_fp_fusion": True},
+        reduce=Constants(**constants, **reduce, num_warps=4, enable_fp_fusion=True),
     )
 
 
@@ -155,18 +157,18 @@ def of_gradient(
     shape = shape_of(k, d, itemsize, embedding_target != -1.0)
     chunk = _chunk_of_samples(n, processors, shape.BS)
     ordered = num_classes > GATHERED_CLASSES
-    options = {"K": k, "D": d, "TARGET": embedding_target, "ORDERED": ordered, **shape.options(aligned)}
+    options = Constants(K=k, D=d, TARGET=embedding_target, ORDERED=ordered, **shape.options(aligned))
     return GradientPlan(not shape.BK, ordered, chunk, (ceil_div(n, chunk),), options)
 
 
 @lru_cache(maxsize=1024)
 def of_terms(
-    k: int, d: int, num_classes: int, between_target: float, mean_target: float, embedding_target: float
-) -> dict[str, Any]:
+    k: int, d: int, num_classes: int, between_target: float | None, mean_target: float, embedding_target: float
+) -> Constants:
     rows = power_of_2(max(8, num_classes))
     tile = {"BC": rows, "BD": min(max(16, power_of_2(d)), 4096 // rows)}
     targets = {"BETWEEN": between_target, "MEAN": mean_target, "EMBEDDING": embedding_target}
-    return {"K": k, "D": d, **tile, **targets, "num_warps": 8, "enable_fp_fusion": False}  # see `Shape.options`
+    return Constants(K=k, D=d, **tile, **targets, num_warps=8, enable_fp_fusion=False)  # see `Shape.options`
 
 
 def _chunks_and_groups(n: int, num_classes: int, slot: int, resident: int) -> tuple[int, int]:

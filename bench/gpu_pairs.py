@@ -1,0 +1,180 @@
+"""The parts of `python -m bench gpu` that look at FD over every pair of samples (`pairs="sample"`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adcorre import adcorre_terms
+from bench.gpu_parts import DTYPES, Bench, Failed, step
+
+PRECISIONS = ("highest", "high", "medium")
+UNIT = {"highest": 2.0**-20, "high": 2.0**-15, "medium": 2.0**-7}  # of a correlation
+
+
+def pairs_agree(bench: Bench) -> None:
+    """Values and gradients over all pairs against the reference in float64; at -1 against the linear form too."""
+    for dtype in ("float32", "bfloat16"):
+        for precision in PRECISIONS:
+            for target in (-1.0, -1 / 6, 0.0):
+                for n in bench.sizes(600, 61)[: 1 if bench.toy else 2]:
+                    x, targets, attention = _away_from_kinks(bench, n, dtype, target)
+                    aims: dict[str, Any] = {"between_target": target, "pairs": "sample"}
+                    exact = x.detach().double().requires_grad_()
+                    truth, true_gradient = _fd(exact, targets, attention.double(), "reference", **aims)
+                    fd, gradient = _fd(x, targets, attention, "triton", precision=precision, **aims)
+                    error = float((fd.double() - truth).abs() / truth)
+                    allowed = UNIT[precision]
+                    case = f"{precision}, target {target:.3f}"
+                    bench.row(case, "error of FD", f"{error:.2e}", n=n, dtype=dtype)
+                    off = float((gradient.double() - true_gradient).abs().max() / true_gradient.abs().max())
+                    bench.row(case, "largest error of dFD/dx", f"{off:.2e}", n=n, dtype=dtype)
+                    if not error < allowed:
+                        raise Failed(f"FD in {dtype}, {case}, n = {n}: off by {error:.2e} of it")
+                    if not off < 8 * max(allowed, torch.finfo(DTYPES[dtype]).eps):
+                        raise Failed(f"dFD/dx in {dtype}, {case}, n = {n}: off by {off:.2e} of its largest entry")
+                    if target == -1:
+                        linear, _ = _fd(x, targets, attention, "triton")
+                        apart = float((fd - linear).abs() / linear)
+                        bench.row(case, "apart from the linear form", f"{apart:.2e}", n=n, dtype=dtype)
+                        if not apart < allowed:
+                            raise Failed(f"FD in {dtype}, {case}, n = {n}: {apart:.2e} apart from the linear form")
+
+
+def _away_from_kinks(bench: Bench, n: int, dtype: str, target: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs of which no correlation is so near the target that half a product's precision could turn its sign."""
+    x, targets, attention = bench.inputs(n, dtype)
+    side = torch.where(torch.arange(n, device=x.device) % 3 == 0, -1.0, 1.0)[:, None, None]
+    ramp = torch.linspace(-2, 2, x.shape[2], device=x.device)
+    with torch.no_grad():
+        x.copy_(0.3 * x + side * ramp)
+    return x, targets, attention
+
+
+def _fd(x: Tensor, targets: Tensor, attention: Tensor, backend: str, **options: Any) -> tuple[Tensor, Tensor]:
+    fd = adcorre_terms(x, targets, attention, backend=backend, validate=False, **options).fd
+    return fd.detach(), torch.autograd.grad(fd, x)[0]
+
+
+def pairs_rate(bench: Bench) -> None:
+    """FD over all pairs, counted as 2 k n^2 d operations, beside a large matrix product's rate."""
+    size = 64 if bench.toy else 8192
+    a, b = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
+    times = bench.seconds({"product": partial(torch.matmul, a, b)}, runs=20, batch=3)["product"]
+    product = 2 * size**3 / bench.time_row("product", times, n=size, dtype="bfloat16")
+    bench.row("product", "rate", f"{product:.3e}", "FLOP/s", n=size, dtype="bfloat16")
+    del a, b
+    for precision in PRECISIONS:
+        for n in bench.sizes(16_384, 65_536):
+            if precision != "medium" and n > 20_000:
+                continue
+            data = bench.inputs(n, "bfloat16" if precision == "medium" else "float32")
+            options = {"pairs": "sample", "precision": precision, "between_target": "simplex"}
+            calls: dict[str, Callable[[], object]] = {
+                "forward": partial(_forward, *data, **options),
+                "forward + backward": partial(step, *data, "triton", **options),
+            }
+            dtype = "bfloat16" if precision == "medium" else "float32"
+            for name, found in bench.seconds(calls, runs=5, batch=1).items():
+                middle = bench.time_row(f"pairs, {precision}, {name}", found, n=n, dtype=dtype)
+                if name == "forward":
+                    rate = 2 * bench.shape["k"] * n**2 * bench.shape["d"] / middle
+                    bench.row(f"pairs, {precision}", "rate", f"{rate:.3e}", "FLOP/s", n=n, dtype=dtype)
+                    aim = ">= 0.6" if precision == "medium" else ""
+                    share = f"{rate / product:.3f}"
+                    bench.row(f"pairs, {precision}", "share of a product's rate", share, n=n, dtype=dtype, target=aim)
+
+
+@torch.no_grad()
+def _forward(x: Tensor, targets: Tensor, attention: Tensor, **options: Any) -> Tensor:
+    return adcorre_terms(x.detach(), targets, attention, backend="triton", validate=False, **options).fd
+
+
+def pairs_rivals(bench: Bench) -> None:
+    """Forward + backward over all pairs against the eager reference where that fits, and where it does not."""
+    options = {"pairs": "sample", "between_target": "simplex"}
+    for n in bench.sizes(4_096, 16_384, 32_768)[: 1 if bench.toy else 3]:
+        x, targets, attention = bench.inputs(n, "bfloat16")
+        ours = partial(step, x, targets, attention, "triton", precision="medium", **options)
+        calls: dict[str, Callable[[], object]] = {"ours": ours}
+        with_reference = n < 20_000
+        if with_reference:
+            calls["reference"] = partial(step, x, targets, attention, "reference", **options)
+        elif not bench.toy:
+            with _out_of_memory() as wall:
+                step(x, targets, attention, "reference", **options)
+            bench.row("reference", "ran out of memory", wall.met, n=n, dtype="bfloat16")
+        times = {
+            name: bench.time_row(f"pairs, {name}", found, n=n, dtype="bfloat16")
+            for name, found in bench.seconds(calls, runs=3).items()
+        }
+        if with_reference:
+            ratio = times["reference"] / times["ours"]
+            case = "pairs, forward + backward"
+            bench.row(case, "times faster than reference", f"{ratio:.1f}", n=n, dtype="bfloat16", target=">= 10")
+        del calls, ours
+
+
+class _out_of_memory:
+    """Within, running out of the device's memory is noted and no error."""
+
+    met = False
+
+    def __enter__(self) -> _out_of_memory:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        self.met = isinstance(error, torch.cuda.OutOfMemoryError)
+        torch.cuda.empty_cache()
+        return self.met
+
+
+def pairs_memory(bench: Bench) -> None:
+    """Peak memory beyond the inputs and dL/dx over all pairs of 131,072 samples."""
+    if bench.device.type != "cuda":
+        return bench.row("memory", "skipped", "needs CUDA")
+    for dtype, precision in (("bfloat16", "medium"), ("float32", "highest")):
+        x, targets, attention = bench.inputs(131_072 if dtype == "bfloat16" else 32_768, dtype)
+        torch.cuda.empty_cache()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        times = bench.seconds(
+            {"all": partial(step, x, targets, attention, "triton", pairs="sample", precision=precision,
+                            between_target="simplex")}, runs=1
+        )["all"]  # fmt: skip
+        n = len(x)
+        bench.time_row(f"pairs, {precision}, forward + backward", times, n=n, dtype=dtype)
+        extra = torch.cuda.max_memory_allocated() - before - x.numel() * x.element_size()
+        case = f"pairs, {precision}"
+        bench.row(
+            case, "peak beyond inputs and dL/dx", f"{extra / 2**20:.1f}", "MiB", n=n, dtype=dtype, target="<= 4096"
+        )
+
+
+def pairs_determinism(bench: Bench) -> None:
+    """Five runs over all pairs, forward and backward, bit by bit."""
+    for precision in PRECISIONS:
+        for n in bench.sizes(700, 16_384)[: 1 if bench.toy else 2]:
+            x, targets, attention = bench.inputs(n, "float32")
+            options: dict[str, Any] = {"pairs": "sample", "precision": precision, "between_target": "simplex"}
+            first = None
+            for _ in range(2 if bench.toy else 5):
+                found = _fd(x, targets, attention, "triton", **options)
+                first = first or found
+                if not all(torch.equal(one, other) for one, other in zip(first, found, strict=True)):
+                    raise Failed(f"two runs over all pairs at n = {n}, precision {precision}, differ")
+            bench.row(f"five runs, {precision}", "bitwise equal", True, n=n, dtype="float32")
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "pairs-agree": pairs_agree,
+    "pairs-determinism": pairs_determinism,
+    "pairs-rate": pairs_rate,
+    "pairs-rivals": pairs_rivals,
+    "pairs-memory": pairs_memory,
+}
