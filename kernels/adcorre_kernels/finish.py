@@ -84,7 +84,10 @@ def finish(
     MEAN: tl.constexpr,
     EMBEDDING: tl.constexpr,
 ):
-    """flat -> values (fd, md, ed, nfd), tables G and H (C, k, d), 2 / (n k^2). BETWEEN None: FD of pairs within classes."""
+    """flat -> values (fd, md, ed, nfd), tables G and H (C, k, d), 2 / (n k^2).
+
+    BETWEEN None: FD and G of the pairs within classes.
+    """
     OF_CLASSES: tl.constexpr = False if BETWEEN is None else BETWEEN != -1
     a = tl.arange(0, BC)
     size = C * K * D

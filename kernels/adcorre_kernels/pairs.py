@@ -107,8 +107,8 @@ def _dot(a, b, c):
 def _multiply(a, b, c):
     """c + a b, from pieces: the smallest products first; lo.lo is below what they keep.
 
-    Matrix units round every running sum towards zero. One piece has errors of its own that are larger; two pieces keep
-    nearly float32's bits, so that their sums start from zero each time and are added up outside, where rounding is even.
+    Matrix units round every running sum towards zero. One piece has larger errors of its own; two pieces keep nearly
+    float32's bits, so that their sums start from zero each time and are added up outside, where rounding is to nearest.
     """
     if len(a) == 2:
         part = _dot(a[1], b[0], tl.zeros_like(c))
