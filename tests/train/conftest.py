@@ -104,3 +104,15 @@ def run_train(*arguments: str | Path, cwd: Path = ROOT, code: int = 0) -> subpro
 @pytest.fixture(scope="session")
 def train() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run_train
+
+
+@pytest.fixture(scope="session")
+def finished_run(fer_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of two epochs on `fer_folders`. Tests may add files to it, and change none."""
+    from train.__main__ import main
+
+    run = tmp_path_factory.mktemp("runs") / "run"
+    tiny = ("--backbone", "test_resnet", "--k", "2", "--d", "8", "--image-size", "32", "--batch-size", "16")
+    plain = ("--device", "cpu", "--amp", "none", "--channels-last", "no", "--epochs", "2", "--log-every", "1")
+    assert main(["--data", str(fer_folders), "--out", str(run), *tiny, *plain]) == 0
+    return run

@@ -249,7 +249,7 @@ def _unprefixed(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return (", ".join(map(str, value)) if isinstance(value, list) else str(value)) or "none"
 
 
 def _percent(value: float | None) -> str:

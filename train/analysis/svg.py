@@ -111,7 +111,7 @@ def _finite(series: Line) -> tuple[list[float], list[float]]:
 
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers from about `low` to about `high`, some five of them."""
-    if high <= low:
+    if high - low < 0.02 * max(abs(low), abs(high), 1e-9):  # as good as constant: drawn flat, with short numbers
         margin = abs(low) * 0.1 or 1.0
         low, high = low - margin, high + margin
     rough = (high - low) / 4
