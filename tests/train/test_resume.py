@@ -22,7 +22,7 @@ from train.__main__ import main
 from train.checkpoint import checkpoints, read_checkpoint, write_checkpoint
 from train.errors import UserError
 from train.ranks import ALONE
-from train.stopping import Watch
+from train.stopping import Watch, ignore_in_worker
 
 RUN = (*QUICK, "--batch-size", "8", "--epochs", "3", "--ema", "0.9", "--checkpoint-every", "2")
 
@@ -378,3 +378,17 @@ def test_the_clock_asks_for_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None
             watch.written()
     assert asked == [False, False, True, False, True]
     assert not Watch(ALONE, minutes=0).poll()[1]
+
+
+def test_workers_outlive_a_signal_to_their_group_but_not_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.stopping.GRACE", 1)
+    pid = os.fork()
+    if not pid:
+        ignore_in_worker()
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        began = time.monotonic()
+        while time.monotonic() < began + 100:
+            time.sleep(0.05)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGALRM
