@@ -53,8 +53,11 @@ def adcorre_terms(
         embedding_target: ED's target for the correlation of two of a sample's k vectors; "simplex" = -1 / (k - 1).
         pairs: "class" (linear in n), or "sample": FD with the absolute value of every pair of samples, as printed, at
             any `between_target`. Time is then quadratic in n, memory is not. At +-1 both are the same number.
-        precision: the least precision of the products of "sample" for float32, in the words of
-            `torch.set_float32_matmul_precision`: a permission, of which the torch backend makes no use.
+        precision: of the products of "sample", in the words of `torch.set_float32_matmul_precision`. "highest": the
+            error budget of float32; "high": factors as two bfloat16 each, about 2^-16; "medium": as one, about 2^-8,
+            the fastest on a GPU. A correlation that is nearer to `between_target` than its error may get the other sign
+            in the gradient. The kernels take it at its word, for half precision too; the torch backend goes below
+            "highest" only where it may and torch's own settings do, the reference follows these alone.
         ignore_index: samples with this label take no part.
         validate: what becomes of a label that is neither in [0, C) nor `ignore_index`. None (default) looks where
             looking is free (eager, CPU) and raises; True always looks, at the cost of a host sync on a GPU; False
