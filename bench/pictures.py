@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ def _date(rows: measure.Rows) -> str:
 
 
 def loss(rows: measure.Rows, path: Path) -> None:
-    """Time over n, each contender up to its wall; and how near to the roof of memory bandwidth each shape comes."""
+    """Time over n, each contender up to its wall; below the roof of memory bandwidth, over n and for every shape."""
     from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
+    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(18, 5.5), layout="constrained")
     over_n = [row for row in rows if row["part"] == "n"]
     names = [name for name in CONTENDERS if any(row["contender"] == name for row in over_n)]
     for index, name in enumerate(names):
@@ -51,17 +52,45 @@ def loss(rows: measure.Rows, path: Path) -> None:
                 left.plot(*timed[-1], marker="X", markersize=10, color=style["color"])
         shares = sorted((int(row["n"]), 100 * float(row["copy_share"])) for row in own if row["copy_share"])
         if shares:
-            right.plot(*zip(*shares, strict=True), **style)
-    right.axhline(100, color="black", linewidth=1)
-    for axes, label in ((left, "seconds, forward + backward"), (right, "% of a copy's bandwidth, on 3 n k d elements")):
-        axes.set(xscale="log", yscale="log", xlabel="n", ylabel=label)
-        axes.grid(alpha=0.3)
+            middle.plot(*zip(*shares, strict=True), **style)
+    middle.axhline(100, color="black", linewidth=1)
+    left.set(xlabel="n", ylabel="seconds, forward + backward")
     left.set_title("a cross: the next size meets the limit of memory or time")
-    right.set_title("100 %: the roof, x read twice and dL/dx written once")
     left.legend(fontsize="small")
+    middle.set(xlabel="n", ylabel="% of a copy's bandwidth, on 3 n k d elements")
+    middle.set_title("100 %: x read twice and dL/dx written once, as fast as a copy")
+    _roofline(rows, right)
+    for axes in (left, middle, right):
+        axes.set(xscale="log", yscale="log")
+        axes.grid(alpha=0.3)
     figure.suptitle(rows[-1]["device"])
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+def _roofline(rows: measure.Rows, axes: Any) -> None:
+    """Of the linear backends: 6 k + 13 operations an element of x, most of them in three products of k x k matrices."""
+    bandwidths, reached = [], []
+    for part in dict.fromkeys(row["part"] for row in rows):
+        points = []
+        for row in rows:
+            if row["part"] == part and row["contender"] in ("triton", "torch") and row["copy_share"]:
+                traffic = 3 * (4 if row["dtype"] == "float32" else 2)
+                intensity = (6 * int(row["k"]) + 13) / traffic
+                points.append((intensity, intensity * float(row["gb_per_s"])))
+                if traffic * int(row["n"]) * int(row["k"]) * int(row["d"]) > 1 << 28:  # beyond the caches
+                    bandwidths.append(float(row["gb_per_s"]) / float(row["copy_share"]))
+        if points:
+            name = {"classes": "C"}.get(part, part)
+            axes.plot(*zip(*points, strict=True), linestyle="", marker="o", alpha=0.6, label=f"{name} varied")
+            reached += [intensity for intensity, _ in points]
+    if bandwidths:
+        ends = [min(reached) / 1.5, max(reached) * 1.5]
+        bandwidth = statistics.median(bandwidths)
+        axes.plot(ends, [bandwidth * end for end in ends], color="black", label=f"a copy, {bandwidth:.3g} GB/s")
+        axes.legend(fontsize="small")
+    axes.set(xlabel="operations a byte of the least traffic", ylabel="Gflop/s")
+    axes.set_title("roofline of triton and torch")
 
 
 def step(rows: measure.Rows, path: Path) -> None:

@@ -1,7 +1,7 @@
-"""`python -m bench report`: the rows of bench/results as tables in README.md and docs/benchmarks.md, and as pictures.
+"""`python -m bench report`: the rows of bench/results in README.md and docs/benchmarks.md, and as pictures.
 
-Tables stand between a line `<!-- bench: NAME -->` and a line `<!-- /bench -->`; what is between them is written anew,
-from the newest row of each case. With --check nothing is written: exit status 1 if a text would change.
+Tables and sentences stand between a line `<!-- bench: NAME -->` and a line `<!-- /bench -->`; what is between them is
+written anew, from the newest row of each case. With --check nothing is written: exit status 1 if a text would change.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import measure
+from bench.claims import claims
 from bench.pictures import draw
 from bench.rivals import CONTENDERS, OURS
 
@@ -128,12 +129,16 @@ TABLES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], Lines]] = {
     "step": ("step.csv", ("loss", "levers"), ("contender", "image_size"), step_lines),
     "scale": ("scale.csv", ("n", "classes", "virtual", "ranks"), ("n", "classes", "virtual", "ranks"), scale_lines),
 }
+NAMES = (*TABLES, "claims")
 
 
 def written(name: str) -> str:
-    """A table of TABLES; `NAME-gpu` is that of GPUs. One after the other where there are rows of several devices."""
-    file, parts, key, lines = TABLES[name.removesuffix("-gpu")]
-    found = measure.newest(file, parts, name.endswith("-gpu"), key)
+    """What stands at a name of NAMES; `NAME-gpu` is the same of GPUs. A table for each device that has rows."""
+    base, gpu = name.removesuffix("-gpu"), name.endswith("-gpu")
+    if base == "claims":
+        return claims(gpu)
+    file, parts, key, lines = TABLES[base]
+    found = measure.newest(file, parts, gpu, key)
     pieces = [f"{table(*lines(rows))}\n\n{conditions(rows)}" for rows in found.values()]
     return "\n\n".join(pieces) or "Not measured yet."
 
@@ -142,8 +147,8 @@ def filled(text: str) -> str:
     """A text with its tables written anew. ValueError for a name that there is no table of."""
 
     def anew(found: re.Match[str]) -> str:
-        if (name := found[1]).removesuffix("-gpu") not in TABLES:
-            raise ValueError(f"<!-- bench: {name} -->: expected one of {', '.join(TABLES)}, or with -gpu behind it")
+        if (name := found[1]).removesuffix("-gpu") not in NAMES:
+            raise ValueError(f"<!-- bench: {name} -->: expected one of {', '.join(NAMES)}, or with -gpu behind it")
         return f"<!-- bench: {name} -->\n{written(name)}\n<!-- /bench -->"
 
     return re.sub(r"(?s)<!-- bench: ([\w-]+) -->.*?<!-- /bench -->", anew, text)

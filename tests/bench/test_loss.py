@@ -190,18 +190,29 @@ def drawn_rows(folder: Path) -> None:
     for driver, device in (("", "a CPU"), ("580", "a GPU")):
         place = {"date": "2026-01-01T00:00", "commit": "abc", "device": device, "driver": driver, "threads": 2}
         shape = {"k": 7, "d": 256, "classes": 7, "dtype": "float32", "seconds": 0.5, "forward": 0.2, "backward": 0.3}
-        cases = [("torch", 60, {}), ("torch", 600, {}), ("reference", 60, {"times_slower": 3}), ("torch", 60, {})]
+        cases = [("torch", 60, {}), ("torch", 600, {}), ("reference", 600, {"times_slower": 3}), ("torch", 60, {})]
         rows = [
-            {**place, "part": "n", "contender": name, "n": n, **shape, "gb_per_s": 1, "copy_share": 0.125, **more}
+            {
+                **place,
+                "part": "n",
+                "contender": name,
+                "n": n,
+                **shape,
+                "gb_per_s": 1,
+                "copy_share": 0.125,
+                "peak_extra_mib": 2,
+                **more,
+            }
             for name, n, more in cases
         ]
-        rows.append({**place, "part": "n", "contender": "reference", "n": 600, "note": "out of memory"})
+        rows.append({**place, "part": "n", "contender": "reference", "n": 4096, "note": "out of memory"})
         rows.append({**place, "part": "n", "contender": "supcon", "n": 60, "note": "not installed: it"})
         measure.append(folder / "loss.csv", FIELDS, rows)
         steps = [
             {**place, "part": part, "contender": name, "image_size": 96, "seconds": 1, "images_per_second": 12,
-             "against": "ce", "ratio": 1, "forward": 0.5, "loss": 0.1, "backward": 0.3, "optimizer": 0.1}
-            for part, name in (("loss", "ce"), ("levers", "bf16"))
+             "against": "ce", "ratio": 1, "loss_share": 0.01, "forward": 0.5, "loss": 0.1, "backward": 0.3,
+             "optimizer": 0.1}
+            for part, name in (("loss", "torch"), ("levers", "all"))
         ]  # fmt: skip
         measure.append(folder / "step.csv", STEP_FIELDS, steps)
 
@@ -211,8 +222,13 @@ def test_tables_and_pictures_of_each_device(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     for name, device in (("loss", "a CPU"), ("loss-gpu", "a GPU")):
         found = report.written(name).splitlines()
-        assert found[2:4] == ["| `torch` | 500 ms | 500 ms |", "| `reference` | 500 ms (3x) | wall |"]
+        assert found[2:4] == ["| `torch` | 500 ms | 500 ms |  |", "| `reference` |  | 500 ms (3x) | wall |"]
         assert found[-1].startswith(f"{device}, ")
+    said = report.written("claims")
+    assert said.startswith("- **The loss** (`torch`, a CPU, 2 threads, float32")
+    assert "n = 600 takes 500 ms, and 3 times as long with the n x n reference; n = 600 takes 833 µs a sample" in said
+    assert report.written("claims-gpu").startswith("- **The loss** (`torch`, a GPU, float32")
+    assert "- **A training step**" in said
     assert report.written("scale") == "Not measured yet."
     drawn = pictures.draw(tmp_path)
     assert [path.name for path in drawn] == [

@@ -1,0 +1,80 @@
+"""The sentences of the README about speed, from the rows of the benchmarks: good or bad, with their conditions."""
+
+from __future__ import annotations
+
+from bench import measure
+
+LIBRARY = ("supcon", "multi-similarity", "circle", "triplet", "triplet-hard")
+Cases = dict[tuple[str, int], dict[str, str]]
+
+
+def claims(gpu: bool) -> str:
+    """One list entry for each thing that there are rows of, from the newest device of that kind."""
+    found = []
+    for file, parts, key, words in (
+        ("loss.csv", ("n",), ("contender", "n"), _loss),
+        ("step.csv", ("loss", "levers"), ("contender", "image_size"), _step),
+    ):
+        devices = measure.newest(file, parts, gpu, key)
+        if devices:
+            found += words(max(devices.values(), key=lambda rows: max(row["date"] for row in rows)))
+    return "\n".join(found) or ("- On a GPU: not measured yet." if gpu else "- Not measured yet.")
+
+
+def _loss(rows: measure.Rows) -> list[str]:
+    cases: Cases = {(row["contender"], int(row["n"])): row for row in rows if row["seconds"]}
+    own = "triton" if any(name == "triton" for name, _ in cases) else "torch"
+    words = []
+    for n in (600, 4096):
+        here = cases.get((own, n))
+        if here is None or ("reference", n) not in cases:
+            continue
+        rivals = [cases[name, n] for name in LIBRARY if (name, n) in cases]
+        slower = sorted(float(row["times_slower"]) for row in rivals)
+        said = f"n = {n:,} takes {1e3 * float(here['seconds']):.3g} ms, and "
+        said += f"{float(cases['reference', n]['times_slower']):.3g} times as long with the n x n reference"
+        if slower:
+            said += f", {slower[0]:.3g} to {slower[-1]:.3g} times with pytorch-metric-learning's {_names(rivals)}"
+        words.append(said)
+    sizes = sorted(n for name, n in cases if name == own)
+    if len(sizes) > 1:
+        last = cases[own, sizes[-1]]
+        per_sample = {n: float(cases[own, n]["seconds"]) / n for n in sizes}
+        said = f"n = {sizes[-1]:,} takes {1e6 * per_sample[sizes[-1]]:.3g} µs a sample"
+        if 16384 in per_sample:
+            said += f" ({per_sample[sizes[-1]] / per_sample[16384]:.2f} times that at 16,384)"
+        said += f", {100 * float(last['copy_share']):.3g} % of a copy's bandwidth on the least possible traffic"
+        words.append(f"{said}, with {float(last['peak_extra_mib']):.3g} MiB beyond x and dL/dx")
+    if not words:
+        return []
+    return [f"- **The loss** (`{own}`, {_where(rows)}, float32, k = 7, d = 256, C = 7, forward + backward, medians): "
+            + "; ".join(words) + "."]  # fmt: skip
+
+
+def _step(rows: measure.Rows) -> list[str]:
+    found = []
+    for size in sorted({int(row["image_size"]) for row in rows}):
+        own = [row for row in rows if int(row["image_size"]) == size and row["seconds"]]
+        words = []
+        costs = {row["contender"]: float(row["loss_share"]) for row in own if row["loss_share"]}
+        name = "triton" if "triton" in costs else "torch"
+        if name in costs:
+            words.append(f"beyond cross-entropy the loss (`{name}`) is {100 * costs[name]:.2g} % of it")
+        levers = {row["contender"]: float(row["ratio"]) for row in own if row["part"] == "levers"}
+        if best := [word for word in ("all", "all but compile") if word in levers]:
+            together = "all levers" if best[0] == "all" else "all levers but torch.compile"
+            words.append(f"with {together} it is {levers[best[0]]:.2f} times as fast as one of timm's own pieces")
+        if words:
+            where = f"{own[-1]['backbone']}, {size} px, batches of {own[-1]['batch']}, {_where(own)}"
+            found.append(f"- **A training step** ({where}): {'; '.join(words)}.")
+    return found
+
+
+def _names(rows: measure.Rows) -> str:
+    names = [row["contender"] for row in rows]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _where(rows: measure.Rows) -> str:
+    last = max(rows, key=lambda row: row["date"])
+    return last["device"] if last["driver"] else f"{last['device']}, {last['threads']} threads"
