@@ -8,6 +8,7 @@ COMMANDS = {
     "loss": "time and memory of the loss against what a user would pick instead",
     "step": "a whole training step: what the loss costs in it, and what each lever of speed gains",
     "scale": "as n, ranks and virtual batches grow",
+    "loading": "training images per second from files, cache and shards, beside those that a step takes",
     "report": "the rows as tables in the README and docs, and as pictures",
     "gate": "what must not get worse, on a noisy machine: part of the tests",
     "targets": "where the terms lead free vectors, target by target",

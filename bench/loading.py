@@ -1,0 +1,165 @@
+"""`python -m bench loading`: training images per second that loading gives, beside those that a step takes.
+
+Part "loading": from the files as they lie, from the decoded cache and from tar shards of the same data, augmented one
+by one where they are loaded or in batches on the device, by 0 workers (the training process itself) or more. The time
+goes from file to batch on the device; the files are in the disk cache. Part "step": forward, loss, backward and
+optimizer on a batch that is there already, in bf16 on a GPU, channels_last.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import measure
+
+FIELDS = (
+    *measure.ORIGIN,
+    "part",
+    "source",
+    "image_size",
+    "augmented",
+    "workers",
+    "cores",
+    "batch_size",
+    "images_per_second",
+    "per_process",
+    "note",
+)
+KEY = ("device", "torch", "part", "source", "image_size", "augmented", "workers", "batch_size")
+SOURCES = ("files", "cache", "shards")
+
+
+def sources(data: str, image_size: int, work: Path, seed: int) -> dict[str, Any]:
+    """The training split of the data in each of SOURCES; what has to be made goes to `work`."""
+    from train.data import Request, load_data
+    from train.data.shards import write_shards
+
+    plain = load_data(data, Request(image_size=image_size, seed=seed))
+    kept = load_data(data, Request(image_size=image_size, seed=seed, cache=str(work / "cache")))
+    shards = work / "shards"
+    if not shards.exists():
+        write_shards(plain, shards, 4096)
+    return {"files": plain.train, "cache": kept.train, "shards": load_data(str(shards), Request(seed=seed)).train}
+
+
+def rate(batches: Iterator[int], device: torch.device, warm: int, seconds: float) -> float:
+    """Images per second over about so many seconds, after `warm` batches."""
+    for _ in range(warm):
+        next(batches)
+    measure.synchronise(device)
+    images, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        images += next(batches)
+    measure.synchronise(device)
+    return images / (time.perf_counter() - began)
+
+
+def loaded(
+    faces: Any, image_size: int, augmented: str, workers: int, batch_size: int, device: torch.device
+) -> Iterator[int]:
+    """Sizes of batches that are on the device, epoch after epoch."""
+    from train.data.decoded import uniform_side
+    from train.data.loading import train_batches
+    from train.settings import DataSettings
+    from train.transforms import BatchAugmentation, Preprocessing
+
+    preprocessing, settings = Preprocessing(image_size, (0.5,) * 3, (0.5,) * 3), DataSettings()
+    later = BatchAugmentation(preprocessing, settings) if augmented == "batch" else None
+    transform = preprocessing.raw(uniform_side(faces)) if later else preprocessing.training(settings)
+    pin = device.type == "cuda"
+    steps = train_batches(faces, transform, batch_size, workers, pin, 0, device=device, augmentation=later)
+    epoch = 0
+    while True:
+        epoch += 1
+        steps.go_to(epoch)
+        for chunks, size in steps:
+            for _ in chunks():
+                yield size
+
+
+def stepped(backbone: str, image_size: int, batch_size: int, device: torch.device) -> Iterator[int]:
+    """Sizes of batches that were trained on."""
+    from adcorre import AdCorreLoss
+    from train.model import build_model
+    from train.optimization import build_optimizer
+    from train.settings import ModelSettings, OptimizerSettings
+
+    on_gpu = device.type == "cuda"
+    model, _ = build_model(ModelSettings(backbone), 7, image_size)
+    model.train().to(device).to(memory_format=torch.channels_last)
+    optimizer = build_optimizer(model, OptimizerSettings())
+    loss = AdCorreLoss(7).to(device)
+    images = torch.randn(batch_size, 3, image_size, image_size, device=device).contiguous(
+        memory_format=torch.channels_last
+    )
+    targets = torch.arange(batch_size, device=device) % 7
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
+            output = loss(*model(images), targets)
+        output.loss.backward()
+        optimizer.step()
+        yield batch_size
+
+
+def main(argv: list[str]) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser = argparse.ArgumentParser(
+        prog="python -m bench loading", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    measure.add_options(parser, measure.RESULTS / "loading.csv")
+    parser.add_argument("--data", default="synthetic", help="a dataset, as for python -m train")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[48, 112, 224], help="image sizes")
+    parser.add_argument("--workers", type=int, nargs="+", default=sorted({0, 1, cores}), help="numbers of processes")
+    parser.add_argument(
+        "--augmented", nargs="+", choices=("loading", "batch"), default=["loading", "batch"], help="how"
+    )
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES), help="read from where")
+    parser.add_argument("--backbones", nargs="*", default=["resnet18", "legacy_xception"], help="of the steps")
+    parser.add_argument("--batch-size", type=int, default=60, help="images of a batch")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    options = parser.parse_args(argv)
+    device = measure.check_options(parser, options)
+    if min(options.sizes) < 16 or min(options.workers) < 0 or options.batch_size < 2 or not options.seconds > 0:
+        parser.error("--sizes: expected at least 16; --workers: 0; --batch-size: 2; --seconds: more than 0")
+    torch.set_num_threads(options.threads)
+    origin, deadline = measure.origin(device), measure.Deadline(options.minutes)
+    done = set() if options.again else measure.done_before(options.out, KEY)
+
+    def note(batches: Iterator[int], warm: int, **case: Any) -> bool:
+        """Measure and append a case that is not there yet; False when time is up."""
+        row = origin | {"cores": cores, "batch_size": options.batch_size, "note": ""} | case
+        if tuple(str(row[name]) for name in KEY) in done:
+            return True
+        name = " ".join(
+            str(case[key]) for key in ("part", "source", "image_size", "augmented", "workers") if case[key] != ""
+        )
+        if deadline.passed(name):
+            return False
+        found = rate(batches, device, warm, options.seconds)
+        row |= {"images_per_second": f"{found:.0f}", "per_process": f"{found / max(1, int(case['workers'] or 1)):.0f}"}
+        measure.append(options.out, FIELDS, [row])
+        print(f"{name}: {found:,.0f} images/s", flush=True)
+        return True
+
+    with tempfile.TemporaryDirectory() as work:
+        for size in options.sizes:
+            for backbone in options.backbones:
+                batches = stepped(backbone, size, options.batch_size, device)
+                case = {"part": "step", "source": backbone, "image_size": size, "augmented": "", "workers": ""}
+                if not note(batches, 5, **case):
+                    return 0
+            for source, faces in sources(options.data, size, Path(work), options.seed).items():
+                for augmented in options.augmented if source in options.sources else []:
+                    for workers in options.workers:
+                        batches = loaded(faces, size, augmented, workers, options.batch_size, device)
+                        case = {"part": "loading", "source": source, "image_size": size}
+                        if not note(batches, 2 * workers + 2, **case, augmented=augmented, workers=workers):
+                            return 0
+    return 0
