@@ -13,7 +13,7 @@ def claims(gpu: bool) -> str:
     found = []
     for file, parts, key, words in (
         ("loss.csv", ("n",), ("contender", "n"), _loss),
-        ("step.csv", ("loss", "levers"), ("contender", "image_size"), _step),
+        ("step.csv", ("loss", "levers"), ("contender", "image_size", "batch"), _step),
     ):
         devices = measure.newest(file, parts, gpu, key)
         if devices:
@@ -55,6 +55,7 @@ def _step(rows: measure.Rows) -> list[str]:
     found = []
     for size in sorted({int(row["image_size"]) for row in rows}):
         own = [row for row in rows if int(row["image_size"]) == size and row["seconds"]]
+        own = [row for row in own if row["batch"] == own[0]["batch"]]
         words = []
         costs = {row["contender"]: float(row["loss_share"]) for row in own if row["loss_share"]}
         name = "triton" if "triton" in costs else "torch"

@@ -22,7 +22,7 @@ def draw(folder: Path) -> list[Path]:
     for gpu, suffix in ((False, ""), (True, "-gpu")):
         for name, picture, parts, key in (
             ("loss", loss, ("n", "k", "d", "classes", "dtype"), LOSS),
-            ("step", step, ("loss", "levers"), ("contender", "image_size")),
+            ("step", step, ("loss", "levers"), ("contender", "image_size", "batch")),
         ):
             found = measure.newest(f"{name}.csv", parts, gpu, key)
             if rows := [row for row in max(found.values(), key=_date, default=[]) if row["seconds"] or row["note"]]:
@@ -104,6 +104,7 @@ def step(rows: measure.Rows, path: Path) -> None:
     for column, size in enumerate(sizes):
         own = [row for row in rows if int(row["image_size"]) == size and row["seconds"]]
         halted = [row for row in own if row["forward"]]
+        halted = [row for row in halted if row["batch"] == halted[0]["batch"]]
         left = [0.0] * len(halted)
         for phase in PHASES:
             widths = [1e3 * float(row[phase]) for row in halted]

@@ -103,12 +103,12 @@ def axes_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
 def step_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
     lines = [
         [
-            row["part"], row["image_size"], row["contender"], row["images_per_second"],
+            row["part"], row["image_size"], row["batch"], row["contender"], row["images_per_second"],
             f"{float(row['ratio']):.2f} x {row['against']}", percent(row["loss_share"], 2), row["peak_extra_mib"],
         ]
         for row in rows
     ]  # fmt: skip
-    return ["part", "px", "step", "images/s", "speed", "the loss beyond CE", "MiB"], lines
+    return ["part", "px", "batch", "step", "images/s", "speed", "the loss beyond CE", "MiB"], lines
 
 
 def scale_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
@@ -126,7 +126,7 @@ TABLES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], Lines]] = {
     "loss": ("loss.csv", ("n",), CASE, loss_lines),
     "traffic": ("loss.csv", ("n",), CASE, traffic_lines),
     "axes": ("loss.csv", ("k", "d", "classes", "dtype"), CASE, axes_lines),
-    "step": ("step.csv", ("loss", "levers"), ("contender", "image_size"), step_lines),
+    "step": ("step.csv", ("loss", "levers"), ("contender", "image_size", "batch"), step_lines),
     "scale": ("scale.csv", ("n", "classes", "virtual", "ranks"), ("n", "classes", "virtual", "ranks"), scale_lines),
 }
 NAMES = (*TABLES, "claims")

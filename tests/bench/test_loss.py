@@ -4,6 +4,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -120,6 +121,36 @@ def test_a_contender_that_fails_leaves_the_others_their_rows(monkeypatch, tmp_pa
     assert [row["note"] for row in rows_of(out)[2:]] == ["failed: 1", "failed: 1"]
 
 
+def test_energy_is_that_of_the_calls(monkeypatch) -> None:
+    millijoules = iter([5000, 8000])
+    fake = SimpleNamespace(
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda name: name,
+        nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(millijoules),
+        nvmlDeviceGetClockInfo=lambda handle, kind: 1980,
+        nvmlDeviceGetTemperature=lambda handle, kind: 41,
+        NVML_CLOCK_SM=1,
+        NVML_TEMPERATURE_GPU=0,
+        NVMLError=RuntimeError,
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    monkeypatch.setattr(measure.torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="1-2"))
+    nvml = measure.Nvml(measure.torch.device("cuda"))
+    assert nvml.handle == b"GPU-1-2"
+    assert nvml.during(lambda: None, CPU, seconds=0) == {"joules": "1", "clock_mhz": "1980", "celsius": "41"}
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert measure.Nvml(measure.torch.device("cuda")).during(lambda: None, CPU) == {}
+    assert measure.Nvml(CPU).during(lambda: None, CPU) == {}
+
+
+@pytest.mark.slow
+def test_micro_benchmarks_run() -> None:
+    words = [sys.executable, "-m", "pytest", "bench/micro.py", "-q", "--benchmark-disable"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "9 passed" in done.stdout
+
+
 def test_a_file_of_other_rows_is_left_alone(tmp_path) -> None:
     out = tmp_path / "other.csv"
     out.write_text("a,b\n1,2\n")
@@ -209,8 +240,8 @@ def drawn_rows(folder: Path) -> None:
         rows.append({**place, "part": "n", "contender": "supcon", "n": 60, "note": "not installed: it"})
         measure.append(folder / "loss.csv", FIELDS, rows)
         steps = [
-            {**place, "part": part, "contender": name, "image_size": 96, "seconds": 1, "images_per_second": 12,
-             "against": "ce", "ratio": 1, "loss_share": 0.01, "forward": 0.5, "loss": 0.1, "backward": 0.3,
+            {**place, "part": part, "contender": name, "image_size": 96, "batch": 12, "seconds": 1,
+             "images_per_second": 12, "against": "ce", "ratio": 1, "loss_share": 0.01, "forward": 0.5, "loss": 0.1, "backward": 0.3,
              "optimizer": 0.1}
             for part, name in (("loss", "torch"), ("levers", "all"))
         ]  # fmt: skip
