@@ -241,8 +241,8 @@ def drawn_rows(folder: Path) -> None:
         measure.append(folder / "loss.csv", FIELDS, rows)
         steps = [
             {**place, "part": part, "contender": name, "image_size": 96, "batch": 12, "seconds": 1,
-             "images_per_second": 12, "against": "ce", "ratio": 1, "loss_share": 0.01, "forward": 0.5, "loss": 0.1, "backward": 0.3,
-             "optimizer": 0.1}
+             "images_per_second": 12, "against": "ce", "ratio": 1, "loss_share": 0.01, "forward": 0.5, "loss": 0.1,
+             "backward": 0.3, "optimizer": 0.1}
             for part, name in (("loss", "torch"), ("levers", "all"))
         ]  # fmt: skip
         measure.append(folder / "step.csv", STEP_FIELDS, steps)
