@@ -1,0 +1,129 @@
+"""Recipes: every one resolves and yields to the user; the resolved settings are the run's."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.train.conftest import even, write_folders
+from train.__main__ import main
+from train.errors import UserError
+from train.recipe import FOLDER, names
+from train.settings import NOT_IN_RECIPES, Settings, describe, parser, recipe_values, resolve
+
+DATASETS = ("fer2013", "ferplus", "rafdb", "affectnet")
+
+
+def resolved(*arguments: str) -> Settings:
+    return resolve(vars(parser().parse_args(list(arguments))))
+
+
+def test_every_dataset_has_the_papers_and_a_modern_one() -> None:
+    assert set(names()) == {"synthetic", *(f"{data}-{kind}" for data in DATASETS for kind in ("paper", "modern"))}
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_resolves_and_says_how_it_is_run(name: str) -> None:
+    settings = resolved("--data", "somewhere", "--recipe", name)
+    flat = {key: value for group in settings.as_dict().values() for key, value in group.items()}
+    for key, value in recipe_values(name).items():
+        assert flat[key] == value
+    assert flat["recipe"] == name
+    assert (FOLDER / f"{name}.yaml").read_text().startswith("# python -m train ")
+    assert resolved("--data", "somewhere", "--recipe", name, "--epochs", "7").optimizer.epochs == 7
+
+
+@pytest.mark.parametrize("data", DATASETS)
+def test_the_papers_recipes_are_the_papers(data: str) -> None:
+    """Section IV-B; which is what the defaults are too."""
+    settings = resolved("--data", "somewhere", "--recipe", f"{data}-paper")
+    plain = resolved("--data", "somewhere")
+    assert settings.optimizer.epochs == (20 if data == "affectnet" else 60)
+    assert settings.data.protocol == ("paper" if data == "fer2013" else "official")
+    ours, theirs = settings.as_dict(), plain.as_dict()
+    own = {"epochs", "protocol", "classes", "votes", "recipe"}
+    for group in ours:
+        for key in ours[group].keys() - own:
+            assert ours[group][key] == theirs[group][key], key
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "lr: 0.02\nchannels_last: yes\nce_weight: [1, 2, 3]\ncomponents: none\nbetween_target: 0\nflip: true\n"
+    )
+    settings = resolved("--data", "somewhere", "--recipe", str(file), "--lr", "0.03")
+    assert settings.optimizer.lr == 0.03
+    assert settings.speed.channels_last == "yes"
+    assert settings.loss.ce_weight == (1, 2, 3)
+    assert settings.loss.components == ()
+    assert settings.loss.between_target == 0
+    assert settings.data.flip
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("epoch: 3", "no setting is called 'epoch'; epochs?"),
+        ("data: /x", "no setting is called 'data'"),
+        ("lr: fast", "lr: could not convert string to float"),
+        ("epochs: 0", "epochs: --epochs 0: expected at least 1"),
+        ("flip: 3", "flip: expected bool, got 3"),
+        ("lr: true", "lr: expected float, got True"),
+        ("sampler: best", "sampler: expected one of shuffle, balanced, stream, got 'best'"),
+        ("- a\n- b", "expected lines `setting: value`, got list"),
+        ("a: [", "not YAML"),
+        ("\x00", "not YAML"),
+    ],
+)
+def test_bad_recipes_are_named(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        recipe_values(str(file))
+    assert str(caught.value).startswith(f"--recipe {file}: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_lists_those_there_are() -> None:
+    with pytest.raises(
+        UserError, match="--recipe none-such: no such file, nor one of affectnet-modern, affectnet-paper"
+    ):
+        recipe_values("none-such")
+
+
+def test_what_is_no_part_of_a_recipe() -> None:
+    fields = {name for group in Settings().as_dict().values() for name in group}
+    assert set(NOT_IN_RECIPES) < fields
+
+
+def test_the_run_folder_has_what_was_resolved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The modern recipe at toy size: EMA, cosine, clipping, fused AdamW, early stopping and all."""
+    data = write_folders(tmp_path / "data", even(4, 1, 1))
+    smaller = ("--backbone", "test_resnet", "--k", "2", "--d", "8", "--image-size", "32", "--batch-size", "14")
+    run = [
+        "--data",
+        str(data),
+        "--recipe",
+        "fer2013-modern",
+        *smaller,
+        "--epochs",
+        "3",
+        "--device",
+        "cpu",
+        "--patience",
+        "1",
+    ]
+    assert main([*run, "--out", str(tmp_path / "run"), "--lr", "1e-9", "--validation-fraction", "0.2"]) == 0
+    said = capsys.readouterr().out
+    stored = json.loads((tmp_path / "run/settings.json").read_text())["settings"]
+    resolved_values = {key: value for group in stored.values() for key, value in group.items()}
+    assert resolved_values["recipe"] == "fer2013-modern"
+    assert resolved_values["ema"] == 0.999
+    assert resolved_values["amp"] in ("none", "bf16"), "what auto came to"
+    assert resolved_values["augment"] == "batch"
+    assert resolved_values["lr"] == 1e-9
+    assert "images/s measured, forward and backward: " in said
+    assert "no better epoch in 1: stopped early" in said, "a learning rate of nothing improves nothing"
+    assert describe(Settings()).count("\n") == 5
