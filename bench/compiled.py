@@ -101,7 +101,7 @@ def resources(compiled: Any) -> Resources:
         return Resources(
             registers, int(_first(r"\.private_segment_fixed_size:\s+(\d+)", text)), compiled.metadata.shared
         )
-    report = _on_cubin(compiled, "cuobjdump", "-res-usage")
+    report = on_cubin(compiled, "cuobjdump", "-res-usage")
     registers, stack, local = (int(_first(rf"{word}:(\d+)", report)) for word in ("REG", "STACK", "LOCAL"))
     return Resources(registers, stack + local, compiled.metadata.shared)
 
@@ -110,7 +110,7 @@ def machine_code(compiled: Any) -> tuple[list[str], list[tuple[int, int]]]:
     """An NVIDIA kernel's instructions, and its loops as (first, last) positions among them."""
     labels: dict[str, int] = {}
     instructions: list[str] = []
-    for line in _on_cubin(compiled, "nvdisasm", "-c").splitlines():
+    for line in on_cubin(compiled, "nvdisasm", "-c").splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label[1]] = len(instructions)
         elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
@@ -123,7 +123,8 @@ def machine_code(compiled: Any) -> tuple[list[str], list[tuple[int, int]]]:
     return instructions, loops
 
 
-def _on_cubin(compiled: Any, tool: str, *options: str) -> str:
+def on_cubin(compiled: Any, tool: str, *options: str) -> str:
+    """What one of Triton's tools prints of the machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -162,3 +163,25 @@ def loss_launches(
         table = empty(num_classes, k, d)
         launch.gradient(x, targets, empty(4), table, table, empty(), -100, embedding_target)
     return launches
+
+
+def pair_launches(
+    n: int, k: int, d: int, num_classes: int, precision: str, target: str, between_target: float = 0.0
+) -> list[Launch]:
+    """The launches of FD over all pairs of samples, forward and backward, with a target's tiles; nothing is allocated.
+
+    "medium" takes embeddings in bfloat16, the others in float32.
+    """
+    from adcorre_kernels import pair_launch, pair_plan
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x = empty(n, k, d, dtype=torch.bfloat16 if precision == "medium" else torch.float32)
+    asked = (x, empty(n, dtype=torch.int64), empty(num_classes))
+    options = (between_target, -100, precision, False, 0, n)
+    with recorded() as launches, mock.patch.object(pair_plan, "family", return_value=target):
+        pair_launch.pair_values(*asked, *options)
+        first = len(launches)
+        pair_launch.pair_gradient(*asked, empty(), *options)
+    return launches[:first] + launches[first + 1 :]  # both begin with the same tables

@@ -3,8 +3,12 @@
 For every kernel, architecture and dtype: registers, stack, shared memory, how many programs a multiprocessor holds, and
 of the streaming loop its instructions, barriers and vector widths. From these, for the GPUs below: the cycles that the
 four schedulers of a multiprocessor need to issue one sample's instructions, beside the cycles that its share of the
-memory's bandwidth gives one sample. The larger of the two binds. A prediction, not a measurement: it knows of no
-latency, no cache and no conflict; bytes in flight tell whether latency can be covered.
+memory's bandwidth gives one sample; how often an instruction runs, and the bytes, are counted by `ptx_machine`. The
+larger of the two binds. A prediction, not a measurement: it knows of no latency, no cache and no conflict; bytes in
+flight tell whether latency can be covered.
+
+The kernels over pairs of samples (`dtype` is their precision) have a loop over tiles: what share of its instructions
+are the matrix units', and the cycles that these take for a tile beside the cycles that issuing the others takes.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ from typing import Any
 import torch
 import triton
 
-from bench.compiled import TARGETS, Launch, compile_launch, loss_launches, machine_code, resources
+from bench.compiled import TARGETS, Launch, compile_launch, loss_launches, machine_code, pair_launches, resources
+from bench.counted import counted, placed_code
 
 RESULTS = Path(__file__).parent / "results" / "static.csv"
 LIMITS = Path(__file__).parent / "limits.csv"
@@ -28,6 +33,8 @@ SCHEDULERS = 4
 REGISTER_FILE = 65536
 MAX_WARPS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "sm_120": 48}
 MAX_PROGRAMS = {"sm_80": 32, "sm_90": 32, "sm_100": 32, "sm_120": 24}
+SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10, "gfx942": 64 << 10}
+MATRIX_FLOPS = {"sm_80": 2048, "sm_90": 4096, "sm_100": 8192, "sm_120": 1024}  # a cycle and multiprocessor, bfloat16
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Gpu:
     processors: int
     clock: float
 
-    def cycles(self, nbytes: int) -> float:
+    def cycles(self, nbytes: float) -> float:
         """Cycles that the memory takes for so many bytes of each multiprocessor's work."""
         return nbytes / (self.bandwidth / self.processors) * self.clock
 
@@ -61,6 +68,9 @@ CASES = {
     "wide-other-targets": ((1 << 12, 16, 256, 32, 0.3), ("float32",)),
     "blocks": ((1 << 12, 64, 4096, 7, -1.0), ("float32",)),
 }
+# FD over all pairs of samples: n, k, d, C.
+PAIR_CASES = {"pairs": (1 << 16, 7, 256, 7), "pairs-long-rows": (1 << 14, 7, 512, 7)}
+PRECISIONS = ("highest", "high", "medium")
 # The most of H100's budget that issuing a loop's instructions may take.
 MOST_OF_H100 = {
     ("narrow_statistics", "float32"): 0.55,
@@ -71,6 +81,7 @@ MOST_OF_H100 = {
     ("narrow_gradient", "float16"): 0.65,
 }
 STREAMING = ("narrow_statistics", "narrow_gradient", "wide_statistics", "wide_gradient")
+TILED = ("pair_values", "pair_gradient")
 
 
 @dataclass
@@ -92,14 +103,26 @@ class Row:
     load_bits: int | str = ""
     store_bits: int | str = ""
     issue_cycles: float | str = ""
+    traffic: int | str = ""
     bytes_in_flight: int | str = ""
     h100_share: float | str = ""
     h200_share: float | str = ""
     a100_share: float | str = ""
+    matrix_instructions: int | str = ""
+    matrix_share: float | str = ""
+    matrix_cycles: float | str = ""
     binds: str = ""
 
 
-def launches_of(case: str, dtype: str) -> list[Launch]:
+def cases() -> dict[str, tuple[str, ...]]:
+    """Every case, and its dtypes or precisions."""
+    return {case: dtypes for case, (_, dtypes) in CASES.items()} | dict.fromkeys(PAIR_CASES, PRECISIONS)
+
+
+def launches_of(case: str, dtype: str, architecture: str = "sm_90") -> list[Launch]:
+    if case in PAIR_CASES:
+        launches = pair_launches(*PAIR_CASES[case], dtype, architecture)
+        return [launch for launch in launches if launch.name in TILED or dtype != "high"]  # as for "highest"
     (n, k, d, num_classes, target), _ = CASES[case]
     return loss_launches(n, k, d, num_classes, DTYPES[dtype], target, target, target if k <= 16 else -1.0)
 
@@ -107,8 +130,8 @@ def launches_of(case: str, dtype: str) -> list[Launch]:
 def rows_of(case: str, dtype: str, target: str) -> list[Row]:
     """A case's kernels for one target. Kernels that do not see x's dtype are listed with float32 alone."""
     rows = []
-    for launch in launches_of(case, dtype):
-        if launch.name in STREAMING or dtype == "float32":
+    for launch in launches_of(case, dtype, target):
+        if launch.name in STREAMING or dtype == "float32" or case in PAIR_CASES:
             rows.append(row_of(case, dtype, launch, target))
     return rows
 
@@ -123,6 +146,8 @@ def row_of(case: str, dtype: str, launch: Launch, target: str) -> Row:
     per_warp = -(-used.registers * 32 // 256) * 256
     row.programs_per_sm = min(MAX_PROGRAMS[target], MAX_WARPS[target] // warps, REGISTER_FILE // (per_warp * warps))
     instructions, loops = machine_code(compiled)
+    if launch.name in TILED:
+        _tiles(row, launch, instructions, loops)
     if launch.name not in STREAMING:
         return row
     body = _streaming_loop(instructions, loops)
@@ -132,26 +157,63 @@ def row_of(case: str, dtype: str, launch: Launch, target: str) -> Row:
     row.load_bits = _narrowest("LDG", body)
     row.store_bits = _narrowest("STG", body if "gradient" in launch.name else instructions)
     if case == "paper":
-        _model(row, launch, warps)
+        _model(row, launch, compiled)
     return row
 
 
-def _model(row: Row, launch: Launch, warps: int) -> None:
+def _model(row: Row, launch: Launch, compiled: Any) -> None:
+    """Every instruction of the machine code weighed with its line's trips, beside the bytes, both as counted."""
     samples = launch.constants["BS"]
-    assert isinstance(row.loop_instructions, int)
     assert isinstance(row.programs_per_sm, int)
     x = launch.arguments["x_ptr"]
-    sample_bytes = launch.constants["K"] * launch.constants["D"] * x.element_size()
-    issue_cycles = row.loop_instructions * warps / SCHEDULERS / samples
-    row.issue_cycles = issue_cycles
-    row.bytes_in_flight = row.programs_per_sm * samples * sample_bytes
-    traffic = sample_bytes * (2 if "gradient" in row.kernel else 1)
-    for name, gpu in GPUS.items():
-        if gpu.target == row.target:
-            share = issue_cycles / gpu.cycles(traffic)
-            setattr(row, f"{name.lower()}_share", round(share, 3))
-            row.binds += f"{name}: {'issue' if share > 1 else 'memory'}  "
+    row.bytes_in_flight = (
+        row.programs_per_sm * samples * launch.constants["K"] * launch.constants["D"] * x.element_size()
+    )
+    gpus = {name: gpu for name, gpu in GPUS.items() if gpu.target == row.target}
+    if not gpus:
+        return
+    counts = counted(x.dtype, row.target)[row.kernel]
+    row.issue_cycles = round(counts.instructions(placed_code(compiled)) / SCHEDULERS, 1)
+    row.traffic = round(counts.traffic)
+    for name, gpu in gpus.items():
+        share = row.issue_cycles / gpu.cycles(counts.traffic)
+        setattr(row, f"{name.lower()}_share", round(share, 3))
+        row.binds += f"{name}: {'issue' if share > 1 else 'memory'}  "
     row.binds = row.binds.strip()
+
+
+def _tiles(row: Row, launch: Launch, instructions: list[str], loops: list[tuple[int, int]]) -> None:
+    """Of the loop over tiles, each instruction as often as it is executed: a long row's tile has a loop within."""
+    matrix = r"\b(HMMA|HGMMA|UTCHMMA|OMMA|QMMA)\b"
+    constants = launch.constants
+    width = constants["DP"]
+    again = 0 if constants["KEPT"] else -(-width // constants["BK"]) - 1
+    first, last = _loop_of(matrix, instructions, loops)
+    inner = [loop for loop in loops if first <= loop[0] and loop[1] <= last and loop != (first, last)]
+
+    def executed(pattern: str) -> int:
+        total = _count(pattern, instructions[first : last + 1])
+        return total + sum(again * _count(pattern, instructions[a : b + 1]) for a, b in inner)
+
+    row.loop_instructions = executed("")
+    row.loop_barriers = executed(r"\bBAR\b")
+    row.loop_spills = executed(r"\b(LDL|STL)\b")
+    row.matrix_instructions = executed(matrix)
+    row.matrix_share = round(row.matrix_instructions / row.loop_instructions, 3)
+    products = 3 if constants["PIECES"] == 2 else 1
+    columns = width + constants.get("BV", 0)
+    matrix_cycles = 2 * constants["BM"] * constants["BN"] * columns * products / MATRIX_FLOPS[row.target]
+    issue_cycles = (row.loop_instructions - row.matrix_instructions) * launch.options["num_warps"] / SCHEDULERS
+    row.matrix_cycles, row.issue_cycles = matrix_cycles, issue_cycles
+    row.binds = "matrix units" if matrix_cycles > issue_cycles else "issue"
+
+
+def _loop_of(pattern: str, instructions: list[str], loops: list[tuple[int, int]]) -> tuple[int, int]:
+    """The longest loop that holds any: the one around the others."""
+    return max(
+        (loop for loop in loops if _count(pattern, instructions[loop[0] : loop[1] + 1])),
+        key=lambda loop: loop[1] - loop[0],
+    )
 
 
 def _streaming_loop(instructions: list[str], loops: list[tuple[int, int]]) -> list[str]:
@@ -194,6 +256,7 @@ def complaints(row: Row, allowed: dict[str, float]) -> list[str]:
     """What in a row is beyond its limits. A streaming loop never spills: where it cannot be looked at, nothing may."""
     if row.kernel in STREAMING and row.loop_instructions == "":
         allowed = {**allowed, "stack": 0}
+    allowed = {**allowed, "shared": min(allowed["shared"], SHARED[row.target])}
     found: list[tuple[str, Any]] = [("registers", row.registers), ("stack", row.stack), ("shared", row.shared)]
     if row.loop_instructions != "":
         found += [("barriers", row.loop_barriers), ("spills", row.loop_spills)]
@@ -219,13 +282,13 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="architectures")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="what to compile")
+    parser.add_argument("--cases", nargs="+", choices=cases(), default=list(cases()), help="what to compile")
     parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file to write")
     options = parser.parse_args(argv)
     allowed = limits()
     rows, beyond = [], []
     for case in options.cases:
-        for dtype in CASES[case][1]:
+        for dtype in cases()[case]:
             for target in options.targets:
                 for row in rows_of(case, dtype, target):
                     rows.append(row)
@@ -243,7 +306,10 @@ def _line(row: Row) -> str:
     line += f"{row.registers:4} registers {row.stack:3} stack {row.shared:6} shared"
     if row.loop_instructions != "":
         line += f"  loop: {row.loop_instructions} instructions, {row.loop_barriers} barriers"
-    if row.issue_cycles != "":
+    if row.matrix_share != "":
+        line += f", {row.matrix_share:.0%} of the matrix units; {row.matrix_cycles:.0f} cycles of these, "
+        line += f"{row.issue_cycles:.0f} of the others"
+    elif row.issue_cycles != "":
         line += f", {row.issue_cycles:.0f} cycles a sample, {row.bytes_in_flight} bytes in flight"
     for name in ("h100_share", "h200_share", "a100_share"):
         if (share := getattr(row, name)) != "":

@@ -24,26 +24,34 @@ def assert_within_limits(case: str, dtype: str, target: str) -> None:
         if case == "paper" and row.kernel in static.STREAMING and target in static.MAX_WARPS:
             assert (row.load_bits, row.store_bits if "gradient" in row.kernel else 128) == (128, 128), row
             assert row.bytes_in_flight >= 28 * 1024
+        if row.kernel in static.TILED and target in static.MAX_WARPS:
+            assert row.matrix_instructions > 0, row
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case, dtype", [("paper", "float32"), ("paper", "bfloat16"), ("blocks", "float32")])
 def test_every_kernel_compiles_within_its_limits(case, dtype, target) -> None:
-    """Between them these cases launch all seven kernels."""
+    """Between them these cases launch all seven kernels of the linear terms."""
     assert_within_limits(case, dtype, target)
+
+
+@pytest.mark.parametrize("precision, target", [("medium", "sm_90"), ("highest", "sm_120")])
+def test_kernels_over_pairs_compile_within_their_limits(precision, target) -> None:
+    assert_within_limits("pairs", precision, target)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("case", static.CASES)
+@pytest.mark.parametrize("case", static.cases())
 def test_every_case_compiles_within_its_limits(case, target) -> None:
-    for dtype in static.CASES[case][1]:
+    for dtype in static.cases()[case]:
         assert_within_limits(case, dtype, target)
 
 
 def test_these_are_all_the_kernels() -> None:
     launched = {launch.name for case in static.CASES for launch in static.launches_of(case, "float32")}
-    assert launched == {kernel for _, kernel in static.limits()}
+    over_pairs = {launch.name for case in static.PAIR_CASES for launch in static.launches_of(case, "highest")}
+    assert launched | over_pairs == {kernel for _, kernel in static.limits()}
     quick = {launch.name for case in ("paper", "blocks") for launch in static.launches_of(case, "float32")}
     assert quick == launched
 
@@ -72,10 +80,10 @@ def test_the_committed_table_is_whole_and_within_limits() -> None:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == [field.name for field in fields(static.Row)]
     found = {(row["case"], row["dtype"], row["kernel"], row["target"]) for row in rows}
-    for case, (_, dtypes) in static.CASES.items():
+    for case, dtypes in static.cases().items():
         for dtype in dtypes:
             names = {launch.name for launch in static.launches_of(case, dtype)}
-            for name in names if dtype == "float32" else names & set(static.STREAMING):
+            for name in names if dtype == "float32" or case in static.PAIR_CASES else names & set(static.STREAMING):
                 assert {(case, dtype, name, target) for target in TARGETS} <= found
     shares = {(row["kernel"], row["dtype"]): float(row["h100_share"]) for row in rows if row["h100_share"]}
     assert shares.keys() == static.MOST_OF_H100.keys()
@@ -88,6 +96,8 @@ def test_a_kernel_that_got_worse_is_named() -> None:
     words = " ".join(static.complaints(row, static.limits()["paper", "narrow_gradient"]))
     for said in ("registers 300 > 128", "stack 72 > 64", "barriers 1 > 0", "spills 3 > 0", "H100's budget 0.9 > 0.55"):
         assert said in words
+    row = static.Row("pairs", "medium", "pair_values", "sm_120", "3.9.0", 90, 0, 100 << 10)
+    assert "shared 102400 > 101376" in static.complaints(row, static.limits()["pairs", "pair_values"])[0]
     row = static.Row("paper", "float32", "narrow_gradient", "gfx942", "3.9.0", 80, 8, 0)
     assert "stack 8 > 0" in static.complaints(row, static.limits()["paper", "narrow_gradient"])[0]
 
