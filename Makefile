@@ -8,7 +8,7 @@ COMPILE = .ci/setup uv pip compile --universal --python-version 3.11 --generate-
 OLDEST = $(wildcard tests/loss tests/kernels) tests/package/test_import.py
 
 .DEFAULT_GOAL = help
-.PHONY: help train test test-oldest test-slow test-all ptx ptx-mutants bench lint requirements clean venv venv-oldest
+.PHONY: help train test test-oldest test-slow test-all ptx ptx-mutants bench gate lint requirements clean venv venv-oldest
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -37,6 +37,9 @@ ptx-mutants: venv ## plant faults in the compiled kernels and count those found 
 
 bench: venv ## the benchmarks, then their tables and pictures (ARGS="--device cuda")
 	$(RUN) -m bench all $(ARGS)
+
+gate: venv ## what must not get worse, against bench/gate.csv
+	OMP_NUM_THREADS=1 $(RUN) -W ignore -m bench gate $(ARGS)
 
 lint: venv ## ruff and mypy
 	$(RUN) -m ruff check .

@@ -1,6 +1,7 @@
 """What the chunks and ranks of one batch add up, and the one all-reduce that adds it over ranks.
 
-No sum depends on Eq. 7's weights, so that everything a step needs from other ranks fits one buffer and one collective.
+No sum depends on Eq. 7's weights, so that everything a step needs from other ranks fits one buffer and one collective:
+but for pairs="sample", which needs the other ranks' samples.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from adcorre.between import Whole
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -79,6 +82,39 @@ def add_ranks(sums: BatchSums, process_group: ProcessGroup | Literal["world"]) -
     packed = sums.pack()
     torch.distributed.all_reduce(packed, group=_group(process_group))
     return sums.unpack(packed)
+
+
+def gather_samples(
+    x: Tensor, targets: Tensor, process_group: ProcessGroup | Literal["world"], ignore_index: int
+) -> Whole:
+    """Everybody's samples, for pairs="sample": an all-gather of x (n, k, d), in its dtype, and one of the labels.
+
+    In the ranks' order, with as many places for each as the largest rank has samples; that number is read on the host.
+    Without a graph: each rank computes the whole gradient of its own samples.
+    """
+    group = _group(process_group)
+    n = torch.tensor([x.shape[0]], device=x.device)
+    sizes = n.new_empty(world_size(process_group))
+    torch.distributed.all_gather_into_tensor(sizes, n, group=group)
+    places = int(sizes.max())
+    labels = n.new_full((places,), ignore_index)
+    labels[: x.shape[0]] = targets
+    own = x.new_zeros(places, *x.shape[1:])
+    own[: x.shape[0]] = x.detach()
+    all_labels = labels.new_empty(places * sizes.shape[0])
+    all_x = own.new_empty(places * sizes.shape[0], *x.shape[1:])
+    if places:
+        torch.distributed.all_gather_into_tensor(all_labels, labels, group=group)
+        all_bytes, own_bytes = (y.flatten().view(torch.uint8) for y in (all_x, own))  # gloo knows few dtypes
+        torch.distributed.all_gather_into_tensor(all_bytes, own_bytes, group=group)
+    start = torch.distributed.get_rank(group) * places
+    return Whole(all_x, all_labels, start, start + x.shape[0])
+
+
+def add_between(sums: Tensor, process_group: ProcessGroup | Literal["world"]) -> Tensor:
+    """`between_sums` over the pairs of all ranks' samples: a second, small all-reduce, since these know the weights."""
+    torch.distributed.all_reduce(sums, group=_group(process_group))
+    return sums
 
 
 def _group(process_group: ProcessGroup | Literal["world"]) -> ProcessGroup | None:

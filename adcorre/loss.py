@@ -11,8 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from adcorre import checks, distributed
 from adcorre.attention import AdaptiveAttentionMap
+from adcorre.backends import Options, resolve_options
+from adcorre.between import Whole, between_alone, between_sums
 from adcorre.distributed import BatchSums
-from adcorre.functional import Options, all_terms, class_sums, resolve_options
+from adcorre.functional import all_terms, class_sums, three_dimensional
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -133,8 +135,8 @@ class AdCorreLoss(nn.Module):
             between class means and between the k vectors: -1 (the paper), "simplex", or a number in [-1, 1].
         ce_weight: (C,) class weights of the cross-entropy, as `torch.nn.functional.cross_entropy` has them.
         label_smoothing: of the cross-entropy, in [0, 1].
-        pairs, precision: FD over pairs of classes or of samples (see `adcorre_terms`). Pairs of samples are those of
-            one call: a process group or a virtual batch of several chunks is refused.
+        pairs, precision: FD over pairs of classes or of samples (see `adcorre_terms`). With a process group, pairs of
+            samples need every rank's embeddings on every rank.
         ignore_index: samples with this label take no part in anything.
         backend: "auto", "triton", "torch" or "reference" (see `adcorre_terms`).
         validate: what becomes of a bad label (see `adcorre_terms`). One that nobody looked at makes the loss and
@@ -200,10 +202,6 @@ class AdCorreLoss(nn.Module):
         distributed.check_group(process_group, gradient_reduction)
         if process_group is not None and backend == "reference":
             raise ValueError('backend="reference" has no sums to add over a process group; "torch" has, in float64 too')
-        if process_group is not None and pairs == "sample":
-            raise ValueError(
-                'pairs="sample" compares the samples of one process; a process group has only sums to share'
-            )
         self.process_group = process_group
         self.gradient_reduction = gradient_reduction
 
@@ -252,7 +250,8 @@ class AdCorreLoss(nn.Module):
         ce_sum, own = self._sums(logits, embeddings, targets, options)
         whole, attention = self._whole(own, [targets])
         x = embeddings if self.components else embeddings.detach()
-        fd, md, ed, nfd = all_terms(x, targets, attention, options, whole.statistics)
+        between = self._between(embeddings, targets, attention, options) if self.pairs == "sample" else None
+        fd, md, ed, nfd = all_terms(x, targets, attention, options, whole.statistics, between)
         share = eq_12(mean_of(ce_sum, whole.ce_weight), (fd, md, ed), lambd, self.components)
         fd, md, ed, ce = fd.detach(), md.detach(), ed.detach(), mean_of(whole.ce, whole.ce_weight)
         value = eq_12(ce, (fd, md, ed), lambd, self.components)
@@ -306,6 +305,16 @@ class AdCorreLoss(nn.Module):
         if self.attention_map.training:
             self.attention_map.record(whole.predictions)
         return whole, weights_used(self.attention_map.weights(), self.components)
+
+    def _between(
+        self, embeddings: Tensor, targets: Tensor, attention: Tensor, options: Options
+    ) -> tuple[Whole, Tensor]:
+        """For pairs="sample": the whole batch's samples, over the ranks if there are any, and FD's sums over them."""
+        x = three_dimensional(embeddings)
+        if self.process_group is None:
+            return between_alone(x, targets, attention, options)
+        whole = distributed.gather_samples(x, targets, self.process_group, self.ignore_index)
+        return whole, distributed.add_between(between_sums(whole, attention, options), self.process_group)
 
     def _gradient_factor(self) -> int:
         """What the gradient of the group's loss is multiplied by, so that the ranks' reduction gives it unchanged."""

@@ -63,12 +63,12 @@ def fingerprint(labels: Tensor, statistics: Tensor, compute_dtype: torch.dtype) 
 
 def check_same(first: Sequence[Fingerprint], second: Sequence[Fingerprint]) -> None:
     """RuntimeError if a chunk's labels or statistics changed between the passes. One host sync. NaN equals NaN."""
-    found = [_differences(a, b) for a, b in zip(first, second, strict=True)]
+    found = [_differences(a, b) for a, b in zip(first, second, strict=False)]  # the second may have got less far
     for index, (labels, statistics) in enumerate(torch.stack(found).tolist()):
         if labels or statistics:
             what = "labels" if labels else "statistics"
             raise RuntimeError(
-                f"virtual batch: chunk {index} of {len(found)} has other {what} in the second pass. A callable must "
+                f"virtual batch: chunk {index} of {len(first)} has other {what} in the second pass. A callable must "
                 "yield the same chunks, shuffled and augmented alike, each time it is called; a one-shot iterator's "
                 "are kept, unless it fills the same tensors again. Random numbers are replayed from PyTorch's default "
                 "generators only. The gradients of this call were dropped"

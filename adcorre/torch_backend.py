@@ -24,7 +24,7 @@ def terms(
     attention: Tensor,
     k: int,
     d: int,
-    between_target: float,
+    between_target: float | None,
     mean_target: float,
     embedding_target: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adcorre import checks
+from adcorre.backends import Options
+from adcorre.between import between_gradient, per_pair
 from adcorre.chunks import Chunk, Inputs, chunk_source, described, drain, open_ahead
 from adcorre.distributed import BatchSums
-from adcorre.functional import Options, embedding_gradient, values_and_tables
+from adcorre.functional import embedding_gradient, three_dimensional, values_and_tables
 from adcorre.loss import AdCorreLoss, AdCorreOutput, eq_12, mean_of
 from adcorre.replay import Buffers, Fingerprint, RandomState, check_same, fingerprint
 from adcorre.statistics import Tables
@@ -102,8 +104,6 @@ class VirtualBatch:
             return self._ordinary_step(first[0], lambd, scaler)
         if self.loss.backend == "reference":
             raise ValueError('backend="reference" has no sums to add over chunks; "torch" has, in float64 too')
-        if self.loss.pairs == "sample":
-            raise ValueError('pairs="sample" compares the samples of one chunk; a virtual batch has only sums to add')
         step = _Step(self.model, self.loss, lambd, scaler)
         try:
             if self.keep_graphs:
@@ -137,6 +137,7 @@ class _Upstream(NamedTuple):
     terms: Tensor  # (4,), of fd, md, ed, nfd
     ce: Tensor  # (), of a chunk's sum of cross-entropies
     tables: Tables
+    between: Sequence[Tensor] | None  # (n, k, d) a chunk, what comes on top for pairs="sample"
 
 
 class _Step:
@@ -182,6 +183,7 @@ class _Step:
                 states.append(RandomState(devices))
                 prints.append(self._add(sums, inputs, targets))
         output, upstream = self._whole(sums, [one.labels for one in prints])
+        del sums
 
         self.buffers.restore()
         opening.restore()
@@ -200,9 +202,9 @@ class _Step:
                     again.append(_fingerprint(part))
                     if last and next(chunks, None) is not None:
                         raise _other_number(len(states), "more")
-                    if last:
+                    if last or part.targets.shape != prints[index].labels.shape:
                         check_same(prints, again)
-                    self._backward([part], upstream)
+                    self._backward([part], upstream, index)
                     del part
         return output
 
@@ -243,23 +245,36 @@ class _Step:
         factor = factor if self.scaler is None else self.scaler.scale(factor)
         fd_in = "fd" in components or "nfd" in components  # with w = 1/2, FD is the naive FD
         chosen = values.new_tensor([fd_in, "md" in components, "ed" in components, False])
-        upstream = _Upstream(chosen * self.lambd * factor, mean_of(factor, whole.ce_weight).to(whole.ce.dtype), tables)
+        terms, between = chosen * self.lambd * factor, None
+        if self.loss.pairs == "sample":
+            sizes = [len(part) for part in targets]
+            samples, pairs = self.loss._between(torch.cat(sums.embeddings), torch.cat(targets), attention, sums.options)
+            scale = per_pair(whole.statistics, self.loss.num_classes, sums.k, sums.d)
+            zero = torch.zeros_like(scale)
+            values = values + scale * torch.stack((pairs[0], zero, zero, pairs[1]))
+            if fd_in:
+                between = between_gradient(samples, attention, terms[0] * scale, sums.options).split(sizes)
+        upstream = _Upstream(terms, mean_of(factor, whole.ce_weight).to(whole.ce.dtype), tables, between)
         fd, md, ed, nfd = values.unbind()
         ce = mean_of(whole.ce, whole.ce_weight)
         loss = eq_12(ce, (fd, md, ed), self.lambd, components)
         return AdCorreOutput(loss, ce, fd, md, ed, nfd, attention.to(fd.dtype)), upstream
 
-    def _backward(self, parts: list[_Part], upstream: _Upstream) -> None:
+    def _backward(self, parts: list[_Part], upstream: _Upstream, first: int = 0) -> None:
+        """The gradient of some chunks, of which the batch's chunk `first` is the first."""
         tensors: list[Tensor] = []
         gradients: list[Tensor] = []
-        for part in parts:
+        for index, part in enumerate(parts, first):
             x = part.embeddings
+            between = None if upstream.between is None else upstream.between[index]
             if part.ce.requires_grad or not x.requires_grad:  # if neither does, let backward say so
                 tensors.append(part.ce)
                 gradients.append(upstream.ce)
             if x.requires_grad and self.loss.components:
                 tensors.append(x)
-                gradients.append(embedding_gradient(x, part.targets, upstream.terms, upstream.tables, part.options))
+                gradients.append(
+                    embedding_gradient(x, part.targets, upstream.terms, upstream.tables, part.options, between)
+                )
         with _outside_autocast(parts[0].embeddings.device):
             torch.autograd.backward(tensors, gradients)
 
@@ -269,6 +284,7 @@ class _Sums:
 
     def __init__(self) -> None:
         self.packed: Tensor | None = None
+        self.embeddings: list[Tensor] = []  # (n, k, d) a chunk; kept for pairs="sample" alone
 
     def add(self, part: _Part) -> None:
         packed = part.sums.pack()
@@ -278,7 +294,10 @@ class _Sums:
             self.packed += packed
         self.layout = part.sums
         self.options = part.options
-        self.k, self.d = (1, *part.embeddings.shape[1:])[-2:]
+        x = three_dimensional(part.embeddings)
+        _, self.k, self.d = x.shape
+        if part.options.pairs == "sample":
+            self.embeddings.append(x.detach().clone())
 
     def total(self) -> BatchSums:
         assert self.packed is not None  # there is at least one chunk

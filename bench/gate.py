@@ -1,15 +1,17 @@
 """`python -m bench gate`: what must not get worse, checked where a noisy machine cannot hide it.
 
-Ratios are of turns taken within one run; operations, launches, registers and instructions are exact. Limits stand in
-bench/gate.csv, each with the figure that it was set from; `--update` measures the figures again and leaves the limits.
-Exit status 1 if a figure is beyond its limit.
+Ratios are of processor time on one thread, the least of each contender's turns within one run, and a ratio beyond its
+limit is taken again, twice at most: other work on the machine lengthens some turns, a slower program all of them.
+Operations, launches, registers and instructions are exact. Limits stand in bench/gate.csv, each with the figure that it
+was set from; `--update` measures the figures again and leaves the limits. Exit status 1 if one is beyond its limit.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,30 +31,31 @@ def step_of(name: str, n: int, seed: int) -> Step:
     return Step(CONTENDERS[name], [x], targets, attention)
 
 
+def least(turns: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Seconds of processor time of each contender's fastest turn."""
+    times = measure.in_turns(turns, CPU, seconds=4, most=9, clock=time.process_time)
+    return {name: min(own) for name, own in times.items()}
+
+
 def times_faster_than_reference(seed: int) -> float:
-    ours, reference = step_of("torch", 1024, seed), step_of("reference", 1024, seed)
-    times = measure.in_turns({"ours": ours, "reference": reference}, CPU, seconds=3, most=7)
-    return measure.ratio(times["reference"], times["ours"])
+    found = least({name: step_of(name, 1024, seed) for name in ("torch", "reference")})
+    return found["reference"] / found["torch"]
 
 
 def growth_per_sample(seed: int) -> float:
-    """Time per sample at n = 16,384 over that at n = 4,096."""
-    turns = {str(n): step_of("torch", n, seed) for n in (4096, 16384)}
-    times = measure.in_turns(turns, CPU, seconds=3, most=7)
-    return min(times["16384"]) / min(times["4096"]) / 4
+    found = least({str(n): step_of("torch", n, seed) for n in (4096, 16384)})
+    return found["16384"] / found["4096"] / 4
 
 
 def copies(seed: int) -> float:
-    """Forward and backward at n = 16,384 in the time of so many copies of x."""
-    step = step_of("torch", 16384, seed)
+    step = step_of("torch", 4096, seed)
     x = next(step.inputs).detach()
     target = torch.empty_like(x)
-    times = measure.in_turns({"copy": lambda: target.copy_(x), "ours": step}, CPU, seconds=3, most=7)
-    return statistics.median(times["ours"]) / statistics.median(times["copy"])
+    found = least({"copy": lambda: target.copy_(x), "ours": step})
+    return found["ours"] / found["copy"]
 
 
 def operations(seed: int) -> float:
-    """ATen operations of forward and backward at n = 4,096."""
     step = step_of("torch", 4096, seed)
     step()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -61,7 +64,6 @@ def operations(seed: int) -> float:
 
 
 def extra_memory(seed: int) -> float:
-    """MiB beyond x and dL/dx at n = 16,384."""
     step = step_of("torch", 16384, seed)
     step()
     size = 16384 * 7 * 256 * 4
@@ -69,34 +71,43 @@ def extra_memory(seed: int) -> float:
 
 
 def launches(seed: int) -> float:
-    """Kernels of forward and backward at the paper's shape."""
     from bench.compiled import loss_launches
 
     return len(loss_launches(4096, 7, 256, 7, torch.float32, -1.0, -1.0, -1.0))
 
 
-def compiled(name: str, figure: str) -> Callable[[int], float]:
-    def check(seed: int) -> float:
-        from bench.static import rows_of
+@cache
+def static_rows() -> list[Any]:
+    from bench.static import rows_of
 
-        row = next(row for row in rows_of("paper", "float32", "sm_90") if row.kernel == name)
-        return float(getattr(row, figure) or 0)
-
-    return check
+    return rows_of("paper", "float32", "sm_90")
 
 
-CHECKS: dict[str, Callable[[int], float]] = {
+def beyond_the_static_table(seed: int) -> float:
+    from bench.static import complaints, limits
+
+    allowed = limits()
+    return len([words for row in static_rows() for words in complaints(row, allowed["paper", row.kernel])])
+
+
+def instructions(kernel: str) -> Callable[[int], float]:
+    return lambda seed: next(float(row.loop_instructions or 0) for row in static_rows() if kernel in row.kernel)
+
+
+RATIOS: dict[str, Callable[[int], float]] = {
     "times faster than the reference, n = 1,024": times_faster_than_reference,
     "time per sample, n = 16,384 over 4,096": growth_per_sample,
-    "copies of x in the time of a step, n = 16,384": copies,
+    "copies of x in the time of a step, n = 4,096": copies,
+}
+EXACT: dict[str, Callable[[int], float]] = {
     "ATen operations, n = 4,096": operations,
     "MiB beyond x and dL/dx, n = 16,384": extra_memory,
-    "launches": launches,
-    "statistics, sm_90: registers": compiled("narrow_statistics", "registers"),
-    "statistics, sm_90: instructions in the loop": compiled("narrow_statistics", "loop_instructions"),
-    "gradient, sm_90: registers": compiled("narrow_gradient", "registers"),
-    "gradient, sm_90: instructions in the loop": compiled("narrow_gradient", "loop_instructions"),
+    "launches of a step on a GPU, n = 4,096": launches,
+    "findings against bench/limits.csv, paper, sm_90": beyond_the_static_table,
+    "statistics, sm_90: instructions in the loop": instructions("statistics"),
+    "gradient, sm_90: instructions in the loop": instructions("gradient"),
 }
+CHECKS = RATIOS | EXACT
 
 
 def beyond(figure: float, sign: str, limit: float) -> bool:
@@ -119,8 +130,11 @@ def main(argv: list[str] | None = None) -> int:
     for row in rows:
         if options.only and options.only not in row["check"]:
             continue
-        figure = CHECKS[row["check"]](options.seed)
-        wrong = beyond(figure, row["sign"], float(row["limit"]))
+        for _ in range(3 if row["check"] in RATIOS else 1):
+            figure = CHECKS[row["check"]](options.seed)
+            wrong = beyond(figure, row["sign"], float(row["limit"]))
+            if not wrong:
+                break
         failed += wrong
         verdict = "BEYOND ITS LIMIT" if wrong else "ok"
         print(f"{row['check']:48} {figure:10.4g}  {row['sign']} {row['limit']:>8}  {verdict}", flush=True)

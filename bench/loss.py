@@ -10,15 +10,18 @@ memory than caches hold. Rows that the file has already, from the same commit, d
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,11 +39,17 @@ FIELDS = (
 )  # fmt: skip
 KEY = ("commit", "device", "torch", "triton", "threads", "part", "contender", "n", "k", "d", "classes", "dtype")
 ROTATED = {"cpu": 128 << 20, "cuda": 256 << 20}  # bytes, more than the last caches hold
+COPIED = 1 << 30  # bytes, at most, of the copy that bandwidth is held against
+SECONDS = {"cpu": 2.0, "cuda": 0.5}  # of rounds, at one shape
+LONGEST = {"cpu": 90.0, "cuda": 5.0}  # seconds of the longest call that is made
 LONG = 5.0  # seconds: such a call is not repeated for warmth
 
 
 @dataclass(frozen=True)
 class Shape:
+    """`part`: the axis that varies."""
+
+    part: str = "n"
     n: int = 4096
     k: int = 7
     d: int = 256
@@ -54,7 +63,7 @@ class Shape:
 # Every axis by itself: values, and the n at which the other axes vary. The sizes are those of a GPU, and of two cores.
 AXES: dict[str, dict[str, list[Any]]] = {
     "cuda": {
-        "n": [60, 300, 600, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304],
+        "n": [60, 600, 4096, 16384, 65536, 262144, 1048576, 4194304],
         "k": [1, 2, 4, 7, 16],
         "d": [64, 128, 256, 512, 1024],
         "classes": [7, 32, 100, 1000, 10000],
@@ -72,11 +81,21 @@ AXES_AT = {"cuda": 65536, "cpu": 4096}
 RIVALS_UP_TO = {"cuda": 4194304, "cpu": 16384}
 
 
-def shapes(part: str, device: str, own: bool) -> list[Shape]:
-    """The shapes of one part, in the order of their cost."""
-    base = Shape(n=AXES_AT[device])
-    found = [replace(base, **{part: value}) for value in AXES[device][part]]
-    return [shape for shape in found if own or shape.n <= RIVALS_UP_TO[device]]
+def planned(name: str, kind: str, parts: list[str], sizes: list[int] | None) -> list[Shape]:
+    """What a contender is measured at, in each part in the order of cost; `sizes` instead of the standard n."""
+    linear = CONTENDERS[name].growth == 1
+    found = []
+    for part in parts:
+        if part != "n":
+            # What the other axes do to the rivals is the story of n again.
+            base = Shape(part, AXES_AT[kind])
+            found += [replace(base, **{part: value}) for value in AXES[kind][part] if name in OURS and linear]
+        elif sizes:
+            found += [Shape(n=n) for n in sorted(sizes)]
+        else:
+            at = CONTENDERS[name].sizes or AXES[kind]["n"]
+            found += [Shape(n=n) for n in at if (name in OURS and linear) or n <= RIVALS_UP_TO[kind]]
+    return found
 
 
 def make_inputs(shape: Shape, device: torch.device, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -118,7 +137,7 @@ class Step:
 def check(name: str, device: torch.device, dtype: str, seed: int) -> None:
     """No time is taken before the contender agrees with the reference in float64, or has a gradient at least."""
     contender = CONTENDERS[name]
-    x, targets, attention = make_inputs(Shape(200, 3, 64, dtype=dtype), device, seed)
+    x, targets, attention = make_inputs(Shape(n=200, k=3, d=64, dtype=dtype), device, seed)
     loss = contender.make()(x, targets, attention)
     if not contender.gradient:
         got, truth = loss.double(), sum(adcorre_terms(x.detach().double(), targets, attention, backend="reference"))
@@ -132,11 +151,13 @@ def check(name: str, device: torch.device, dtype: str, seed: int) -> None:
         terms = adcorre_terms(exact, targets, attention.double(), backend="reference")
         truth = torch.autograd.grad(sum(terms), exact)[0]  # type: ignore[arg-type]
     error = float((got - truth).abs().max() / truth.abs().max())  # type: ignore[union-attr]
-    if not error < 16 * torch.finfo(x.dtype).eps:
+    if not error < (16 if dtype == "float32" else 2) * torch.finfo(x.dtype).eps:  # half precision is rounded once
         raise SystemExit(f"{name}: differs from the reference in float64 by {error:.1e} of its largest entry")
 
 
-def measured(name: str, shape: Shape, options: argparse.Namespace, long: bool) -> dict[str, Any]:
+def measured(
+    name: str, shape: Shape, options: argparse.Namespace, nvml: measure.Nvml, long: bool = False
+) -> dict[str, Any]:
     """One row's figures."""
     device = torch.device(options.device)
     x, targets, attention = make_inputs(shape, device, options.seed)
@@ -149,14 +170,14 @@ def measured(name: str, shape: Shape, options: argparse.Namespace, long: bool) -
 
     turns: dict[str, Callable[[], object]] = {}
     if not long:
-        target = torch.empty_like(x)
-        sources = cycle([x.detach(), *(other.detach() for other in spare)])
-        turns["copy"] = lambda: target.copy_(next(sources))
+        sources = [tensor.detach().view(-1)[: COPIED // x.element_size()] for tensor in (x, *spare)]
+        target, source = torch.empty_like(sources[0]), cycle(sources)
+        turns["copy"] = lambda: target.copy_(next(source))
     yardstick = options.yardstick
     if name != yardstick:
         turns[yardstick] = ours = Step(CONTENDERS[yardstick], [x, *spare], targets, attention)
         ours()
-        ours.split = device.type == "cpu"
+        ours.split = device.type == "cpu" or not step.gradient
     turns[name] = step
     step.split = device.type == "cpu"
     times = measure.in_turns(turns, device, seconds=options.seconds, most=1 if long else options.runs, warm=0)
@@ -175,77 +196,108 @@ def measured(name: str, shape: Shape, options: argparse.Namespace, long: bool) -
     # The least possible traffic is 3 n k d elements: x read twice, dL/dx written once. A copy moves 2 n k d.
     row["gb_per_s"] = f"{3 * size / statistics.median(both) / 1e9:.4g}" if step.gradient else ""
     if "copy" in times and step.gradient:
-        row["copy_share"] = f"{1.5 / measure.ratio(both, times['copy']):.4g}"
+        row["copy_share"] = f"{1.5 * x.numel() / target.numel() / measure.ratio(both, times['copy']):.4g}"
     if device.type == "cuda":
         row["launches"] = launches(step, device)
-    return row | measure.Nvml(device).during(step, device)
+    return row | nvml.during(step, device)
 
 
-def launches(call: Callable[[], object], device: torch.device) -> int:
-    """Kernels (memsets and copies too) that one call puts on the device."""
+def launches(call: Callable[[], object], device: torch.device) -> int | str:
+    """Kernels (memsets and copies too) that one call puts on the device; nothing where these cannot be seen."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         call()
         measure.synchronise(device)
-    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events() or [])
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in profile.events() or []) or ""
 
 
 def work(given: str) -> None:
-    """The life of one contender's process: a line of JSON for each shape, then the end."""
+    """The life of one contender's process: of each shape a line of JSON when it begins, and its row."""
     options = argparse.Namespace(**json.loads(given))
     torch.set_num_threads(options.threads)
     device, name = torch.device(options.device), options.contender
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     contender = CONTENDERS[name]
-    check(name, device, options.shapes[0]["dtype"], options.seed)
+    for dtype in dict.fromkeys(described["dtype"] for described in options.shapes):
+        check(name, device, dtype, options.seed)
+    nvml = measure.Nvml(device)
     if device.type == "cpu":
         measure.limit_memory(options.memory)
+    else:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, options.memory / total), device)
+    walled = set()
     before: tuple[Shape, float, float] | None = None  # the last shape, its seconds and its bytes
     for described in options.shapes:
         shape = Shape(**described)
+        if shape.part in walled:
+            continue  # larger ones would not fit either
+        print("\n" + json.dumps(described), flush=True)
         seconds = nbytes = 0.0
-        if before is not None:
+        if before is not None and before[0].part == shape.part:
             last, seconds, nbytes = before
             grown = (shape.n / last.n) ** contender.growth * (shape.numbers() / shape.n) / (last.numbers() / last.n)
             seconds, nbytes = seconds * grown, nbytes * grown
-        held = 4 * shape.numbers() * 4
-        if nbytes + held > options.memory:
+        size = shape.numbers() * getattr(torch, shape.dtype).itemsize
+        nbytes += size + max(size, ROTATED[device.type]) + min(size, COPIED)  # dL/dx, inputs, the copy
+        if nbytes > options.memory:
             row = {
                 **described,
-                "note": f"skipped: needs about {(nbytes + held) / 2**30:.3g} GiB of {options.memory / 2**30:.3g}",
+                "note": f"skipped: needs about {nbytes / 2**30:.3g} GiB of {options.memory / 2**30:.3g}",
             }
         elif seconds > options.longest:
             row = {**described, "note": f"skipped: about {seconds:.0f} s a call, of at most {options.longest:g}"}
         else:
             try:
-                row = measured(name, shape, options, seconds > LONG)
+                row = measured(name, shape, options, nvml, seconds > LONG)
                 before = (shape, float(row["seconds"]), float(row["peak_extra_mib"]) * 2**20)
             except (MemoryError, RuntimeError) as error:
-                if not (isinstance(error, MemoryError) or "memory" in str(error) or "alloc" in str(error)):
+                if not out_of_memory(error):
                     raise
                 row = {**described, "note": f"out of memory under a limit of {options.memory / 2**30:.3g} GiB"}
         print("\n" + json.dumps(row), flush=True)
-        if "note" in row and options.part == "n":
-            break  # larger ones would not fit either
+        if "note" in row and shape.part == "n":
+            walled.add("n")
 
 
-def rows_of(name: str, part: str, todo: list[Shape], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Runs one contender's process and yields its rows as they come."""
-    given = {**vars(options), "out": None, "contender": name, "part": part, "shapes": [asdict(shape) for shape in todo]}
+def out_of_memory(error: Exception) -> bool:
+    """On a GPU or a CPU. An illegal access to memory is none: such an error has to be seen."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "t allocate memory" in str(error)
+
+
+def rows_of(
+    name: str, todo: list[Shape], options: argparse.Namespace, deadline: measure.Deadline
+) -> Iterator[dict[str, Any]]:
+    """Runs one contender's process and yields its rows as they come, until the deadline."""
+    package = CONTENDERS[name].package
+    if package and importlib.util.find_spec(package) is None:
+        yield {**asdict(todo[0]), "note": f"not installed: {package.replace('_', '-')}"}
+        return
+    given = {**vars(options), "out": None, "contender": name, "shapes": [asdict(shape) for shape in todo]}
     command = [sys.executable, "-W", "ignore", "-c", "import sys; from bench.loss import work; work(sys.argv[1])"]
-    child = subprocess.Popen(
-        [*command, json.dumps(given)], cwd=measure.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    waiting = list(todo)
-    assert child.stdout is not None
-    for line in child.stdout:
-        if line.startswith("{"):
-            waiting.pop(0)
-            yield json.loads(line)
-    assert child.stderr is not None
-    said = child.stderr.read().strip()
-    if child.wait() < 0 and waiting:
-        yield {**asdict(waiting[0]), "note": f"killed by signal {-child.returncode}: most likely out of memory"}
-    elif child.returncode > 0:
-        raise SystemExit(f"{name}: {said or f'exit status {child.returncode}'}")
+    at_hand = asdict(todo[0])
+    with tempfile.TemporaryFile("w+") as errors:
+        child = subprocess.Popen(
+            [*command, json.dumps(given)], cwd=measure.ROOT, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        timer = threading.Timer(min(deadline.left(), threading.TIMEOUT_MAX), child.terminate)
+        timer.start()
+        assert child.stdout is not None
+        for line in child.stdout:
+            row = json.loads(line) if line.startswith("{") else {}
+            if "seconds" in row or "note" in row:
+                yield row
+            elif row:
+                at_hand = row
+        status = child.wait()
+        timer.cancel()
+        errors.seek(0)
+        said = errors.read().strip()
+    if status < 0 and deadline.left():
+        yield {**at_hand, "note": f"killed by signal {-status}: most likely out of memory"}
+    elif status > 0:
+        print(said or f"{name}: exit status {status}", file=sys.stderr)
+        yield {**at_hand, "note": f"failed: {said.splitlines()[-1] if said else status}"[:200]}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -255,53 +307,53 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     names = ", ".join(CONTENDERS)
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of {names}; default: all")
     parser.add_argument("--parts", nargs="+", choices=AXES["cpu"], default=list(AXES["cpu"]), help="axes to vary")
-    parser.add_argument("--n", type=int, nargs="+", help="batch sizes of the part n instead of the standard ones")
+    parser.add_argument("--n", type=int, nargs="+", help="batch sizes of the part n; default: the standard ones")
     parser.add_argument("--runs", type=int, default=20, help="most counted runs of a contender at a size")
-    parser.add_argument("--seconds", type=float, default=2.0, help="after so many seconds no further round begins")
-    parser.add_argument("--longest", type=float, default=90.0, help="seconds of the longest call that is made")
-    parser.add_argument("--memory", type=float, help="GiB that a contender may take; default: 2/3 of what is free")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs")
-    parser.add_argument("--again", action="store_true", help="also run what is in the file already")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file to which the rows are appended")
+    parser.add_argument("--seconds", type=float, help="no further round begins after so many; default: 2, on a GPU 0.5")
+    parser.add_argument("--longest", type=float, help="seconds of the longest call made; default: 90, on a GPU 5")
+    parser.add_argument(
+        "--memory", type=float, help="GiB a contender may take; default: 2/3 of what is free, of a GPU 95 %%"
+    )
+    measure.add_options(parser, RESULTS)
     options = parser.parse_args(argv)
-    kind = measure.check_device(parser, options.device).type
-    if min(options.runs, options.threads, *(options.n or [1])) < 1:
-        parser.error("--n, --runs and --threads: expected at least 1")
+    kind = measure.check_options(parser, options).type
+    if min(options.runs, *(options.n or [1])) < 1:
+        parser.error("--n and --runs: expected at least 1")
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     options.yardstick = "triton" if kind == "cuda" else "torch"
     if options.contenders is None:
         options.contenders = [name for name in CONTENDERS if name != "triton" or kind == "cuda"]
-    elif "triton" in options.contenders and kind == "cpu":
-        parser.error("--contenders triton: needs --device cuda")
-    free = torch.cuda.mem_get_info(options.device)[0] if kind == "cuda" else measure.available_memory()
-    options.memory = int(options.memory * 2**30) if options.memory else free * 2 // 3
+    elif "triton" in options.contenders and kind == "cpu" and not interpreted:
+        parser.error("--contenders triton: needs --device cuda, or TRITON_INTERPRET=1 for a try without meaning")
+    free = torch.cuda.mem_get_info(options.device)[0] * 0.95 if kind == "cuda" else measure.available_memory() * 2 / 3
+    options.memory = int(options.memory * 2**30 if options.memory else free)
+    options.seconds = SECONDS[kind] if options.seconds is None else options.seconds
+    options.longest = LONGEST[kind] if options.longest is None else options.longest
     return options
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
+    deadline = measure.Deadline(options.minutes)
     torch.set_num_threads(options.threads)
     origin = measure.origin(options.device)
-    kind = torch.device(options.device).type
-    done = {tuple(row[name] for name in KEY) for row in measure.read(options.out)} if not options.again else set()
-    for part in options.parts:
-        for name in options.contenders:
-            own = name in OURS and CONTENDERS[name].growth == 1
-            if part != "n" and not own:
-                continue  # the other axes are ours: what they do to the rivals is n's story again
-            planned = [Shape(n=n) for n in sorted(options.n)] if part == "n" and options.n else shapes(part, kind, own)
-            todo = [
-                shape
-                for shape in planned
-                if tuple(str({**origin, **asdict(shape), "part": part, "contender": name}[key]) for key in KEY)
-                not in done
-            ]
-            for row in rows_of(name, part, todo, options) if todo else ():
-                row = {**origin, "part": part, "contender": name, **row}
-                measure.append(options.out, FIELDS, [row])
-                print(_line(row), flush=True)
-    return 0
+    measure.Nvml(torch.device(options.device))  # says once if there will be no energy
+    done = set() if options.again else measure.done_before(options.out, KEY)
+    failed = False
+    for name in options.contenders:
+        shapes = planned(name, torch.device(options.device).type, options.parts, options.n)
+        keys = [tuple(str(({**origin, **asdict(shape), "contender": name})[key]) for key in KEY) for shape in shapes]
+        todo = [shape for shape, key in zip(shapes, keys, strict=True) if key not in done]
+        if not todo:
+            continue
+        if deadline.passed(name):
+            break
+        for row in rows_of(name, todo, options, deadline):
+            row = {**origin, "contender": name, **row}
+            measure.append(options.out, FIELDS, [row])
+            print(_line(row), flush=True)
+            failed |= row.get("note", "").startswith("failed")
+    return 1 if failed else 0
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -22,6 +22,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
+RETRIED = ("failed", "not installed")  # how the notes begin of rows that do not count as done
+Rows = list[dict[str, str]]
 ORIGIN = ("date", "commit", "device", "driver", "threads", "torch", "triton")
 
 
@@ -32,12 +34,54 @@ def check_device(parser: argparse.ArgumentParser, name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         parser.error(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device if device.type == "cpu" else torch.device("cuda", device.index or 0)
+
+
+def add_options(parser: argparse.ArgumentParser, results: Path) -> None:
+    """The options that loss, step and scale have in common."""
+    parser.add_argument("--minutes", type=float, help="stop after so many; rows are kept; default: no limit")
+    parser.add_argument("--again", action="store_true", help="also run what is in the file already (default: not)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument("--out", type=Path, default=results, help="CSV file to which the rows are appended")
+
+
+def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> torch.device:
+    """Holds what `add_options` added to its limits; gives the device, from here on the current one."""
+    if options.threads < 1 or (options.minutes is not None and not options.minutes > 0):
+        parser.error("--threads: expected at least 1; --minutes: more than 0")
+    device = check_device(parser, options.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    options.device = str(device)
     return device
+
+
+class Deadline:
+    """The end of --minutes. Who finds it passed says so once and measures no more; a later call goes on from there."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
+
+    def left(self) -> float:
+        """Seconds until then, not below 0; infinite without a limit."""
+        return max(0.0, self.end - time.monotonic())
+
+    def passed(self, before: str) -> bool:
+        if self.left():
+            return False
+        print(f"time is up before {before}; the rows so far are kept, and the same command goes on from there")
+        return True
+
+
+def done_before(path: Path, key: Sequence[str]) -> set[tuple[str, ...]]:
+    """The keys of a file's rows, without those of cases that failed or lacked a package: these are tried again."""
+    return {tuple(row[name] for name in key) for row in read(path) if not row["note"].startswith(RETRIED)}
 
 
 def origin(device: torch.device | str) -> dict[str, Any]:
     """What every row says about where it came from; its keys are ORIGIN."""
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
     try:
         import triton
     except ImportError:
@@ -45,7 +89,7 @@ def origin(device: torch.device | str) -> dict[str, Any]:
     on_gpu = torch.device(device).type == "cuda"
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _output("git", "describe", "--always", "--dirty") or "unknown",
         "device": torch.cuda.get_device_name(device) if on_gpu else processor(),
         "driver": _driver() if on_gpu else "",
         "threads": torch.get_num_threads(),
@@ -65,10 +109,15 @@ def processor() -> str:
 
 
 def _driver() -> str:
-    if tool := shutil.which("nvidia-smi"):
-        query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.run(query, capture_output=True, text=True).stdout.strip().partition("\n")[0]
-    return ""
+    """Never empty: an empty driver marks a row of a CPU."""
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0] or "unknown"
+
+
+def _output(tool: str, *words: str) -> str:
+    """What a tool prints, nothing where it is not installed or fails."""
+    if (path := shutil.which(tool)) is None:
+        return ""
+    return subprocess.run([path, *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def append(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -88,15 +137,30 @@ def append(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]])
         writer.writerows(rows)
 
 
-def read(path: Path) -> list[dict[str, str]]:
+def read(path: Path) -> Rows:
     if not path.exists():
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
+def newest(file: str, parts: tuple[str, ...], gpu: bool, key: tuple[str, ...]) -> dict[str, Rows]:
+    """By device, the last row of each case, in the order in which cases first came; GPUs have a driver, CPUs none."""
+    found: dict[str, dict[tuple[str, ...], dict[str, str]]] = {}
+    for row in read(RESULTS / file):
+        if row["part"] in parts and bool(row["driver"]) == gpu and not row["note"].startswith(RETRIED):
+            found.setdefault(row["device"], {})[tuple(row[name] for name in ("part", *key))] = row
+    return {device: list(cases.values()) for device, cases in found.items()}
+
+
 def in_turns(
-    contenders: Mapping[str, Callable[[], object]], device: torch.device, *, seconds: float, most: int, warm: int = 1
+    contenders: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    seconds: float,
+    most: int,
+    warm: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each run. All contenders take a turn in every round, so that a drift of the machine meets all alike.
 
@@ -111,11 +175,11 @@ def in_turns(
             break
         for name, call in contenders.items():
             synchronise(device)
-            start = time.perf_counter()
+            start = clock()
             call()
             synchronise(device)
             if turn >= warm:
-                found[name].append(time.perf_counter() - start)
+                found[name].append(clock() - start)
     return found
 
 

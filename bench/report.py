@@ -7,25 +7,18 @@ from the newest row of each case. With --check nothing is written: exit status 1
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from bench import measure
-from bench.rivals import CONTENDERS
+from bench.pictures import draw
+from bench.rivals import CONTENDERS, OURS
 
 TEXTS = (measure.ROOT / "README.md", measure.ROOT / "docs" / "benchmarks.md")
 PICTURES = measure.ROOT / "docs"
-Rows = list[dict[str, str]]
-
-
-def newest(file: str, part: str, device: str = "cpu", *, key: tuple[str, ...] = ("contender",)) -> Rows:
-    """The last row of each case of a part, on CPUs or on GPUs, in the order in which cases first came."""
-    found: dict[tuple[str, ...], dict[str, str]] = {}
-    for row in measure.read(measure.RESULTS / file):
-        if row["part"] == part and (row["driver"] == "") == (device == "cpu"):
-            found[tuple(row[name] for name in key)] = row
-    return list(found.values())
+Rows = measure.Rows
 
 
 def seconds(text: str) -> str:
@@ -37,24 +30,25 @@ def number(text: str, digits: int = 2) -> str:
     return f"{float(text):,.{digits}f}" if text else ""
 
 
+def percent(text: str, digits: int = 1) -> str:
+    return f"{100 * float(text):.{digits}f} %" if text else ""
+
+
 def table(head: list[str], rows: list[list[str]]) -> str:
-    if not rows:
-        return ""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def conditions(rows: Rows) -> str:
     """Where and when rows were measured, as a sentence."""
-    if not rows:
-        return "Not measured yet."
     last = max(rows, key=lambda row: row["date"])
-    threads = f", {last['threads']} threads" if not last["driver"] else f", driver {last['driver']}"
-    return f"{last['device']}{threads}, PyTorch {last['torch']}, commit {last['commit']}, {last['date'][:10]}."
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    where = f"driver {last['driver']}" if last["driver"] else f"{last['threads']} threads"
+    versions = f"PyTorch {last['torch']}, Triton {last['triton']}"
+    return f"{last['device']}, {where}, {versions}, commit {commits}, {last['date'][:10]}."
 
 
-def loss_table() -> str:
-    rows = newest("loss.csv", "n", key=("contender", "n"))
+def loss_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
     sizes = sorted({int(row["n"]) for row in rows})
     by = {(row["contender"], int(row["n"])): row for row in rows}
     lines = []
@@ -63,115 +57,96 @@ def loss_table() -> str:
         wall = False
         for n in sizes:
             row = by.get((name, n))
-            if row is None:
+            wall = wall or (row is not None and bool(row["note"]))
+            if row is None or wall:
                 line.append("wall" if wall else "")
-            elif row["note"]:
-                wall = True
-                line.append("wall")
-            else:
-                slower = f" ({float(row['times_slower']):.3g}x)" if row["times_slower"] else ""
-                line.append(seconds(row["seconds"]) + slower)
+                continue
+            slower = f" ({float(row['times_slower']):.3g}x)" if row["times_slower"] else ""
+            line.append(seconds(row["seconds"]) + slower)
         lines.append(line)
-    head = ["", *(f"n = {n:,}" for n in sizes)]
-    return f"{table(head, lines)}\n\n{conditions(rows)}".lstrip()
+    return ["", *(f"n = {n:,}" for n in sizes)], lines
 
 
-def axes_table() -> str:
-    lines, rows = [], []
-    for part in ("k", "d", "classes", "dtype"):
-        for row in newest("loss.csv", part, key=("contender", "k", "d", "classes", "dtype")):
-            rows.append(row)
-            shape = [f"`{row['contender']}`", row["k"], row["d"], row["classes"], row["dtype"]]
-            lines.append([*shape, seconds(row["seconds"]), number(row["gb_per_s"]), row["peak_extra_mib"]])
-    head = ["", "k", "d", "C", "dtype", "time", "GB/s of the least traffic", "MiB more"]
-    return f"{table(head, lines)}\n\n{conditions(rows)}".lstrip()
+def traffic_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    """The columns of the loss table that have no room beside the times, for ours."""
+    lines = [
+        [
+            f"`{row['contender']}`", f"{int(row['n']):,}", seconds(row["forward"]), seconds(row["backward"]),
+            number(row["gb_per_s"]), percent(row["copy_share"]), row["launches"], row["peak_extra_mib"], row["joules"],
+        ]
+        for row in rows if row["contender"] in OURS and row["seconds"]
+    ]  # fmt: skip
+    head = [
+        "",
+        "n",
+        "forward",
+        "backward",
+        "GB/s of the least traffic",
+        "of a copy",
+        "launches",
+        "MiB more",
+        "J a call",
+    ]
+    return head, lines
 
 
-def step_table() -> str:
-    rows = [row for part in ("loss", "levers") for row in newest("step.csv", part, key=("contender", "image_size"))]
+def axes_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    lines = []
+    for row in rows:
+        shape = [f"`{row['contender']}`", row["k"], row["d"], row["classes"], row["dtype"]]
+        figures = ["wall"] if row["note"] else [seconds(row["seconds"]), number(row["gb_per_s"]), row["peak_extra_mib"]]
+        lines.append(shape + figures + [""] * (3 - len(figures)))
+    return ["", "k", "d", "C", "dtype", "time", "GB/s of the least traffic", "MiB more"], lines
+
+
+def step_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
     lines = [
         [
             row["part"], row["image_size"], row["contender"], row["images_per_second"],
-            f"{float(row['ratio']):.2f} x {row['against']}",
-            f"{100 * float(row['loss_share']):.2f} %" if row["loss_share"] else "", row["peak_extra_mib"],
+            f"{float(row['ratio']):.2f} x {row['against']}", percent(row["loss_share"], 2), row["peak_extra_mib"],
         ]
         for row in rows
     ]  # fmt: skip
-    head = ["part", "px", "step", "images/s", "speed", "share of FD + MD + ED", "MiB"]
-    return f"{table(head, lines)}\n\n{conditions(rows)}".lstrip()
+    return ["part", "px", "step", "images/s", "speed", "the loss beyond CE", "MiB"], lines
 
 
-def scale_table() -> str:
-    lines, rows = [], []
-    for part in ("n", "virtual", "ranks"):
-        for row in newest("scale.csv", part, key=("n", "virtual", "ranks")):
-            rows.append(row)
-            figures = [row["microseconds_per_sample"], row["slope"], row["peak_extra_mib"], row["bytes_on_the_wire"]]
-            lines.append([part, f"{int(row['n']):,}", row["virtual"], row["ranks"], seconds(row["seconds"]), *figures])
-    head = ["part", "n", "b", "ranks", "time", "µs a sample", "slope", "MiB more", "bytes all-reduced"]
-    return f"{table(head, lines)}\n\n{conditions(rows)}".lstrip()
+def scale_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
+    lines = []
+    for row in rows:
+        figures = [row["microseconds_per_sample"], row["slope"], row["peak_extra_mib"], row["bytes_on_the_wire"]]
+        grown = [f"{int(row['n']):,}", row["classes"], row["virtual"], row["ranks"]]
+        lines.append([row["part"], *grown, seconds(row["seconds"]), *figures])
+    return ["grows", "n", "C", "b", "ranks", "time", "µs a sample", "slope", "MiB more", "bytes all-reduced"], lines
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "loss": loss_table,
-    "axes": axes_table,
-    "step": step_table,
-    "scale": scale_table,
+CASE = ("contender", "n", "k", "d", "classes", "dtype")
+Lines = Callable[[Rows], tuple[list[str], list[list[str]]]]
+TABLES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], Lines]] = {
+    "loss": ("loss.csv", ("n",), CASE, loss_lines),
+    "traffic": ("loss.csv", ("n",), CASE, traffic_lines),
+    "axes": ("loss.csv", ("k", "d", "classes", "dtype"), CASE, axes_lines),
+    "step": ("step.csv", ("loss", "levers"), ("contender", "image_size"), step_lines),
+    "scale": ("scale.csv", ("n", "classes", "virtual", "ranks"), ("n", "classes", "virtual", "ranks"), scale_lines),
 }
+
+
+def written(name: str) -> str:
+    """A table of TABLES; `NAME-gpu` is that of GPUs. One after the other where there are rows of several devices."""
+    file, parts, key, lines = TABLES[name.removesuffix("-gpu")]
+    found = measure.newest(file, parts, name.endswith("-gpu"), key)
+    pieces = [f"{table(*lines(rows))}\n\n{conditions(rows)}" for rows in found.values()]
+    return "\n\n".join(pieces) or "Not measured yet."
 
 
 def filled(text: str) -> str:
     """A text with its tables written anew. ValueError for a name that there is no table of."""
 
     def anew(found: re.Match[str]) -> str:
-        if (name := found[1]) not in TABLES:
-            raise ValueError(f"<!-- bench: {name} -->: expected one of {', '.join(TABLES)}")
-        return f"<!-- bench: {name} -->\n{TABLES[name]()}\n<!-- /bench -->"
+        if (name := found[1]).removesuffix("-gpu") not in TABLES:
+            raise ValueError(f"<!-- bench: {name} -->: expected one of {', '.join(TABLES)}, or with -gpu behind it")
+        return f"<!-- bench: {name} -->\n{written(name)}\n<!-- /bench -->"
 
-    return re.sub(r"(?s)<!-- bench: (\w+) -->.*?<!-- /bench -->", anew, text)
-
-
-def draw(folder: Path) -> None:
-    """Time over n with the wall of each contender; share of a copy's bandwidth over n; the speed of each lever."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    rows = newest("loss.csv", "n", key=("contender", "n"))
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    for index, name in enumerate(name for name in CONTENDERS if any(row["contender"] == name for row in rows)):
-        own = [row for row in rows if row["contender"] == name]
-        timed = sorted((int(row["n"]), float(row["seconds"])) for row in own if row["seconds"])
-        style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--", "marker": "."}
-        if timed:
-            left.plot(*zip(*timed, strict=True), label=name, **style)
-            if any(row["note"] for row in own):
-                left.plot(*timed[-1], marker="X", markersize=10, color=style["color"])
-        shares = sorted((int(row["n"]), 100 * float(row["copy_share"])) for row in own if row["copy_share"])
-        if shares:
-            right.plot(*zip(*shares, strict=True), label=name, **style)
-    for axes, label in ((left, "seconds, forward + backward"), (right, "% of a copy's bandwidth, on 3 n k d elements")):
-        axes.set(xscale="log", yscale="log", xlabel="n", ylabel=label)
-        axes.grid(alpha=0.3)
-    left.set_title("a cross: the next size meets the limit of memory or time")
-    right.set_title("100 %: the roof of memory bandwidth")
-    left.legend(fontsize="small")
-    figure.savefig(folder / "benchmark-loss.png", dpi=110)
-    pyplot.close(figure)
-
-    steps = newest("step.csv", "levers", key=("contender", "image_size"))
-    if not steps:
-        return
-    sizes = sorted({int(row["image_size"]) for row in steps})
-    figure, all_axes = pyplot.subplots(1, len(sizes), figsize=(5 * len(sizes), 4), layout="constrained", squeeze=False)
-    for axes, size in zip(all_axes[0], sizes, strict=True):
-        own = [row for row in steps if int(row["image_size"]) == size]
-        axes.barh([row["contender"] for row in own], [float(row["images_per_second"]) for row in own], color="C0")
-        axes.invert_yaxis()
-        axes.set(title=f"{size} px", xlabel="images/s, a whole training step")
-    figure.savefig(folder / "benchmark-step.png", dpi=110)
-    pyplot.close(figure)
+    return re.sub(r"(?s)<!-- bench: ([\w-]+) -->.*?<!-- /bench -->", anew, text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -181,6 +156,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; tell whether a text is out of date")
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="folder of the pictures")
     options = parser.parse_args(argv)
+    if not options.check and importlib.util.find_spec("matplotlib") is None:
+        parser.error("matplotlib is not installed: it draws the pictures; --check does without")
     stale = []
     for path in TEXTS:
         text = path.read_text() if path.exists() else ""
@@ -191,7 +168,6 @@ def main(argv: list[str] | None = None) -> int:
     if options.check:
         print("\n".join(f"{path}: its tables are not those of the rows" for path in stale) or "up to date")
         return 1 if stale else 0
-    draw(options.pictures)
-    print("\n".join(f"written: {path}" for path in stale) or "tables were up to date")
-    print(f"pictures in {options.pictures}")
+    for path in [*stale, *draw(options.pictures)]:
+        print(f"written: {path}")
     return 0

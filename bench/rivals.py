@@ -25,13 +25,15 @@ class Contender:
     """`growth`: the power of n by which time and memory grow, with which the next size is estimated before it is tried.
 
     `same`: it computes FD + MD + ED, so that its gradient is held against the reference's before it is timed.
+    `package`: what has to be installed beside PyTorch. `sizes`: the only n to try, where each is compiled anew.
     """
 
     make: Callable[[], Call]
     growth: int
     same: bool = True
     gradient: bool = True
-    about: str = ""
+    package: str = ""
+    sizes: tuple[int, ...] = ()
 
 
 def _terms(backend: str, **options: Any) -> Callable[[], Call]:
@@ -42,7 +44,11 @@ def _terms(backend: str, **options: Any) -> Callable[[], Call]:
 
 
 def _compiled(make: Callable[[], Call]) -> Callable[[], Call]:
-    return lambda: torch.compile(make(), dynamic=False)
+    def compiled() -> Call:
+        torch.compiler.reset()  # else, after a few shapes, Dynamo would go on in eager mode and say so only in its log
+        return torch.compile(make(), dynamic=False)
+
+    return compiled
 
 
 def factored(x: Tensor, targets: Tensor, attention: Tensor) -> Tensor:
@@ -105,25 +111,26 @@ def _metric_learning(name: str, miner: str = "") -> Callable[[], Call]:
     return make
 
 
+def _rival(name: str, growth: int = 2, miner: str = "") -> Contender:
+    return Contender(_metric_learning(name, miner), growth, same=False, package="pytorch_metric_learning")
+
+
 OURS = {
-    "triton": Contender(_terms("triton"), 1, about="the fused kernels"),
-    "torch": Contender(_terms("torch"), 1, about="streamed on a CPU, whole tensors elsewhere"),
-    "pairs": Contender(_terms("auto", pairs="sample"), 2, about="every pair of samples, tile by tile"),
+    "triton": Contender(_terms("triton"), 1),  # the fused kernels
+    "torch": Contender(_terms("torch"), 1),  # streamed on a CPU, whole tensors elsewhere
+    "pairs": Contender(_terms("auto", pairs="sample"), 2),  # every pair of samples, tile by tile
 }
+COMPILED_AT = (600, 4096, 65536)
 RIVALS = {
-    "reference": Contender(_terms("reference"), 2, about="Eqs. 1 to 11 with n x n matrices"),
-    "reference-compiled": Contender(_compiled(_terms("reference")), 2, about="the same under torch.compile"),
-    "factored": Contender(lambda: factored, 1, about="the linear form, whole tensors under autograd"),
-    "factored-compiled": Contender(_compiled(lambda: factored), 1, about="the same under torch.compile"),
-    "numpy-rows": Contender(lambda: numpy_rows, 2, gradient=False, about="sample by sample in NumPy, no gradient"),
-    "supcon": Contender(_metric_learning("SupConLoss"), 2, same=False, about="pytorch-metric-learning's SupCon"),
-    "multi-similarity": Contender(
-        _metric_learning("MultiSimilarityLoss"), 2, same=False, about="its Multi-Similarity loss"
-    ),
-    "circle": Contender(_metric_learning("CircleLoss"), 2, same=False, about="its Circle loss"),
-    "triplet": Contender(_metric_learning("TripletMarginLoss"), 3, same=False, about="its triplet loss, all triplets"),
-    "triplet-hard": Contender(
-        _metric_learning("TripletMarginLoss", "BatchHardMiner"), 2, same=False, about="its triplet loss, hardest ones"
-    ),
+    "reference": Contender(_terms("reference"), 2),  # Eqs. 1 to 11 with n x n matrices
+    "factored": Contender(lambda: factored, 1),
+    "supcon": _rival("SupConLoss"),
+    "multi-similarity": _rival("MultiSimilarityLoss"),
+    "circle": _rival("CircleLoss"),
+    "triplet": _rival("TripletMarginLoss", 3),  # all triplets
+    "triplet-hard": _rival("TripletMarginLoss", miner="BatchHardMiner"),
+    "numpy-rows": Contender(lambda: numpy_rows, 2, gradient=False),
+    "factored-compiled": Contender(_compiled(lambda: factored), 1, sizes=COMPILED_AT),
+    "reference-compiled": Contender(_compiled(_terms("reference")), 2, sizes=COMPILED_AT),
 }
 CONTENDERS = OURS | RIVALS

@@ -1,9 +1,10 @@
-"""`python -m bench scale`: time and memory as something doubles.
+"""`python -m bench scale`: time and memory as something grows.
 
 Part `n`: the loss alone, forward and backward; the slope is that of log time over log n, 1 where time is linear. Part
-`virtual`: one step of `VirtualBatch` over b chunks of a small model, per sample. Part `ranks`: the loss over 1, 2 and 4
-processes with the same global batch, each bound to one thread (gloo on the CPU, NCCL on GPUs), and the bytes of the one
-all-reduce. Where processes outnumber cores, time shows the cores; the bytes are what grows with neither n nor ranks.
+`classes`: the same as C grows. Part `virtual`: one step of `VirtualBatch` over b chunks of a small model, per sample.
+Part `ranks`: the loss over 1, 2 and 4 processes with the same global batch, each bound to one thread (gloo on the CPU,
+NCCL on GPUs), and the bytes of the one all-reduce. Where processes outnumber cores, time shows the cores; the bytes are
+what grows with neither n nor ranks. Parts that the file has already are not run again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import socket
 import statistics
 import time
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,39 +27,58 @@ from bench import measure
 
 RESULTS = measure.RESULTS / "scale.csv"
 FIELDS = (
-    *measure.ORIGIN, "part", "contender", "n", "virtual", "ranks", "seconds", "p20", "p80", "microseconds_per_sample",
-    "slope", "peak_extra_mib", "bytes_on_the_wire", "note",
+    *measure.ORIGIN, "part", "contender", "n", "classes", "virtual", "ranks", "seconds", "p20", "p80",
+    "microseconds_per_sample", "slope", "peak_extra_mib", "bytes_on_the_wire", "note",
 )  # fmt: skip
+KEY = ("commit", "device", "torch", "triton", "threads", "part")
 K, D, CLASSES, CHUNK = 7, 256, 7, 60
 
 
 def n_part(options: argparse.Namespace) -> list[dict[str, Any]]:
+    last = options.last_n or (4194304 if options.device != "cpu" else 262144)
+    return loss_rows(options, "n", [(last >> shift, CLASSES) for shift in range(6, -1, -1)])
+
+
+def classes_part(options: argparse.Namespace) -> list[dict[str, Any]]:
+    n = options.class_n or (65536 if options.device != "cpu" else 4096)
+    return loss_rows(options, "classes", [(n, classes) for classes in (7, 28, 112, 448, 1792, 7168)])
+
+
+def loss_rows(options: argparse.Namespace, part: str, cases: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    """The terms forward and backward in cases (n, C), of which `part` names what grows."""
     device = torch.device(options.device)
     backend = "triton" if device.type == "cuda" else "torch"
-    last = options.last_n or (4194304 if device.type == "cuda" else 262144)
-    sizes = [last >> shift for shift in range(6, -1, -1)]
+    last = max(n for n, _ in cases)
     x = torch.randn(last, K, D, device=device)
-    targets = torch.randint(0, CLASSES, (last,), device=device)
-    attention = torch.rand(CLASSES, device=device)
 
-    def call(n: int) -> Tensor:
-        part = x[:n].requires_grad_()
-        terms = adcorre_terms(part, targets[:n], attention, backend=backend, validate=False)
-        return torch.autograd.grad(terms.fd + terms.md + terms.ed, part)[0]
+    def make(n: int, classes: int) -> Callable[[], Tensor]:
+        targets = torch.randint(0, classes, (n,), device=device)
+        attention = torch.rand(classes, device=device)
 
-    call(sizes[0])
-    peaks = {n: measure.peak_during(lambda n=n: call(n), device) - n * K * D * 4 for n in sizes}  # type: ignore[misc]
-    turns = {str(n): lambda n=n: call(n) for n in sizes}
+        def call() -> Tensor:
+            part = x[:n].requires_grad_()
+            terms = adcorre_terms(part, targets, attention, backend=backend, validate=False)
+            return torch.autograd.grad(terms.fd + terms.md + terms.ed, part)[0]
+
+        return call
+
+    turns = {f"{n} {classes}": make(n, classes) for n, classes in cases}
+    peaks = {}
+    for name, (n, _) in zip(turns, cases, strict=True):
+        turns[name]()
+        peaks[name] = measure.peak_during(turns[name], device) - n * K * D * 4
     times = measure.in_turns(turns, device, seconds=options.seconds, most=20)
-    middles = {n: statistics.median(times[str(n)]) for n in sizes}
-    rows = []
-    for before, n in zip([None, *sizes], sizes, strict=False):
-        row = {"part": "n", "contender": backend, "n": n, **measure.spread(times[str(n)])}
-        row["microseconds_per_sample"] = f"{1e6 * middles[n] / n:.4g}"
-        row["peak_extra_mib"] = f"{max(0, peaks[n]) / 2**20:.1f}"
+    rows: list[dict[str, Any]] = []
+    before: str | None = None
+    for name, (n, classes) in zip(turns, cases, strict=True):
+        row = {"part": part, "contender": backend, "n": n, "classes": classes, **measure.spread(times[name])}
+        row["microseconds_per_sample"] = f"{1e6 * statistics.median(times[name]) / n:.4g}"
+        row["peak_extra_mib"] = f"{max(0, peaks[name]) / 2**20:.1f}"
         if before is not None:
-            row["slope"] = f"{math.log2(measure.ratio(times[str(n)], times[str(before)])):.3f}"
+            grown = row[part] / rows[-1][part]
+            row["slope"] = f"{math.log(measure.ratio(times[name], times[before])) / math.log(grown):.3f}"
         rows.append(row)
+        before = name
     return rows
 
 
@@ -156,7 +176,7 @@ def _rank(rank: int, world: int, port: int, n: int, on_gpu: bool, seed: int, fou
         dist.destroy_process_group()
 
 
-PARTS = {"n": n_part, "virtual": virtual_part, "ranks": ranks_part}
+PARTS = {"n": n_part, "classes": classes_part, "virtual": virtual_part, "ranks": ranks_part}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -165,22 +185,30 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what grows")
     parser.add_argument("--last-n", type=int, help="largest n of part n; default: 262,144, on a GPU 4,194,304")
+    parser.add_argument("--class-n", type=int, help="n of part classes; default: 4,096, on a GPU 65,536")
     parser.add_argument("--rank-n", type=int, help="global batch of part ranks; default: 16,384, on a GPU 262,144")
     parser.add_argument("--seconds", type=float, default=15.0, help="after so many seconds no further round begins")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file to which the rows are appended")
+    measure.add_options(parser, RESULTS)
     options = parser.parse_args(argv)
-    measure.check_device(parser, options.device)
-    if min(options.threads, options.last_n or 64, options.rank_n or 64) < 1 or (options.last_n or 64) < 64:
-        parser.error("--last-n: expected at least 64; --rank-n and --threads: at least 1")
+    measure.check_options(parser, options)
+    if min(options.last_n or 64, options.rank_n or 64, options.class_n or 64) < 64:
+        parser.error("--last-n, --class-n and --rank-n: expected at least 64")
     torch.set_num_threads(options.threads)
+    deadline = measure.Deadline(options.minutes)
     origin = measure.origin(options.device)
+    done = set() if options.again else measure.done_before(options.out, KEY)
     for part in options.parts:
-        for row in PARTS[part](options):
-            measure.append(options.out, FIELDS, [{**origin, **row}])
-            words = ("n", "virtual", "ranks", "seconds", "microseconds_per_sample", "slope", "peak_extra_mib")
-            shown = [f"{word.replace('_', ' ')} {row[word]}" for word in (*words, "bytes_on_the_wire") if word in row]
+        if tuple(str({**origin, "part": part}[key]) for key in KEY) in done:
+            continue
+        if deadline.passed(part):
+            break
+        options.seconds = min(options.seconds, deadline.left())
+        rows = PARTS[part](options)
+        measure.append(options.out, FIELDS, [{**origin, **row} for row in rows])
+        for row in rows:
+            words = ("n", "classes", "virtual", "ranks", "seconds", "microseconds_per_sample", "slope")
+            shown = [f"{word.replace('_', ' ')} {row[word]}" for word in words if word in row]
+            shown += [f"{row['peak_extra_mib']} MiB more"] if "peak_extra_mib" in row else []
+            shown += [f"{row['bytes_on_the_wire']} bytes on the wire"] if "bytes_on_the_wire" in row else []
             print(f"{part:8}" + ", ".join(shown), flush=True)
     return 0

@@ -1,5 +1,6 @@
 """Checkpoints to resume from: RUN/checkpoints/epoch<e>-step<s>-<SHA-256's beginning>.pt, the newest two."""
 
+import errno
 import hashlib
 import os
 import random
@@ -26,7 +27,7 @@ def write_checkpoint(run: Path, state: State) -> Path:
             try:
                 torch.save({"format": FORMAT, **state}, file)
             except RuntimeError as error:  # what PyTorch makes of a failed write
-                raise OSError(f"cannot write the checkpoint: {error}") from error
+                raise write_error(error) from error
             file.flush()
             os.fsync(file.fileno())
             file.seek(0)
@@ -38,12 +39,23 @@ def write_checkpoint(run: Path, state: State) -> Path:
         raise
     sync_folder(folder)
     before = [other for other in checkpoints(run) if _place(other) < _place(path)]
-    for (
-        other
-    ) in folder.iterdir():  # what was killed half written, and what came after a checkpoint that was gone back to
+    for other in folder.iterdir():  # killed half written, or from after a checkpoint that was gone back to
         if other != path and other not in before[: KEPT - 1]:
             other.unlink()
     return path
+
+
+def write_error(error: BaseException) -> OSError:
+    """The failed write behind what a library made of it."""
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, OSError):
+            return behind
+        behind = behind.__cause__ or behind.__context__
+    number = next(
+        (number for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if os.strerror(number) in str(error)), 0
+    )
+    return OSError(number, str(error))
 
 
 def _place(path: Path) -> str:

@@ -15,6 +15,7 @@ from torch import nn
 from adcorre import VirtualBatch
 from train.checkpoint import State, random_state, restore_random, write_checkpoint
 from train.data import Request, Splits, load_data
+from train.data.decoded import uniform_side
 from train.data.loading import evaluation_batches, train_batches
 from train.errors import Diverged, UserError
 from train.evaluation import evaluate
@@ -28,6 +29,7 @@ from train.run_folder import RunFolder, free_folder, load_trained
 from train.settings import Settings, describe
 from train.speed import DTYPES, algorithms, choose, keep_freed_memory, settle
 from train.stopping import Interrupted, Stopped, Watch
+from train.transforms import SMALL, BatchAugmentation
 
 
 def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
@@ -87,9 +89,13 @@ class Run:
         self.scaler = torch.amp.GradScaler(device.type, enabled=speed.amp == "fp16")
 
         batch, pin = asked.batch_size, device.type == "cuda"
+        if asked.augment == "auto":
+            asked.augment = "batch" if device.type == "cuda" or asked.image_size <= SMALL else "loading"
+        later = BatchAugmentation(self.preprocessing, asked) if asked.augment == "batch" else None
+        side = uniform_side(data.train)
         self.steps = train_batches(
             data.train,
-            self.preprocessing.training(asked),
+            self.preprocessing.raw(side) if later else self.preprocessing.training(asked),
             batch,
             workers,
             pin,
@@ -98,7 +104,8 @@ class Run:
             ranks=ranks,
             device=device,
             memory_format=memory_format,
-            balanced=asked.sampler == "balanced",
+            order=asked.sampler,
+            augmentation=later,
         )
         plain = self.preprocessing.evaluation()
         self.validation_batches = evaluation_batches(data.validation, plain, batch, workers, pin, ranks)

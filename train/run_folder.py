@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from train.checkpoint import sync_folder
+from train.checkpoint import sync_folder, write_error
 from train.errors import UserError
 from train.evaluation import Evaluation
 from train.model import FaceClassifier, build_model
@@ -164,7 +165,10 @@ class RunFolder:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+        try:
+            save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise write_error(error) from error
         write_json(partial / DESCRIPTION, {"format": FORMAT, **description})
         for file in partial.iterdir():
             _sync(file)

@@ -94,8 +94,9 @@ class DataSettings:
     cache: str = option("", "folder that keeps the images decoded, for this run and the next", shown="none")
     sampler: str = option(
         "shuffle",
-        "order of the training images: shuffle = each once an epoch; balanced = every class equally often",
-        choices=("shuffle", "balanced"),
+        "order of the training images: shuffle = each once an epoch; balanced = every class equally often; "
+        "stream = each once, tar shards read from end to end by the worker that they belong to",
+        choices=("shuffle", "balanced", "stream"),
     )
     limit: int = option(0, "use at most this many images of each split, drawn in proportion (0: all)", low=0)
     image_size: int = option(224, "side of the square images that the network sees", low=16)
@@ -109,6 +110,12 @@ class DataSettings:
     contrast: float = option(0.2, "random contrast, factors 1 - c to 1 + c", low=0, high=1)
     brightness: float = option(0.2, "random brightness, factors 1 - b to 1 + b", low=0, high=1)
     flip: bool = option(False, "mirror half of the training images (not in the paper)")
+    augment: str = option(
+        "auto",
+        "where images are augmented: loading = one by one as they are loaded; batch = a batch at once on the device; "
+        "auto = batch on a GPU and up to 64 pixels, where it is faster",
+        choices=("auto", "loading", "batch"),
+    )
 
 
 @dataclass

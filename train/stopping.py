@@ -86,11 +86,18 @@ class Watch:
             yield batch
 
 
+GRACE = 30  # seconds
+
+
 def ignore_in_worker() -> None:
-    """A terminal and torchrun signal a whole process group: loading ends when the process that it is for does."""
+    """A terminal and job schedulers signal a whole process group: loading ends when the process that it is for does.
+
+    At the latest so many seconds after the first SIGTERM, which may have come from that process.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def once(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.alarm(GRACE)  # a second one may have come at once, and be lost
 
     signal.signal(signal.SIGTERM, once)

@@ -1,18 +1,26 @@
-"""Images to tensors: the paper's augmentation for training, a plain resize for everything else (torchvision v2)."""
+"""Images to tensors: the paper's augmentation for training, a plain resize for everything else (torchvision v2).
 
+For training there are two ways, of the same distributions: `Preprocessing.training`, image by image where it is loaded,
+and `BatchAugmentation`, a whole batch at once on the device. With the second, loading only decodes.
+"""
+
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from train.settings import DataSettings
 
 Transform = Callable[[Image.Image], Tensor]
 BILINEAR = v2.InterpolationMode.BILINEAR
+RATIO = 0.9, 1.1  # of a crop's sides
+DRAWS = 8  # uniform numbers that an augmentation is made of
+SMALL = 64  # up to this size BatchAugmentation is the faster one on a CPU: at 48 pixels 9,600 images/s against 2,800
 
 
 @dataclass(frozen=True)
@@ -33,10 +41,17 @@ class Preprocessing:
         resize = v2.Resize((self.image_size, self.image_size), BILINEAR, antialias=True)
         return v2.Compose([v2.PILToTensor(), resize, *self._to_input()])
 
+    def raw(self, side: int) -> Transform:
+        """uint8 (3, h, h): h is `side` where all images are squares of that side up to image_size (0: they are not)."""
+        if 0 < side <= self.image_size:
+            return v2.PILToTensor()
+        resize = v2.Resize((self.image_size, self.image_size), BILINEAR, antialias=True)
+        return v2.Compose([v2.PILToTensor(), resize])
+
     def training(self, settings: DataSettings) -> Transform:
         """Rotation, crop, brightness and contrast (paper, Sec. IV-B), at random and in this order."""
         crop = v2.RandomResizedCrop(
-            self.image_size, scale=(settings.crop, 1.0), ratio=(0.9, 1.1), interpolation=BILINEAR, antialias=True
+            self.image_size, scale=(settings.crop, 1.0), ratio=RATIO, interpolation=BILINEAR, antialias=True
         )
         resize = v2.Resize((self.image_size, self.image_size), BILINEAR, antialias=True)
         steps = [
@@ -47,3 +62,58 @@ class Preprocessing:
             v2.RandomHorizontalFlip(0.5 if settings.flip else 0.0),
         ]
         return v2.Compose([*steps, *self._to_input()])
+
+
+class BatchAugmentation:
+    """`Preprocessing.training` for a batch on a device: uint8 images (n, 3, h, h), draws (n, DRAWS) -> (n, 3, s, s).
+
+    `draws` are uniform in [0, 1), a row for each image, so that what an image becomes does not depend on its batch.
+    Rotation, crop, mirroring and size are one bilinear interpolation; brightness comes before contrast.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, settings: DataSettings) -> None:
+        self.size = preprocessing.image_size
+        self.settings = settings
+        self.mean, self.std = (
+            torch.tensor(values, dtype=torch.float32)[:, None, None]
+            for values in (preprocessing.mean, preprocessing.std)
+        )
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        settings = self.settings
+        pixels = images.to(torch.float32) / 255
+        if settings.rotation or settings.crop < 1 or settings.flip or images.shape[-1] != self.size:
+            grid = nn.functional.affine_grid(self._moves(draws), [len(images), 3, self.size, self.size], False)
+            pixels = nn.functional.grid_sample(pixels, grid, "bilinear", "border", False)
+            if settings.rotation:  # what comes from beyond the picture is black
+                pixels = pixels * (grid.abs().amax(-1) <= 1).unsqueeze(1)
+        brightness, contrast = (
+            (1 + strength * (2 * draw - 1))[:, None, None, None]
+            for strength, draw in ((settings.brightness, draws[:, 6]), (settings.contrast, draws[:, 7]))
+        )
+        if settings.brightness:
+            pixels = (pixels * brightness).clamp(0, 1)
+        if settings.contrast:
+            grey = pixels[:, 0] * 0.2989 + pixels[:, 1] * 0.587 + pixels[:, 2] * 0.114
+            mean = grey.mean((1, 2))[:, None, None, None]
+            pixels = (contrast * pixels + (1 - contrast) * mean).clamp(0, 1)
+        return (pixels - self.mean.to(pixels.device)) / self.std.to(pixels.device)
+
+    def _moves(self, draws: Tensor) -> Tensor:
+        """(n, 2, 3): from a place in the result to the place in the image, both from -1 to 1."""
+        settings = self.settings
+        turn, area, ratio, across, down, mirror = draws[:, :6].unbind(1)
+        angle = (2 * turn - 1) * math.radians(settings.rotation)
+        if settings.crop < 1:
+            share = settings.crop + (1 - settings.crop) * area
+            low, high = (math.log(value) for value in RATIO)
+            stretch = torch.exp(low + (high - low) * ratio)
+            width, height = (share * stretch).sqrt().clamp(max=1), (share / stretch).sqrt().clamp(max=1)
+        else:
+            width = height = torch.ones_like(area)
+        x, y = (1 - width) * (2 * across - 1), (1 - height) * (2 * down - 1)
+        if settings.flip:
+            width = torch.where(mirror < 0.5, -width, width)
+        cos, sin = angle.cos(), angle.sin()
+        rows = [cos * width, -sin * height, cos * x - sin * y, sin * width, cos * height, sin * x + cos * y]
+        return torch.stack(rows, 1).view(-1, 2, 3)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import gate, measure, report
-from bench.loss import Shape, check
+from bench import gate, loss, measure, pictures, report
+from bench.loss import FIELDS, Shape, check
 from bench.rivals import CONTENDERS, Contender
+from bench.step import FIELDS as STEP_FIELDS
 
 ROOT = Path(__file__).parents[2]
 CPU = measure.torch.device("cpu")
@@ -32,8 +33,6 @@ def test_contenders_agree_with_the_reference(name: str) -> None:
 
 
 def test_a_contender_that_is_wrong_is_not_timed(monkeypatch) -> None:
-    from bench import loss
-
     right = CONTENDERS["factored"].make()
     wrong = Contender(lambda: lambda x, y, w: 1.001 * right(x, y, w), 1)
     monkeypatch.setitem(loss.CONTENDERS, "factored", wrong)
@@ -89,6 +88,38 @@ def test_a_wall_is_a_row(tmp_path) -> None:
     assert "GiB" in rows[1]["note"]
 
 
+def test_no_row_after_the_deadline(tmp_path) -> None:
+    out = tmp_path / "loss.csv"
+    words = ("loss", "--contenders", "torch", "factored", "--parts", "n", "--n", 20, "--threads", 1, "--out", out)
+    done = bench(*words, "--minutes", 0.0001)
+    assert done.returncode == 0, done.stderr
+    assert "time is up" in done.stdout
+    assert not out.exists()
+
+
+def test_a_package_that_is_missing_is_a_row_and_tried_again(monkeypatch, tmp_path, capsys) -> None:
+    out = tmp_path / "loss.csv"
+    monkeypatch.setitem(loss.CONTENDERS, "supcon", Contender(lambda: None, 2, package="no_such_package"))  # type: ignore[arg-type, return-value]
+    words = ["--contenders", "supcon", "--parts", "n", "--n", "20", "30", "--threads", "1", "--out", str(out)]
+    for times in (1, 2):
+        assert loss.main(words) == 0
+        assert "not installed: no-such-package" in capsys.readouterr().out
+        assert [row["n"] for row in rows_of(out)] == ["20"] * times
+
+
+def test_a_contender_that_fails_leaves_the_others_their_rows(monkeypatch, tmp_path) -> None:
+    out = tmp_path / "loss.csv"
+    words = ["--parts", "n", "--n", "20", "--threads", "1", "--seconds", "0.1", "--out", str(out)]
+    assert loss.main(["--contenders", "torch", "factored", "--memory", "0.000001", *words]) == 0
+    assert all("skipped: needs about" in row["note"] for row in rows_of(out))
+    said = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert not loss.out_of_memory(RuntimeError(said))
+    assert loss.out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert loss.main(["--contenders", "torch", "factored", "--again", *words]) == 1
+    assert [row["note"] for row in rows_of(out)[2:]] == ["failed: 1", "failed: 1"]
+
+
 def test_a_file_of_other_rows_is_left_alone(tmp_path) -> None:
     out = tmp_path / "other.csv"
     out.write_text("a,b\n1,2\n")
@@ -103,22 +134,19 @@ def test_step_and_scale_run(tmp_path) -> None:
     done = bench("step", *words, "--threads", 1, "--out", tmp_path / "step.csv")
     assert done.returncode == 0, done.stderr
     rows = rows_of(tmp_path / "step.csv")
-    assert {"ce", "torch", "reference", "virtual, b = 2", "timm", "none", "all"} <= {row["contender"] for row in rows}
+    assert {"ce", "torch", "reference", "virtual, b = 2", "timm", "none", "all but compile"} <= {
+        row["contender"] for row in rows
+    }
     assert all(float(row["images_per_second"]) > 0 for row in rows)
-    words = ("--parts", "n", "ranks", "--last-n", 64, "--rank-n", 16, "--seconds", 0.1, "--threads", 1)
+    assert all(float(row["forward"]) > 0 for row in rows if row["contender"] in ("ce", "torch", "reference"))
+    again = bench("step", *words, "--threads", 1, "--out", tmp_path / "step.csv")
+    assert again.returncode == 0
+    assert again.stdout == ""
+    words = ("--last-n", 64, "--class-n", 64, "--rank-n", 64, "--seconds", 0.1, "--threads", 1)
     done = bench("scale", *words, "--out", tmp_path / "scale.csv")
     assert done.returncode == 0, done.stderr
     wire = {row["ranks"]: row["bytes_on_the_wire"] for row in rows_of(tmp_path / "scale.csv") if row["part"] == "ranks"}
     assert wire["2"] == wire["4"] == str(4 * (7 * (7 * (2 * 256 + 1) + 4) + 3))
-
-
-@pytest.mark.parametrize("name", gate.CHECKS)
-def test_gate(name: str) -> None:
-    row = next(row for row in measure.read(gate.LIMITS) if row["check"] == name)
-    figure = gate.CHECKS[name](0)
-    assert not gate.beyond(figure, row["sign"], float(row["limit"])), (
-        f"{figure:.4g}, limit {row['sign']} {row['limit']}"
-    )
 
 
 def test_every_limit_has_its_check() -> None:
@@ -126,6 +154,27 @@ def test_every_limit_has_its_check() -> None:
     assert gate.beyond(9, ">=", 10)
     assert gate.beyond(11, "<=", 10)
     assert not gate.beyond(10, "<=", 10)
+
+
+def test_gate_fails_beyond_a_limit_and_takes_ratios_again(monkeypatch, tmp_path, capsys) -> None:
+    figures = iter([2.0, 3.0, 12.0, 7.0, 1.0, 1.0, 1.0])
+    (ratio, wrong, *_), (exact, *_) = gate.RATIOS, gate.EXACT
+    monkeypatch.setattr(gate, "CHECKS", dict.fromkeys(gate.CHECKS, lambda seed: next(figures)))
+    monkeypatch.setattr(gate, "LIMITS", tmp_path / "gate.csv")
+    rows = [
+        {"check": name, "figure": 0, "sign": ">=", "limit": limit, "about": ""}
+        for name, limit in ((ratio, 10), (exact, 5), (wrong, 10))
+    ]
+    measure.append(gate.LIMITS, gate.FIELDS, rows)
+    assert gate.main(["--update", "--threads", str(measure.torch.get_num_threads())]) == 1
+    assert [row["figure"] for row in measure.read(gate.LIMITS)] == ["12", "7", "1"]
+    assert capsys.readouterr().out.count("BEYOND") == 1
+    assert next(figures, None) is None
+
+
+def test_gate_counts_operations() -> None:
+    row = next(row for row in measure.read(gate.LIMITS) if row["check"].startswith("ATen"))
+    assert float(row["limit"]) / 2 < gate.operations(0) <= float(row["limit"])
 
 
 def test_tables_are_those_of_the_rows() -> None:
@@ -136,9 +185,40 @@ def test_tables_are_those_of_the_rows() -> None:
         report.filled("<!-- bench: nothing -->\n<!-- /bench -->")
 
 
-def test_pictures(tmp_path) -> None:
-    report.draw(tmp_path)
-    assert (tmp_path / "benchmark-loss.png").stat().st_size > 10_000
+def drawn_rows(folder: Path) -> None:
+    """Rows of a CPU and of a GPU in a folder, of every command."""
+    for driver, device in (("", "a CPU"), ("580", "a GPU")):
+        place = {"date": "2026-01-01T00:00", "commit": "abc", "device": device, "driver": driver, "threads": 2}
+        shape = {"k": 7, "d": 256, "classes": 7, "dtype": "float32", "seconds": 0.5, "forward": 0.2, "backward": 0.3}
+        cases = [("torch", 60, {}), ("torch", 600, {}), ("reference", 60, {"times_slower": 3}), ("torch", 60, {})]
+        rows = [
+            {**place, "part": "n", "contender": name, "n": n, **shape, "gb_per_s": 1, "copy_share": 0.125, **more}
+            for name, n, more in cases
+        ]
+        rows.append({**place, "part": "n", "contender": "reference", "n": 600, "note": "out of memory"})
+        rows.append({**place, "part": "n", "contender": "supcon", "n": 60, "note": "not installed: it"})
+        measure.append(folder / "loss.csv", FIELDS, rows)
+        steps = [
+            {**place, "part": part, "contender": name, "image_size": 96, "seconds": 1, "images_per_second": 12,
+             "against": "ce", "ratio": 1, "forward": 0.5, "loss": 0.1, "backward": 0.3, "optimizer": 0.1}
+            for part, name in (("loss", "ce"), ("levers", "bf16"))
+        ]  # fmt: skip
+        measure.append(folder / "step.csv", STEP_FIELDS, steps)
+
+
+def test_tables_and_pictures_of_each_device(monkeypatch, tmp_path) -> None:
+    drawn_rows(tmp_path)
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    for name, device in (("loss", "a CPU"), ("loss-gpu", "a GPU")):
+        found = report.written(name).splitlines()
+        assert found[2:4] == ["| `torch` | 500 ms | 500 ms |", "| `reference` | 500 ms (3x) | wall |"]
+        assert found[-1].startswith(f"{device}, ")
+    assert report.written("scale") == "Not measured yet."
+    drawn = pictures.draw(tmp_path)
+    assert [path.name for path in drawn] == [
+        f"benchmark-{name}{suffix}.png" for suffix in ("", "-gpu") for name in ("loss", "step")
+    ]
+    assert all(path.stat().st_size > 10_000 for path in drawn)
 
 
 def test_shape_has_the_papers_size() -> None:

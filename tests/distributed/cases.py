@@ -31,12 +31,15 @@ from tests.virtual.tools import (
 
 CASES: dict[str, Callable[[int, int], None]] = {}
 SLOW: set[str] = set()
+PAIRS = {"pairs": "sample", "between_target": 0.1}
 SETTINGS: tuple[dict, ...] = (
     {},
     {"components": ()},
     {"components": ("nfd", "ed"), "label_smoothing": 0.1, "ignore_index": 2},
     {"between_target": "simplex", "mean_target": 0.2, "embedding_target": 0.1},
     {"ce_weight": torch.tensor([0.1, 2.0, 1.0, 0.5]).double()},
+    PAIRS,
+    {"pairs": "sample", "components": ("nfd", "md"), "ignore_index": 2},
 )
 
 
@@ -120,9 +123,10 @@ def virtual_batches(rank: int, world: int) -> None:
 @case
 def distributed_data_parallel(rank: int, world: int) -> None:
     """DDP reduces by itself, once a step; steps enough for it to lay out its buckets anew."""
-    for kind in ("uneven", "empty"):
+    for kind, settings in (("uneven", {}), ("empty", {}), ("empty", PAIRS)):
         plain, mine = Model().double(), DistributedDataParallel(Model().double(), bucket_cap_mb=0.001)
-        plain_loss, loss = AdCorreLoss(CLASSES), AdCorreLoss(CLASSES, process_group="world")
+        plain_loss = AdCorreLoss(CLASSES, **settings)
+        loss = AdCorreLoss(CLASSES, **settings, process_group="world")
         for step in range(3):
             images, targets = draw(29, seed=step)
             share = shares(29, world, kind)[rank]
@@ -137,9 +141,10 @@ def distributed_data_parallel(rank: int, world: int) -> None:
 def distributed_data_parallel_with_virtual_batches(rank: int, world: int) -> None:
     """Ranks with one chunk, with many and with none; gradients are reduced once, and in one order on all ranks."""
     for keep_graphs in (False, True):
-        for kind in ("uneven", "empty"):
+        for kind, settings in (("uneven", {}), ("empty", {}), ("uneven", PAIRS)):
             plain, mine = Model().double(), DistributedDataParallel(Model().double(), bucket_cap_mb=0.001)
-            plain_loss, loss = AdCorreLoss(CLASSES), AdCorreLoss(CLASSES, process_group="world")
+            plain_loss = AdCorreLoss(CLASSES, **settings)
+            loss = AdCorreLoss(CLASSES, **settings, process_group="world")
             step = VirtualBatch(mine, loss, 5, keep_graphs=keep_graphs)
             for seed in range(3):
                 images, targets = draw(29, seed=seed)
@@ -231,6 +236,36 @@ def one_all_reduce_of_a_known_size(rank: int, world: int) -> None:
 
 
 @case
+def what_pairs_of_samples_cost(rank: int, world: int) -> None:
+    """Every rank's embeddings in their dtype and its labels, padded to the largest rank's; 2 numbers more to add up."""
+    sent: list[int] = []
+    originals = {name: getattr(dist, name) for name in ("all_reduce", "all_gather_into_tensor")}
+
+    def counted(name: str) -> Callable[..., object]:
+        def call(tensor: Tensor, *arguments: object, **options: object) -> object:
+            sent.append(tensor.numel() * tensor.element_size())
+            return originals[name](tensor, *arguments, **options)
+
+        return call
+
+    images, targets = draw(29, dtype=torch.bfloat16)
+    share = shares(29, world, "empty")[rank]
+    places = max(part.stop - part.start for part in shares(29, world, "empty"))
+    samples = [world * 8, world * places * 8, world * places * K * D * 2]
+    try:
+        for name in originals:
+            setattr(dist, name, counted(name))
+        for make in (plain_step, lambda m, l, x, y: VirtualBatch(m, l, 5)(x, y)):
+            sent.clear()
+            loss = AdCorreLoss(CLASSES, process_group="world", **PAIRS)
+            make(Model().to(torch.bfloat16), loss, images[share], targets[share])
+            assert sent == [4 * (CLASSES * (K * (2 * D + 1) + 4) + 3), *samples, 8], sent
+    finally:
+        for name, original in originals.items():
+            setattr(dist, name, original)
+
+
+@case
 def a_bad_label_on_one_rank(rank: int, world: int) -> None:
     """Every rank hears of it after the one all-reduce: none is left waiting, none counts the batch."""
     images, targets = draw(29)
@@ -264,9 +299,9 @@ def a_bad_label_on_one_rank(rank: int, world: int) -> None:
 @case
 def nobody_has_a_sample(rank: int, world: int) -> None:
     images, targets = draw(2 * world)
-    for count in (0, 2):
+    for count, settings in ((0, {}), (2, {}), (0, PAIRS), (2, PAIRS)):
         mine = Model().double()
-        loss = AdCorreLoss(CLASSES, process_group="world")
+        loss = AdCorreLoss(CLASSES, **settings, process_group="world")
         out = plain_step(mine, loss, images[:count], torch.full_like(targets[:count], -100))
         assert float(out.loss) == 0
         assert all(float(gradient.abs().max()) == 0 for gradient in gradients(mine).values())
@@ -281,8 +316,8 @@ def groups_within_the_world(rank: int, world: int) -> None:
     images, targets = draw(n, seed=rank % 2)
     share = shares(n, members)[dist.get_rank(mine)]
     plain, model = Model().double(), Model().double()
-    wanted = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
-    got = plain_step(model, AdCorreLoss(CLASSES, process_group=mine), images[share], targets[share])
+    wanted = plain_step(plain, AdCorreLoss(CLASSES, **PAIRS), images, targets)
+    got = plain_step(model, AdCorreLoss(CLASSES, **PAIRS, process_group=mine), images[share], targets[share])
     assert_equal_outputs(got, wanted)
     for parameter in model.parameters():
         dist.all_reduce(parameter.grad, group=mine)
@@ -304,12 +339,14 @@ def half_precision(rank: int, world: int) -> None:
 
     images, targets = draw(29, dtype=torch.float32)
     share = shares(29, world)[rank]
-    plain, mine = Half(), Half()
-    wanted = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
-    got = plain_step(mine, AdCorreLoss(CLASSES, process_group="world"), images[share], targets[share])
-    assert_equal_outputs(got, wanted, 1e-5)
-    reduce_gradients(mine, world, "mean")
-    assert_equal_gradients(mine, plain, 2e-2)
+    for settings in ({}, PAIRS):
+        plain, mine = Half(), Half()
+        wanted = plain_step(plain, AdCorreLoss(CLASSES, **settings), images, targets)
+        loss = AdCorreLoss(CLASSES, **settings, process_group="world")
+        got = plain_step(mine, loss, images[share], targets[share])
+        assert_equal_outputs(got, wanted, 1e-5)
+        reduce_gradients(mine, world, "mean")
+        assert_equal_gradients(mine, plain, 2e-2)
 
 
 @case

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adcorre import AdCorreLoss, VirtualBatch, adcorre_terms, pairs
+from adcorre import AdCorreLoss, adcorre_terms, pairs
 
 OPTIONS = {"mean_target": 0.2, "embedding_target": 0.1}
 
@@ -149,15 +149,8 @@ def test_what_cannot_be_had_is_refused() -> None:
         adcorre_terms(x, targets, attention, pairs="all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="precision: expected one of highest"):
         AdCorreLoss(3, precision="best")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="process group"):
-        AdCorreLoss(3, pairs="sample", process_group="world")
     with pytest.raises(ValueError, match='backend="triton"'):
         adcorre_terms(x, targets, attention, pairs="sample", backend="triton")
-    model = torch.nn.Module()
-    model.forward = lambda x: (x.mean((1, 2))[:, None].expand(-1, 3), x)  # type: ignore[method-assign]
-    step = VirtualBatch(model, AdCorreLoss(3, pairs="sample"), chunk_size=4)
-    with pytest.raises(ValueError, match="virtual batch"):
-        step(x, targets)
     with pytest.raises(RuntimeError, match="no double backward"):
         found = torch.autograd.grad(adcorre_terms(x, targets, attention, pairs="sample").fd, x, create_graph=True)[0]
         found.sum().backward()

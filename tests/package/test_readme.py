@@ -84,7 +84,10 @@ def tiny(words: list[str], folder: Path) -> list[str]:
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[0])
 def test_python_runs_as_printed(run, code: str, tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text(code)
-    result = run("python", "example.py", cwd=tmp_path)
+    launcher = (
+        ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2") if "init_process_group" in code else ()
+    )
+    result = run("python", *launcher, "example.py", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 

@@ -65,7 +65,8 @@ def test_another_number_of_chunks(second, words) -> None:
     refused(Model().double(), AdCorreLoss(CLASSES), lambda: chunks[: next(counts)], RuntimeError, words)
 
 
-def test_a_chunk_of_another_size() -> None:
+@pytest.mark.parametrize("pairs", ["class", "sample"])
+def test_a_chunk_of_another_size(pairs) -> None:
     images, targets = draw(28)
     sizes = iter((14, 13))
 
@@ -73,7 +74,8 @@ def test_a_chunk_of_another_size() -> None:
         cut = next(sizes)
         return [(images[:cut], targets[:cut]), (images[cut:], targets[cut:])]
 
-    refused(Model().double(), AdCorreLoss(CLASSES), chunks, RuntimeError, "chunk 0 of 2 has other labels")
+    loss = AdCorreLoss(CLASSES, pairs=pairs)
+    refused(Model().double(), loss, chunks, RuntimeError, "chunk 0 of 2 has other labels")
 
 
 def test_an_iterator_that_fills_the_same_tensors_again() -> None:
@@ -102,14 +104,15 @@ def test_random_numbers_from_a_generator_of_its_own() -> None:
     refused(model, AdCorreLoss(CLASSES), split(images, targets, 7), RuntimeError, "chunk 0 of 4 has other statistics")
 
 
+@pytest.mark.parametrize("pairs", ["class", "sample"])
 @pytest.mark.parametrize("keep_graphs", [False, True])
-def test_a_bad_label(keep_graphs) -> None:
+def test_a_bad_label(keep_graphs, pairs) -> None:
     images, targets = draw(28)
     targets[17] = CLASSES
     chunks = split(images, targets, 7)
-    model, loss = Model(norm=True).double(), AdCorreLoss(CLASSES)
+    model, loss = Model(norm=True).double(), AdCorreLoss(CLASSES, pairs=pairs)
     refused(model, loss, chunks, IndexError, "label 4 at position 3 is outside", keep_graphs=keep_graphs)
-    loss = AdCorreLoss(CLASSES, validate=False)
+    loss = AdCorreLoss(CLASSES, pairs=pairs, validate=False)
     out = VirtualBatch(model, loss, keep_graphs=keep_graphs)(chunks)
     assert all(bool(value.isnan()) for value in out[:6])
     assert all(bool(parameter.grad.isnan().any()) for parameter in model.parameters())

@@ -60,19 +60,25 @@ def test_equals_one_plain_batch(form, keep_graphs) -> None:
         {"between_target": "simplex", "mean_target": 0.2, "embedding_target": "simplex"},
         {"label_smoothing": 0.1, "ce_weight": torch.tensor([0.1, 2.0, 1.0, 0.5])},
         {"ignore_index": 2},
+        {"pairs": "sample"},
+        {"pairs": "sample", "between_target": 0.1, "ignore_index": 2},
+        {"pairs": "sample", "between_target": "simplex", "components": ("nfd",), "mean_target": 0.2},
+        {"pairs": "sample", "between_target": 0, "components": ("ed",)},
     ],
     ids=str,
 )
-def test_every_setting_of_the_loss(settings) -> None:
+@pytest.mark.parametrize("keep_graphs", [False, True])
+def test_every_setting_of_the_loss(settings, keep_graphs) -> None:
     images, targets = draw(23)
     plain, virtual = Model().double(), Model().double()
     wanted = plain_step(plain, AdCorreLoss(CLASSES, **settings), images, targets)
-    got = VirtualBatch(virtual, AdCorreLoss(CLASSES, **settings), 5)(images, targets)
+    got = VirtualBatch(virtual, AdCorreLoss(CLASSES, **settings), 5, keep_graphs=keep_graphs)(images, targets)
     assert_equal_outputs(got, wanted)
     assert_equal_gradients(virtual, plain)
 
 
-def test_a_single_embedding_and_lambda_per_call() -> None:
+@pytest.mark.parametrize("pairs", ["class", "sample"])
+def test_a_single_embedding_and_lambda_per_call(pairs) -> None:
     class Flat(Model):
         def forward(self, images):
             logits, embeddings = super().forward(images)
@@ -80,8 +86,10 @@ def test_a_single_embedding_and_lambda_per_call() -> None:
 
     images, targets = draw(20)
     plain, virtual = Flat().double(), Flat().double()
-    wanted = plain_step(plain, AdCorreLoss(CLASSES, lambd=0.2), images, targets)
-    got = VirtualBatch(virtual, AdCorreLoss(CLASSES), 6)(images, targets, lambd=torch.tensor(0.2, dtype=torch.float64))
+    wanted = plain_step(plain, AdCorreLoss(CLASSES, lambd=0.2, pairs=pairs), images, targets)
+    got = VirtualBatch(virtual, AdCorreLoss(CLASSES, pairs=pairs), 6)(
+        images, targets, lambd=torch.tensor(0.2, dtype=torch.float64)
+    )
     assert_equal_outputs(got, wanted)
     assert_equal_gradients(virtual, plain)
 
@@ -240,8 +248,9 @@ def test_chunks_without_samples_that_count() -> None:
     assert float(nothing.loss) == 0
 
 
+@pytest.mark.parametrize("pairs", ["class", "sample"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_autocast_and_a_gradient_scaler(dtype) -> None:
+def test_autocast_and_a_gradient_scaler(dtype, pairs) -> None:
     """Exactly what keeping the graphs gives, times the scale; near the float32 gradient."""
     images, targets = draw(31, dtype=torch.float32)
     models = [Model(norm=True, dropout=0.3) for _ in range(3)]
@@ -249,13 +258,15 @@ def test_autocast_and_a_gradient_scaler(dtype) -> None:
     for model, keep_graphs in zip(models, (True, False), strict=False):
         torch.manual_seed(0)
         with torch.autocast("cpu", dtype):
-            out = VirtualBatch(model, AdCorreLoss(CLASSES), 7, keep_graphs=keep_graphs)(images, targets, scaler=scaler)
+            out = VirtualBatch(model, AdCorreLoss(CLASSES, pairs=pairs), 7, keep_graphs=keep_graphs)(
+                images, targets, scaler=scaler
+            )
         assert out.fd.dtype == torch.float32
     assert_equal_gradients(models[1], models[0], 2e-2)
     optimizer = torch.optim.SGD(models[1].parameters(), lr=0.0)
     scaler.unscale_(optimizer)
     torch.manual_seed(0)
-    VirtualBatch(models[2], AdCorreLoss(CLASSES), 7)(images, targets)
+    VirtualBatch(models[2], AdCorreLoss(CLASSES, pairs=pairs), 7)(images, targets)
     assert_equal_gradients(models[1], models[2], 0.1)
 
 

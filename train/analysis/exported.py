@@ -137,21 +137,18 @@ def to_hub(trained: Trained, run: Path, out: Path) -> None:
 @contextmanager
 def understandable(to: str, trained: Trained) -> Iterator[None]:
     """Exporters are noisy, and fail in ways of their own for backbones that they cannot follow."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        nowhere = io.StringIO()
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     except UserError:
         raise
     except Exception as error:
-        words = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"--to {to}: {trained.description['model']['backbone']} cannot be exported: {type(error).__name__}: {words}"
-        ) from error
+        words = f"{' '.join(str(error).split())[:300]} ({type(error).__name__})"
+        backbone = trained.description["model"]["backbone"]
+        raise UserError(f"--to {to}: {backbone} cannot be exported: {words}") from error
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)

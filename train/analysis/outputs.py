@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adcorre import ClassStatistics
-from adcorre.functional import class_sums, resolve_options
+from adcorre.backends import resolve_options
+from adcorre.functional import class_sums
 
 
 class Flipped(nn.Module):

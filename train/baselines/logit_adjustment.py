@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adcorre import AdCorreLoss, AdCorreOutput, checks
 from adcorre.distributed import BatchSums
-from adcorre.functional import Options
+from adcorre.backends import Options
 
 
 def logit_adjustment(counts: Tensor, tau: float = 1.0) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.data.base import FaceDataset, GreyArray, digest
+from train.data.base import FaceDataset, GreyArray, Subset, digest
 from train.data.store import over_samples
 from train.errors import UserError
 
@@ -54,6 +54,16 @@ class DecodedImages:
 
     def encoded(self, index: int, /) -> tuple[str, bytes]:
         return self.source.encoded(index)
+
+
+def uniform_side(faces: FaceDataset) -> int:
+    """The side of the square pictures that all samples are, where that is known without opening them; else 0."""
+    if isinstance(faces, Subset):
+        return uniform_side(faces.parent)
+    if isinstance(faces, GreyArray):
+        height, width = faces.pixels.shape[1:]
+        return int(height) if height == width else 0
+    return faces.side if isinstance(faces, DecodedImages) else 0
 
 
 def cached(

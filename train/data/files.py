@@ -37,7 +37,8 @@ def list_images(root: Path, *below: str) -> Listing:
     Links are followed, but not into a folder that leads here. Pipes and devices are no files.
     """
     found = Listing()
-    _walk(root, "/".join(below), (), found)
+    parents = [folder.stat() for folder in (root / "/".join(below)).resolve().parents]
+    _walk(root, "/".join(below), tuple((status.st_dev, status.st_ino) for status in parents), found)
     found.images.sort(key=lambda file: file.name)
     found.others.sort()
     return found

@@ -4,7 +4,7 @@ What a training sample looks like is a function of the run's seed, the epoch and
 an epoch can be entered anywhere, by any number of workers and ranks.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -16,13 +16,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from train.data.balance import balanced_order
 from train.data.base import FaceDataset
+from train.data.shards import is_sharded, stream_order
 from train.errors import UserError
 from train.ranks import ALONE, Ranks
 from train.stopping import ignore_in_worker
-from train.transforms import Transform
+from train.transforms import DRAWS, BatchAugmentation, Transform
 
 Batch = tuple[Tensor, Tensor]
 Batches = Iterable[Batch]
+WINDOW = 2048  # samples of a stream of shards that are shuffled among each other
 
 
 class Samples(Dataset[tuple[Tensor, int]]):
@@ -46,13 +48,18 @@ class Draw(NamedTuple):
     seed: int
 
 
-class DrawnSamples(Dataset[tuple[Tensor, int]]):
-    """For training. Transforms draw from PyTorch's default generator of the CPU, which is left as it was."""
+class DrawnSamples(Dataset[tuple[Tensor, ...]]):
+    """For training: (image, label) of a transform that draws from PyTorch's default generator of the CPU, which is left
+    as it was; or (image, uniform draws, label), for the augmentation that comes after."""
 
-    def __init__(self, faces: FaceDataset, transform: Transform) -> None:
+    def __init__(self, faces: FaceDataset, transform: Transform, augmented_later: bool) -> None:
         self.samples = Samples(faces, transform)
+        self.augmented_later = augmented_later
 
-    def __getitem__(self, draw: Draw) -> tuple[Tensor, int]:
+    def __getitem__(self, draw: Draw) -> tuple[Any, ...]:
+        if self.augmented_later:
+            image, label = self.samples[draw.sample]
+            return image, torch.rand(DRAWS, generator=torch.Generator().manual_seed(draw.seed)), label
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(draw.seed)
         try:
@@ -119,12 +126,18 @@ class TrainSteps:
     """
 
     def __init__(
-        self, loader: DataLoader[Any], sampler: StepSampler, device: torch.device, memory_format: torch.memory_format
+        self,
+        loader: DataLoader[Any],
+        sampler: StepSampler,
+        device: torch.device,
+        memory_format: torch.memory_format,
+        augmentation: BatchAugmentation | None,
     ) -> None:
         self.loader = loader
         self.sampler = sampler
         self.device = device
         self.memory_format = memory_format
+        self.augmentation = augmentation
 
     def __len__(self) -> int:
         """Of a whole epoch."""
@@ -139,11 +152,13 @@ class TrainSteps:
         for size in self.sampler.sizes[self.sampler.start :]:
             yield self._chunks(islice(batches, self.sampler.chunks(size))), size
 
-    def _chunks(self, batches: Iterator[Batch]) -> Callable[[], Iterator[Batch]]:
-        kept: list[Batch] = []
+    def _chunks(self, batches: Iterator[Sequence[Tensor]]) -> Callable[[], Iterator[Batch]]:
+        kept: list[Sequence[Tensor]] = []
 
-        def on_the_device(batch: Batch) -> Batch:
-            images, targets = (part.to(self.device, non_blocking=True) for part in batch)
+        def on_the_device(batch: Sequence[Tensor]) -> Batch:
+            images, *draws, targets = (part.to(self.device, non_blocking=True) for part in batch)
+            if self.augmentation:
+                images = self.augmentation(images, *draws)
             return images.contiguous(memory_format=self.memory_format), targets
 
         def chunks() -> Iterator[Batch]:
@@ -171,21 +186,33 @@ def train_batches(
     ranks: Ranks = ALONE,
     device: torch.device = torch.device("cpu"),  # noqa: B008
     memory_format: torch.memory_format = torch.contiguous_format,
-    balanced: bool = False,
+    order: str = "shuffle",
+    augmentation: BatchAugmentation | None = None,
 ) -> TrainSteps:
-    """This rank's steps of shuffled or class-balanced samples, each of up to `chunks` batches."""
+    """This rank's steps, each of up to `chunks` batches of samples in the order that --sampler names.
+
+    With an augmentation, which works on whole batches on the device, `transform` gives its uint8 images.
+    """
     if len(faces) < 2 * ranks.world:
         several = f" (2 for each of {ranks.world} processes)" if ranks.world > 1 else ""
         raise UserError(
             f"training needs at least {2 * ranks.world} images{several}, the training split has {len(faces)}"
         )
 
-    def balanced_classes(seed: int, epoch: int) -> NDArray[np.int64]:
+    lanes = max(1, workers)  # a DataLoader hands its batches to the workers in turns
+
+    def balanced(seed: int, epoch: int) -> NDArray[np.int64]:
         return balanced_order(faces.labels, len(faces.class_names), seed, epoch)
 
-    sampler = StepSampler(len(faces), batch_size, chunks, ranks, seed, balanced_classes if balanced else None)
+    def stream(seed: int, epoch: int) -> NDArray[np.int64]:
+        return stream_order(faces, seed, epoch, WINDOW, ranks.world, lanes, batch_size)
+
+    if order == "stream" and not is_sharded(faces):
+        raise UserError("--sampler stream is for tar shards (python -m train.data shard writes them)")
+    orders = {"shuffle": None, "balanced": balanced, "stream": stream}
+    sampler = StepSampler(len(faces), batch_size, chunks, ranks, seed, orders[order])
     loader: DataLoader[Any] = DataLoader(
-        DrawnSamples(faces, transform),
+        DrawnSamples(faces, transform, augmentation is not None),
         batch_sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -193,7 +220,7 @@ def train_batches(
         generator=torch.Generator(),  # its own, so that loading does not advance the training's random numbers
         persistent_workers=workers > 0,
     )
-    return TrainSteps(loader, sampler, device, memory_format)
+    return TrainSteps(loader, sampler, device, memory_format, augmentation)
 
 
 def evaluation_batches(

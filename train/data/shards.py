@@ -4,8 +4,9 @@ index.json          class names, and per split: fingerprint, shards, and each sa
 train-00000.tar, …  <number>.jpg (or .png, …: the file's own bytes), <number>.cls (the label), <number>.json (its name)
 
 An uncompressed tar keeps each file's bytes in one piece, so that a sample is one read at a known place: the same
-samplers as for everything else work on it, exact resume included. `near_order` is the order for disks and networks that
-want long reads.
+samplers as for everything else work on it, exact resume included. `stream_order` is for disks and networks that want
+long reads: every worker of every rank then reads shards of its own from one end to the other. Shards may be links to
+other disks.
 """
 
 import io
@@ -81,21 +82,38 @@ class Shards:
             os.close(handle)
 
 
-def near_order(faces: FaceDataset, seed: int, epoch: int, window: int) -> NDArray[np.int64]:
-    """(n,) int64: the samples of an epoch, shards in a random order and samples shuffled within about `window` places.
+def stream_order(
+    faces: FaceDataset, seed: int, epoch: int, window: int, world: int, lanes: int, batch_size: int
+) -> NDArray[np.int64]:
+    """(n,) int64: the samples of an epoch for `world` ranks, each with `lanes` workers, that read shards as streams.
 
-    `faces` is a split of a folder of shards. Reading in this order goes through one shard after the other. The order is
-    a function of the arguments alone: ranks and workers that take their shares of it meet every sample once, and it can
-    be taken up at any position. Raises ValueError for another dataset, and for a window below 1.
+    `faces` is a split of a folder of shards. Place p of the order is rank p % world's, and of a rank's places each run
+    of `batch_size` is the next worker's. Every worker has a span of its own of the shards, in a random order, and goes
+    through it from its beginning to its end, samples shuffled within about `window` places; the last batches of an
+    epoch mix what is left of the spans. Every sample comes once, and the order is a function of the arguments alone, so
+    that it can be taken up anywhere.
     """
-    if window < 1:
-        raise ValueError(f"window is {window}; expected at least 1")
     shard = _shard_of(faces)
     rng = np.random.default_rng([seed, epoch])
-    rank = rng.permutation(int(shard.max()) + 1 if len(shard) else 0)
-    sequential = np.argsort(rank[shard], kind="stable")
-    places = np.arange(len(shard)) + rng.uniform(0, window, len(shard))
-    return sequential[np.argsort(places, kind="stable")]
+    rank = rng.permutation(int(shard.max(initial=0)) + 1)
+    order = np.empty(len(shard), np.int64)
+    for at, mine in enumerate(np.array_split(np.argsort(rank[shard], kind="stable"), world)):
+        blocks: list[NDArray[np.int64]] = []
+        places: list[float] = []
+        for lane, span in enumerate(np.array_split(mine, lanes)):
+            mixed = span[np.argsort(np.arange(len(span)) + rng.uniform(0, window, len(span)), kind="stable")]
+            parts = [mixed[start : start + batch_size] for start in range(0, len(mixed), batch_size)]
+            blocks += parts
+            places += [
+                number * lanes + lane if len(part) == batch_size else np.inf for number, part in enumerate(parts)
+            ]
+        turns = np.argsort(places, kind="stable")
+        order[at::world] = np.concatenate([blocks[turn] for turn in turns]) if blocks else mine
+    return order
+
+
+def is_sharded(faces: FaceDataset) -> bool:
+    return isinstance(faces, Shards) or (isinstance(faces, Subset) and is_sharded(faces.parent))
 
 
 def _shard_of(faces: FaceDataset) -> NDArray[np.int64]:
@@ -103,7 +121,7 @@ def _shard_of(faces: FaceDataset) -> NDArray[np.int64]:
         return _shard_of(faces.parent)[faces.indices]
     if isinstance(faces, Shards):
         return faces.shard
-    raise ValueError("near_order is for shards")
+    raise ValueError("stream_order is for shards")
 
 
 def is_shards(path: Path) -> bool:

@@ -1,0 +1,160 @@
+"""Correlations, intervals and the pass over a split, against what they mean pair by pair and sample by sample."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+from torch import Tensor, nn
+
+from adcorre.backends import resolve_options
+from adcorre.functional import class_sums
+from adcorre.statistics import ClassStatistics
+from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
+from train.analysis.intervals import bootstrap, figures_of
+from train.analysis.outputs import Flipped, collect, drawn
+
+C, K, D = 5, 3, 6
+CPU = torch.device("cpu")
+
+
+def samples() -> tuple[Tensor, Tensor]:
+    """Embeddings (40, K, D) around class centres; class 3 has one sample, class 4 none."""
+    rng = torch.Generator().manual_seed(0)
+    targets = torch.arange(40) % 3
+    targets[7] = 3
+    centres = torch.randn(C, K, D, generator=rng, dtype=torch.float64)
+    return centres[targets] + torch.randn(40, K, D, generator=rng, dtype=torch.float64), targets
+
+
+def statistics(x: Tensor, targets: Tensor) -> ClassStatistics:
+    options = resolve_options(x, C, "torch", -1, -1, -1, -100)
+    return ClassStatistics(class_sums(x, targets, C, options), C, K, D)
+
+
+def test_correlations_are_means_over_pairs() -> None:
+    x, targets = samples()
+    each = np.stack([np.corrcoef(x[:, l].numpy()) for l in range(K)]).mean(0)  # (n, n)
+    pairs: dict[tuple[int, int], list[float]] = {}
+    for i, j in itertools.permutations(range(len(x)), 2):
+        pairs.setdefault((int(targets[i]), int(targets[j])), []).append(each[i, j])
+    found = sample_correlations(statistics(x, targets))
+    for a, b in itertools.product(range(C), repeat=2):
+        expected = np.mean(pairs[a, b]) if (a, b) in pairs else np.nan
+        np.testing.assert_allclose(found[a, b], expected, rtol=1e-10, err_msg=f"{a}, {b}")
+    within = [value for (a, b), values in pairs.items() if a == b for value in values]
+    between = [value for (a, b), values in pairs.items() if a != b for value in values]
+    assert within_and_between(statistics(x, targets)) == pytest.approx((np.mean(within), np.mean(between)))
+
+
+def test_correlations_of_class_means() -> None:
+    x, targets = samples()
+    means = np.stack([x[targets == c].mean(0).numpy() if (targets == c).any() else np.zeros((K, D)) for c in range(C)])
+    with np.errstate(invalid="ignore"):
+        expected = np.stack([np.corrcoef(means[:, l]) for l in range(K)]).mean(0)
+    np.testing.assert_allclose(mean_correlations(statistics(x, targets)), expected, rtol=1e-10)
+    assert np.isnan(expected[4]).all()
+
+
+def test_no_pair_has_no_correlation() -> None:
+    x, targets = samples()
+    assert all(math.isnan(value) for value in within_and_between(statistics(x[:1], targets[:1])))
+
+
+class Network(nn.Module):
+    """Embeddings are the images; dropout in training mode, or it would go unnoticed that the mode is eval."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(K * D, C)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.dropout(images)
+        return self.classifier(x.flatten(1)), x
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+def test_a_pass_over_a_split_does_not_depend_on_its_batches(batch_size: int) -> None:
+    x, targets = samples()
+    model = Network().double().train()
+    sample = drawn(40, 9, seed=1)
+    assert sample.tolist() == sorted(set(sample.tolist()))
+    batches = list(zip(x.split(batch_size), targets.split(batch_size), strict=True))
+    found = collect(model, batches, C, CPU, sample)
+    assert model.training
+    torch.testing.assert_close(found.logits, model.eval()(x)[0].float())
+    assert torch.equal(found.targets, targets)
+    torch.testing.assert_close(found.embeddings, x[torch.from_numpy(sample)].float())
+    torch.testing.assert_close(found.statistics.flat, statistics(x, targets).flat, rtol=1e-12, atol=1e-12)
+    vectors = np.mean([np.corrcoef(one) for one in x.numpy()], axis=0)
+    np.testing.assert_allclose(found.vectors.numpy(), vectors, rtol=1e-10, atol=1e-12)
+
+
+def test_a_pass_over_a_split_does_not_depend_on_its_order() -> None:
+    x, targets = samples()
+    model = Network().double()
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
+    one = collect(model, [(x, targets)], C, CPU)
+    other = collect(model, list(zip(x[order].split(7), targets[order].split(7), strict=True)), C, CPU)
+    torch.testing.assert_close(one.statistics.flat, other.statistics.flat, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(one.logits[order], other.logits)
+
+
+def test_flip_averages_probabilities() -> None:
+    images = torch.randn(4, 3, 2, 6)
+    weights = torch.randn(36, C)
+
+    class Model(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return images.flatten(1) @ weights, images
+
+    model = Flipped(Model())
+    probabilities = [Model()(one)[0].softmax(1) for one in (images, images.flip(-1))]
+    logits, embeddings = model(images)
+    torch.testing.assert_close(logits.exp(), sum(probabilities) / 2)
+    torch.testing.assert_close(model(images.flip(-1))[0], logits)
+    assert torch.equal(embeddings, images)
+
+
+def confusion(n: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    targets = rng.integers(0, 4, n)
+    predicted = np.where(rng.random(n) < 0.6, targets, rng.integers(0, 4, n))
+    counts = np.zeros((4, 4), np.int64)
+    np.add.at(counts, (targets, predicted), 1)
+    return counts, targets, predicted
+
+
+def test_macro_f1_is_scikit_learns() -> None:
+    counts, targets, predicted = confusion()
+    assert figures_of(counts)["macro_f1"] == pytest.approx(f1_score(targets, predicted, average="macro"))
+
+
+def test_intervals_are_those_of_samples_drawn_again() -> None:
+    counts, targets, predicted = confusion()
+    found = bootstrap(counts, 4000, seed=0)
+    rng = np.random.default_rng(1)
+    drawn_again = []
+    for _ in range(4000):
+        index = rng.integers(0, len(targets), len(targets))
+        table = np.zeros((4, 4), np.int64)
+        np.add.at(table, (targets[index], predicted[index]), 1)
+        drawn_again.append(figures_of(table))
+    for name in ("accuracy", "average_accuracy", "macro_f1", "recall", "precision", "f1"):
+        expected = np.quantile([one[name] for one in drawn_again], [0.025, 0.975], axis=0)
+        np.testing.assert_allclose(found[name], expected, atol=0.012, err_msg=name)
+    again = bootstrap(counts, 4000, seed=0)
+    assert all((found[name] == again[name]).all() for name in found)
+    assert (bootstrap(counts, 4000, seed=2)["f1"] != found["f1"]).any()
+
+
+def test_a_class_without_samples_has_no_interval() -> None:
+    counts, _, _ = confusion()
+    counts[2] = 0
+    found = bootstrap(counts, 100, seed=0)
+    assert np.isnan(found["recall"][:, 2]).all()
+    assert not np.isnan(found["average_accuracy"]).any()
+    assert figures_of(counts)["average_accuracy"] == pytest.approx(figures_of(counts)["recall"][[0, 1, 3]].mean())
