@@ -37,7 +37,9 @@ def _inverse_lengths(
     """1 / |M[a, l]| (BK, BC); 0 where the class is absent or its mean is constant up to rounding."""
     a = tl.arange(0, BC)
     there = (a < C)[None, :] & (l < K)[:, None]
-    scale = tl.load(norm_ptr + a[None, :] * K + l[:, None], mask=there, other=0.0)  # >= |M|: no square over- or underflows
+    scale = tl.load(
+        norm_ptr + a[None, :] * K + l[:, None], mask=there, other=0.0
+    )  # >= |M|: no square over- or underflows
     to_scale = tl.where(scale > 0, 1.0 / scale, 0.0)
     squared = tl.zeros_like(scale)
     for start in range(0, D, BD):

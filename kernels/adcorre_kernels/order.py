@@ -5,9 +5,9 @@ A step is BS samples: BS entries of `order`, -1 where a class's last step has fe
 LOCAL, for few samples: a program orders the samples of one class in its chunk, in a region of its own. A region is
 `order`, then the class's count, then whether a label of the chunk was bad. No launch of its own.
 
-Else one order of all samples serves all programs, and each takes `chunk` steps of it: `order`; `run_class`, the class of
-each step; `run_end`, for each class the step after its last; `count`, samples of each class; `bad`. Up to 32 classes two
-launches make it, `count_labels` and `place_samples`; beyond, `torch.sort` does. No atomics: the same bits every time.
+Else one order of all samples serves all programs, and each takes `chunk` steps of it: `order`; `run_class`, the class
+of each step; `run_end`, for each class the step after its last; `count`, samples of each class; `bad`. Up to 32 classes
+two launches make it, `count_labels` and `place_samples`; beyond, `torch.sort` does. No atomics: the same bits every time.
 """
 
 import triton
