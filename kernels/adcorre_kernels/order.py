@@ -7,7 +7,7 @@ LOCAL, for few samples: a program orders the samples of one class in its chunk, 
 
 Else one order of all samples serves all programs, and each takes `chunk` steps of it: `order`; `run_class`, the class
 of each step; `run_end`, for each class the step after its last; `count`, samples of each class; `bad`. Up to 32 classes
-two launches make it, `count_labels` and `place_samples`; beyond, `torch.sort` does. No atomics: the same bits every time.
+two launches make it, `count_labels` and `place_samples`; beyond, `torch.sort`. No atomics: the same bits every time.
 """
 
 import triton
