@@ -20,7 +20,7 @@ ORDERING = 256  # programs that order all samples
 ORDER_TILE = 2048  # labels x classes that such a program ranks at a time
 NARROW_TILE = 8192  # numbers of BS samples that four warps can hold
 WIDE_TILE = 8192  # numbers of a sample that one program can hold
-TERMS_TILE = 16384  # numbers of k embeddings x C classes x d entries that the program of the values can hold
+TERMS_TILE = 8192  # numbers of k embeddings x C classes x d entries that the program of the values can hold
 LABELS = 256  # that a program with one class looks at at a time
 
 
