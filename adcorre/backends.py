@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from functools import cache
 from typing import Any, NamedTuple, Protocol
@@ -168,3 +169,17 @@ def linear_terms(
         backend = torch_backend
     between_target = None if options.pairs == "sample" else options.between_target
     return backend.terms(flat, attention, k, d, between_target, options.mean_target, options.embedding_target)
+
+
+def bound_once(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """Decorates an autograd function: its `apply` binds arguments to `forward`'s signature at every call.
+
+    A remembered signature halves that, and at small batches the host's time is all there is.
+    """
+    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
+    return function
+
+
+def gradient_by(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """A gradient that refuses a second derivative; without a function of its own where none can be asked for."""
+    return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(*arguments)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adcorre.backends import Options, backend_of, no_double_backward
+from adcorre.backends import Options, backend_of, bound_once, gradient_by, no_double_backward
 from adcorre.statistics import ClassStatistics
 
 
@@ -58,6 +58,7 @@ def per_pair(flat: Tensor, num_classes: int, k: int, d: int) -> Tensor:
     return 1 / (k * ClassStatistics(flat, num_classes, k, d).count.sum().clamp(min=1) ** 2)
 
 
+@bound_once
 class BetweenFunction(torch.autograd.Function):
     """(2,), the sums of the whole batch times `per_pair`, and the gradient of the first for own samples."""
 
@@ -82,10 +83,11 @@ class BetweenFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = _GradientFunction.apply(*ctx.saved_tensors, upstream, ctx.rows, ctx.options)
+        gradient = gradient_by(_GradientFunction, *ctx.saved_tensors, upstream, ctx.rows, ctx.options)
         return gradient, None, None, None, None, None, None, None
 
 
+@bound_once
 class _GradientFunction(torch.autograd.Function):
     """As that of the linear terms: a second derivative is refused and never silently wrong."""
 

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from adcorre import checks
-from adcorre.backends import Options, backend_of, linear_terms, no_double_backward, resolve_options
+from adcorre.backends import (
+    Options,
+    backend_of,
+    bound_once,
+    gradient_by,
+    linear_terms,
+    no_double_backward,
+    resolve_options,
+)
 from adcorre.between import BetweenFunction, Whole, between_alone, per_pair
 from adcorre.reference import reference_terms
 from adcorre.statistics import Tables
@@ -174,6 +182,7 @@ def three_dimensional(embeddings: Tensor) -> Tensor:
     return embeddings if embeddings.dim() == 3 else embeddings[:, None]
 
 
+@bound_once
 class _TermsFunction(torch.autograd.Function):
     """Terms and tables forward; one pass from the tables to dL/dx backward. Saves the inputs and the tables."""
 
@@ -192,9 +201,10 @@ class _TermsFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, targets, *tables = ctx.saved_tensors
-        return _GradientFunction.apply(x, targets, upstream, *tables, ctx.options), None, None, None, None
+        return gradient_by(_GradientFunction, x, targets, upstream, *tables, ctx.options), None, None, None, None
 
 
+@bound_once
 class _GradientFunction(torch.autograd.Function):
     """The backward pass as a function of its own, so that a second derivative is refused and never silently wrong."""
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from adcorre_kernels import plan
 from adcorre_kernels.finish import finish
 from adcorre_kernels.narrow import narrow_gradient, narrow_statistics
+from adcorre_kernels.order import count_labels, place_samples
 from adcorre_kernels.reduce import reduce_slots
 from adcorre_kernels.start import start, trait
 from adcorre_kernels.wide import wide_embedding, wide_gradient, wide_statistics
@@ -21,21 +22,25 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
     cut = plan.of_statistics(
         n, k, d, num_classes, x.element_size(), embedding_target, _aligned(x), plan.processors(device)
     )
-    if cut.local:
+    if cut.local or cut.order:
         scratch = torch.empty(cut.scratch, dtype=torch.int32, device=device)
     else:
         scratch = _sorted_order(targets, num_classes, ignore_index, cut.shape.BS, cut.capacity)
     sums = torch.empty(cut.sums, dtype=torch.float32, device=device)
     flat = torch.empty(cut.flat, dtype=torch.float32, device=device)
+    if cut.order:
+        numbers = (n, cut.order.share, ignore_index, num_classes, cut.capacity)
+        key = (device.index, trait(targets), ignore_index)
+        start(count_labels, cut.order.grid, (targets, scratch, *numbers), cut.order.count, key)
+        start(place_samples, cut.order.grid, (targets, scratch, *numbers), cut.order.place, key)
     kernel = wide_statistics if cut.shape.BK else narrow_statistics
     key = (device.index, trait(x), trait(targets), sn, sk, ignore_index)
     numbers = (cut.chunk, ignore_index, num_classes, cut.capacity, cut.offset)
-    grid = (cut.programs, cut.groups, cut.blocks)
-    start(kernel, grid, (x, targets, scratch, sums, sn, sk, n, *numbers), cut.streaming, key)
-    if cut.blocks > 1 and n > 0:
+    start(kernel, cut.grid, (x, targets, scratch, sums, sn, sk, n, *numbers), cut.streaming, key)
+    if cut.grid[2] > 1 and n > 0:
         numbers = (cut.embedding_chunk, ignore_index, num_classes)
         start(wide_embedding, (cut.embeddings,), (x, targets, sums, sn, sk, n, *numbers), cut.embedding, key)
-    numbers = (cut.programs, cut.groups, cut.embeddings, cut.chunk, num_classes, cut.capacity, cut.offset)
+    numbers = (cut.grid[0], cut.embeddings, cut.chunk, num_classes, cut.capacity, cut.offset)
     start(reduce_slots, cut.reduce_grid, (sums, scratch, flat, *numbers), cut.reduce, device.index)
     return flat
 

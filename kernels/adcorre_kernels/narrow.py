@@ -7,7 +7,7 @@ unrolled. So k is never padded, row sums stay inside a warp, u = sum_l z_l needs
 import triton
 import triton.language as tl
 
-from adcorre_kernels.order import open_order
+from adcorre_kernels.order import collect, parts
 from adcorre_kernels.rows import UNSPECIALISED, centre, labels_of, sign, zeros
 
 
@@ -46,8 +46,8 @@ def narrow_statistics(
     D: tl.constexpr,
     W: tl.constexpr,
     BS: tl.constexpr,
-    BC: tl.constexpr,
     BL: tl.constexpr,
+    ROWS: tl.constexpr,
     SLOT: tl.constexpr,
     TARGET: tl.constexpr,
     LOCAL: tl.constexpr,
@@ -55,26 +55,39 @@ def narrow_statistics(
 ):
     """Sums over the program's samples, one slot a class: S (k, d), M (k, d), sums of |x| and of |z|^2 (k,) each.
 
-    In `sums`: ED's sum, one entry a program; from `offset` the slots, (p, c) at p C + c, or p + c where an order of all
-    samples gives each program a range of classes. A slot of a class that the program did not meet is not written.
+    In `sums`: ED's sum, one entry a program; from `offset` the slots, (p, c) at p C + c if each program has one class
+    (LOCAL), at p + c where an order of all samples gives it a range of them. A slot of a class that the program did not
+    meet is not written. ROWS: a slot has a row for each of the BS samples of a step, so that no warp waits for another
+    at the end of a run; or one row, their sum.
     """
     H: tl.constexpr = (D + W - 1) // W
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     entry = tl.arange(0, W)
     lane = tl.arange(0, BS)
-    order_ptr, run_class_ptr, run_end_ptr, step, last_step = open_order(
-        targets_ptr, scratch_ptr, program, tl.program_id(0), tl.program_id(1), tl.num_programs(1), n, chunk,
-        ignore_index, C, capacity, BC, BL, BS, LOCAL,
-    )  # fmt: skip
-    slots_ptr = sums_ptr + offset + tl.program_id(0).to(tl.int64) * ((C if LOCAL else 1) * SLOT)
+    if LOCAL:
+        c = tl.program_id(1)
+        low = tl.program_id(0) * chunk
+        order_ptr, last_step = collect(
+            targets_ptr, scratch_ptr, program, low, tl.minimum(low + chunk, n), c, ignore_index, C, capacity, BL, BS
+        )
+        step = 0
+    else:
+        order_ptr, run_class_ptr, run_end_ptr, _count, _bad = parts(scratch_ptr, C, capacity, BS)
+        step = program * chunk
+        last_step = tl.minimum(step + chunk, tl.load(run_end_ptr + C - 1))
+    slots_ptr = sums_ptr + offset + program.to(tl.int64) * (ROWS * SLOT)
     squares = zeros(H, BS, W)
     deviation_sum = tl.zeros((BS,), tl.float32)
     if PREFETCH:
         index = tl.load(order_ptr + step * BS + lane, mask=step + 0 * lane < last_step, other=-1)
         coming = _load(x_ptr, index, sn, sk, K, D, W)
     while step < last_step:
-        c = tl.load(run_class_ptr + step)
-        run_end = tl.minimum(tl.load(run_end_ptr + c), last_step)
+        slot_ptr = slots_ptr
+        run_end = last_step
+        if not LOCAL:
+            c = tl.load(run_class_ptr + step)
+            slot_ptr += c.to(tl.int64) * (ROWS * SLOT)
+            run_end = tl.minimum(tl.load(run_end_ptr + c), last_step)
         direction_sum = zeros(K * H, BS, W)
         centred_sum = zeros(K * H, BS, W)
         norm_sum = zeros(K, BS, 1)
@@ -118,20 +131,30 @@ def narrow_statistics(
                     for m in tl.static_range(l):
                         deviation = tl.abs(_correlation(kept[l], kept[m]) - TARGET)
                         deviation_sum += tl.where(present, 2 * deviation, 0.0)
-        slot_ptr = slots_ptr + c.to(tl.int64) * SLOT
         for l in tl.static_range(K):
             for h in tl.static_range(H):
-                inside = h * W + entry < D
-                out = slot_ptr + (l * D + h * W) + entry
-                tl.store(out, tl.sum(direction_sum[l * H + h], 0), mask=inside)
-                tl.store(out + K * D, tl.sum(centred_sum[l * H + h], 0), mask=inside)
-            tl.store(slot_ptr + 2 * K * D + l, tl.sum(tl.sum(norm_sum[l], 1), 0))
-            tl.store(slot_ptr + 2 * K * D + K + l, tl.sum(square_sum, 0) if l == 0 else 0.0)
+                out = slot_ptr + (l * D + h * W)
+                _store_sums(out, direction_sum[l * H + h], h * W + entry < D, ROWS, SLOT)
+                _store_sums(out + K * D, centred_sum[l * H + h], h * W + entry < D, ROWS, SLOT)
+            _store_sums(slot_ptr + 2 * K * D + l, norm_sum[l], None, ROWS, SLOT)
+            counted = square_sum[:, None] if l == 0 else tl.zeros((BS, 1), tl.float32)
+            _store_sums(slot_ptr + 2 * K * D + K + l, counted, None, ROWS, SLOT)
         step = run_end
     embedding_sum = tl.sum(deviation_sum, 0)
     for h in tl.static_range(H):
         embedding_sum += tl.sum(tl.sum(squares[h], 1), 0)
     tl.store(sums_ptr + program, embedding_sum)
+
+
+@triton.jit
+def _store_sums(out_ptr, sums, inside, ROWS: tl.constexpr, SLOT: tl.constexpr):
+    """(BS, w) to the rows of a slot from out_ptr on, or to its one row."""
+    entry = tl.arange(0, sums.shape[1])
+    if ROWS == 1:
+        tl.store(out_ptr + entry, tl.sum(sums, 0), mask=inside)
+    else:
+        at = out_ptr + tl.arange(0, ROWS)[:, None] * SLOT + entry[None, :]
+        tl.store(at, sums, mask=None if inside is None else inside[None, :])
 
 
 @triton.jit
@@ -141,6 +164,17 @@ def _correlation(a, b):
     for h in tl.static_range(1, len(a[0])):
         products += a[0][h] * b[0][h]
     return tl.sum(products, 1) * a[1] * b[1]
+
+
+@triton.jit
+def _sample(targets_ptr, order_ptr, position, high, ignore_index, C, ORDERED: tl.constexpr):
+    """Samples at `position` (BS,), whether there are such, and their labels, -1 for one that takes no part."""
+    valid = position < high
+    index = position
+    if ORDERED:
+        index = tl.load(order_ptr + position, mask=valid, other=0).to(tl.int32)
+    label, _bad = labels_of(targets_ptr, index, valid, ignore_index, C)
+    return index, valid, label
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -165,6 +199,7 @@ def narrow_gradient(
     BS: tl.constexpr,
     TARGET: tl.constexpr,
     ORDERED: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     """dL/dx of samples [chunk p, chunk (p + 1)), as they lie or, ORDERED, as `order` has them.
 
@@ -180,14 +215,21 @@ def narrow_gradient(
     to_feature = tl.load(upstream_ptr)
     to_mean = tl.load(upstream_ptr + 1)
     to_total = tl.load(upstream_ptr + 2) * scale
-    for start in tl.range(low, tl.minimum(low + chunk, n), BS, num_stages=1):
-        index = start + lane
-        valid = index < n
-        if ORDERED:
-            index = tl.load(order_ptr + index, mask=valid, other=0).to(tl.int32)
-        label, _ = labels_of(targets_ptr, index, valid, ignore_index, C)
+    high = tl.minimum(low + chunk, n)
+    if PREFETCH:
+        next_index, next_valid, next_label = _sample(targets_ptr, order_ptr, low + lane, high, ignore_index, C, ORDERED)
+        coming = _load(x_ptr, tl.where(next_label >= 0, next_index, -1), sn, sk, K, D, W)
+    for start in tl.range(low, high, BS, num_stages=1):
+        if PREFETCH:
+            index, valid, label, vectors = next_index, next_valid, next_label, coming
+            next_index, next_valid, next_label = _sample(
+                targets_ptr, order_ptr, start + BS + lane, high, ignore_index, C, ORDERED
+            )
+            coming = _load(x_ptr, tl.where(next_label >= 0, next_index, -1), sn, sk, K, D, W)
+        else:
+            index, valid, label = _sample(targets_ptr, order_ptr, start + lane, high, ignore_index, C, ORDERED)
+            vectors = _load(x_ptr, tl.where(label >= 0, index, -1), sn, sk, K, D, W)
         takes_part = label >= 0
-        vectors = _load(x_ptr, tl.where(takes_part, index, -1), sn, sk, K, D, W)
         total = zeros(H, BS, W)
         kept = ()
         for l in tl.static_range(K):

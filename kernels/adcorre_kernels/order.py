@@ -1,119 +1,124 @@
 """Device code: the samples in the order of their classes, cut into steps of one class each.
 
-A step is BS samples. An order lies in int32 scratch as `order` (BS entries a step, -1 where a class's last step has
-fewer), `run_class` (its class, one entry a step), and `run_end` (one entry a class: the step after its last); behind
-these `count` (samples, one entry a class) and `bad` (whether a label was bad). LOCAL: every program makes the order of
-its own chunk of samples, in scratch of its own: no atomics, no second launch. Else one order, made on the host's side,
-serves all programs, and each takes `chunk` steps of it.
+A step is BS samples: BS entries of `order`, -1 where a class's last step has fewer. Two kinds, in int32 scratch:
+
+LOCAL, for few samples: a program orders the samples of one class in its chunk, in a region of its own. A region is
+`order`, then the class's count, then whether a label of the chunk was bad. No launch of its own.
+
+Else one order of all samples serves all programs, and each takes `chunk` steps of it: `order`; `run_class`, the class
+of each step; `run_end`, for each class the step after its last; `count`, samples of each class; `bad`. Up to 32 classes
+two launches make it, `count_labels` and `place_samples`; beyond, `torch.sort`. No atomics: the same bits every time.
 """
 
 import triton
 import triton.language as tl
 
-from adcorre_kernels.rows import labels_of
+from adcorre_kernels.rows import UNSPECIALISED, labels_of
 
 
 @triton.jit
 def parts(scratch_ptr, C, capacity, BS: tl.constexpr):
-    """Pointers to order, run_class, run_end, count and bad, for an order of `capacity` steps."""
-    run_class_ptr = scratch_ptr + capacity * BS
+    """Pointers to order, run_class, run_end, count and bad, for one order of `capacity` steps."""
+    run_class_ptr = scratch_ptr + tl.cast(capacity, tl.int64) * BS
     run_end_ptr = run_class_ptr + capacity
     return scratch_ptr, run_class_ptr, run_end_ptr, run_end_ptr + C, run_end_ptr + 2 * C
 
 
 @triton.jit
-def region(C, capacity, BS: tl.constexpr, LOCAL: tl.constexpr):
-    """Entries of scratch from one program's order to the next one's."""
-    size = (capacity * (BS + 1) + 2 * C + 1).to(tl.int64)
-    return size if LOCAL else size * 0
+def region(scratch_ptr, program, capacity, BS: tl.constexpr):
+    """Pointers to order and count (then bad) of a program's own order."""
+    order_ptr = scratch_ptr + tl.cast(program, tl.int64) * (capacity * BS + 2)
+    return order_ptr, order_ptr + capacity * BS
 
 
 @triton.jit
-def open_order(
-    targets_ptr,
-    scratch_ptr,
-    program,
-    chunk_index,
-    group,
-    groups,
-    n,
-    chunk,
-    ignore_index,
-    C,
-    capacity,
-    BC: tl.constexpr,
-    BL: tl.constexpr,
-    BS: tl.constexpr,
-    LOCAL: tl.constexpr,
+def collect(
+    targets_ptr, scratch_ptr, program, low, high, c, ignore_index, C, capacity, BL: tl.constexpr, BS: tl.constexpr
 ):
-    """order, run_class and run_end for this program, and its steps [first, last).
-
-    LOCAL: those of chunk `chunk_index` with classes of group `group` out of `groups`.
-    """
-    scratch_ptr += region(C, capacity, BS, LOCAL) * program
-    order_ptr, run_class_ptr, run_end_ptr, count_ptr, bad_ptr = parts(scratch_ptr, C, capacity, BS)
-    if LOCAL:
-        low = chunk_index * chunk
-        width = tl.cdiv(C, groups)
-        first_class = group * width
-        last_class = tl.minimum(first_class + width, C)
-        first = 0
-        last = _sort(
-            targets_ptr, scratch_ptr, low, tl.minimum(low + chunk, n), first_class, last_class, ignore_index, C,
-            capacity, BC, BL, BS,
-        )  # fmt: skip
-    else:
-        first = chunk_index * chunk
-        last = tl.minimum(first + chunk, tl.load(run_end_ptr + C - 1))
-    return order_ptr, run_class_ptr, run_end_ptr, first, last
-
-
-@triton.jit
-def _sort(
-    targets_ptr,
-    scratch_ptr,
-    low,
-    high,
-    first_class,
-    last_class,
-    ignore_index,
-    C,
-    capacity,
-    BC: tl.constexpr,
-    BL: tl.constexpr,
-    BS: tl.constexpr,
-):
-    """Stable counting sort of samples [low, high) with labels in [first_class, last_class): the number of steps."""
-    order_ptr, run_class_ptr, run_end_ptr, count_ptr, bad_ptr = parts(scratch_ptr, C, capacity, BS)
-    classes = tl.arange(0, BC)
+    """Order of the samples of class c among [low, high), in their own order: where it begins, and its steps."""
+    order_ptr, count_ptr = region(scratch_ptr, program, capacity, BS)
     lanes = tl.arange(0, BL)
-    own = (classes >= first_class) & (classes < last_class)
-    count = tl.zeros((BC,), tl.int32)
+    count = 0
     bad = tl.zeros((BL,), tl.int32)
     for start in range(low, high, BL):
         index = start + lanes
         label, is_bad = labels_of(targets_ptr, index, index < high, ignore_index, C)
+        member = (label == c).to(tl.int32)
+        tl.store(order_ptr + count + tl.cumsum(member, 0) - member, index, mask=member != 0)
+        count += tl.sum(member, 0)
+        bad = tl.maximum(bad, is_bad.to(tl.int32))
+    steps = tl.cdiv(count, BS)
+    rest = count + tl.arange(0, BS)
+    tl.store(order_ptr + rest, -1, mask=rest < steps * BS)
+    tl.store(count_ptr, count)
+    tl.store(count_ptr + 1, tl.max(bad, 0))
+    tl.debug_barrier()  # the whole program reads what single threads wrote
+    return order_ptr, steps
+
+
+@triton.jit(do_not_specialize=[*UNSPECIALISED, "share"])
+def count_labels(
+    targets_ptr, scratch_ptr, n, share, ignore_index, C, capacity, BC: tl.constexpr, BL: tl.constexpr, BS: tl.constexpr
+):
+    """Behind the order, one row a program: its samples of each class (C,), and whether a label was bad."""
+    classes = tl.arange(0, BC)
+    lanes = tl.arange(0, BL)
+    low = tl.program_id(0) * share
+    count = tl.zeros((BC,), tl.int32)
+    bad = tl.zeros((BL,), tl.int32)
+    for start in range(low, tl.minimum(low + share, n), BL):
+        index = start + lanes
+        label, is_bad = labels_of(targets_ptr, index, index < n, ignore_index, C)
         count += tl.sum((label[:, None] == classes[None, :]).to(tl.int32), 0)
         bad = tl.maximum(bad, is_bad.to(tl.int32))
-    count = tl.where(own, count, 0)
-    steps = (count + (BS - 1)) // BS
-    end = tl.cumsum(steps, 0)
-    tl.store(run_end_ptr + classes, end, mask=own)
-    tl.store(count_ptr + classes, count, mask=own)
-    tl.store(bad_ptr, tl.max(bad, 0))
+    _, _, _, _, bad_ptr = parts(scratch_ptr, C, capacity, BS)
+    row = bad_ptr + 1 + tl.program_id(0) * (C + 1)
+    tl.store(row + classes, count, mask=classes < C)
+    tl.store(row + C, tl.max(bad, 0))
 
-    position = (end - steps) * BS
-    fill = (position + count)[:, None] + tl.arange(0, BS)[None, :]
-    tl.store(order_ptr + fill, -1, mask=fill < (end * BS)[:, None])
-    for start in range(low, high, BL):
+
+@triton.jit(do_not_specialize=[*UNSPECIALISED, "share"])
+def place_samples(
+    targets_ptr,
+    scratch_ptr,
+    n,
+    share,
+    ignore_index,
+    C,
+    capacity,
+    BC: tl.constexpr,
+    BL: tl.constexpr,
+    BS: tl.constexpr,
+    BP: tl.constexpr,
+):
+    """Each program puts its samples to their places; the first one also writes what is known of the classes."""
+    program = tl.program_id(0)
+    classes = tl.arange(0, BC)
+    lanes = tl.arange(0, BL)
+    order_ptr, run_class_ptr, run_end_ptr, count_ptr, bad_ptr = parts(scratch_ptr, C, capacity, BS)
+    other = tl.arange(0, BP)
+    row = bad_ptr + 1 + other * (C + 1)
+    there = other < tl.num_programs(0)
+    counts = tl.load(row[:, None] + classes[None, :], mask=there[:, None] & (classes < C)[None, :], other=0)
+    count = tl.sum(counts, 0)
+    before = tl.sum(tl.where((other < program)[:, None], counts, 0), 0)
+    steps = tl.cdiv(count, BS)
+    end = tl.cumsum(steps, 0)
+    begin = (end - steps) * BS
+    if program == 0:
+        tl.store(run_end_ptr + classes, end, mask=classes < C)
+        tl.store(count_ptr + classes, count, mask=classes < C)
+        tl.store(bad_ptr, tl.max(tl.load(row + C, mask=there, other=0), 0))
+        rest = (begin + count)[:, None] + tl.arange(0, BS)[None, :]
+        tl.store(order_ptr + rest, -1, mask=rest < (end * BS)[:, None])
+    position = begin + before
+    low = program * share
+    for start in range(low, tl.minimum(low + share, n), BL):
         index = start + lanes
-        label, _ = labels_of(targets_ptr, index, index < high, ignore_index, C)
-        label = tl.where((label >= first_class) & (label < last_class), label, -1)
+        label, _ = labels_of(targets_ptr, index, index < n, ignore_index, C)
         member = (label[:, None] == classes[None, :]).to(tl.int32)
         rank = tl.cumsum(member, 0) - member
         place = tl.sum(member * (rank + position[None, :]), 1)
         tl.store(order_ptr + place, index, mask=label >= 0)
         tl.store(run_class_ptr + place // BS, label, mask=(label >= 0) & (place % BS == 0))
         position += tl.sum(member, 0)
-    tl.debug_barrier()  # the whole program reads what single threads wrote
-    return tl.sum(steps, 0)

@@ -12,14 +12,16 @@ import torch
 
 from adcorre_kernels.start import Constants
 
-LOCAL_CLASSES = 32  # up to here a program orders its own samples; beyond, one sort orders all of them
+COUNTED_CLASSES = 32  # up to here counting orders the samples; beyond, a sort does
+LOCAL_SAMPLES = 8192  # up to here, and so few classes, a program orders its own samples, of one class: one launch less
 GATHERED_CLASSES = 256  # up to here the backward pass takes the samples as they lie and the tables out of the caches
-SAMPLES_OF_SLOT = 16  # a slot costs two passes over 2 k d numbers: worth it from about so many samples
-SLOT_NUMBERS = 1 << 24  # 64 MiB of slots at most
-BY_CLASS = 8192  # up to so many samples a program takes one class of its chunk: launches are short then
+SLOT_NUMBERS = 1 << 24  # up to 64 MiB of slots, a slot has a row for each sample of a step
+ORDERING = 256  # programs that order all samples
+ORDER_TILE = 2048  # labels x classes that such a program ranks at a time
 NARROW_TILE = 8192  # numbers of BS samples that four warps can hold
 WIDE_TILE = 8192  # numbers of a sample that one program can hold
-LABELS = 128  # that a program orders at a time
+TERMS_TILE = 8192  # numbers of k embeddings x C classes x d entries that the program of the values can hold
+LABELS = 256  # that a program with one class looks at at a time
 
 
 class Shape(NamedTuple):
@@ -40,15 +42,23 @@ class Shape(NamedTuple):
         return {**tile, "num_warps": self.warps, "enable_fp_fusion": aligned}
 
 
+class OrderPlan(NamedTuple):
+    """Launches of `count_labels` and `place_samples`."""
+
+    grid: tuple[int]
+    share: int  # samples a program
+    count: Constants
+    place: Constants
+
+
 class StatisticsPlan(NamedTuple):
     """Launches of `statistics`, their buffers' sizes and their arguments."""
 
     shape: Shape
     local: bool
-    programs: int  # chunks of samples
-    groups: int  # of classes, each with programs of its own
-    blocks: int  # of embeddings, likewise
-    chunk: int
+    order: OrderPlan | None
+    grid: tuple[int, int, int]  # chunks of samples, classes if each has programs of its own, blocks of embeddings
+    chunk: int  # samples if local, else steps
     capacity: int  # steps of an order
     scratch: int  # int32 numbers
     embeddings: int  # partial sums of ED
@@ -100,54 +110,75 @@ def of_statistics(
 ) -> StatisticsPlan:
     shape = shape_of(k, d, itemsize, embedding_target != -1.0)
     blocks = ceil_div(k, shape.BK) if shape.BK else 1
-    local = num_classes <= LOCAL_CLASSES
+    counted = num_classes <= COUNTED_CLASSES
+    local = counted and n <= LOCAL_SAMPLES
     slot = round_up(2 * k * (d + 1), 32)
     resident = processors * (4 if shape.BK and shape.warps == 4 else 2) // blocks
+    order = None
     if local:
-        programs, groups = _chunks_and_groups(n, num_classes, slot, resident)
+        groups = num_classes
+        programs = max(1, min(resident // num_classes, ceil_div(n, 16)))
         chunk = max(1, ceil_div(n, programs))
-        capacity = chunk // shape.BS + num_classes
+        capacity = ceil_div(chunk, shape.BS)
+        scratch = programs * groups * blocks * (capacity * shape.BS + 2)
+        slots = programs * num_classes
     else:
+        groups = 1
+        programs = max(1, min(resident, ceil_div(n, 32)))
         capacity = n // shape.BS + min(num_classes, n) + 1
-        programs, groups = max(1, min(resident, ceil_div(n, 32))), 1
         chunk = ceil_div(capacity, programs)
-    scratch = programs * groups * blocks * (capacity * (shape.BS + 1) + 2 * num_classes + 1) if local else 0
+        scratch = capacity * (shape.BS + 1) + 2 * num_classes + 1
+        slots = programs + num_classes
+        if counted:
+            order = _of_order(n, num_classes, shape.BS)
+            scratch += order.grid[0] * (num_classes + 1)
+    rows = shape.BS if slots * slot * shape.BS <= SLOT_NUMBERS else 1
     embedding_chunk = _chunk_of_samples(n, processors, 1)
     embeddings = programs * groups if blocks == 1 else ceil_div(n, embedding_chunk)
     offset = round_up(embeddings, 32)
-    slots = programs * num_classes if local else programs + num_classes
     constants = {"K": k, "D": d}
-    streaming = {"SLOT": slot, "LOCAL": local, "BC": power_of_2(max(8, num_classes)) if local else 8, "BL": LABELS}
+    streaming = {"SLOT": slot, "LOCAL": local, "BL": LABELS}
     if not shape.BK:
+        streaming["ROWS"] = rows
         streaming["PREFETCH"] = itemsize == 2  # float32 has more bytes in flight and no register to spare
-    columns = 128 if local else 512
+    columns = 128 if counted else 512
     reduce = {
         "SLOT": slot,
         "BS": shape.BS,
-        "BP": 32 if local else 4,
+        "BP": 32 if counted else 4,
         "BJ": columns,
         "BK": power_of_2(k),
+        "ROWS": rows,
         "LOCAL": local,
     }
     return StatisticsPlan(
         shape=shape,
         local=local,
-        programs=programs,
-        groups=groups,
-        blocks=blocks,
+        order=order,
+        grid=(programs, groups, blocks),
         chunk=chunk,
         capacity=capacity,
         scratch=scratch,
         embeddings=embeddings,
         embedding_chunk=embedding_chunk,
         offset=offset,
-        sums=offset + slots * slot,
+        sums=offset + slots * slot * rows,
         flat=num_classes * k * (2 * d + 1) + 2 * num_classes + 1,
         streaming=Constants(**constants, TARGET=embedding_target, **streaming, **shape.options(aligned)),
         embedding=Constants(**constants, TARGET=embedding_target, **shape.options(aligned)),
         reduce_grid=(num_classes, ceil_div(2 * k * d + k, columns)),
         reduce=Constants(**constants, **reduce, num_warps=4, enable_fp_fusion=True),
     )
+
+
+def _of_order(n: int, num_classes: int, step: int) -> OrderPlan:
+    classes = power_of_2(max(8, num_classes))
+    labels = ORDER_TILE // classes
+    programs = max(1, min(ORDERING, ceil_div(n, labels)))
+    share = round_up(ceil_div(n, programs), labels)
+    programs = max(1, ceil_div(n, share))
+    tile = {"BC": classes, "BL": labels, "BS": step, "num_warps": 4}
+    return OrderPlan((programs,), share, Constants(**tile), Constants(**tile, BP=power_of_2(programs)))
 
 
 @lru_cache(maxsize=1024)
@@ -158,6 +189,8 @@ def of_gradient(
     chunk = _chunk_of_samples(n, processors, shape.BS)
     ordered = num_classes > GATHERED_CLASSES
     options = Constants(K=k, D=d, TARGET=embedding_target, ORDERED=ordered, **shape.options(aligned))
+    if not shape.BK:
+        options["PREFETCH"] = itemsize == 2
     return GradientPlan(not shape.BK, ordered, chunk, (ceil_div(n, chunk),), options)
 
 
@@ -166,17 +199,10 @@ def of_terms(
     k: int, d: int, num_classes: int, between_target: float | None, mean_target: float, embedding_target: float
 ) -> Constants:
     rows = power_of_2(max(8, num_classes))
-    tile = {"BC": rows, "BD": min(max(16, power_of_2(d)), 4096 // rows)}
+    columns = min(max(16, power_of_2(d)), 4096 // rows)
+    tile = {"BK": max(1, min(power_of_2(k), TERMS_TILE // (rows * columns))), "BC": rows, "BD": columns}
     targets = {"BETWEEN": between_target, "MEAN": mean_target, "EMBEDDING": embedding_target}
     return Constants(K=k, D=d, **tile, **targets, num_warps=8, enable_fp_fusion=False)  # see `Shape.options`
-
-
-def _chunks_and_groups(n: int, num_classes: int, slot: int, resident: int) -> tuple[int, int]:
-    """Chunks of samples and groups of classes, for programs of which `resident` run at once."""
-    limit = min(resident, SLOT_NUMBERS // (num_classes * slot))
-    if n <= BY_CLASS:
-        return max(1, min(limit // num_classes, ceil_div(n, 16))), num_classes
-    return max(1, min(limit, n // (SAMPLES_OF_SLOT * num_classes))), 1
 
 
 def _chunk_of_samples(n: int, processors: int, samples: int) -> int:

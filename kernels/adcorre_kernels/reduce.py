@@ -6,13 +6,12 @@ import triton.language as tl
 from adcorre_kernels.order import parts, region
 
 
-@triton.jit(do_not_specialize=["programs", "groups", "embeddings", "chunk", "C", "capacity"])
+@triton.jit(do_not_specialize=["programs", "embeddings", "chunk", "C", "capacity"])
 def reduce_slots(
     sums_ptr,
     scratch_ptr,
     flat_ptr,
     programs,
-    groups,
     embeddings,
     chunk,
     C,
@@ -25,6 +24,7 @@ def reduce_slots(
     BP: tl.constexpr,
     BJ: tl.constexpr,
     BK: tl.constexpr,
+    ROWS: tl.constexpr,
     LOCAL: tl.constexpr,
 ):
     """`ClassStatistics.flat` of class `program_id(0)`, entries [BJ b, BJ (b + 1)) of a slot."""
@@ -33,32 +33,31 @@ def reduce_slots(
     entry = b * BJ + tl.arange(0, BJ)
     inside = entry < 2 * K * D + K
     row = tl.arange(0, BK)
-    between = region(C, capacity, BS, LOCAL)
-    _, _, run_end_ptr, count_ptr, bad_ptr = parts(scratch_ptr, C, capacity, BS)
     if LOCAL:
         first = 0
         last = programs
-        count_ptr += c + c // tl.cdiv(C, groups) * between  # the group of classes that c belongs to
-        chunk_stride = groups * between
     else:
+        _, _, run_end_ptr, count_ptr, bad_ptr = parts(scratch_ptr, C, capacity, BS)
         begin = tl.load(run_end_ptr + c - 1, mask=c > 0, other=0)
         end = tl.load(run_end_ptr + c)
         first = begin // chunk
         last = tl.where(end > begin, (end - 1) // chunk + 1, first)
-        count_ptr += c
     total = tl.zeros((BP, BJ), tl.float32)
     squares = tl.zeros((BP, BK), tl.float32)
     samples = tl.zeros((BP,), tl.int32)
     bad = tl.zeros((BP,), tl.int32)
-    for start in range(first, last, BP):
-        p = start + tl.arange(0, BP)
+    for start in range(first * ROWS, last * ROWS, BP):
+        slot_row = start + tl.arange(0, BP)
+        p = slot_row // ROWS
         used = p < last
         if LOCAL:
-            count = tl.load(count_ptr + p * chunk_stride, mask=used, other=0)
-            samples += count
-            bad += tl.load(bad_ptr + p * chunk_stride, mask=used, other=0)
+            _, count_ptr = region(scratch_ptr, p * C + c, capacity, BS)
+            count = tl.load(count_ptr, mask=used, other=0)
+            samples += tl.where(slot_row % ROWS == 0, count, 0)
+            bad += tl.load(count_ptr + 1, mask=used, other=0)
             used = count > 0
-        slot = sums_ptr + offset + (p.to(tl.int64) * (C if LOCAL else 1) + c)[:, None] * SLOT
+        slot = (p.to(tl.int64) * (C if LOCAL else 1) + c) * ROWS + slot_row % ROWS
+        slot = sums_ptr + offset + slot[:, None] * SLOT
         padded = used[:, None] & (entry < SLOT)[None, :]  # a mask that lets lanes load whole vectors
         total += tl.load(slot + entry[None, :], mask=padded, other=0.0)
         if b == 0:
@@ -76,7 +75,7 @@ def reduce_slots(
             count = tl.sum(samples, 0)
             any_bad = tl.sum(bad, 0)
         else:
-            count = tl.load(count_ptr)
+            count = tl.load(count_ptr + c)
             any_bad = tl.load(bad_ptr)
         tl.store(rest + C + c, tl.where(any_bad > 0, float("nan"), count.to(tl.float32)))
         if c == 0:

@@ -33,7 +33,7 @@ def start(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], consta
         return
     compiled = kernel[grid](*arguments, **constants)
     if arguments[0].is_cuda and isinstance(compiled, CompiledKernel):
-        names = [parameter.name for parameter in kernel.params[len(arguments) :]]
+        names = compiled.src.fn.arg_names[len(arguments) :]
         constants.compiled[key] = (compiled, tuple(constants[name] for name in names))
 
 

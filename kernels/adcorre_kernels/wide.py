@@ -8,7 +8,7 @@ its own, ED by `wide_embedding`, and the gradient in two walks over the sample, 
 import triton
 import triton.language as tl
 
-from adcorre_kernels.order import open_order
+from adcorre_kernels.order import collect, parts
 from adcorre_kernels.rows import UNSPECIALISED, centre, labels_of, sign
 
 
@@ -75,7 +75,6 @@ def wide_statistics(
     D: tl.constexpr,
     BD: tl.constexpr,
     BK: tl.constexpr,
-    BC: tl.constexpr,
     BL: tl.constexpr,
     SLOT: tl.constexpr,
     TARGET: tl.constexpr,
@@ -86,17 +85,30 @@ def wide_statistics(
     program = (block * tl.num_programs(0) + tl.program_id(0)) * tl.num_programs(1) + tl.program_id(1)
     row = block * BK + tl.arange(0, BK)
     entry = tl.arange(0, BD)
-    order_ptr, run_class_ptr, run_end_ptr, step, last_step = open_order(
-        targets_ptr, scratch_ptr, program, tl.program_id(0), tl.program_id(1), tl.num_programs(1), n, chunk,
-        ignore_index, C, capacity, BC, BL, 1, LOCAL,
-    )  # fmt: skip
-    slots_ptr = sums_ptr + offset + tl.program_id(0).to(tl.int64) * ((C if LOCAL else 1) * SLOT)
+    first_slot = tl.program_id(0)
+    if LOCAL:
+        c = tl.program_id(1)
+        first_slot = first_slot * C + c
+        low = tl.program_id(0) * chunk
+        order_ptr, last_step = collect(
+            targets_ptr, scratch_ptr, program, low, tl.minimum(low + chunk, n), c, ignore_index, C, capacity, BL, 1
+        )
+        step = 0
+    else:
+        order_ptr, run_class_ptr, run_end_ptr, _count, _bad = parts(scratch_ptr, C, capacity, 1)
+        step = tl.program_id(0) * chunk
+        last_step = tl.minimum(step + chunk, tl.load(run_end_ptr + C - 1))
+    slots_ptr = sums_ptr + offset + first_slot.to(tl.int64) * SLOT
     squares = tl.zeros((BD,), tl.float32)
     deviations = tl.zeros((BK,), tl.float32)
     coming = _load(x_ptr, tl.load(order_ptr + step, mask=step < last_step, other=-1), block, sn, sk, K, D, BK, BD)
     while step < last_step:
-        c = tl.load(run_class_ptr + step)
-        run_end = tl.minimum(tl.load(run_end_ptr + c), last_step)
+        slot_ptr = slots_ptr
+        run_end = last_step
+        if not LOCAL:
+            c = tl.load(run_class_ptr + step)
+            slot_ptr += c.to(tl.int64) * SLOT
+            run_end = tl.minimum(tl.load(run_end_ptr + c), last_step)
         direction_sum = tl.zeros((BK, BD), tl.float32)
         centred_sum = tl.zeros((BK, BD), tl.float32)
         norm_sum = tl.zeros((BK,), tl.float32)
@@ -118,7 +130,6 @@ def wide_statistics(
                 else:
                     current = tl.load(order_ptr + s)
                     deviations += _deviations(x_ptr, z, current, block, sn, sk, K, D, BK, BD, TARGET)
-        slot_ptr = slots_ptr + c.to(tl.int64) * SLOT
         out = slot_ptr + row[:, None] * D + entry[None, :]
         inside = (row < K)[:, None] & (entry < D)[None, :]
         tl.store(out, direction_sum, mask=inside)

@@ -121,8 +121,9 @@ def assert_pairs_within_budget(
     assert_values_within_budget(truth, precision, got[0])
     assert truth.nearest > 2 * unit, f"a correlation within {truth.nearest} of its target: its sign may be either"
     error = (got[1] - truth.gradient).abs()
-    # Sums of a few hundred terms round, whatever is summed; what is projected away is part of the size.
-    floor = 4 * eps * truth.gradient_unit.amax(-1, keepdim=True)
+    # Sums of a few hundred terms round, whatever is summed; what is projected away is part of the size. A GPU's rsqrt,
+    # which enters twice, is within an ulp.
+    floor = (4 if tools.INTERPRETED else 6) * eps * truth.gradient_unit.amax(-1, keepdim=True)
     ratio = torch.nan_to_num(error / (unit * truth.gradient_unit + floor + 1e-30), nan=torch.inf)
     assert got[1].shape == truth.gradient.shape
     if ratio.numel():

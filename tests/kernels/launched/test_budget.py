@@ -49,12 +49,16 @@ def test_vectors_far_from_centred(shape) -> None:
 
 
 @pytest.mark.parametrize("shape", [(50, 3, 32, 4), (12, 9, 130, 3)])
-def test_programs_with_all_classes(shape, monkeypatch) -> None:
-    """The cut of large batches: a program orders its chunk and walks over the runs of all classes."""
-    monkeypatch.setattr(plan, "BY_CLASS", 0)
-    monkeypatch.setattr(plan, "SAMPLES_OF_SLOT", 1)
+def test_one_order_of_all_samples(shape, monkeypatch) -> None:
+    """The cut of large batches: two launches order all samples; a program walks over the runs of several classes."""
+    monkeypatch.setattr(plan, "LOCAL_SAMPLES", 0)
+    monkeypatch.setattr(plan, "ORDER_TILE", 128)  # 16 labels x 8 classes: several programs order
     for dtype in (F32, BF16):
         check(draw(*shape), dtype)
+    monkeypatch.setattr(plan, "ORDERING", 2)  # several tiles a program
+    monkeypatch.setattr(plan, "SLOT_NUMBERS", 0)  # slots of one row
+    plan.of_statistics.cache_clear()
+    check(draw(*shape), F32)
 
 
 @pytest.mark.slow
