@@ -289,6 +289,32 @@ def latency(bench: Bench) -> None:
             bench.row(what, f"times faster than {rival}", f"{ratio:.2f}", n=n, dtype="float32", target=target)
 
 
+def kernels(bench: Bench) -> None:
+    """Each kernel's own time in a step, as the profiler sees it: what is left where the host is not in the way."""
+    if bench.device.type != "cuda":
+        return bench.row("kernels", "skipped", "needs CUDA")
+    runs = 10
+    for dtype in ("float32", "bfloat16"):
+        for n in (60, 600, 8_192, 65_536, 1_048_576):
+            call = partial(step, *bench.inputs(n, dtype), "triton")
+            for _ in range(3):
+                call()
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                for _ in range(runs):
+                    call()
+                bench.synchronise()
+            for event in profile.key_averages():
+                if hasattr(_kernels(), event.key):
+                    seconds = event.device_time_total / runs * 1e-6
+                    bench.row(event.key, "time", f"{seconds:.3e}", "s", n=n, dtype=dtype)
+
+
+def _kernels() -> Any:
+    from adcorre_kernels import launch
+
+    return launch
+
+
 def scaling(bench: Bench) -> None:
     """Time at 2 n over time at n: linear in n."""
     for dtype in ("float32", "bfloat16"):
@@ -346,6 +372,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "graph": graph,
     "bandwidth": bandwidth,
     "latency": latency,
+    "kernels": kernels,
     "memory": memory,
     "scaling": scaling,
     "small": small,
