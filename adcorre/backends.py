@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple, Protocol
 
@@ -58,33 +59,12 @@ class Backend(Protocol):
     ) -> Tensor:
         """dL/dx, contiguous, in x's dtype, from the tables and the upstream gradient of `values` (4,)."""
 
-    def pair_values(
-        self,
-        x: Tensor,
-        targets: Tensor,
-        attention: Tensor,
-        between_target: float,
-        ignore_index: int,
-        precision: str,
-        complete: bool,
-        row_start: int,
-        row_stop: int,
-    ) -> Tensor:
+    @property
+    def pair_values(self) -> Callable[..., Tensor]:
         """As `adcorre.pairs.pair_values`."""
 
-    def pair_gradient(
-        self,
-        x: Tensor,
-        targets: Tensor,
-        attention: Tensor,
-        scale: Tensor,
-        between_target: float,
-        ignore_index: int,
-        precision: str,
-        complete: bool,
-        row_start: int,
-        row_stop: int,
-    ) -> Tensor:
+    @property
+    def pair_gradient(self) -> Callable[..., Tensor]:
         """As `adcorre.pairs.pair_gradient`."""
 
 
