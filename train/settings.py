@@ -290,17 +290,15 @@ def _parsed(item: dataclasses.Field[Any], value: Any) -> Any:
 
 
 def layers(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user chose, by field name: the recipe's settings and, over them, the given ones."""
-    begins = given.get("resume", "") in ("", "auto")
-    drawn = begins and given.get("data", DataSettings().data) == SYNTHETIC
-    recipe = given.get("recipe") or (SYNTHETIC if drawn else "")
-    return {**recipe_values(recipe), **given, "recipe": recipe} if recipe else dict(given)
+    """What the user chose, by field name: the settings of a recipe that was named and, over them, the given ones."""
+    return {**(recipe_values(given["recipe"]) if given.get("recipe") else {}), **given}
 
 
 def resolve(given: Mapping[str, Any]) -> Settings:
     """Settings from defaults, the recipe, and the given values (by field name)."""
     settings = Settings()
-    values = layers(given)
+    drawn = given.get("data", settings.data.data) == SYNTHETIC
+    values = layers(given if given.get("recipe") or not drawn else {**given, "recipe": SYNTHETIC})
     for name, fields in _groups():
         for item in fields:
             if item.name in values:
@@ -347,8 +345,11 @@ def parser() -> Parser:
     """The command line: one flag per setting. Its result has only what the user gave."""
     result = Parser(
         prog="python -m train",
+        usage="python -m train [--data PATH] [--recipe NAME] [--out FOLDER] [--resume FOLDER|auto] [any setting below]",
         allow_abbrev=False,
-        description="Train a face classifier with the Ad-Corre loss. The defaults are the paper's recipe.",
+        description="Train a face classifier with the Ad-Corre loss. The defaults are the paper's recipe; a --recipe "
+        "goes over them, and what is given here over both.",
+        epilog="python -m train.data check PATH looks at a dataset first; docs/training.md says more.",
     )
     add_settings(result)
     return result

@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -90,13 +92,26 @@ PLAIN = ("-m", "train")
 OPTIONS = ("--backbone", "test_resnet", "--k", "2", "--image-size", "32", "--device", "cpu")
 
 
-def torchrun(processes: int, *command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def start_torchrun(processes: int, *command: str | Path, log: IO[str], cwd: Path = ROOT) -> subprocess.Popen[str]:
     paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"GLOO_SOCKET_IFNAME": "lo"}
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes))
     whole = [*launcher, *map(str, command)]
-    return subprocess.run(whole, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.Popen(whole, cwd=cwd, env=environment, stdout=log, stderr=log, text=True)
+
+
+def torchrun(processes: int, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    """The finished process, with all it printed in both `stdout` and `stderr`."""
+    with tempfile.TemporaryFile("w+") as log:
+        process = start_torchrun(processes, *command, log=log)
+        try:
+            process.wait(280)
+        finally:
+            process.kill()
+        log.seek(0)
+        said = log.read()
+    return subprocess.CompletedProcess(process.args, process.returncode, said, said)
 
 
 def test_two_processes_end_to_end(fer_folders: Path, tmp_path: Path) -> None:
@@ -169,3 +184,31 @@ def test_one_process_under_torchrun_is_as_without(train: Train, fer_folders: Pat
     assert done.returncode == 0, done.stderr
     weights = [(tmp_path / name / "last/model.safetensors").read_bytes() for name in ("alone", "launched")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.slow
+def test_a_signal_to_all_processes_and_a_resume(fer_folders: Path, tmp_path: Path) -> None:
+    """As torchrun passes it on: every process stops after the same step, and the run goes on bit for bit."""
+    options = (*TINY, "--epochs", "3", "--log-every", "1", "--device", "cpu", "--batch-size", "4", "--amp", "none")
+    options += ("--channels-last", "no", "--checkpoint-minutes", "0")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    done = torchrun(2, *MODULE, "--data", fer_folders, "--out", whole, *options)
+    assert done.returncode == 0, done.stderr
+    with (tmp_path / "log").open("w") as log:
+        process = start_torchrun(2, *MODULE, "--data", fer_folders, "--out", run, *options, log=log)
+        deadline = time.monotonic() + 250
+        while not (run / "steps.csv").exists() or len(rows(run / "steps.csv")) < 7:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.terminate()
+        process.wait(100)
+    assert "stopped by SIGTERM, with a checkpoint" in (tmp_path / "log").read_text()
+    assert 7 <= read_checkpoint(run)["step"] <= 17
+    done = torchrun(2, *MODULE, "--out", run, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    for name in ("last", "best"):
+        assert (run / name / "model.safetensors").read_bytes() == (whole / name / "model.safetensors").read_bytes()
+    done = torchrun(1, *MODULE, "--resume", run)
+    assert done.returncode != 0
+    assert "was trained by 2 processes, this is 1: start as many" in done.stderr

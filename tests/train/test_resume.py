@@ -392,3 +392,13 @@ def test_workers_outlive_a_signal_to_their_group_but_not_for_long(monkeypatch: p
             time.sleep(0.05)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGALRM
+
+
+def test_resume_auto_needs_no_more_than_the_folder(
+    stopped: Path, undisturbed: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was not named is the run's, the drawn faces' recipe too."""
+    assert main(["--out", str(stopped), "--resume", "auto"]) == 0
+    assert_same(outcome(stopped), undisturbed)
+    assert main(["--out", str(stopped), "--resume", "auto", "--recipe", "fer2013-modern"]) == 2
+    assert "--backbone test_resnet, not resnet18" in capsys.readouterr().err
