@@ -80,7 +80,14 @@ def model_card(trained: Trained, run: Path) -> str:
         tags=["facial-expression-recognition", "ad-corre", "model_hub_mixin", "pytorch_model_hub_mixin"],
         model_name="adcorre",
         eval_results=[
-            EvalResult("image-classification", layout, layout, metric, shown[metric], dataset_split=split)
+            EvalResult(
+                "image-classification",
+                layout.lower().replace(" ", "-"),
+                layout,
+                metric,
+                shown[metric],
+                dataset_split=split,
+            )
             for metric in ("accuracy", "average_accuracy")
         ],
     )
@@ -99,12 +106,12 @@ def model_card(trained: Trained, run: Path) -> str:
 {data.to_yaml()}
 ---
 
-# Facial expressions: {model["backbone"]} with the Ad-Corre loss
+# Facial expressions: {model["backbone"]}, {described_loss(settings.get("loss", {}))}
 
 Tells {len(trained.class_names)} expressions apart on a picture of one face, framed as the training images were:
 {", ".join(trained.class_names)}. A timm `{model["backbone"]}` whose pooled features become {model["k"]} embedding
-vectors of {model["d"]} entries and the logits; trained with the loss of
-[Fard & Mahoor, 2022](https://doi.org/10.1109/ACCESS.2022.3156598) as the package adcorre computes it.
+vectors of {model["d"]} entries and the logits, as in [Fard & Mahoor, 2022](https://doi.org/10.1109/ACCESS.2022.3156598);
+trained with the package adcorre, whose names the settings below have.
 
 ## Use
 From a checkout of adcorre, with this folder's path or its name on the hub:
@@ -138,6 +145,16 @@ It names the expression that the annotators of its training data would have name
 feels. Figures are of the data above; other cameras, framings, ages and cultures will differ. The terms of the training
 data apply to what is made from it.
 """
+
+
+def described_loss(loss: dict[str, Any]) -> str:
+    """What a run was trained on, in words; `loss` is that group of its settings."""
+    kind = {"balanced": "balanced ", "effective": "class-balanced ", "none": ""}.get(str(loss.get("ce_weight", "none")))
+    text = f"{'weighted ' if kind is None else kind}{'logit-adjusted ' if loss.get('logit_adjustment') else ''}CE"
+    if loss.get("objective", "adcorre") != "adcorre":
+        return f"{text} and {loss['objective']} loss"
+    components = [name.upper() for name in loss.get("components", ("fd", "md", "ed"))]
+    return f"{text} + {loss.get('lambd', '?')} ({' + '.join(components)})" if components else text
 
 
 def _results(run: Path) -> dict[str, Any]:

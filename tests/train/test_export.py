@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from train.analysis import exported
 from train.data.labels import CLASS_NAMES
 from train.export import main
-from train.hub import HubClassifier
+from train.hub import HubClassifier, described_loss
 from train.run_folder import load_trained
 
 
@@ -92,9 +92,19 @@ def test_hub_folder(finished_run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert card.data.pipeline_tag == "image-classification"
     assert f"accuracy {100 * results['accuracy']:.2f} %" in card.text
     assert "test split, 21 images" in card.text
+    assert "# Facial expressions: test_resnet, CE + 0.5 (FD + MD + ED)\n" in card.text
     for place in (str(finished_run.parent), str(tmp_path), "/tmp", str(Path.home())):
         assert place not in card.content
     assert str(finished_run) not in (folder / "config.json").read_text()
+
+
+def test_the_card_names_the_loss() -> None:
+    plain = {"objective": "adcorre", "components": [], "ce_weight": "none", "logit_adjustment": 0.0, "lambd": 0.5}
+    assert described_loss(plain) == "CE"
+    assert described_loss(plain | {"objective": "island"}) == "CE and island loss"
+    adjusted = {"components": ["nfd", "md"], "logit_adjustment": 1.0, "ce_weight": "effective"}
+    assert described_loss(plain | adjusted) == "class-balanced logit-adjusted CE + 0.5 (NFD + MD)"
+    assert described_loss(plain | {"ce_weight": [1.0, 2.0]}) == "weighted CE"
 
 
 def test_a_model_that_differs_is_not_left_behind(

@@ -13,6 +13,7 @@ from train.analysis.evaluation_folder import evaluate_run, read_json
 from train.analysis.svg import Line, lines, scatter
 from train.command import run_settings
 from train.errors import UserError
+from train.hub import described_loss
 from train.run_folder import DESCRIPTION, find_checkpoint
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -61,7 +62,7 @@ def _head(run: Path) -> str:
     settings = run_settings(run).get("settings", {})
     model, loss = settings.get("model", {}), settings.get("loss", {})
     text = f"{model.get('backbone', '?')}, k = {model.get('k', '?')}, d = {model.get('d', '?')}"
-    text += f", λ = {loss.get('lambd', '?')}, components {', '.join(loss.get('components', [])) or 'none'}"
+    text += f"; {described_loss(loss)}"
     tiles = ""
     if (run / "results.json").is_file():
         results = read_json(run / "results.json")
