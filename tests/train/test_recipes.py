@@ -1,12 +1,15 @@
 """Recipes: every one resolves and yields to the user; the resolved settings are the run's."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.train.conftest import even, write_folders
 from train.__main__ import main
+from train.data.__main__ import main as data_command
 from train.errors import UserError
 from train.recipe import FOLDER, names
 from train.settings import NOT_IN_RECIPES, Settings, describe, parser, recipe_values, resolve
@@ -127,3 +130,17 @@ def test_the_run_folder_has_what_was_resolved(tmp_path: Path, capsys: pytest.Cap
     assert "images/s measured, forward and backward: " in said
     assert "no better epoch in 1: stopped early" in said, "a learning rate of nothing improves nothing"
     assert describe(Settings()).count("\n") == 5
+
+
+def test_the_page_on_training_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (FOLDER.parents[1] / "docs/training.md").read_text()
+    options = set(parser()._option_string_actions)
+    for command in ("check", "crop", "shard"):
+        with pytest.raises(SystemExit):
+            data_command([command, "--help"])
+    options |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) | {"--max-restarts"}
+    assert set(re.findall(r"--[a-z][a-z-]*", text)) <= options
+    [block] = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert yaml.safe_load(block).keys() <= {name for group in Settings().as_dict().values() for name in group}
+    for name in names():
+        assert name == "synthetic" or name.split("-")[0] in text

@@ -402,3 +402,24 @@ def test_resume_auto_needs_no_more_than_the_folder(
     assert_same(outcome(stopped), undisturbed)
     assert main(["--out", str(stopped), "--resume", "auto", "--recipe", "fer2013-modern"]) == 2
     assert "--backbone test_resnet, not resnet18" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("evaluation", [1, 4], ids=["validation", "test"])
+def test_a_signal_during_an_evaluation(
+    evaluation: int, fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    calls = [0]
+    ordinary = Watch.over
+
+    def over(self: Watch, batches: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == evaluation:
+            self.number = signal.SIGINT
+        return ordinary(self, batches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watch, "over", over)
+        assert main(["--data", str(fer_folders), "--out", str(tmp_path / "run"), *RUN]) == 128 + signal.SIGINT
+    assert calls == [evaluation]
+    resumes(tmp_path / "run")
+    assert_same(outcome(tmp_path / "run"), undisturbed)
