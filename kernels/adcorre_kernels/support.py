@@ -13,7 +13,7 @@ MAX_K_OF_PAIRS = 16  # where ED's target is not -1, a sample's k x k correlation
 D_RANGE = (2, 4096)
 MAX_C = 10_000
 MAX_C_OF_TERMS = 32
-MAX_N = 2**31 - 2**16
+MAX_N = 2**30  # indices of samples, and what programs add to them, stay in 32 bits
 AMD_GPUS = ("gfx90a", "gfx94", "gfx95")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
