@@ -47,7 +47,10 @@ def test_half_precision_in(dtype) -> None:
     check(problem._replace(x=problem.x.to(dtype)), "highest")
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in ("sm_100", "gfx942") else []) for name in FAMILIES],
+)
 def test_tiles_of_every_family(family, monkeypatch) -> None:
     monkeypatch.setattr(pair_plan, "family", lambda _: family)
     for precision in ("highest", "medium"):
@@ -55,7 +58,7 @@ def test_tiles_of_every_family(family, monkeypatch) -> None:
     check(draw_pairs(70, 1, 270, 3, target=-0.2), "highest")
 
 
-@pytest.mark.parametrize("n", [640, 700, 2000])
+@pytest.mark.parametrize("n", [640, 2000, pytest.param(700, marks=pytest.mark.slow)])
 def test_blocks_of_tiles(n) -> None:
     """An odd and an even number of tiles a side; several tiles a block."""
     problem = draw_pairs(n, 1, 8, 4, target=0.0)
