@@ -202,7 +202,25 @@ def _halves(kind: str) -> Callable[[np.ndarray], np.ndarray]:
     return from_bf16 if kind == "bf16" else (lambda bits: bits.view(np.float16))
 
 
-@instruction("mma")  # 9.7.14.5: products exact, sums in float64, rounded once
+def _as_hardware_sums(total: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """total + left @ right into float32, as an H200 does it: float16, bfloat16 and tf32, the same bits.
+
+    Products are exact. Of all terms of a sum what lies 25 bits below the largest exponent is cut off, a product's
+    exponent being its factors' added up; the sum is cut to float32, not rounded.
+    """
+    products = left[:, :, :, None] * right[:, None]
+    terms = np.concatenate([products, total[:, :, None]], 2)
+    none = -5000  # the exponent of zero
+    a, b, c = (np.where(x == 0, none, np.frexp(x)[1]) for x in (left, right, total))
+    exponent = np.maximum((a[:, :, :, None] + b[:, None]).max(2) - 1, c)
+    unit = np.ldexp(1.0, np.maximum(exponent, -900) - 26)
+    exact = (np.trunc(terms / unit[:, :, None]) * unit[:, :, None]).sum(2)
+    rounded = exact.astype(np.float32)
+    beyond = np.abs(rounded.astype(np.float64)) > np.abs(exact)
+    return np.where(beyond, np.nextafter(rounded, np.float32(0)), rounded)
+
+
+@instruction("mma")  # 9.7.14.5; sums of integers and into float16: exact, rounded once
 def mma(op: Op) -> Step:
     shape = next(part for part in op.parts if part.startswith("m") and "n" in part and "k" in part)
     m, n, k = (int(x) for x in shape.replace("m", " ").replace("n", " ").replace("k", " ").split())
@@ -246,7 +264,7 @@ def mma(op: Op) -> Step:
                 for e in range(pieces):
                     row, column = _place(r, e, pieces)
                     total[:, row, column] = value[:, :, e]
-            total += left @ right
+            total = _as_hardware_sums(total, left, right) if result == "f32" else total + left @ right
             out = []
             for r, register in enumerate(d):
                 value = np.empty((count, 32, pieces), dtype)

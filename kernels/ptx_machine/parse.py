@@ -44,6 +44,7 @@ class Entry:
     instructions: list[Instruction]
     labels: dict[str, int]
     shared: dict[str, int] = field(default_factory=dict)  # name -> offset in shared memory
+    pointers: frozenset[int] = frozenset()  # numbers of the parameters that are declared as pointers
 
 
 def parse(ptx: str) -> Entry:
@@ -54,6 +55,7 @@ def parse(ptx: str) -> Entry:
         raise MachineError("the PTX has no .entry")
     body = _body(ptx, ptx.index("{", header.end()))
     entry = Entry(header[1], _params(header[2]), dict(SPECIAL), [], {})
+    entry.pointers = frozenset(i for i, match in enumerate(_PARAM.finditer(header[2])) if ".ptr" in match[0])
     for match in _SHARED.finditer(ptx[: header.start()] + body):
         if match[2] and int(match[2]) and entry.shared:
             raise MachineError(f"several shared arrays, {match[1]} among them; Triton makes one")

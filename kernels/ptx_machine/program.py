@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from functools import lru_cache
 
@@ -50,6 +51,7 @@ class Program:
         self.leaders |= {at + 1 for at, step in enumerate(self.steps) if step.control}
         self.classes = [class_of(source) for source in entry.instructions]
         self.watched = reached(entry, self.registers, self._maybe_unwritten())
+        self._origins = self._follow_parameters()
         self.written = self._written_parameters()
         self.loops = {
             self.targets[at]: step.target
@@ -65,7 +67,8 @@ class Program:
             at += 1
         return at
 
-    def _successors(self, at: int) -> list[int]:
+    def successors(self, at: int) -> list[int]:
+        """Where an instruction may go on."""
         step, guarded = self.steps[at], self.entry.instructions[at].guard is not None
         following = [at + 1] if at + 1 < len(self.steps) else []
         if step.control == "bra":
@@ -89,7 +92,7 @@ class Program:
         while work:
             at = work.pop()
             after = (known[at] or 0) | writes[at]
-            for following in self._successors(at):
+            for following in self.successors(at):
                 before = known[following]
                 narrowed = after if before is None else before & after
                 if narrowed != before:
@@ -101,8 +104,8 @@ class Program:
                 missing |= read & ~(known[at] or 0)
         return frozenset(name for name, bit in number.items() if missing & bit)
 
-    def _written_parameters(self) -> set[int]:
-        """Parameters that an address written to may come from. Only their tensors need watching for races."""
+    def _follow_parameters(self) -> dict[str, set[int]]:
+        """Parameters that a register's value may come from."""
         index = {name: i for i, (_, name, _) in enumerate(self.entry.params)}
         origin: dict[str, set[int]] = {}
         shared: set[int] = set()
@@ -130,13 +133,20 @@ class Program:
                     if new:
                         origin.setdefault(name, set()).update(new)
                         changed = True
+        return origin
+
+    def arguments_of(self, at: int) -> set[int]:
+        """Pointers among the parameters, by number, that an access's address may come from."""
+        where = " ".join(operand for operand in self.entry.instructions[at].operands if operand.startswith("["))
+        names = re.findall(r"%[\w$.]+", where)
+        return set().union(*(self._origins.get(name, set()) for name in names)) & self.entry.pointers
+
+    def _written_parameters(self) -> set[int]:
+        """Parameters that an address written to may come from. Only their tensors need watching for races."""
         written: set[int] = set()
-        for source, (reads, _) in zip(self.entry.instructions, self.registers, strict=True):
+        for at, source in enumerate(self.entry.instructions):
             if source.name in ("st", "red", "atom") and "global" in {part.split("::")[0] for part in source.parts}:
-                where = source.operands[1 if source.name == "atom" else 0]
-                for name in reads:
-                    if name in where:
-                        written |= origin.get(name, set())
+                written |= self.arguments_of(at)
         return written
 
     def dead_results(self) -> set[int]:
@@ -147,13 +157,13 @@ class Program:
         before = [0] * len(self.steps)
         predecessors: dict[int, list[int]] = {}
         for at in range(len(self.steps)):
-            for following in self._successors(at):
+            for following in self.successors(at):
                 predecessors.setdefault(following, []).append(at)
         work, dead = list(range(len(self.steps))), set(range(len(self.steps)))
         while work:
             at = work.pop()
             after = 0
-            for following in self._successors(at):
+            for following in self.successors(at):
                 after |= before[following]
             if after & writes[at] or not writes[at]:
                 dead.discard(at)

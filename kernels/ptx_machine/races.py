@@ -121,12 +121,12 @@ class Shadow:
         at: Granules,
         vector: np.ndarray,
         warp: int,
-        first: int,
+        block: range,
         pc: int,
         changed: Callable[[], np.ndarray] | None,
         atomic: bool = False,
     ) -> list[Conflict]:
-        """`first`: number of the first warp of the `warps`. `changed`: granules whose bytes the write changes."""
+        """`block`: the warps of the warp's block. `changed`: granules whose bytes the write changes."""
         found: list[Conflict] = []
         late = vector[self.writer[at]] < self.wrote[at]
         if atomic:
@@ -138,13 +138,13 @@ class Shadow:
         if self.strong_reads and not atomic:
             found += _unordered(self.strong_reads, "read", at, vector, warp)
         if self.warps:
-            unseen = self.reads[at] > vector[first : first + self.warps]
+            unseen = self.reads[at] > vector[block.start : block.stop]
             if unseen.any():
                 rows, lanes = np.nonzero(unseen)
                 numbers = _numbers(at)
                 for row, lane in zip(rows[:4], lanes[:4], strict=True):
                     g = int(numbers[row])
-                    found.append((g, first + int(lane), int(self.read_at[g]), "read"))
+                    found.append((g, block.start + int(lane), int(self.read_at[g]), "read"))
         else:
             reader = self.reader[at]
             unseen = (vector[reader] < self.read[at]) & (reader != warp)
@@ -154,9 +154,9 @@ class Shadow:
             if self.more[at].any():
                 found += self._earlier_reads(_numbers(at), vector, warp)
         if found and changed is not None:
-            # Replicated layouts make one instruction of several warps write the same bits to one place: no harm.
+            # Replicated layouts make one instruction of a block's warps write the same bits to one place: no harm.
             harmful = set(_numbers(at)[changed()].tolist())
-            harmless = [c for c in found if c[0] not in harmful and c[2] == pc and c[3] == "write"]
+            harmless = [c for c in found if c[0] not in harmful and c[1] in block and c[2] == pc and c[3] == "write"]
             for g, *_ in harmless:
                 self.equal.setdefault(g, []).append((int(self.writer[g]), int(self.wrote[g])))
             found = [conflict for conflict in found if conflict not in harmless]

@@ -215,7 +215,8 @@ def _order(warps: Warps, request: Request, access: Access) -> None:
         values = request.values
         changed = (lambda: _changed(access, at, size, nbytes, values)) if values is not None else None
         first = int(warps.number - warps.warp[0])
-        found = shadow.on_write(at, warps.vector, warps.number, first, request.pc, changed, request.atomic)
+        block = range(first, first + warps.launch.program.threads // 32)
+        found = shadow.on_write(at, warps.vector, warps.number, block, request.pc, changed, request.atomic)
     else:
         found = shadow.on_read(at, warps.vector, warps.number, int(warps.warp[0]), request.pc, request.strong)
     for conflict in found[:4]:

@@ -1,146 +1,297 @@
-"""`python -m tests.ptx.mutants`: how many planted faults of the package's kernels are found.
+"""`python -m tests.ptx.mutants`: how many planted faults are found, as a table.
 
-Found: a finding, a machine error, or an output outside the error budget. Not found and the same machine code from
-ptxas: equivalent. The rest is missed, and listed. The table goes to bench/results/ptx_mutants.csv.
+Planted: each barrier and each wait left out; instructions changed that were drawn among those that ran and whose result
+is read; x compiled for an alignment that it has not; each tensor one element short; orderings of the machine's own
+kernels weakened. Found: a finding, an error, or an output outside of its budget. Equivalent: the same machine code from
+ptxas, or a proof in one line. A table that is there already is taken up where it ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import os
 import random
 import re
 import subprocess
 import sys
-import tempfile
+import time
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
 
 import torch
-import triton
 
 import ptx_machine
-from ptx_machine.mutate import Mutant, draw, drop
-from tests.kernels.launched import tools
-from tests.ptx.package import Case, machine, problem_of
+from ptx_machine import launch as machine_launch
+from ptx_machine.mutate import draw, drop
+from ptx_machine.parse import parse
+from ptx_machine.program import Program
+from tests.ptx import redundant, samples
+from tests.ptx.package import Case, PairCase, machine
+from tests.ptx.planted import OPERATORS, Kernel, Step, kernels_of, machine_code, steps_of, verdict
+from tests.ptx.redundant import why_redundant
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "ptx_mutants.csv"
+PROOFS = Path(__file__).parent / "proofs.csv"
 CASES = [
-    Case("narrow, odd d", torch.float32, "sm_90", "ignored"),
-    Case("narrow, sorted", torch.bfloat16, "sm_80", "plain"),
-    Case("wide, k > 16", torch.float32, "sm_120", "ignored"),
-    Case("blocks, long rows", torch.float16, "sm_90", "plain"),
+    Case("narrow, odd d", torch.float32, "sm_90", "plain"),
+    Case("narrow, aligned", torch.bfloat16, "sm_80", "plain"),
+    Case("narrow, aligned", torch.float32, "sm_120", "other aims"),
+    Case("wide, sorted", torch.float32, "sm_120", "plain"),
+    Case("wide, counted", torch.float16, "sm_90", "plain"),
+    Case("blocks, the largest k", torch.float32, "sm_80", "plain"),
+    PairCase("odd d", "highest", "sm_80", "plain"),
 ]
-_NAME = re.compile(r"\.entry\s+(\w+)")
+BARRIERS = r"(@!?%p\d+ )?(bar\.sync|cp\.async\.wait)"
 
 
-def kernels_of(case: Case) -> dict[str, tuple[str, set[str], float]]:
-    """PTX, the instructions that run and how many, by kernel."""
-    texts: dict[str, str] = {}
-
-    def keep(ptx: str) -> str:
-        match = _NAME.search(ptx)
-        assert match is not None
-        texts[match[1]] = ptx
-        return ptx
-
-    problem, x = problem_of(case)
-    with machine(case.target, rewrite=keep) as report:
-        tools.assert_within_budget(problem, x, tools.launch(problem, x))
-    report.raise_if_any()
-    counts = {launch.kernel: launch for launch in report.counts}
-    return {
-        name: (ptx, {text for _, text, _ in counts[name].by_instruction}, sum(counts[name].instructions.values()))
-        for name, ptx in texts.items()
-    }
+class Row(NamedTuple):
+    number: int
+    kind: str
+    case: str
+    kernel: str
+    code: str  # a digest of the kernel's PTX, places left out
+    place: str
+    before: str
+    after: str
+    verdict: str = ""
 
 
-def verdict(case: Case, original: str, mutant: Mutant, most: int) -> str:
-    """What gives the mutant away, or "": two schedules, the second one of another problem for the same code."""
-
-    def rewrite(ptx: str) -> str:
-        return mutant.ptx if ptx == original else ptx
-
-    for seed in range(2):
-        problem, x = problem_of(case, seed)
-        try:
-            with machine(case.target, seed, rewrite=rewrite, limit=16 * most) as report:
-                got = tools.launch(problem, x)
-        except ptx_machine.MachineError as error:
-            return f"error: {str(error)[:60]}"
-        if report.findings:
-            return f"finding: {report.findings[0].kind}"
-        try:
-            tools.assert_within_budget(problem, x, got)
-        except AssertionError:
-            return "output"
-    return ""
-
-
-def machine_code(ptx: str, target: str) -> bytes | None:
-    """What ptxas makes of it; None if it refuses."""
-    tools_at = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    arch = re.search(r"\.target\s+(\w+)", ptx)
-    assert arch is not None
-    with tempfile.TemporaryDirectory() as folder:
-        source, cubin = Path(folder) / "k.ptx", Path(folder) / "k.cubin"
-        source.write_text(re.sub(r"\n\s*\.loc[^\n]*|\n\s*\.section[\s\S]*", "", ptx))
-        newer = tools_at / "ptxas-blackwell"
-        for ptxas in [tools_at / "ptxas", newer] if newer.exists() else [tools_at / "ptxas"]:
-            done = subprocess.run([ptxas, f"-arch={arch[1]}", source, "-o", cubin], capture_output=True, check=False)
-            if done.returncode == 0:
-                dump = subprocess.run([tools_at / "cuobjdump", "-sass", cubin], capture_output=True, check=False)
-                return dump.stdout
-    return None
+Job = tuple[Row, Callable[[], str]]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--count", type=int, default=200, help="mutants drawn over executed instructions")
     parser.add_argument("--seed", type=int, default=0, help="of the drawing")
+    parser.add_argument("--minutes", type=float, default=180, help="stop after so long; another call goes on")
     parser.add_argument(
-        "--barriers", action=argparse.BooleanOptionalAction, default=True, help="each barrier and wait dropped"
+        "--cases",
+        type=int,
+        nargs="+",
+        default=range(len(CASES) + 1),
+        help="only these, a process each; alone, one prints as it goes",
     )
     parser.add_argument("--output", type=Path, default=RESULTS, help="the table")
     options = parser.parse_args()
-    rng = random.Random(options.seed)
-    rows = []
-    for case in CASES:
-        kernels = kernels_of(case)
-        most = int(max(number for _, _, number in kernels.values()))
-        jobs = []
-        if options.barriers:
-            for name, (ptx, _, _) in kernels.items():
-                jobs += [(name, "barrier", m) for m in drop(ptx, r"(@!?%p\d+ )?(bar\.sync|cp\.async\.wait)")]
-        names, weights = list(kernels), [len(executed) for _, executed, _ in kernels.values()]
-        for _ in range(options.count // len(CASES)):
-            name = rng.choices(names, weights)[0]
-            mutant = draw(kernels[name][0], kernels[name][1], rng)
-            jobs.append((name, mutant.kind, mutant))
-        for name, kind, mutant in jobs:
-            found = verdict(case, kernels[name][0], mutant, most)
-            if not found:
-                original, changed = machine_code(kernels[name][0], case.target), machine_code(mutant.ptx, case.target)
-                same = changed is None or changed == original
-                found = "" if not same else "equivalent: ptxas" if changed else "error: ptxas refuses it"
-            rows.append([str(case), name, kind, mutant.place, mutant.before, mutant.after, found or "missed"])
-            print(*rows[-1], sep=" | ", flush=True)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["case", "kernel", "kind", "place", "before", "after", "verdict"])
-        writer.writerows(rows)
-    summary(rows)
+    if len(options.cases) > 1:
+        return side_by_side(options)
+    began, known = time.monotonic(), read(options.output)
+    rows = {number: row for number, row in known.items() if number // 1000 not in options.cases}
+    for row, judge in jobs(options.count, options.seed, options.cases):
+        before = known.get(row.number)
+        if before is not None and before._replace(place=row.place, verdict="") == row:
+            rows[row.number] = before._replace(place=row.place)
+            continue
+        if time.monotonic() - began > 60 * options.minutes:
+            print("time is up: call again to go on")
+            return 1
+        rows[row.number] = row._replace(verdict=judge())
+        print(*rows[row.number], sep=" | ", flush=True)
+        write(options.output, known | rows)
+    rows = {number: proved(row) for number, row in rows.items()}
+    write(options.output, rows)
+    summary(list(rows.values()))
     return 0
 
 
-def summary(rows: list[list[str]]) -> None:
-    for kind in sorted({row[2] for row in rows}):
-        verdicts = Counter(row[6].split(":")[0] for row in rows if row[2] == kind)
-        real = sum(verdicts.values()) - verdicts["equivalent"]
-        share = f"{100 * (real - verdicts['missed']) / real:.0f} %" if real else "-"
-        drawn, same, missed = sum(verdicts.values()), verdicts["equivalent"], verdicts["missed"]
-        print(f"{kind:10} {drawn:4} planted, {same} equivalent, {missed} missed: {share} found")
+def side_by_side(options: argparse.Namespace) -> int:
+    """A process a case, as many at a time as there are cores; then their tables in one."""
+    parts = {case: options.output.with_suffix(f".{case}.csv") for case in options.cases}
+    known = read(options.output)
+
+    def one(case: int) -> int:
+        write(parts[case], {number: row for number, row in known.items() if number // 1000 == case})
+        command = [sys.executable, "-m", "tests.ptx.mutants", f"--cases={case}", f"--output={parts[case]}"]
+        command += [f"--{name}={getattr(options, name)}" for name in ("count", "seed", "minutes")]
+        return subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        failed = sum(pool.map(one, options.cases))
+    rows = {number: row for number, row in known.items() if number // 1000 not in options.cases}
+    for part in parts.values():
+        rows |= read(part)
+        part.unlink(missing_ok=True)
+    write(options.output, rows)
+    summary(list(rows.values()))
+    return int(bool(failed))
+
+
+def read(path: Path) -> dict[int, Row]:
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        return {int(row["number"]): Row(**{**row, "number": int(row["number"])}) for row in csv.DictReader(file)}
+
+
+def write(path: Path, rows: dict[int, Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows(row for _, row in sorted(rows.items()))
+
+
+def proved(row: Row) -> Row:
+    """A mutant that was missed, with the proof that it changes nothing if there is one."""
+    if row.verdict != "missed" or not PROOFS.exists():
+        return row
+    with PROOFS.open(newline="") as file:
+        for entry in csv.DictReader(file):
+            if (entry["kernel"], entry["before"], entry["after"]) == (row.kernel, row.before, row.after):
+                return row._replace(verdict=f"equivalent: {entry['proof']}")
+    return row
+
+
+def jobs(count: int, seed: int, cases: Iterable[int]) -> Iterator[Job]:
+    """In the order of their numbers: 1000 a case."""
+    for number in cases:
+        share = count // len(CASES) + (number < count % len(CASES))
+        made = _weakened() if number == len(CASES) else drawn(number, share, seed)
+        for place, (row, judge) in enumerate(made):
+            yield row._replace(number=1000 * number + place), judge
+
+
+def drawn(number: int, count: int, seed: int) -> Iterator[Job]:
+    """`count` mutants of a case, and behind them all else that is planted in it."""
+    case, rng = CASES[number], random.Random(1000 * seed + number)
+    steps = steps_of(case)
+    kernels = kernels_of(case, steps)
+    names, weights = list(kernels), [len(kernel.places) for kernel in kernels.values()]
+    for _ in range(count):
+        kernel = kernels[rng.choices(names, weights)[0]]
+        mutant = draw(kernel.ptx, kernel.places, rng)
+        row = Row(0, mutant.kind, str(case), kernel.name, kernel.code, mutant.place, mutant.before, mutant.after)
+        yield row, partial(_drawn, case, steps, kernel, mutant.ptx)
+    for kernel in kernels.values():
+        for at, mutant in drop(kernel.ptx, BARRIERS):
+            row = Row(0, "barrier", str(case), kernel.name, kernel.code, mutant.place, mutant.before, "")
+            yield row, partial(_barrier, case, steps, kernel, mutant.ptx, at)
+    yield from _short(case, steps, kernels)
+    yield from _misaligned(case, steps, kernels)
+
+
+def _drawn(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: str) -> str:
+    found = verdict(case, steps, kernel, changed)
+    if found:
+        return found
+    code = machine_code(changed)
+    if code is None:
+        return "found: ptxas refuses it"
+    return "equivalent: the same machine code" if code == machine_code(kernel.ptx) else "missed"
+
+
+def _barrier(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: str, at: int) -> str:
+    if not kernel.executed[at]:
+        return "not reached"
+
+    def footprints() -> redundant.Footprints:
+        with machine(case.target), redundant.watched(kernel.name) as seen:
+            next(step for step in steps if step.operator == OPERATORS[kernel.name]).run()
+        return seen
+
+    program = Program(parse(kernel.ptx), kernel.threads, 1 << 17)
+    if program.steps[at].control == "bar" and (reason := why_redundant(program, at, footprints)):
+        return f"equivalent: {reason}"
+    return verdict(case, steps, kernel, changed, seeds=2) or "missed"
+
+
+def _short(case: Case | PairCase, steps: list[Step], kernels: dict[str, Kernel]) -> Iterator[Job]:
+    """Each tensor of each launch one element short."""
+    tensors = sorted({(name, arg) for name in kernels for arg in _arguments(case, steps, name)})
+    for name, argument in tensors:
+
+        def judge(name: str = name, argument: str = argument) -> str:
+            whole = machine_launch._window
+
+            def shortened(memory, buffers, arg, value, written):  # type: ignore[no-untyped-def]
+                address = whole(memory, buffers, arg, value, written)
+                window = memory.windows[-1] if memory.windows else None
+                if arg == argument and value is not None and window is not None and value.numel():
+                    window.high -= value.element_size()
+                return address
+
+            with mock.patch.object(machine_launch, "_window", shortened):
+                found = verdict(case, steps, kernels[name], kernels[name].ptx)
+            return found or "equivalent: the host function makes it longer than a launch uses"
+
+        yield Row(0, "one element short", str(case), name, kernels[name].code, "", argument, f"{argument}[:-1]"), judge
+
+
+def _arguments(case: Case | PairCase, steps: list[Step], kernel: str) -> list[str]:
+    with machine(case.target, lockstep=True) as report:
+        next(step for step in steps if step.operator == OPERATORS[kernel]).run()
+    launch = next(launch for launch in report.counts if launch.kernel == kernel)
+    return sorted({key.split()[0] for key in launch.global_requests})
+
+
+def _misaligned(case: Case | PairCase, steps: list[Step], kernels: dict[str, Kernel]) -> Iterator[Job]:
+    """Code that was compiled for aligned rows of x, given rows that are not."""
+    shift = {"x one element on": (1, 0), "rows of x one element longer": (0, 1)}
+    for name, kernel in kernels.items():
+        if not re.search(r"ld\.global\S*\.v\d", kernel.ptx) or "x_ptr" not in _arguments(case, steps, name):
+            continue
+        for what, (start, longer) in shift.items():
+
+            def judge(kernel: Kernel = kernel, start: int = start, longer: int = longer) -> str:
+                def rewrite(ptx: str) -> str:
+                    return kernel.ptx if f".entry {kernel.name}(" in ptx else ptx
+
+                step = next(step for step in steps if step.operator == OPERATORS[kernel.name])
+                x = step.x
+                n, k, d = x.shape
+                room = torch.zeros(n * k * (d + longer) + start, dtype=x.dtype)
+                moved = room[start:].as_strided(x.shape, (k * (d + longer), d + longer, 1), start)
+                moved.copy_(x)
+                try:
+                    with machine(case.target, rewrite=rewrite, limit=4 * kernel.most) as report:
+                        step.again(moved)
+                except ptx_machine.MachineError as error:
+                    return f"found: error: {str(error)[:50]}"
+                return f"found: {report.findings[0].kind}" if report.findings else "missed"
+
+            yield Row(0, "divisibility", str(case), name, kernel.code, "", "x as it was compiled for", what), judge
+
+
+def _weakened() -> Iterator[Job]:
+    """The machine's own kernel whose last program adds up what all have left: with less order than it needs."""
+    for target in ("sm_80", "sm_90", "sm_120"):
+        for semantics in ("relaxed", "acquire", "release", "a block's scope", "no barrier"):
+
+            def judge(target: str = target, semantics: str = semantics) -> str:
+                def rewrite(ptx: str) -> str:
+                    if semantics == "a block's scope":
+                        return re.sub(r"(atom\S*)\.gpu\.", r"\1.cta.", ptx)
+                    return re.sub(r"bar\.sync\s+0;", "", ptx) if semantics == "no barrier" else ptx
+
+                sem = semantics if semantics in ("relaxed", "acquire", "release") else "acq_rel"
+                sums, out = torch.full((8,), float("nan")), torch.zeros(1)
+                with ptx_machine.target(target, rewrite=rewrite) as report:
+                    samples.last_one_sums[(4,)](
+                        torch.ones(500), sums, torch.zeros(1, dtype=torch.int32), out, 500, B=128, P=8, SEM=sem
+                    )
+                return f"found: {report.findings[0].kind}" if report.findings else "missed"
+
+            yield Row(0, "ordering", target, "last_one_sums", "", "", "acq_rel, and a barrier", semantics), judge
+
+
+def summary(rows: list[Row]) -> None:
+    print(f"{'':18} planted  found  same code  proved  missed  found of those that change something")
+    for kind in [*sorted({row.kind for row in rows}), "all"]:
+        of_kind = [row.verdict for row in rows if kind in (row.kind, "all")]
+        count = Counter(verdict.split(":")[0] for verdict in of_kind)
+        same = of_kind.count("equivalent: the same machine code")
+        real = count["found"] + count["missed"]
+        share = f"{100 * count['found'] / real:.1f} %" if real else "-"
+        print(
+            f"{kind:18} {len(of_kind):7} {count['found']:6} {same:10} {count['equivalent'] - same:7} "
+            f"{count['missed']:7}  {share}"
+        )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ptx_machine import Report
+from ptx_machine.exchange import _as_hardware_sums
 from tests.ptx.assembly import lanewise, run
 
 AT = "mul.wide.u32 %rd50, %r100, 4;\nadd.s64 %rd60, %rd100, %rd50;\nadd.s64 %rd61, %rd101, %rd50;\n"
@@ -123,6 +124,17 @@ def test_matrices(kind: str, k: int) -> None:
     assert out.view(view).reshape(-1).tolist() == [want[p] for p in place]
 
 
+@pytest.mark.parametrize("size, sum_of_all", [(2.0**-24, 1 + 2.0**-20), (2.0**-26, 1.0)])
+def test_sums_of_products_are_cut(size: float, sum_of_all: float) -> None:
+    """Sixteen products beside 1: 25 bits below it all of them count, further down none does; nothing rounds up."""
+    left, right = np.full((1, 16, 16), size), np.ones((1, 16, 8))
+    for sign in (1, -1):
+        assert (_as_hardware_sums(np.full((1, 16, 8), 1.0 * sign), sign * left, right) == sign * sum_of_all).all()
+    assert (_as_hardware_sums(np.zeros((1, 16, 8)), left, right) == 16 * size).all()
+    halves = np.full((1, 16, 16), 0.75 * 2.0**-23) * (np.arange(16) < 1)
+    assert (_as_hardware_sums(np.full((1, 16, 8), 1.0), halves, right) == 1).all()
+
+
 @pytest.mark.parametrize("trans", ["", ".trans"])
 def test_ldmatrix(trans: str) -> None:
     x = np.arange(4 * 64, dtype=np.uint16).reshape(4, 8, 8)
@@ -167,6 +179,13 @@ def test_two_warps_store_one_matrix(by: str, found: set[str]) -> None:
     body += "shl.b32 %r4, %r4, 4;\nadd.s32 %r3, %r3, %r4;\n"
     body += "stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r3], {%r2};\n"
     assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2, shared=128)) == found
+
+
+@pytest.mark.parametrize("warps, blocks, found", [(2, 1, set()), (1, 2, {"race"})])
+def test_equal_bits_in_one_place(warps: int, blocks: int, found: set[str]) -> None:
+    """From one block: replicated numbers. From two: programs that nothing orders."""
+    body = "mov.b32 %r1, 7;\nst.global.b32 [%rd100], %r1;\n"
+    assert kinds(run(body, np.zeros(1, np.uint32), num_warps=warps, blocks=blocks)) == found
 
 
 def test_lanes_part_and_meet_again() -> None:

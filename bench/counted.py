@@ -1,0 +1,83 @@
+"""What the PTX machine counts of the kernels at the paper's shape: how often each line runs, and the bytes it moves."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import PurePath
+from typing import Any
+from unittest import mock
+
+import torch
+
+from bench.compiled import on_cubin
+
+SAMPLES = 8256  # on one multiprocessor two programs take them, half each: about what a program has at n = 1,048,576
+K, D, CLASSES = 7, 256, 7
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Of one launch, for one sample: executions by a warp of an instruction, and bytes to and from memory."""
+
+    streaming: float  # of an instruction in the loop over samples
+    trips: dict[str, float]  # of those outside, by the line of the kernel
+    traffic: float
+
+    def instructions(self, code: list[tuple[str, str]], loop: tuple[int, int]) -> float:
+        """Warp instructions that machine code takes for a sample.
+
+        code: each instruction and its line; loop: first and last of the loop over samples. Outside of it a line that
+        the PTX has not is ptxas's own, and counts as the line before it.
+        """
+        total, trips = 0.0, 0.0
+        for at, (_, place) in enumerate(code):
+            trips = self.trips.get(place, trips)
+            total += self.streaming if loop[0] <= at <= loop[1] else trips
+        return total
+
+
+@lru_cache(maxsize=32)
+def counted(dtype: torch.dtype, target: str) -> dict[str, Counted]:
+    """By kernel: one forward and backward pass in lockstep. Caches hold what a launch reads twice, but for x."""
+    import ptx_machine
+    from adcorre_kernels import launch, plan
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(SAMPLES, K, D, generator=generator).to(dtype)
+    targets = torch.randint(CLASSES, (SAMPLES,), generator=generator)
+    remembered = (plan.of_statistics, plan.of_gradient)
+    with mock.patch.object(plan, "processors", return_value=1), ptx_machine.target(target, lockstep=True) as report:
+        flat = launch.statistics(x, targets, CLASSES, -100, -1.0)
+        _, feature, mean, scale = launch.terms(flat, torch.full((CLASSES,), 0.5), K, D, -1.0, -1.0, -1.0)
+        launch.gradient(x, targets, torch.ones(4), feature, mean, scale, -100, -1.0)
+    for function in remembered:
+        function.cache_clear()
+    report.raise_if_any()
+    return {counts.kernel: _counted(counts) for counts in report.counts}
+
+
+def _counted(counts: Any) -> Counted:
+    """The loop over samples: what runs more than half as often as what runs most."""
+    most = max(executed.times for executed in counts.by_instruction)
+    times: Counter[str] = Counter()
+    lines: Counter[str] = Counter()
+    for executed in counts.by_instruction:
+        if executed.times <= most / 2:
+            times[executed.place] += executed.times
+            lines[executed.place] += 1
+    trips = {place: times[place] / lines[place] / SAMPLES for place in lines}
+    return Counted(most / SAMPLES, trips, counts.distinct_bytes / SAMPLES)
+
+
+def placed_code(compiled: Any) -> list[tuple[str, str]]:
+    """An NVIDIA kernel's instructions, each with the line of the kernel that it comes from, as "file.py:line"."""
+    found, place = [], ""
+    for line in on_cubin(compiled, "nvdisasm", "-gi", "-c").splitlines():
+        if header := re.search(r'//## File "([^"]*)", line (\d+)\s*$', line):  # the outermost of a chain has no caller
+            place = f"{PurePath(header[1]).name}:{header[2]}"
+        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
+            found.append((instruction[1], place))
+    return found

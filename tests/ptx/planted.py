@@ -1,0 +1,323 @@
+"""Faults planted in the package's kernels: what to run around each, and what gives it away.
+
+A kernel is run by its operator alone (statistics, terms or gradient), on inputs that unmutated code made. Found: a
+finding, an error of the machine, or an output outside of its budget: twice the error of plain float32 operations, plus
+a few last bits, from the same operations in float64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+
+import adcorre_kernels
+import ptx_machine
+from adcorre import plain, torch_backend
+from adcorre.functional import resolve_options
+from adcorre_kernels import plan
+from ptx_machine.mutate import candidates
+from tests.kernels.launched import pair_tools, tools
+from tests.loss.tools import draw, gradient_scale
+from tests.ptx.package import FEW, LOCAL, PAIR_SHAPES, SHAPES, Case, PairCase, machine
+
+OPERATORS = {
+    "count_labels": "statistics", "place_samples": "statistics", "narrow_statistics": "statistics",
+    "wide_statistics": "statistics", "wide_embedding": "statistics", "reduce_slots": "statistics", "finish": "terms",
+    "narrow_gradient": "gradient", "wide_gradient": "gradient", "pair_values": "pair values",
+    "pair_tables": "pair gradient", "pair_gradient": "pair gradient", "pair_project": "pair gradient",
+}  # fmt: skip
+EPS = torch.finfo(torch.float32).eps
+_NAME = re.compile(r"\.entry\s+(\w+)")
+
+
+class Output(NamedTuple):
+    name: str
+    truth: Tensor
+    allowed: Tensor
+
+
+class Step(NamedTuple):
+    """One operator of one problem: how to run it, and what should come out."""
+
+    operator: str
+    x: Tensor
+    again: Callable[[Tensor], tuple[Tensor, ...]]  # on this x
+    outputs: list[Output]
+
+    def run(self) -> tuple[Tensor, ...]:
+        return self.again(self.x)
+
+
+class Kernel(NamedTuple):
+    """A compiled kernel: its text, how it is launched, where a fault is worth planting, warp instructions it takes."""
+
+    name: str
+    ptx: str
+    threads: int
+    places: list[int]
+    executed: dict[int, int]
+    most: int
+
+    @property
+    def code(self) -> str:
+        """A digest of the text, places left out."""
+        text = re.sub(r"\n\s*\.(loc|file|section)[^\n]*|//[^\n]*|\$L__tmp\d+:", "", self.ptx)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+class Variant(NamedTuple):
+    problem: tools.Problem
+    x: Tensor
+    ignored: int
+    processors: int
+
+
+def variants(case: Case) -> list[Variant]:
+    """Problems that the same compiled code takes."""
+    n, k, d, num_classes = SHAPES[case.shape]
+    aims = {"between": "simplex", "mean": 0.3, "embedding": 0.2 if k <= 16 else -1}
+    aims = aims if case.batch == "other aims" else {}
+    made = []
+
+    def add(
+        n: int,
+        change: Callable[[Tensor, Tensor], None] = lambda x, targets: None,
+        ignored: int = -100,
+        processors: int = FEW,
+        classes: int = num_classes,
+    ) -> None:
+        problem = draw(n, k, d, classes, seed=len(made), **aims)
+        change(problem.x, problem.targets)
+        made.append(Variant(*tools.rounded(problem, case.dtype), ignored, processors))
+
+    def plain_one(x: Tensor, targets: Tensor) -> None:
+        targets[::3] = -100
+
+    def absent(x: Tensor, targets: Tensor) -> None:
+        targets[targets == 1] = 0
+
+    def constant(x: Tensor, targets: Tensor) -> None:
+        x[0], x[-1, -1], x[len(x) // 2] = 2.0, 0.0, -7.5
+
+    def bad(x: Tensor, targets: Tensor) -> None:
+        targets[-1], targets[0] = num_classes, -7
+
+    def last_class(x: Tensor, targets: Tensor) -> None:
+        targets[:] = num_classes - 1
+
+    if k * d < 500:
+        add(301, ignored=0, processors=20)
+    add(n, plain_one)
+    add(2 * n + 9, absent, ignored=2)
+    add(n + 3, constant)
+    add(n, bad)
+    add(n + 1, last_class)
+    add(1)
+    if num_classes <= plan.COUNTED_CLASSES:
+        add(5, classes=1)
+    return made
+
+
+def steps_of(case: Case | PairCase) -> list[Step]:
+    """The operators of every variant, on the inputs that unmutated code gives them."""
+    if isinstance(case, PairCase):
+        return pair_steps(case)
+    found = []
+    for problem, x, ignored, processors in variants(case):
+        num_classes, (_, k, d) = problem.attention.shape[0], x.shape
+        options = resolve_options(x, num_classes, "torch", *problem.options.values(), ignored)
+        aims = (options.between_target, options.mean_target, options.embedding_target)
+        targets, w = problem.targets, problem.attention
+
+        local = 0 if SHAPES[case.shape][0] > LOCAL else 1 << 20  # one way to order samples for all variants
+        settings = {"LOCAL_SAMPLES": local, "processors": lambda device, count=processors: count}
+
+        def statistics(x, t=targets, c=num_classes, i=ignored, aim=aims[2], settings=settings):  # type: ignore[no-untyped-def]
+            with mock.patch.multiple(plan, **settings):
+                return (adcorre_kernels.statistics(x, t, c, i, aim),)
+
+        with machine(case.target, lockstep=True):
+            (flat,) = statistics(x)
+        found.append(Step("statistics", x, statistics, _flat(x, targets, num_classes, ignored, aims[2])))
+        tables = torch_backend.terms(flat, w.float(), k, d, *aims)[1:]
+        if adcorre_kernels.terms_supported(num_classes, k, d):
+            run = lambda _, f=flat, w=w, k=k, d=d, aims=aims: adcorre_kernels.terms(f, w.float(), k, d, *aims)  # noqa: E731
+            found.append(Step("terms", x, run, _terms(flat, w, k, d, aims)))
+        upstream = torch.cat((problem.upstream, torch.zeros(1))).float()
+        arguments = (x, targets, upstream, *tables, ignored, aims[2])
+        run_gradient = lambda x, a=arguments[1:]: (adcorre_kernels.gradient(x, *a),)  # noqa: E731
+        scale = gradient_scale(problem, ignore_index=ignored)
+        found.append(Step("gradient", x, run_gradient, _gradient(arguments, scale)))
+    return found
+
+
+def pair_steps(case: PairCase) -> list[Step]:
+    """`pair_values` and `pair_gradient` of several problems that the same compiled code takes."""
+    found = []
+    shape = PAIR_SHAPES[case.shape]
+    for seed, (n, change) in enumerate(
+        ((shape[0], "plain"), (shape[0] + 100, "ignored"), (shape[0] + 1, "constant"), (shape[0], "bad label"))
+    ):
+        problem = pair_tools.draw_pairs(n, *shape[1:], target=-0.2, seed=seed)
+        if change == "ignored":
+            problem.targets[::3] = -100
+        if change == "constant":
+            problem.x[0], problem.x[n // 2] = 2.0, 0.0
+        scale = 1.0
+        if change == "bad label":
+            problem.targets[-1], scale = shape[3], float("nan")
+        truth, unit = pair_tools.truth_of(problem), pair_tools.UNIT[case.precision]
+        assert change == "bad label" or truth.nearest > 2 * unit
+        x, targets, attention = problem[:3]
+        options = (problem.target, problem.ignore_index, case.precision, problem.complete, 0, n)
+
+        def values(x: Tensor, targets=targets, attention=attention, options=options) -> tuple[Tensor, ...]:
+            return (adcorre_kernels.pair_values(x, targets, attention, *options),)
+
+        def gradient(x: Tensor, targets=targets, attention=attention, options=options, scale=scale):  # type: ignore[no-untyped-def]
+            return (adcorre_kernels.pair_gradient(x, targets, attention, torch.tensor(scale), *options),)
+
+        floor = 4 * EPS * truth.gradient_unit.amax(-1, keepdim=True)
+        outputs = [
+            Output("values", scale * truth.values, unit * truth.value_unit + 2 * EPS * truth.values),
+            Output("dx", scale * truth.gradient, unit * truth.gradient_unit + floor + 1e-30),
+        ]
+        found += [Step("pair values", x, values, outputs[:1]), Step("pair gradient", x, gradient, outputs[1:])]
+    return found
+
+
+def _flat(x: Tensor, targets: Tensor, num_classes: int, ignored: int, aim: float) -> list[Output]:
+    truth, single = (
+        plain.plain_statistics(v, targets, num_classes, ignored, aim).double() for v in (x.double(), x.float())
+    )
+    k, d = x.shape[1:]
+    sizes = [num_classes * k * d] * 2 + [num_classes * k, num_classes, num_classes, 1]
+    parts = zip(("S", "M", "A", "|z|^2", "count", "ED"), truth.split(sizes), single.split(sizes), strict=True)
+    return [Output(name, a, _around(a, b, 8 if name != "count" else 0)) for name, a, b in parts]
+
+
+def _around(truth: Tensor, single: Tensor, last_bits: float, scale: Tensor | None = None) -> Tensor:
+    """Twice float32's worst error, and some last bits of the largest number (or of `scale`)."""
+    error = (single - truth).abs().nan_to_num(0).max()
+    scale = truth.abs().nan_to_num(0).max() if scale is None else scale
+    return (2 * error + last_bits * EPS * scale).expand(truth.shape)
+
+
+def _terms(flat: Tensor, w: Tensor, k: int, d: int, aims: tuple[float, float, float]) -> list[Output]:
+    truth = torch_backend.terms(flat.double(), w.float().double(), k, d, *aims)
+    single = [x.double() for x in torch_backend.terms(flat, w.float(), k, d, *aims)]
+    outputs = [Output("values", truth[0], 2 * (single[0] - truth[0]).abs().nan_to_num(0) + 8 * EPS)]
+    c = len(w)
+    lengths = torch.linalg.vector_norm(flat.double()[c * k * d : 2 * c * k * d].view(c * k, d), dim=-1)
+    steepest = (1 / lengths[lengths > 1e-3]).max() if bool((lengths > 1e-3).any()) else torch.zeros(())
+    scales = (None, 2 / (k * c) * steepest, None)  # H: what is left of h after its projection may be nothing
+    for name, a, b, scale in zip(("G", "H", "2 / n k^2"), truth[1:], single[1:], scales, strict=True):
+        outputs.append(Output(name, a, _around(a, b, 16, scale)))
+    return outputs
+
+
+def _gradient(arguments: tuple, scale: Tensor) -> list[Output]:
+    x, targets, *given, ignored, aim = arguments
+    wide = [tensor.double() for tensor in given]
+    truth = torch_backend.gradient(x.double(), targets, *wide, ignored, aim)
+    single = torch_backend.gradient(x.float(), targets, *given, ignored, aim).double()
+    half = torch.finfo(x.dtype)
+    rounding = (half.eps / 2 * truth.abs() + half.smallest_normal * half.eps) * (x.dtype != torch.float32)
+    return [Output("dx", truth, _around(truth, single, 16, scale) + 1.01 * rounding)]
+
+
+def wrong_output(got: Sequence[Tensor], outputs: list[Output]) -> str:
+    """The first output that is outside of its budget, or ""."""
+    flat = torch.cat([x.reshape(-1) for x in got]).double()
+    for output, part in zip(outputs, flat.split([o.truth.numel() for o in outputs]), strict=True):
+        truth = output.truth.reshape(-1)
+        good = ((part - truth).abs() <= output.allowed.reshape(-1)) | (part.isnan() & truth.isnan())
+        if not bool(good.all()):
+            return output.name
+    return ""
+
+
+def kernels_of(case: Case | PairCase, steps: list[Step]) -> dict[str, Kernel]:
+    """The case's kernels, from runs of unmutated code, which must be right."""
+    texts: dict[str, str] = {}
+    counts: dict[str, list[ptx_machine.LaunchCounts]] = {}
+
+    kept: list[bool] = []  # of a step's launches, whether they run the kernel's first variant
+
+    def keep(ptx: str) -> str:
+        match = _NAME.search(ptx)
+        assert match is not None
+        kept.append(texts.setdefault(match[1], ptx) == ptx)
+        return ptx
+
+    for number, step in enumerate(steps):
+        kept.clear()
+        with machine(case.target, number, rewrite=keep) as report:
+            wrong = wrong_output(step.run(), step.outputs)
+        report.raise_if_any()
+        assert not wrong, f"{case}: {wrong} of problem {number}"
+        for launch, first in zip(report.counts, kept, strict=True):
+            if first:
+                counts.setdefault(launch.kernel, []).append(launch)
+    found = {}
+    for name, ptx in texts.items():
+        first = counts[name][0]
+        together = [
+            ptx_machine.Executed(*at[0][:2], sum(x.times for x in at), sum(x.active for x in at))
+            for at in zip(*(launch.by_instruction for launch in counts[name]), strict=True)
+        ]
+        places = candidates(ptx, together, 32 * first.num_warps, 1 << 17)
+        most = max(sum(launch.instructions.values()) for launch in counts[name])
+        times = {at: ran.times for at, ran in enumerate(together)}
+        found[name] = Kernel(name, ptx, 32 * first.num_warps, places, times, most)
+    most = max(kernel.most for kernel in found.values())  # a step's other kernels run under the same limit
+    return {name: kernel._replace(most=most) for name, kernel in found.items()}
+
+
+def verdict(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: str, seeds: int = 1) -> str:
+    """What gives the changed text away, or ""."""
+
+    def rewrite(ptx: str) -> str:
+        return changed if ptx == kernel.ptx else ptx
+
+    for seed in range(seeds):
+        for number, step in enumerate(steps):
+            if step.operator != OPERATORS[kernel.name]:
+                continue
+            try:
+                with machine(case.target, 17 * seed + number, rewrite=rewrite, limit=4 * kernel.most) as report:
+                    got = step.run()
+            except ptx_machine.MachineError as error:
+                return f"found: error: {str(error)[:50]}"
+            if report.findings:
+                return f"found: {report.findings[0].kind}"
+            if wrong := wrong_output(got, step.outputs):
+                return f"found: output {wrong}"
+    return ""
+
+
+def machine_code(ptx: str) -> bytes | None:
+    """What ptxas makes of it; None if it refuses."""
+    tools_at = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    arch = re.search(r"\.target\s+(\w+)", ptx)
+    assert arch is not None
+    with tempfile.TemporaryDirectory() as folder:
+        source, cubin = Path(folder) / "k.ptx", Path(folder) / "k.cubin"
+        source.write_text(re.sub(r"\n\s*\.loc[^\n]*|\n\s*\.section[\s\S]*", "", ptx))
+        newer = tools_at / "ptxas-blackwell"
+        for ptxas in [tools_at / "ptxas", newer] if newer.exists() else [tools_at / "ptxas"]:
+            done = subprocess.run([ptxas, f"-arch={arch[1]}", source, "-o", cubin], capture_output=True, check=False)
+            if done.returncode == 0:
+                dump = subprocess.run([tools_at / "cuobjdump", "-sass", cubin], capture_output=True, check=False)
+                return dump.stdout
+    return None
