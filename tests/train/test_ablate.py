@@ -160,6 +160,11 @@ def test_tables_of_made_up_runs(trained: list[Path], tmp_path: Path, capsys: pyt
     assert {row["seconds"] for row in runs} == {"6.0"}
     assert (tmp_path / "figure6.png").stat().st_size > 5000
 
+    assert "Difference: to λ = 0.5 at the same seeds" in text
+    assert main(["control", *command[1:], "--seeds", "1"]) == 0
+    text = (tmp_path / "tables.md").read_text()
+    assert "| balanced CE + Ad-Corre | balanced CE | 1 | 56.00 | +0.00 | – |" in text
+
     trained.clear()
     capsys.readouterr()
     assert main([*command, "--seeds", "4"]) == 0  # one seed more: only its runs are trained

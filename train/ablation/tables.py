@@ -54,7 +54,8 @@ def _rows(study: Study, results: dict[str, Results]) -> list[dict[str, Any]]:
 def _markdown(
     study: Study, rows: list[dict[str, Any]], results: dict[str, Results], runs: list[Planned], seeds: int
 ) -> str:
-    heads = ["", "seeds"]
+    several = len({variant.against for variant in study.variants if variant.against}) > 1
+    heads = ["", *(["compared with"] if several else []), "seeds"]
     for words in METRICS.values():
         heads += [words, "difference", "p"]
     if study.paper:
@@ -62,13 +63,13 @@ def _markdown(
     lines = [f"## {study.title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         variant: Variant = row["variant"]
-        cells = [variant.name, str(len(row["seeds"]))]
+        cells = [variant.name, *([variant.against] if several else []), str(len(row["seeds"]))]
         for metric in METRICS:
             cells += [_spread(row[metric]), _difference(row[f"{metric} difference"]), _p(row.get(f"{metric} holm"))]
         lines.append(f"| {' | '.join([*cells, variant.paper] if study.paper else cells)} |")
     ended = [result for value in results.values() for result in value.values()]
     if ended:
-        against = ", ".join(dict.fromkeys(variant.against for variant in study.variants if variant.against))
+        against = "the row named" if several else next(v.against for v in study.variants if v.against)
         lines += ["", _conditions(ended, against, seeds)]
     failures = dict.fromkeys(f"{run.folder.parent.name}, seed {run.seed}: {run.failure}" for run in runs if run.failure)
     lines += [f"\n**Not counted**: {failure}" for failure in failures]
@@ -123,9 +124,11 @@ def _draw(path: Path, study: Study, results: dict[str, Results]) -> None:
 
     points = sorted((float(variant.settings["lambd"]), results[variant.name]) for variant in study.variants)
     figure, axes = pyplot.subplots(figsize=(5.5, 4), layout="constrained")
-    for (metric, words), color, marker in zip(METRICS.items(), ("#0072B2", "#D55E00"), "os", strict=True):
+    styles = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"))
+    for (metric, words), (color, marker, dash) in zip(METRICS.items(), styles, strict=True):
         drawn = [(x, [100 * getattr(result, metric) for result in mine.values()]) for x, mine in points if mine]
-        axes.plot([x for x, _ in drawn], [sum(ys) / len(ys) for _, ys in drawn], color=color, label=f"{words}, mean")
+        means = [sum(ys) / len(ys) for _, ys in drawn]
+        axes.plot([x for x, _ in drawn], means, dash, color=color, label=f"{words}, mean")
         for x, ys in drawn:
             axes.plot([x] * len(ys), ys, marker, color=color, alpha=0.5, ms=5, lw=0)
     axes.set_xscale("log")
