@@ -4,5 +4,5 @@ import importlib.util
 import sys
 from pathlib import Path
 
-if importlib.util.find_spec("adcorre_kernels") is None:
+if importlib.util.find_spec("ptx_machine") is None:
     sys.path.append(str(Path(__file__).resolve().parents[1] / "kernels"))

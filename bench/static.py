@@ -150,19 +150,20 @@ def row_of(case: str, dtype: str, launch: Launch, target: str) -> Row:
         _tiles(row, launch, instructions, loops)
     if launch.name not in STREAMING:
         return row
-    body = _streaming_loop(instructions, loops)
+    first, last = _streaming_loop(instructions, loops)
+    body = instructions[first : last + 1]
     row.loop_instructions = len(body)
     row.loop_barriers = _count(r"\bBAR\b", body)
     row.loop_spills = _count(r"\b(LDL|STL)\b", body)
     row.load_bits = _narrowest("LDG", body)
     row.store_bits = _narrowest("STG", body if "gradient" in launch.name else instructions)
     if case == "paper":
-        _model(row, launch, compiled)
+        _model(row, launch, compiled, (first, last))
     return row
 
 
-def _model(row: Row, launch: Launch, compiled: Any) -> None:
-    """Every instruction of the machine code weighed with its line's trips, beside the bytes, both as counted."""
+def _model(row: Row, launch: Launch, compiled: Any, loop: tuple[int, int]) -> None:
+    """Every instruction of the machine code as often as it runs, beside the bytes, both as counted."""
     samples = launch.constants["BS"]
     assert isinstance(row.programs_per_sm, int)
     x = launch.arguments["x_ptr"]
@@ -173,7 +174,7 @@ def _model(row: Row, launch: Launch, compiled: Any) -> None:
     if not gpus:
         return
     counts = counted(x.dtype, row.target)[row.kernel]
-    row.issue_cycles = round(counts.instructions(placed_code(compiled)) / SCHEDULERS, 1)
+    row.issue_cycles = round(counts.instructions(placed_code(compiled), loop) / SCHEDULERS, 1)
     row.traffic = round(counts.traffic)
     for name, gpu in gpus.items():
         share = row.issue_cycles / gpu.cycles(counts.traffic)
@@ -216,15 +217,14 @@ def _loop_of(pattern: str, instructions: list[str], loops: list[tuple[int, int]]
     )
 
 
-def _streaming_loop(instructions: list[str], loops: list[tuple[int, int]]) -> list[str]:
+def _streaming_loop(instructions: list[str], loops: list[tuple[int, int]]) -> tuple[int, int]:
     """The innermost loop that holds most of the kernel's float arithmetic: the one over samples."""
 
     def work(loop: tuple[int, int]) -> int:
         return _count(r"\bF(FMA|ADD|MUL)2?\b", instructions[loop[0] : loop[1] + 1])
 
     most = max(map(work, loops))
-    first, last = min((loop for loop in loops if work(loop) > 0.6 * most), key=lambda loop: loop[1] - loop[0])
-    return instructions[first : last + 1]
+    return min((loop for loop in loops if work(loop) > 0.6 * most), key=lambda loop: loop[1] - loop[0])
 
 
 def _count(pattern: str, code: list[str]) -> int:
