@@ -39,8 +39,8 @@ FIELDS = (
 )  # fmt: skip
 KEY = ("commit", "device", "torch", "triton", "threads", "part", "contender", "n", "k", "d", "classes", "dtype")
 ROTATED = {"cpu": 128 << 20, "cuda": 256 << 20}  # bytes, more than the last caches hold
-COPIED = 1 << 30  # bytes, at most, of the copy that bandwidth is held against
-SECONDS = {"cpu": 2.0, "cuda": 0.5}  # of rounds, at one shape
+COPIED = 256 << 20  # bytes, at most, of the copy that bandwidth is held against
+SECONDS = {"cpu": 1.0, "cuda": 0.5}  # of rounds, at one shape
 LONGEST = {"cpu": 90.0, "cuda": 5.0}  # seconds of the longest call that is made
 LONG = 5.0  # seconds: such a call is not repeated for warmth
 
@@ -309,7 +309,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", nargs="+", choices=AXES["cpu"], default=list(AXES["cpu"]), help="axes to vary")
     parser.add_argument("--n", type=int, nargs="+", help="batch sizes of the part n; default: the standard ones")
     parser.add_argument("--runs", type=int, default=20, help="most counted runs of a contender at a size")
-    parser.add_argument("--seconds", type=float, help="no further round begins after so many; default: 2, on a GPU 0.5")
+    parser.add_argument("--seconds", type=float, help="no further round begins after so many; default: 1, on a GPU 0.5")
     parser.add_argument("--longest", type=float, help="seconds of the longest call made; default: 90, on a GPU 5")
     parser.add_argument(
         "--memory", type=float, help="GiB a contender may take; default: 2/3 of what is free, of a GPU 95 %%"
