@@ -1,10 +1,12 @@
 """Small generated datasets in the layouts of FER-2013. Every picture is a pattern of its class and noise."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,3 +118,27 @@ def finished_run(fer_folders: Path, tmp_path_factory: pytest.TempPathFactory) ->
     plain = ("--device", "cpu", "--amp", "none", "--channels-last", "no", "--epochs", "2", "--log-every", "1")
     assert main(["--data", str(fer_folders), "--out", str(run), *tiny, *plain]) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(fer_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    from tests.train import trainer
+
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    process = trainer.start(run.with_suffix(".log"), "--data", fer_folders, "--out", run, *trainer.RUN)
+    assert trainer.finish(process) == 0
+    return trainer.outcome(run)
+
+
+@pytest.fixture
+def stopped(fer_folders: Path, tmp_path: Path) -> Path:
+    """A run of three epochs that was stopped in its second, with two checkpoints."""
+    from tests.train import trainer
+    from train.checkpoint import checkpoints
+
+    with pytest.MonkeyPatch.context() as patch:
+        trainer.stop_after(8, patch)
+        arguments = ["--data", str(fer_folders), "--out", str(tmp_path / "run"), *trainer.RUN]
+        assert trainer.main(arguments) == 128 + signal.SIGTERM
+    assert [path.name.split("-")[1] for path in checkpoints(tmp_path / "run")] == ["step000000008", "step000000006"]
+    return tmp_path / "run"
