@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from adcorre import AdCorreLoss, adcorre_terms, pairs
+from adcorre.backends import resolve_options
+from adcorre.functional import class_sums, embedding_gradient, values_and_tables
 
 OPTIONS = {"mean_target": 0.2, "embedding_target": 0.1}
 
@@ -105,6 +107,16 @@ def test_smaller_dtypes(dtype: torch.dtype) -> None:
     torch.testing.assert_close(values.double(), truth[0], rtol=2e-6, atol=1e-7)
     largest = float(truth[1].abs().max())
     assert float((found.double() - truth[1]).abs().max()) < 4 * torch.finfo(dtype).eps * largest
+
+
+def test_a_chunks_gradient_in_half_precision_is_rounded_once() -> None:
+    x, targets, attention = inputs(50, 3, 16, 5, torch.bfloat16)
+    options = resolve_options(x, 5, "torch", 0, -1, -1, -100, pairs="sample")
+    _, tables = values_and_tables(class_sums(x, targets, 5, options), attention, 3, 16, options)
+    between, upstream = 1e-3 * torch.randn(50, 3, 16), torch.tensor([0.7, -1.3, 0.4, 0])
+    got = embedding_gradient(x, targets, upstream, tables, options, between)
+    exact = embedding_gradient(x.float(), targets, upstream, tables, options) + between
+    assert torch.equal(got, exact.bfloat16())
 
 
 def test_a_bad_label_and_a_nan_come_out_as_nan() -> None:
