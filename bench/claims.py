@@ -14,6 +14,7 @@ def claims(gpu: bool) -> str:
     for file, parts, key, words in (
         ("loss.csv", ("n",), ("contender", "n"), _loss),
         ("step.csv", ("loss", "levers"), ("contender", "image_size", "batch"), _step),
+        ("gpu.csv", ("bandwidth", "latency"), ("case", "n", "dtype", "metric"), _kernels),
     ):
         devices = measure.newest(file, parts, gpu, key)
         if devices:
@@ -35,6 +36,8 @@ def _loss(rows: measure.Rows) -> list[str]:
         said += f"{float(cases['reference', n]['times_slower']):.3g} times as long with the n x n reference"
         if slower:
             said += f", {slower[0]:.3g} to {slower[-1]:.3g} times with pytorch-metric-learning's {_names(rivals)}"
+        if compiled := cases.get(("factored-compiled", n)):
+            said += f", {float(compiled['times_slower']):.2g} times with the linear form as whole tensors, compiled"
         words.append(said)
     sizes = sorted(n for name, n in cases if name == own)
     if len(sizes) > 1:
@@ -69,6 +72,34 @@ def _step(rows: measure.Rows) -> list[str]:
             where = f"{own[-1]['backbone']}, {size} px, batches of {own[-1]['batch']}, {_where(own)}"
             found.append(f"- **A training step** ({where}): {'; '.join(words)}.")
     return found
+
+
+def _kernels(rows: measure.Rows) -> list[str]:
+    """Of `python -m bench gpu`, whose rows are of the kernels alone."""
+    figures = {(row["case"], int(row["n"]), row["dtype"], row["metric"]): float(row["value"]) for row in rows}
+    words = []
+    for n in (65536, 1048576):
+        shares = [
+            f"{100 * share:.0f} % ({dtype})"
+            for dtype in ("float32", "bfloat16")
+            if (share := figures.get(("forward + backward", n, dtype, "share of a copy's bandwidth")))
+        ]
+        if shares:
+            words.append(f"n = {n:,} at {' and '.join(shares)} of a copy's bandwidth on the least possible traffic")
+    for n in (60, 600):
+        case = ("terms", n, "float32")
+        slower = figures.get((*case, "times faster than reference"))
+        compiled = figures.get((*case, "times faster than torch compiled"))
+        time = figures.get(("terms, triton", n, "float32", "time"))
+        graph = figures.get(("terms, triton, graph replay", n, "float32", "time"))
+        if time and graph and slower and compiled:
+            said = f"n = {n} in {1e3 * time:.2g} ms, of which {1e6 * graph:.2g} µs in a CUDA graph: "
+            said += f"{slower:.2g} times as fast as the eager n x n reference"
+            words.append(f"{said}, {compiled:.2g} times as fast as the linear form under torch.compile")
+    if not words:
+        return []
+    return [f"- **The kernels** (`python -m bench gpu`, {_where(rows)}, k = 7, d = 256, C = 7, forward + backward): "
+            + "; ".join(words) + "."]  # fmt: skip
 
 
 def _names(rows: measure.Rows) -> str:

@@ -148,7 +148,7 @@ def newest(file: str, parts: tuple[str, ...], gpu: bool, key: tuple[str, ...]) -
     """By device, the last row of each case, in the order in which cases first came; GPUs have a driver, CPUs none."""
     found: dict[str, dict[tuple[str, ...], dict[str, str]]] = {}
     for row in read(RESULTS / file):
-        if row["part"] in parts and bool(row["driver"]) == gpu and not row["note"].startswith(RETRIED):
+        if row["part"] in parts and bool(row["driver"]) == gpu and not row.get("note", "").startswith(RETRIED):
             found.setdefault(row["device"], {})[tuple(row[name] for name in ("part", *key))] = row
     return {device: list(cases.values()) for device, cases in found.items()}
 

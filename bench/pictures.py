@@ -117,7 +117,7 @@ def step(rows: measure.Rows, path: Path) -> None:
         grid[1, column].set(xlabel="images/s, each lever by itself, then together")
         for axes in grid[:, column]:
             axes.invert_yaxis()
-    grid[0, 0].legend(fontsize="small")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(PHASES))
     figure.suptitle(rows[-1]["device"])
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -27,6 +27,11 @@ def seconds(text: str) -> str:
     return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 
+def times(text: str) -> str:
+    value = float(text)
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def number(text: str, digits: int = 2) -> str:
     return f"{float(text):,.{digits}f}" if text else ""
 
@@ -46,7 +51,9 @@ def conditions(rows: Rows) -> str:
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     where = f"driver {last['driver']}" if last["driver"] else f"{last['threads']} threads"
     versions = f"PyTorch {last['torch']}, Triton {last['triton']}"
-    return f"{last['device']}, {where}, {versions}, commit {commits}, {last['date'][:10]}."
+    walls = [f"`{row['contender']}` at n = {int(row['n']):,} {row['note']}" for row in rows if row["note"]]
+    said = f" Walls: {'; '.join(walls)}." if walls else ""
+    return f"{last['device']}, {where}, {versions}, commit {commits}, {last['date'][:10]}.{said}"
 
 
 def loss_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
@@ -62,7 +69,7 @@ def loss_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
             if row is None or wall:
                 line.append("wall" if wall else "")
                 continue
-            slower = f" ({float(row['times_slower']):.3g}x)" if row["times_slower"] else ""
+            slower = f" ({times(row['times_slower'])}x)" if row["times_slower"] else ""
             line.append(seconds(row["seconds"]) + slower)
         lines.append(line)
     return ["", *(f"n = {n:,}" for n in sizes)], lines
@@ -140,7 +147,7 @@ def written(name: str) -> str:
     file, parts, key, lines = TABLES[base]
     found = measure.newest(file, parts, gpu, key)
     pieces = [f"{table(*lines(rows))}\n\n{conditions(rows)}" for rows in found.values()]
-    return "\n\n".join(pieces) or "Not measured yet."
+    return "\n\n".join(pieces) or f"`{base}`: not measured yet."
 
 
 def filled(text: str) -> str:
