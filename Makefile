@@ -30,7 +30,7 @@ test-all: venv ## every test
 	$(PYTEST) $(ARGS)
 
 ptx: venv ## the compiled kernels in a machine on the CPU, over the whole covering set
-	$(PYTEST) tests/ptx $(ARGS)
+	$(PYTEST) tests/ptx --ptx-table bench/results/ptx.csv $(ARGS)
 
 ptx-mutants: venv ## plant faults in the compiled kernels and count those found (ARGS=--help: how many)
 	PYTHONPATH=.:kernels OMP_NUM_THREADS=1 TRITON_DEFAULT_FP_FUSION=1 $(RUN) -m tests.ptx.mutants $(ARGS)

@@ -162,12 +162,14 @@ def described(value: Any, before: Tensor | None, after: Tensor | None) -> Any:
 # In the machine
 
 
-def compare(paths: list[Path], output: Path) -> None:
+def compare(paths: list[Path], output: Path, chosen: list[str]) -> None:
     rows = []
     for path in paths:
         with gzip.open(path) as file:
             kept = torch.load(io.BytesIO(file.read()))
         for launch in kept["launches"]:
+            if chosen and not launch["case"].startswith(tuple(chosen)):
+                continue
             try:
                 found = list(replayed(launch))
             except MachineError as error:
@@ -229,15 +231,16 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     of_record = commands.add_parser("record")
     of_record.add_argument("file", type=Path)
-    of_record.add_argument("--cases", nargs="+", default=[], metavar="BEGINNING", help="of these names alone")
     of_compare = commands.add_parser("compare")
     of_compare.add_argument("files", type=Path, nargs="+")
     of_compare.add_argument("--output", type=Path, default=RESULTS)
+    for command in (of_record, of_compare):
+        command.add_argument("--cases", nargs="+", default=[], metavar="BEGINNING", help="of these names alone")
     options = parser.parse_args()
     if options.command == "record":
         record(options.file, options.cases)
     else:
-        compare(options.files, options.output)
+        compare(options.files, options.output, options.cases)
     return 0
 
 
