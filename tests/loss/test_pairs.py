@@ -129,6 +129,17 @@ def test_a_bad_label_and_a_nan_come_out_as_nan() -> None:
         adcorre_terms(x, targets, attention, pairs="sample")
 
 
+def test_what_cannot_be_computed_is_loud() -> None:
+    """In the pairs' part itself: a length that overflows, and an upstream NaN for samples that take no part too."""
+    x, targets, attention = inputs(20, 2, 8, 3, torch.float32)
+    targets[5] = -100
+    asked, common = (x.detach(), targets, attention), (0.0, -100, "highest", False, 0, 20)
+    assert pairs.pair_gradient(*asked, torch.tensor(torch.nan), *common).isnan().all()
+    assert pairs.pair_values(*asked, *common).isfinite().all()
+    x.detach()[3, 1] = 1e30 * torch.arange(8)
+    assert pairs.pair_values(*asked, *common).isnan().all()
+
+
 def test_ops() -> None:
     x, targets, attention = inputs(12, 2, 5, 3)
     common = (0.0, -100, "highest", False, 0, 12)
