@@ -107,6 +107,9 @@ def test_smaller_dtypes(dtype: torch.dtype) -> None:
     torch.testing.assert_close(values.double(), truth[0], rtol=2e-6, atol=1e-7)
     largest = float(truth[1].abs().max())
     assert float((found.double() - truth[1]).abs().max()) < 4 * torch.finfo(dtype).eps * largest
+    wide_x = x.detach().float().requires_grad_()
+    in_float32 = gradient(wide_x, targets, attention, between_target=0, pairs="sample")[1]
+    assert torch.equal(found, in_float32.to(dtype))  # rounded once
 
 
 def test_a_chunks_gradient_in_half_precision_is_rounded_once() -> None:
