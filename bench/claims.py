@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from bench import measure
 
 LIBRARY = ("supcon", "multi-similarity", "circle", "triplet", "triplet-hard")
@@ -19,6 +21,10 @@ def claims(gpu: bool) -> str:
         devices = measure.newest(file, parts, gpu, key)
         if devices:
             found += words(max(devices.values(), key=lambda rows: max(row["date"] for row in rows)))
+    found = [
+        textwrap.fill(entry, 118, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for entry in found
+    ]
     return "\n".join(found) or ("- On a GPU: not measured yet." if gpu else "- Not measured yet.")
 
 
@@ -93,9 +99,9 @@ def _kernels(rows: measure.Rows) -> list[str]:
         time = figures.get(("terms, triton", n, "float32", "time"))
         graph = figures.get(("terms, triton, graph replay", n, "float32", "time"))
         if time and graph and slower and compiled:
-            said = f"n = {n} in {1e3 * time:.2g} ms, of which {1e6 * graph:.2g} µs in a CUDA graph: "
-            said += f"{slower:.2g} times as fast as the eager n x n reference"
-            words.append(f"{said}, {compiled:.2g} times as fast as the linear form under torch.compile")
+            said = f"n = {n} in {1e3 * time:.2g} ms, {slower:.2g} times as fast as the eager n x n reference and "
+            said += f"{compiled:.2g} times as fast as the linear form under torch.compile"
+            words.append(f"{said}; replayed as a CUDA graph in {1e6 * graph:.2g} µs")
     if not words:
         return []
     return [f"- **The kernels** (`python -m bench gpu`, {_where(rows)}, k = 7, d = 256, C = 7, forward + backward): "
