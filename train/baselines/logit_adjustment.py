@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from adcorre import AdCorreLoss, AdCorreOutput, checks
-from adcorre.distributed import BatchSums
 from adcorre.backends import Options
+from adcorre.distributed import BatchSums
 
 
 def logit_adjustment(counts: Tensor, tau: float = 1.0) -> Tensor:
