@@ -73,7 +73,7 @@ def pairs_rate(bench: Bench) -> None:
             if precision != "medium" and n > 20_000:
                 continue
             data = bench.inputs(n, "bfloat16" if precision == "medium" else "float32")
-            options = {"pairs": "sample", "precision": precision, "between_target": "simplex"}
+            options: dict[str, Any] = {"pairs": "sample", "precision": precision, "between_target": "simplex"}
             calls: dict[str, Callable[[], object]] = {
                 "forward": partial(_forward, *data, **options),
                 "forward + backward": partial(step, *data, "triton", **options),
@@ -96,7 +96,7 @@ def _forward(x: Tensor, targets: Tensor, attention: Tensor, **options: Any) -> T
 
 def pairs_rivals(bench: Bench) -> None:
     """Forward + backward over all pairs against the eager reference where that fits, and where it does not."""
-    options = {"pairs": "sample", "between_target": "simplex"}
+    options: dict[str, Any] = {"pairs": "sample", "between_target": "simplex"}
     for n in bench.sizes(4_096, 16_384, 32_768)[: 1 if bench.toy else 3]:
         x, targets, attention = bench.inputs(n, "bfloat16")
         ours = partial(step, x, targets, attention, "triton", precision="medium", **options)

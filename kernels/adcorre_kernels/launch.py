@@ -29,17 +29,16 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
     sums = torch.empty(cut.sums, dtype=torch.float32, device=device)
     flat = torch.empty(cut.flat, dtype=torch.float32, device=device)
     if cut.order:
-        numbers = (n, cut.order.share, ignore_index, num_classes, cut.capacity)
-        key = (device.index, trait(targets), ignore_index)
-        start(count_labels, cut.order.grid, (targets, scratch, *numbers), cut.order.count, key)
-        start(place_samples, cut.order.grid, (targets, scratch, *numbers), cut.order.place, key)
-    kernel = wide_statistics if cut.shape.BK else narrow_statistics
+        of_labels = (targets, scratch, n, cut.order.share, ignore_index, num_classes, cut.capacity)
+        of_order = (device.index, trait(targets), ignore_index)
+        start(count_labels, cut.order.grid, of_labels, cut.order.counting, of_order)
+        start(place_samples, cut.order.grid, of_labels, cut.order.placing, of_order)
+    arguments = (x, targets, scratch, sums, sn, sk, n, cut.chunk, ignore_index, num_classes, cut.capacity, cut.offset)
     key = (device.index, trait(x), trait(targets), sn, sk, ignore_index)
-    numbers = (cut.chunk, ignore_index, num_classes, cut.capacity, cut.offset)
-    start(kernel, cut.grid, (x, targets, scratch, sums, sn, sk, n, *numbers), cut.streaming, key)
+    start(wide_statistics if cut.shape.BK else narrow_statistics, cut.grid, arguments, cut.streaming, key)
     if cut.grid[2] > 1 and n > 0:
-        numbers = (cut.embedding_chunk, ignore_index, num_classes)
-        start(wide_embedding, (cut.embeddings,), (x, targets, sums, sn, sk, n, *numbers), cut.embedding, key)
+        of_sample = (x, targets, sums, sn, sk, n, cut.embedding_chunk, ignore_index, num_classes)
+        start(wide_embedding, (cut.embeddings,), of_sample, cut.embedding, key)
     numbers = (cut.grid[0], cut.embeddings, cut.chunk, num_classes, cut.capacity, cut.offset)
     start(reduce_slots, cut.reduce_grid, (sums, scratch, flat, *numbers), cut.reduce, device.index)
     return flat

@@ -47,8 +47,8 @@ class OrderPlan(NamedTuple):
 
     grid: tuple[int]
     share: int  # samples a program
-    count: Constants
-    place: Constants
+    counting: Constants
+    placing: Constants
 
 
 class StatisticsPlan(NamedTuple):
