@@ -17,6 +17,7 @@ def claims(gpu: bool) -> str:
         ("loss.csv", ("n",), ("contender", "n"), _loss),
         ("step.csv", ("loss", "levers"), ("contender", "image_size", "batch"), _step),
         ("gpu.csv", ("bandwidth", "latency"), ("case", "n", "dtype", "metric"), _kernels),
+        ("gpu.csv", ("pairs-rate", "pairs-rivals", "pairs-memory"), ("case", "n", "dtype", "metric"), _pairs),
     ):
         devices = measure.newest(file, parts, gpu, key)
         if devices:
@@ -104,8 +105,32 @@ def _kernels(rows: measure.Rows) -> list[str]:
             words.append(f"{said}; replayed as a CUDA graph in {1e6 * graph:.2g} µs")
     if not words:
         return []
-    return [f"- **The kernels** (`python -m bench gpu`, {_where(rows)}, k = 7, d = 256, C = 7, forward + backward): "
-            + "; ".join(words) + "."]  # fmt: skip
+    return [f"- **The kernels** (`python -m bench gpu`, {_where(rows)}, commit {rows[-1]['commit']}, k = 7, d = 256, "
+            + "C = 7, forward + backward): " + "; ".join(words) + "."]  # fmt: skip
+
+
+def _pairs(rows: measure.Rows) -> list[str]:
+    """The same for FD over all pairs of samples, in bfloat16."""
+    figures = {
+        (row["case"], int(row["n"]), row["metric"]): float(row["value"])
+        for row in rows
+        if row["dtype"] == "bfloat16" and row["value"] not in ("True", "False")
+    }
+    words = []
+    for n in (16384, 65536):
+        if share := figures.get(("pairs, medium", n, "share of a product's rate")):
+            words.append(f"n = {n:,} forward at {100 * share:.0f} % of a matrix product's rate, by the count 2 k n² d")
+    for n in (4096, 16384):
+        if ratio := figures.get(("pairs, forward + backward", n, "times faster than reference")):
+            words.append(f"n = {n:,} forward + backward {ratio:.2g} times as fast as the eager n x n reference")
+    case = ("pairs, medium", 131072, "peak beyond inputs and dL/dx")
+    time = figures.get(("pairs, medium, forward + backward", 131072, "time"))
+    if time and case in figures:
+        words.append(f"n = 131,072 in {time:.2g} s with {figures[case] / 1024:.2g} GiB beyond x and dL/dx")
+    if not words:
+        return []
+    return [f"- **All pairs of samples** (`pairs=\"sample\"`, {_where(rows)}, commit {rows[-1]['commit']}, bfloat16, "
+            + '`precision="medium"`): ' + "; ".join(words) + "."]  # fmt: skip
 
 
 def _names(rows: measure.Rows) -> str:
