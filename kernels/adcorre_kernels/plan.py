@@ -200,7 +200,9 @@ def of_terms(
 ) -> Constants:
     rows = power_of_2(max(8, num_classes))
     columns = min(max(16, power_of_2(d)), 4096 // rows)
-    tile = {"BK": max(1, min(power_of_2(k), TERMS_TILE // (rows * columns))), "BC": rows, "BD": columns}
+    # Away from -1 a class meets every other, and registers hold one embedding at a time.
+    embeddings = TERMS_TILE // (rows * columns) if between_target in (-1.0, None) and mean_target == -1.0 else 1
+    tile = {"BK": max(1, min(power_of_2(k), embeddings)), "BC": rows, "BD": columns}
     targets = {"BETWEEN": between_target, "MEAN": mean_target, "EMBEDDING": embedding_target}
     return Constants(K=k, D=d, **tile, **targets, num_warps=8, enable_fp_fusion=False)  # see `Shape.options`
 
