@@ -6,18 +6,20 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import COMMANDS
+from train.data.__main__ import COMMANDS as DATA_COMMANDS
 
 ROOT = Path(__file__).parents[2]
-NOTHING_DRAWN = ("bench static", "bench report")  # draw nothing and run on no device
+OF_DATA = [f"train.data {name}" for name in DATA_COMMANDS]
+WITHOUT_DEVICE = ("bench static", "bench report", *OF_DATA)
 
 
 def commands() -> list[str]:
-    """What is meant for `python -m`: modules under train/ and bench/, and the names that bench dispatches."""
-    found = [f"bench {name}" for name in COMMANDS]
+    """What is meant for `python -m`: modules under train/ and bench/, and the names that two of them dispatch."""
+    found = [f"bench {name}" for name in COMMANDS] + OF_DATA
     for folder in ("train", "bench"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
-            if module == "bench.__main__":
+            if module in ("bench.__main__", "train.data.__main__"):
                 continue
             if file.name == "__main__.py":
                 found.append(module.removesuffix(".__main__"))
@@ -37,7 +39,7 @@ def test_help_shows_defaults(run, command: str) -> None:
     result = run("python", "-m", *command.split(), "--help")
     assert result.returncode == 0, result.stderr
     found = options(result.stdout)
-    assert command in NOTHING_DRAWN or {"--seed", "--device"} <= found.keys()
+    assert command in WITHOUT_DEVICE or {"--seed", "--device"} <= found.keys()
     silent = [name for name, piece in found.items() if not re.search(r"\bdefault|\brequired", piece)]
     assert set(silent) <= {"--help", "--version"}, f"no default shown for {silent}"
 
@@ -48,7 +50,7 @@ def test_a_users_error_is_one_message(run, command: str, wrong: list[str]) -> No
     result = run("python", "-m", *command.split(), *wrong)
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
-    assert wrong[-1] in result.stderr
+    assert wrong[0 if command in WITHOUT_DEVICE else -1] in result.stderr
 
 
 def test_bench_lists_its_commands(run) -> None:

@@ -17,13 +17,6 @@ COMMANDS = {
 }
 
 
-def _parser(name: str, description: str, seeds: str) -> CommandParser:
-    result = CommandParser(f"data {name}", description)
-    result.add_argument("--seed", type=int, default=0, help=seeds)
-    result.add_argument("--device", choices=("cpu",), default="cpu", help="where to run: all of this is a CPU's work")
-    return result
-
-
 def _add_request(parser: CommandParser) -> None:
     parser.add_argument(
         "--classes", type=int, choices=(0, 7, 8), default=0, help="of FERPlus and AffectNet; 0: 7, or those of folders"
@@ -39,11 +32,10 @@ def _request(options: Any) -> Request:
 
 
 def check(arguments: Sequence[str]) -> int:
-    parser = _parser(
-        "check",
+    parser = CommandParser(
+        "data check",
         "Say which dataset lies at PATH, its counts beside the official ones, equal images within and across its "
         "parts, conflicting labels and unreadable images. Exit status: 0 clean, 1 something found, 2 an error of use.",
-        "has no effect: nothing is drawn at random",
     )
     parser.add_argument("path", metavar="PATH", help="the dataset's folder or file")
     parser.add_argument("--json", action="store_true", help="print JSON, with every item")
@@ -57,11 +49,10 @@ def check(arguments: Sequence[str]) -> int:
 
 
 def crop(arguments: Sequence[str]) -> int:
-    parser = _parser(
-        "crop",
+    parser = CommandParser(
+        "data crop",
         "Write the largest face of each picture in IN to OUT, under the same folders, as PNG. Pictures without a face "
         "and unreadable ones are listed. Exit status: 0 all cropped, 1 some not, 2 an error of use.",
-        "has no effect: nothing is drawn at random",
     )
     parser.add_argument("source", metavar="IN", type=Path, help="folder of pictures, at any depth")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, new or empty")
@@ -77,7 +68,8 @@ def crop(arguments: Sequence[str]) -> int:
 
 
 def shard(arguments: Sequence[str]) -> int:
-    parser = _parser("shard", "Write the splits of the dataset at PATH to OUT as tar shards.", "of held-out samples")
+    parser = CommandParser("data shard", "Write the splits of the dataset at PATH to OUT as tar shards.")
+    parser.add_argument("--seed", type=int, default=0, help="of held-out samples")
     parser.add_argument("path", metavar="PATH", help="the dataset's folder or file")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, new or empty")
     parser.add_argument("--samples-per-shard", type=int, default=4096, metavar="N", help="the last one has fewer")
