@@ -48,7 +48,7 @@ def test_every_part(tmp_path) -> None:
     done = bench("gpu", "--device", "cpu", "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all parts passed" in done.stdout
-    from bench.gpu_parts import PARTS
+    from bench.gpu import PARTS
 
     assert {row["part"] for row in rows_of(out)} == set(PARTS)
 
