@@ -20,7 +20,8 @@ def torchrun(tmp_path: Path, data: Path, run: Path, die_after: int) -> str:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"GLOO_SOCKET_IFNAME": "lo", "ADCORRE_CACHE": str(tmp_path / "cache")}
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    script = ("--max-restarts", "1", "--", "tests/distributed/killed.py", die_after)  # `--`: --d is one of ours
+    # Gloo often cannot connect after a restart (a dozen lines of PyTorch alone show it): then torchrun restarts again.
+    script = ("--max-restarts", "6", "--", "tests/distributed/killed.py", die_after)  # `--`: --d is one of ours
     options = ("--data", data, "--out", run, "--resume", "auto", *RUN)
     command = [str(word) for word in (*launcher, *script, *options)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False)
@@ -35,8 +36,9 @@ def test_a_killed_rank_and_a_restart(tmp_path: Path) -> None:
     said = torchrun(tmp_path, data, tmp_path / "undisturbed", die_after=100)
     assert "going on" not in said
     said = torchrun(tmp_path, data, tmp_path / "killed", die_after=5)
-    assert said.count("going on in epoch") == 1
-    assert "after step 4" in said
+    resumed = [line for line in said.splitlines() if "going on in epoch" in line]
+    assert resumed
+    assert all("after step 4" in line for line in resumed)
     killed, undisturbed = outcome(tmp_path / "killed"), outcome(tmp_path / "undisturbed")
     assert [row["step"] for row in killed["steps"]] == [str(step) for step in range(1, 10)]
     assert_same(killed, undisturbed)
