@@ -265,9 +265,15 @@ def test_tables_and_pictures_of_each_device(monkeypatch, tmp_path) -> None:
     assert report.written("claims-gpu").count("\n- **") == 1
     words = {"part": "bandwidth", "case": "forward + backward", "n": 65536, "dtype": "float32"}
     metric = {"metric": "share of a copy's bandwidth", "value": 0.31}
-    measure.append(tmp_path / "gpu.csv", KERNEL_FIELDS, [{"device": "a GPU", "driver": "580", **words, **metric}])
+    about = {"device": "a GPU", "driver": "580", "commit": "abc"}
+    pairs = {"part": "pairs-rate", "case": "pairs, medium", "n": 16384, "dtype": "bfloat16"}
+    rate = {"metric": "share of a product's rate", "value": 0.62}
+    out_of_memory = {"part": "pairs-rivals", "case": "reference", "metric": "ran out of memory", "value": True}
+    rows = [{**words, **metric}, {**pairs, **rate}, {**pairs, **out_of_memory}]
+    measure.append(tmp_path / "gpu.csv", KERNEL_FIELDS, [{**about, **row} for row in rows])
     said = " ".join(report.written("claims-gpu").split())
-    assert "(`python -m bench gpu`, a GPU, k = 7, d = 256, C = 7, forward + backward): n = 65,536 at 31 %" in said
+    assert "a GPU, commit abc, k = 7, d = 256, C = 7, forward + backward): n = 65,536 at 31 %" in said
+    assert 'a GPU, commit abc, bfloat16, `precision="medium"`): n = 16,384 forward at 62 % of a' in said
     assert report.written("scale") == "`scale`: not measured yet."
     drawn = pictures.draw(tmp_path)
     assert [path.name for path in drawn] == [
