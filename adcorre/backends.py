@@ -132,11 +132,6 @@ def _warn_once(reason: str) -> None:
     warnings.warn(f'adcorre: backend "auto" takes "torch": {reason}', stacklevel=2)
 
 
-def no_double_backward(backend: str) -> RuntimeError:
-    """For the backward of a backward pass."""
-    return RuntimeError(f'adcorre: backend "{backend}" has no double backward; backend="reference" has one')
-
-
 def linear_terms(
     flat: Tensor, attention: Tensor, k: int, d: int, options: Options
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -160,6 +155,21 @@ def bound_once(function: type[torch.autograd.Function]) -> type[torch.autograd.F
     return function
 
 
-def gradient_by(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    """A gradient that refuses a second derivative; without a function of its own where none can be asked for."""
+class Gradient(torch.autograd.Function):
+    """A backward pass as a function of its own, so that a second derivative is refused and never silently wrong.
+
+    Subclasses have the `forward`, whose last argument is the `Options`.
+    """
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.backend = inputs[-1].backend
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(f'adcorre: backend "{ctx.backend}" has no double backward; backend="reference" has one')
+
+
+def gradient_by(function: type[Gradient], *arguments: Any) -> Tensor:
+    """What a `Gradient` computes; without a node of its own where no second derivative can be asked for."""
     return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(*arguments)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adcorre.backends import Options, backend_of, bound_once, gradient_by, no_double_backward
+from adcorre.backends import Gradient, Options, backend_of, bound_once, gradient_by
 from adcorre.statistics import ClassStatistics
 
 
@@ -88,9 +88,7 @@ class BetweenFunction(torch.autograd.Function):
 
 
 @bound_once
-class _GradientFunction(torch.autograd.Function):
-    """As that of the linear terms: a second derivative is refused and never silently wrong."""
-
+class _GradientFunction(Gradient):
     @staticmethod
     def forward(
         x: Tensor,
@@ -102,11 +100,3 @@ class _GradientFunction(torch.autograd.Function):
         options: Options,
     ) -> Tensor:
         return between_gradient(Whole(x, targets, *rows), attention, upstream[0] * per_pair, options)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.backend = inputs[-1].backend
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
-        raise no_double_backward(ctx.backend)

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from adcorre import checks
 from adcorre.backends import (
+    Gradient,
     Options,
     backend_of,
     bound_once,
     gradient_by,
     linear_terms,
-    no_double_backward,
     resolve_options,
 )
 from adcorre.between import BetweenFunction, Whole, between_alone, per_pair
@@ -205,9 +205,7 @@ class _TermsFunction(torch.autograd.Function):
 
 
 @bound_once
-class _GradientFunction(torch.autograd.Function):
-    """The backward pass as a function of its own, so that a second derivative is refused and never silently wrong."""
-
+class _GradientFunction(Gradient):
     @staticmethod
     def forward(
         x: Tensor,
@@ -221,11 +219,3 @@ class _GradientFunction(torch.autograd.Function):
         return backend_of(options.backend).gradient(
             x, targets, upstream, feature, mean, embedding_scale, options.ignore_index, options.embedding_target
         )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.backend = inputs[-1].backend
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
-        raise no_double_backward(ctx.backend)

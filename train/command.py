@@ -74,17 +74,26 @@ def check_at_least(options: Any, **least: int) -> None:
             raise UserError(f"--{name.replace('_', '-')} {given}: expected at least {value}")
 
 
-def execute(parser: CommandParser, command: Callable[[Any], Any], arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 2 and one message for a user's error."""
+def exit_code(call: Callable[[], int]) -> int:
+    """What `call` returns; 2 and one message for a user's error."""
     try:
-        command(parser.parse(arguments))
+        return call()
     except UserError as error:
         print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-    return 0
+
+
+def execute(parser: CommandParser, command: Callable[[Any], Any], arguments: Sequence[str] | None = None) -> int:
+    """The exit code of a command whose result is of no concern."""
+
+    def call() -> int:
+        command(parser.parse(arguments))
+        return 0
+
+    return exit_code(call)
 
 
 def device_of(name: str) -> torch.device:

@@ -6,9 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from train.command import CommandParser, check_at_least
+from train.command import CommandParser, check_at_least, exit_code
 from train.data.base import Request
-from train.errors import UserError, message_of
+from train.errors import UserError
 
 COMMANDS = {
     "check": "which dataset lies at a path: counts, duplicates, conflicting labels, unreadable images",
@@ -106,19 +106,16 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or [""]
     commands: dict[str, Callable[[Sequence[str]], int]] = {"check": check, "crop": crop, "shard": shard}
-    try:
+
+    def call() -> int:
         if name in ("-h", "--help"):
             print(usage())
             return 0
         if name not in commands:
             raise UserError(f"expected one of {', '.join(COMMANDS)}; got {name!r}\n{usage()}")
         return commands[name](rest)
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+
+    return exit_code(call)
 
 
 if __name__ == "__main__":
