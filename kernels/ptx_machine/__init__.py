@@ -2,7 +2,9 @@
 
 import ptx_machine.access
 import ptx_machine.arithmetic
+import ptx_machine.comparison
 import ptx_machine.control
+import ptx_machine.conversion
 import ptx_machine.exchange  # noqa: F401
 from ptx_machine.driver import target
 from ptx_machine.launch import Settings, execute

@@ -1,4 +1,4 @@
-"""Instructions -> steps. What an instruction does stands in `arithmetic`, `exchange`, `access` and `control`."""
+"""Instructions -> steps. The files that README.md lists say what an instruction does."""
 
 from __future__ import annotations
 

@@ -81,13 +81,21 @@ def tiny(words: list[str], folder: Path) -> list[str]:
     return [*words, *size, "--device", "cpu", "--out", str(folder / "run")]
 
 
+# A thread of gloo's that lets go of its last tensor while Python shuts down ends the process, rarely:
+# github.com/pytorch/pytorch/pull/179291.
+ABORTED = "terminate called without an active exception"
+
+
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[0])
 def test_python_runs_as_printed(run, code: str, tmp_path: Path) -> None:
     (tmp_path / "example.py").write_text(code)
     launcher = (
         ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2") if "init_process_group" in code else ()
     )
-    result = run("python", *launcher, "example.py", cwd=tmp_path)
+    for _ in range(3):
+        result = run("python", *launcher, "example.py", cwd=tmp_path)
+        if not (launcher and ABORTED in result.stderr):
+            break
     assert result.returncode == 0, result.stderr
 
 
