@@ -3,7 +3,8 @@
 Planted: each barrier and each wait left out; instructions changed that were drawn among those that ran and whose result
 is read; x compiled for an alignment that it has not; each tensor one element short; orderings of the machine's own
 kernels weakened. Found: a finding, an error, or an output outside of its budget. Equivalent: the same machine code from
-ptxas, or a proof in one line. A table that is there already is taken up where it ended.
+ptxas, or a proof in one line: `redundant`'s, or a reader's in remarks.csv, which also says what finding the missed ones
+would take. A table that is there already is taken up where it ended.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from tests.ptx.planted import OPERATORS, Kernel, Step, kernels_of, machine_code,
 from tests.ptx.redundant import why_redundant
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "ptx_mutants.csv"
-PROOFS = Path(__file__).parent / "proofs.csv"
+REMARKS = Path(__file__).parent / "remarks.csv"
 CASES = [
     Case("narrow, odd d", torch.float32, "sm_90", "plain"),
     Case("narrow, aligned", torch.bfloat16, "sm_80", "plain"),
@@ -94,7 +95,7 @@ def main() -> int:
         rows[row.number] = row._replace(verdict=judge())
         print(*rows[row.number], sep=" | ", flush=True)
         write(options.output, known | rows)
-    rows = {number: proved(row) for number, row in rows.items()}
+    rows = {number: remarked(row) for number, row in rows.items()}
     write(options.output, rows)
     summary(list(rows.values()))
     return 0
@@ -137,14 +138,14 @@ def write(path: Path, rows: dict[int, Row]) -> None:
         writer.writerows(row for _, row in sorted(rows.items()))
 
 
-def proved(row: Row) -> Row:
-    """A mutant that was missed, with the proof that it changes nothing if there is one."""
-    if row.verdict != "missed" or not PROOFS.exists():
+def remarked(row: Row) -> Row:
+    """A mutant that was missed, with what a reader found: the proof that it changes nothing, or what is missing."""
+    if row.verdict != "missed":
         return row
-    with PROOFS.open(newline="") as file:
+    with REMARKS.open(newline="") as file:
         for entry in csv.DictReader(file):
-            if (entry["kernel"], entry["before"], entry["after"]) == (row.kernel, row.before, row.after):
-                return row._replace(verdict=f"equivalent: {entry['proof']}")
+            if (entry["code"], entry["before"], entry["after"]) == (row.code, row.before, row.after):
+                return row._replace(verdict=f"{entry['verdict']}: {entry['why']}")
     return row
 
 
@@ -169,8 +170,9 @@ def drawn(number: int, count: int, seed: int) -> Iterator[Job]:
         row = Row(0, mutant.kind, str(case), kernel.name, kernel.code, mutant.place, mutant.before, mutant.after)
         yield row, partial(_drawn, case, steps, kernel, mutant.ptx)
     for kernel in kernels.values():
-        for at, mutant in drop(kernel.ptx, BARRIERS):
-            row = Row(0, "barrier", str(case), kernel.name, kernel.code, mutant.place, mutant.before, "")
+        for nth, (at, mutant) in enumerate(drop(kernel.ptx, BARRIERS), 1):
+            before = f"{mutant.before} ({nth})"
+            row = Row(0, "barrier", str(case), kernel.name, kernel.code, mutant.place, before, "")
             yield row, partial(_barrier, case, steps, kernel, mutant.ptx, at)
     yield from _short(case, steps, kernels)
     yield from _misaligned(case, steps, kernels)

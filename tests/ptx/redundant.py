@@ -2,7 +2,8 @@
 
 A barrier puts in order what lies between the barriers before it and those behind it. It orders nothing if among these
 accesses no two conflict: none of them writes, or they belong to different arguments, or their addresses hang on the
-thread's number alone and no two warps touch the same bytes.
+thread's number alone and no two warps touch the same bytes. A wait for asynchronous copies counts as a write of all
+shared memory: what was copied is there from then on.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ def watched(kernel: str) -> Iterator[Footprints]:
 
 def why_redundant(program: Program, at: int, footprints: Callable[[], Footprints]) -> str:
     """Why the barrier at `at` orders nothing, or ""."""
+    if any(
+        step.control == "bar" and program.entry.instructions[i].operands != ("0",)
+        for i, step in enumerate(program.steps)
+    ):
+        return ""
     before, after = _around(program, at)
     pairs = [
         (i, j)
@@ -50,7 +56,9 @@ def why_redundant(program: Program, at: int, footprints: Callable[[], Footprints
         for j in after
         for space, writes, argument in _touches(program, i)
         for other_space, other_writes, other_argument in _touches(program, j)
-        if space == other_space and (writes or other_writes) and (argument & other_argument or space == "shared")
+        if space == other_space
+        and (writes or other_writes)
+        and (space == "shared" or argument & other_argument or not (argument and other_argument))
     ]
     if not pairs:
         return "no two accesses between it and the barriers around it conflict"
@@ -91,7 +99,9 @@ def _touches(program: Program, at: int) -> list[tuple[str, bool, set[int]]]:
     parts = {part.split("::")[0] for part in source.parts[1:]}
     if source.name in ("ldmatrix", "stmatrix"):
         return [("shared", source.name == "stmatrix", set())]
-    if source.name == "cp" and not parts & {"wait_group", "wait_all", "commit_group"}:
+    if source.name == "cp" and parts & {"wait_group", "wait_all"}:
+        return [("shared", True, set())]
+    if source.name == "cp" and "commit_group" not in parts:
         return [("shared", True, set()), ("global", False, program.arguments_of(at))]
     if source.name in ("ld", "ldu", "st", "atom", "red"):
         spaces = parts & {"shared", "global"}
