@@ -43,7 +43,8 @@ def build_objective(
     if settings.backend == "triton":  # whether it can run is otherwise found out in the first step
         try:
             probe = torch.zeros(2, model.k, model.d, device=device), torch.zeros(2, dtype=torch.long, device=device)
-            adcorre_terms(*probe, torch.ones(classes, device=device), backend="triton")
+            weights = torch.ones(classes, device=device)
+            adcorre_terms(*probe, weights, backend="triton", pairs=settings.pairs)
         except ValueError as error:
             raise UserError(f"--backend triton: {error}") from error
     if settings.objective in WITH_EMBEDDINGS:
@@ -52,6 +53,7 @@ def build_objective(
     common |= {
         "lambd": settings.lambd,
         "components": settings.components,
+        "pairs": settings.pairs,
         "process_group": "world" if ranks.world > 1 else None,
     }
     if settings.logit_adjustment:

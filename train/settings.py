@@ -146,6 +146,12 @@ class LossSettings:
     between_target: float | Literal["simplex"] = option(
         -1.0, "correlation that FD asks between classes: -1 to 1, or 'simplex'", parse=target
     )
+    pairs: Literal["class", "sample"] = option(
+        "class",
+        "FD's absolute value: of the mean over two classes' pairs, or of every pair of samples (another value only at "
+        "targets other than -1; quadratic in the batch)",
+        choices=("class", "sample"),
+    )
     mean_target: float | Literal["simplex"] = option(
         -1.0, "correlation that MD asks between class means: -1 to 1, or 'simplex'", parse=target
     )

@@ -86,6 +86,18 @@ def test_virtual_batches(fer_folders: Path, tmp_path: Path, capsys: pytest.Captu
     assert "--backend reference has no sums to add over" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("virtual_batch", ["1", "2"])
+def test_deviations_of_every_pair_of_samples(fer_folders: Path, tmp_path: Path, virtual_batch: str) -> None:
+    """At a target within the correlations' spread their mean deviates less than they do."""
+    options = (*QUICK, "--batch-size", "8", "--epochs", "1", "--between-target", "0", "--virtual-batch", virtual_batch)
+    fd = {}
+    for pairs in ("class", "sample"):
+        run = tmp_path / pairs
+        assert main(["--data", str(fer_folders), "--out", str(run), *options, "--pairs", pairs]) == 0
+        fd[pairs] = float(rows(run / "steps.csv")[0]["fd"])
+    assert fd["sample"] > fd["class"] + 1e-3
+
+
 # argparse, to Python 3.11, takes --d for one of torchrun's own options unless `--` stands before.
 MODULE = ("-m", "--", "train")
 PLAIN = ("-m", "train")
