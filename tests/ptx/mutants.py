@@ -236,7 +236,7 @@ def _misaligned(case: Case | PairCase, steps: list[Step], kernels: dict[str, Ker
     """Code that was compiled for aligned rows of x, given rows that are not."""
     shift = {"x one element on": (1, 0), "rows of x one element longer": (0, 1)}
     for name, kernel in kernels.items():
-        if not re.search(r"ld\.global\S*\.v\d", kernel.ptx) or "x_ptr" not in _arguments(case, steps, name):
+        if "x_ptr" not in _arguments(case, steps, name) or not _takes_several(kernel):  # x is their first argument
             continue
         for what, (start, longer) in shift.items():
 
@@ -258,6 +258,15 @@ def _misaligned(case: Case | PairCase, steps: list[Step], kernels: dict[str, Ker
                 return f"found: {report.findings[0].kind}" if report.findings else "missed"
 
             yield Row(0, "divisibility", str(case), name, kernel.code, "", "x as it was compiled for", what), judge
+
+
+def _takes_several(kernel: Kernel) -> bool:
+    """Whether a load takes several numbers of the first argument at once."""
+    program = Program(parse(kernel.ptx), kernel.threads, 1 << 17)
+    return any(
+        source.name == "ld" and {"v2", "v4", "v8"} & set(source.parts) and 0 in program.arguments_of(at)
+        for at, source in enumerate(program.entry.instructions)
+    )
 
 
 def _weakened() -> Iterator[Job]:

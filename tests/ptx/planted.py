@@ -8,6 +8,7 @@ a few last bits, from the same operations in float64.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import subprocess
 import tempfile
@@ -123,14 +124,15 @@ def variants(case: Case) -> list[Variant]:
         add(301, ignored=0, processors=20)
     add(n, plain_one)
     add(2 * n + 9, absent, ignored=2)
-    add(n + 3, constant)
+    add(n + 3, constant, processors=1)
     add(n, bad)
     add(n + 1, last_class)
     add(1)
     if num_classes <= plan.COUNTED_CLASSES:
         add(5, classes=1)
-        add(n, classes=plan.power_of_2(num_classes))
+        add(n, classes=plan.power_of_2(max(8, num_classes)))  # as many as the code has room for
         add(530, nearly_all_ignored, processors=1)  # more labels than a program looks at at a time
+        add(530, nearly_all_ignored, processors=40)
     return made
 
 
@@ -146,7 +148,13 @@ def steps_of(case: Case | PairCase) -> list[Step]:
         targets, w = problem.targets, problem.attention
 
         local = 0 if SHAPES[case.shape][0] > LOCAL else 1 << 20  # one way to order samples for all variants
-        settings = {"LOCAL_SAMPLES": local, "ORDERING": 2, "processors": lambda device, count=processors: count}
+        steps = 3 if processors == 1 else 1  # of a program that keeps nothing
+        settings = {
+            "LOCAL_SAMPLES": local,
+            "ORDERING": 2,
+            "processors": lambda device, count=processors: count,
+            "_chunk_of_samples": lambda n, processors, samples, steps=steps: steps * samples,
+        }
 
         def statistics(x, t=targets, c=num_classes, i=ignored, aim=aims[2], settings=settings):  # type: ignore[no-untyped-def]
             with mock.patch.multiple(plan, **settings):
@@ -163,7 +171,11 @@ def steps_of(case: Case | PairCase) -> list[Step]:
             found.append(Step("terms", x, run, _terms(flat, w, k, d, aims)))
         upstream = torch.cat((problem.upstream, torch.zeros(1))).float()
         arguments = (x, targets, upstream, *tables, ignored, aims[2])
-        run_gradient = lambda x, a=arguments[1:]: (adcorre_kernels.gradient(x, *a),)  # noqa: E731
+
+        def run_gradient(x, a=arguments[1:], settings=settings):  # type: ignore[no-untyped-def]
+            with mock.patch.multiple(plan, **settings):
+                return (adcorre_kernels.gradient(x, *a),)
+
         scale = gradient_scale(problem, ignore_index=ignored)
         found.append(Step("gradient", x, run_gradient, _gradient(arguments, scale)))
     return found
@@ -173,9 +185,8 @@ def pair_steps(case: PairCase) -> list[Step]:
     """`pair_values` and `pair_gradient` of several problems that the same compiled code takes."""
     found = []
     shape = PAIR_SHAPES[case.shape]
-    for seed, (n, change) in enumerate(
-        ((shape[0], "plain"), (shape[0] + 100, "ignored"), (shape[0] + 1, "constant"), (shape[0], "bad label"))
-    ):
+    sizes = {"plain": shape[0], "ignored": shape[0] + 100, "constant": shape[0] + 31, "bad label": shape[0]}
+    for seed, (change, n) in enumerate(sizes.items()):
         problem = pair_tools.draw_pairs(n, *shape[1:], target=-0.2, seed=seed)
         if change == "ignored":
             problem.targets[::3] = -100
@@ -187,13 +198,18 @@ def pair_steps(case: PairCase) -> list[Step]:
         truth, unit = pair_tools.truth_of(problem), pair_tools.UNIT[case.precision]
         assert change == "bad label" or truth.nearest > 2 * unit
         x, targets, attention = problem[:3]
-        options = (problem.target, problem.ignore_index, case.precision, problem.complete, 0, n)
+        options = (problem.target, problem.ignore_index, case.precision, problem.complete)
 
         def values(x: Tensor, targets=targets, attention=attention, options=options) -> tuple[Tensor, ...]:
-            return (adcorre_kernels.pair_values(x, targets, attention, *options),)
+            return (adcorre_kernels.pair_values(x, targets, attention, *options, 0, len(x)),)
 
-        def gradient(x: Tensor, targets=targets, attention=attention, options=options, scale=scale):  # type: ignore[no-untyped-def]
-            return (adcorre_kernels.pair_gradient(x, targets, attention, torch.tensor(scale), *options),)
+        rows = (0, n // 3, n) if change == "constant" else (0, n)
+
+        def gradient(x: Tensor, targets=targets, attention=attention, options=options, scale=scale, rows=rows):  # type: ignore[no-untyped-def]
+            return tuple(
+                adcorre_kernels.pair_gradient(x, targets, attention, torch.tensor(scale), *options, start, stop)
+                for start, stop in itertools.pairwise(rows)
+            )
 
         floor = 4 * EPS * truth.gradient_unit.amax(-1, keepdim=True)
         outputs = [
