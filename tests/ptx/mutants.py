@@ -48,6 +48,7 @@ CASES = [
     Case("blocks, the largest k", torch.float32, "sm_80", "plain"),
     PairCase("odd d", "highest", "sm_80", "plain"),
 ]
+SAME_CODE = "equivalent: the same machine code"
 BARRIERS = r"(@!?%p\d+ )?(bar\.sync|cp\.async\.wait)"
 
 
@@ -97,7 +98,7 @@ def main() -> int:
         write(options.output, known | rows)
     rows = {number: remarked(row) for number, row in rows.items()}
     write(options.output, rows)
-    summary(list(rows.values()))
+    print(summary(list(rows.values())))
     return 0
 
 
@@ -119,7 +120,7 @@ def side_by_side(options: argparse.Namespace) -> int:
         rows |= read(part)
         part.unlink(missing_ok=True)
     write(options.output, rows)
-    summary(list(rows.values()))
+    print(summary(list(rows.values())))
     return int(bool(failed))
 
 
@@ -168,7 +169,9 @@ def drawn(number: int, count: int, seed: int) -> Iterator[Job]:
         kernel = kernels[rng.choices(names, weights)[0]]
         mutant = draw(kernel.ptx, kernel.places, rng)
         row = Row(0, mutant.kind, str(case), kernel.name, kernel.code, mutant.place, mutant.before, mutant.after)
-        yield row, partial(_drawn, case, steps, kernel, mutant.ptx)
+        at = next((at for at, other in drop(kernel.ptx, BARRIERS) if other.ptx == mutant.ptx), None)
+        judge = partial(_drawn, case, steps, kernel, mutant.ptx)
+        yield row, judge if at is None else partial(_barrier, case, steps, kernel, mutant.ptx, at)
     for kernel in kernels.values():
         for nth, (at, mutant) in enumerate(drop(kernel.ptx, BARRIERS), 1):
             before = f"{mutant.before} ({nth})"
@@ -185,7 +188,7 @@ def _drawn(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: st
     code = machine_code(changed)
     if code is None:
         return "found: ptxas refuses it"
-    return "equivalent: the same machine code" if code == machine_code(kernel.ptx) else "missed"
+    return SAME_CODE if code == machine_code(kernel.ptx) else "missed"
 
 
 def _barrier(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: str, at: int) -> str:
@@ -291,18 +294,24 @@ def _weakened() -> Iterator[Job]:
             yield Row(0, "ordering", target, "last_one_sums", "", "", "acq_rel, and a barrier", semantics), judge
 
 
-def summary(rows: list[Row]) -> None:
-    print(f"{'':18} planted  found  same code  proved  missed  found of those that change something")
+def summary(rows: list[Row]) -> str:
+    """Markdown: verdicts by kind of fault. kernels/README.md holds the one of the committed table."""
+    lines = [
+        "| fault | planted | found | same machine code | proved to change nothing | missed | found of the rest |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for kind in [*sorted({row.kind for row in rows}), "all"]:
         of_kind = [row.verdict for row in rows if kind in (row.kind, "all")]
         count = Counter(verdict.split(":")[0] for verdict in of_kind)
-        same = of_kind.count("equivalent: the same machine code")
-        real = count["found"] + count["missed"]
-        share = f"{100 * count['found'] / real:.1f} %" if real else "-"
-        print(
-            f"{kind:18} {len(of_kind):7} {count['found']:6} {same:10} {count['equivalent'] - same:7} "
-            f"{count['missed']:7}  {share}"
-        )
+        same = of_kind.count(SAME_CODE)
+        found, missed = count["found"], count["missed"]
+        figures = (len(of_kind), found, same, count["equivalent"] - same, missed, _share(found, found + missed))
+        lines.append(f"| {kind} | {' | '.join(map(str, figures))} |")
+    return "\n".join(lines)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "-"
 
 
 if __name__ == "__main__":
