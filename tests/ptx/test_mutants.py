@@ -1,4 +1,4 @@
-"""Twenty drawn mutants are found; what is missed here, and whether it changes anything, `make ptx-mutants` tells."""
+"""Twenty drawn mutants of kernels that run quickly; what is missed here, and whether it changes anything, `make ptx-mutants` tells."""
 
 import itertools
 from pathlib import Path
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [0, 6], ids=lambda number: str(CASES[number]))
+@pytest.mark.parametrize("number", [0, 2], ids=lambda number: str(CASES[number]))
 def test_drawn_mutants_are_found(number: int) -> None:
     """One of ten may change nothing: to prove that is a reader's work."""
     verdicts = []
