@@ -1,4 +1,4 @@
-"""Twenty drawn mutants of kernels that run quickly; what is missed here, and whether it changes anything, `make ptx-mutants` tells."""
+"""Twenty drawn mutants of kernels that run quickly are found; what is missed, `make ptx-mutants` tells."""
 
 import itertools
 from pathlib import Path
