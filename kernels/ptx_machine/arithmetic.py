@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from ptx_machine.decode import Op, Step, instruction
+from ptx_machine.decode import Compute, Op, Step, instruction
 from ptx_machine.numbers import DTYPES, WIDER, fma16, fma32, fma64, is_float
-
-Compute = Callable[..., np.ndarray]
 
 
 @instruction("add", "sub")  # 9.7.1.1-2, 9.7.3.3-4, 9.7.4.1-2, 9.7.5.1-2

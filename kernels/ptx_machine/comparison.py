@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ptx_machine.decode import Mask, Op, Run, Step, assign, instruction
+from ptx_machine.decode import Compute, Mask, Op, Run, Step, assign, instruction
 from ptx_machine.numbers import DTYPES, from_bf16, is_float
 
 if TYPE_CHECKING:
     from ptx_machine.warps import Warps
-
-Compute = Callable[..., np.ndarray]
 
 
 @instruction("testp")  # 9.7.3.1

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Mask = np.ndarray | None
 Run = Callable[[Mask], None]  # the mask: lanes that take part, None for all
 Bind = Callable[["Warps"], Run]
+Compute = Callable[..., np.ndarray]
 
 _TABLE: dict[str, Callable[[Op], Step]] = {}
 _NO_RESULT = ("st", "red", "bra", "ret", "exit", "bar", "barrier", "cp", "fence", "membar", "prefetch", "nanosleep",
@@ -94,7 +95,7 @@ class Op:
 
     def compute(
         self,
-        fn: Callable[..., np.ndarray],
+        fn: Compute,
         sources: int | Sequence[tuple[str, str]],
         type: str = "",
         result: str = "",
@@ -115,7 +116,7 @@ class Op:
         return assign(self.operands[0], result, fn, pairs)
 
 
-def assign(target: str, kind: str, fn: Callable[..., np.ndarray], sources: Sequence[tuple[str, str]]) -> Step:
+def assign(target: str, kind: str, fn: Compute, sources: Sequence[tuple[str, str]]) -> Step:
     """target = fn(sources). A numpy ufunc writes straight into the register."""
 
     def bind(warps: Warps) -> Run:
@@ -146,7 +147,7 @@ def assign(target: str, kind: str, fn: Callable[..., np.ndarray], sources: Seque
     return Step(bind, fast)
 
 
-def _through_float32(fn: Callable[..., np.ndarray], narrow: list[int], encode: bool) -> Callable[..., np.ndarray]:
+def _through_float32(fn: Compute, narrow: list[int], encode: bool) -> Compute:
     def computed(*arrays: np.ndarray) -> np.ndarray:
         value = fn(*(from_bf16(x) if i in narrow else x for i, x in enumerate(arrays)))
         return to_bf16(value) if encode else value
@@ -154,7 +155,7 @@ def _through_float32(fn: Callable[..., np.ndarray], narrow: list[int], encode: b
     return computed
 
 
-def _saturating(fn: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+def _saturating(fn: Compute) -> Compute:
     def saturated(*arrays: np.ndarray) -> np.ndarray:
         value = fn(*arrays)
         return np.where(np.isnan(value), 0, np.clip(value, 0, 1)).astype(value.dtype)

@@ -29,6 +29,7 @@ _KEPT = ("ret", "exit", "bra")  # to drop one of these makes a program without a
 
 @dataclass(frozen=True)
 class Mutant:
+    at: int  # the instruction's number
     kind: str
     place: str
     before: str
@@ -66,15 +67,15 @@ def draw(ptx: str, places: Sequence[int], rng: random.Random) -> Mutant:
             source = entry.instructions[at]
             after = mutate(source.text, kind, entry, rng)
             if after is not None and after != source.text:
-                return Mutant(kind, source.place, source.text, after, _replaced(ptx, lines[at], after))
+                return Mutant(at, kind, source.place, source.text, after, _replaced(ptx, lines[at], after))
 
 
-def drop(ptx: str, pattern: str) -> list[tuple[int, Mutant]]:
-    """Each instruction that the pattern matches, and a mutant without it."""
+def drop(ptx: str, pattern: str) -> list[Mutant]:
+    """For each instruction that the pattern matches, a mutant without it."""
     entry = parse(ptx)
     lines = lines_of(ptx, entry)
     return [
-        (at, Mutant("dropped", source.place, source.text, "", _replaced(ptx, lines[at], "")))
+        Mutant(at, "dropped", source.place, source.text, "", _replaced(ptx, lines[at], ""))
         for at, source in enumerate(entry.instructions)
         if re.match(pattern, source.text)
     ]

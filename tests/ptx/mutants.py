@@ -29,7 +29,7 @@ import torch
 
 import ptx_machine
 from ptx_machine import launch as machine_launch
-from ptx_machine.mutate import draw, drop
+from ptx_machine.mutate import Mutant, draw, drop
 from ptx_machine.parse import parse
 from ptx_machine.program import Program
 from tests.ptx import redundant, samples
@@ -169,30 +169,29 @@ def drawn(number: int, count: int, seed: int) -> Iterator[Job]:
         kernel = kernels[rng.choices(names, weights)[0]]
         mutant = draw(kernel.ptx, kernel.places, rng)
         row = Row(0, mutant.kind, str(case), kernel.name, kernel.code, mutant.place, mutant.before, mutant.after)
-        at = next((at for at, other in drop(kernel.ptx, BARRIERS) if other.ptx == mutant.ptx), None)
-        judge = partial(_drawn, case, steps, kernel, mutant.ptx)
-        yield row, judge if at is None else partial(_barrier, case, steps, kernel, mutant.ptx, at)
+        dropped_barrier = not mutant.after and re.match(BARRIERS, mutant.before)
+        yield row, partial(_barrier if dropped_barrier else _drawn, case, steps, kernel, mutant)
     for kernel in kernels.values():
-        for nth, (at, mutant) in enumerate(drop(kernel.ptx, BARRIERS), 1):
+        for nth, mutant in enumerate(drop(kernel.ptx, BARRIERS), 1):
             before = f"{mutant.before} ({nth})"
             row = Row(0, "barrier", str(case), kernel.name, kernel.code, mutant.place, before, "")
-            yield row, partial(_barrier, case, steps, kernel, mutant.ptx, at)
+            yield row, partial(_barrier, case, steps, kernel, mutant)
     yield from _short(case, steps, kernels)
     yield from _misaligned(case, steps, kernels)
 
 
-def _drawn(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: str) -> str:
-    found = verdict(case, steps, kernel, changed)
+def _drawn(case: Case | PairCase, steps: list[Step], kernel: Kernel, mutant: Mutant) -> str:
+    found = verdict(case, steps, kernel, mutant.ptx)
     if found:
         return found
-    code = machine_code(changed)
+    code = machine_code(mutant.ptx)
     if code is None:
         return "found: ptxas refuses it"
     return SAME_CODE if code == machine_code(kernel.ptx) else "missed"
 
 
-def _barrier(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: str, at: int) -> str:
-    if not kernel.executed[at]:
+def _barrier(case: Case | PairCase, steps: list[Step], kernel: Kernel, mutant: Mutant) -> str:
+    if not kernel.executed[mutant.at]:
         return "not reached"
 
     def footprints() -> redundant.Footprints:
@@ -201,9 +200,9 @@ def _barrier(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: 
         return seen
 
     program = Program(parse(kernel.ptx), kernel.threads, 1 << 17)
-    if program.steps[at].control == "bar" and (reason := why_redundant(program, at, footprints)):
+    if program.steps[mutant.at].control == "bar" and (reason := why_redundant(program, mutant.at, footprints)):
         return f"equivalent: {reason}"
-    return verdict(case, steps, kernel, changed, seeds=2) or "missed"
+    return verdict(case, steps, kernel, mutant.ptx, seeds=2) or "missed"
 
 
 def _short(case: Case | PairCase, steps: list[Step], kernels: dict[str, Kernel]) -> Iterator[Job]:
