@@ -1,0 +1,195 @@
+"""Host functions: they allocate, choose the number of threads and hand addresses to the kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adcorre_kernels.cpu.compiled import kernel
+from adcorre_kernels.cpu.threads import run, thread_count
+
+DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}  # as in memory.py
+SHARE = (64, 512)  # samples of a share, at least and at most
+SHARES = 32
+ZEROED_BY_THE_SYSTEM = 1 << 20  # bytes: pages of larger buffers come zeroed when they are touched
+ORDER, SUM, FINISH, ALL = range(4)  # as in embeddings.py and logits.py
+
+
+def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float) -> Tensor:
+    """`ClassStatistics.flat` of x (n, k, d), targets (n,) int64: one pass over x, in the order of the classes."""
+    x = _rows(x)
+    n, k, d = x.shape
+    double = x.dtype == torch.float64
+    dtype, bytes_ = (torch.float64, 8) if double else (torch.float32, 4)
+    flat = _zeros(num_classes * k * (2 * d + 1) + 2 * num_classes + 1, dtype)
+    share = min(max(n // SHARES, SHARE[0]), SHARE[1])
+    shares = -(-n // share)
+    size = 2 * k * d + k + 1
+    slots = torch.empty((2 * shares * size if shares > 1 else 0) + shares, dtype=torch.float64)
+    index = torch.empty(num_classes + 1 + n, dtype=torch.int64)
+    compute = kernel("statistics", double)
+
+    def call(part: int, first: int, last: int) -> None:
+        scratch = torch.empty(8 * size + ((3 * k + 2) * d + k) * bytes_, dtype=torch.uint8)
+        compute(
+            0.0, part, x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size(), DTYPES[x.dtype],
+            targets.data_ptr(), targets.stride(0), n, k, d, num_classes, ignore_index, embedding_target, _limit(dtype),
+            share, index.data_ptr(), slots.data_ptr(), slots.data_ptr() + 8 * shares, flat.data_ptr(),
+            scratch.data_ptr(), first, last,
+        )  # fmt: skip
+
+    threads = thread_count(x.numel(), shares)
+    if threads == 1:
+        call(ALL, 0, shares)
+    else:
+        call(ORDER, 0, 0)
+        run(lambda first, last: call(SUM, first, last), shares, threads)
+        call(FINISH, 0, 0)
+    return flat
+
+
+def terms(
+    flat: Tensor,
+    attention: Tensor,
+    k: int,
+    d: int,
+    between_target: float | None,
+    mean_target: float,
+    embedding_target: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """values (4,) = (fd, md, ed, nfd), the tables G and H (C, k, d), 0 for absent classes, and 2 / (n k^2) ().
+
+    `between_target` None: fd, nfd and G are those of the pairs within classes.
+    """
+    num_classes = attention.shape[0]
+    flat, attention = flat.contiguous(), attention.to(torch.float64).contiguous()
+    values, embedding_scale = torch.empty(4, dtype=flat.dtype), torch.empty((), dtype=flat.dtype)
+    feature, mean = (_zeros(num_classes * k * d, flat.dtype).view(num_classes, k, d) for _ in range(2))
+    scratch = torch.empty((3 * d + num_classes) * k, dtype=torch.float64)
+    between = 0 if between_target is None else 1 if between_target == -1.0 else 2
+    kernel("terms", flat.dtype == torch.float64)(
+        0.0, flat.data_ptr(), attention.data_ptr(), num_classes, k, d, between, between_target or 0.0, mean_target,
+        embedding_target, torch.finfo(flat.dtype).eps, values.data_ptr(), feature.data_ptr(), mean.data_ptr(),
+        embedding_scale.data_ptr(), scratch.data_ptr(),
+    )  # fmt: skip
+    return values, feature, mean, embedding_scale
+
+
+def embedding_gradient(
+    x: Tensor,
+    targets: Tensor,
+    upstream: Tensor,
+    feature: Tensor,
+    mean: Tensor,
+    embedding_scale: Tensor,
+    ignore_index: int,
+    embedding_target: float,
+) -> Tensor:
+    """dL/dx, contiguous and in x's dtype: one pass that reads x and writes the gradient."""
+    x, feature, mean = _rows(x), feature.contiguous(), mean.contiguous()
+    n, k, d = x.shape
+    bytes_ = feature.element_size()
+    out = torch.empty((n, k, d), dtype=x.dtype)
+    up_fd, up_md, up_ed, _ = upstream.tolist()
+    up_ed *= float(embedding_scale)
+    compute = kernel("gradient", x.dtype == torch.float64)
+
+    def call(first: int, last: int) -> None:
+        scratch = torch.empty(((k + 3) * d + k) * bytes_, dtype=torch.uint8)
+        compute(
+            0.0, x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size(), DTYPES[x.dtype],
+            targets.data_ptr(), targets.stride(0), n, k, d, feature.shape[0], ignore_index, embedding_target,
+            _limit(feature.dtype), feature.data_ptr(), mean.data_ptr(), up_fd, up_md, up_ed, out.data_ptr(),
+            scratch.data_ptr(), first, last,
+        )  # fmt: skip
+
+    run(call, n, thread_count(x.numel(), n))
+    return out
+
+
+def logits_sums(
+    logits: Tensor,
+    targets: Tensor,
+    ce_weight: Tensor | None,
+    adjustment: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """counts (2, C) int64, predicted right and seen of each class; ce (2,), the sums of cross-entropies and weights."""
+    logits = _rows(logits)
+    n, num_classes = logits.shape
+    ce_weight, adjustment = _double(ce_weight), _double(adjustment)
+    counts = torch.empty(2 * num_classes + n, dtype=torch.int64)
+    sums = torch.empty(2 + n, dtype=torch.float64)
+    compute = kernel("logits_sums")
+
+    def call(part: int, first: int, last: int) -> None:
+        scratch = torch.empty(3 * num_classes, dtype=torch.float64)
+        compute(
+            part, logits.data_ptr(), logits.stride(0), logits.element_size(), DTYPES[logits.dtype], targets.data_ptr(),
+            targets.stride(0), n, num_classes, _address(ce_weight), _address(adjustment), label_smoothing, ignore_index,
+            sums.data_ptr() + 16, counts.data_ptr(), sums.data_ptr(), scratch.data_ptr(), first, last,
+        )  # fmt: skip
+
+    threads = thread_count(logits.numel(), n)
+    if threads == 1:
+        call(ALL, 0, n)
+    else:
+        run(lambda first, last: call(SUM, first, last), n, threads)
+        call(FINISH, 0, 0)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return counts[: 2 * num_classes].view(2, num_classes).clone(), sums[:2].to(dtype, copy=True)
+
+
+def logits_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    upstream: Tensor,
+    ce_weight: Tensor | None,
+    adjustment: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+) -> Tensor:
+    """`upstream` () times the gradient of the sum of cross-entropies, contiguous, in the logits' dtype."""
+    logits = _rows(logits)
+    n, num_classes = logits.shape
+    ce_weight, adjustment, factor = _double(ce_weight), _double(adjustment), float(upstream)
+    out = torch.empty((n, num_classes), dtype=logits.dtype)
+    compute = kernel("logits_gradient")
+
+    def call(first: int, last: int) -> None:
+        scratch = torch.empty(3 * num_classes, dtype=torch.float64)
+        compute(
+            logits.data_ptr(), logits.stride(0), logits.element_size(), DTYPES[logits.dtype], targets.data_ptr(),
+            targets.stride(0), n, num_classes, _address(ce_weight), _address(adjustment), label_smoothing, ignore_index,
+            factor, out.data_ptr(), scratch.data_ptr(), first, last,
+        )  # fmt: skip
+
+    run(call, n, thread_count(logits.numel(), n))
+    return out
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with rows that lie in one piece; the other strides are as they are."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _double(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.to(torch.float64).contiguous()
+
+
+def _address(vector: Tensor | None) -> int:
+    return 0 if vector is None else vector.data_ptr()
+
+
+def _limit(dtype: torch.dtype) -> float:
+    """A vector counts as constant where |x - mean|^2 is at most this times |x|^2."""
+    return (32 * torch.finfo(dtype).eps) ** 2
+
+
+def _zeros(size: int, dtype: torch.dtype) -> Tensor:
+    """Zeros; of a large buffer only what is touched takes memory."""
+    if size * dtype.itemsize < ZEROED_BY_THE_SYSTEM:
+        return torch.zeros(size, dtype=dtype)
+    return torch.from_numpy(np.zeros(size, np.float64 if dtype == torch.float64 else np.float32))

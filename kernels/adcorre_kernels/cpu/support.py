@@ -1,0 +1,30 @@
+"""What the CPU kernels can compute, told without a look at any value."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adcorre_kernels.cpu.compiled import why_unavailable
+from adcorre_kernels.cpu.host import DTYPES
+
+MAX_C_OF_PAIRS = 128  # classes; beyond, matrix products take their correlations faster than loops
+
+
+def why_unsupported(x: Tensor) -> str | None:
+    """None if the kernels take x, else a sentence that says what came and what is supported. Imports Numba."""
+    if x.device.type != "cpu":
+        return f"embeddings on {x.device}; the Numba kernels take CPU tensors"
+    if x.dtype not in DTYPES:
+        return f"embeddings are {str(x.dtype)[6:]}; the Numba kernels take float64, float32, bfloat16 and float16"
+    return _why_unavailable()
+
+
+@torch.compiler.assume_constant_result
+def _why_unavailable() -> str | None:
+    return why_unavailable()
+
+
+def terms_supported(num_classes: int, between_target: float | None, mean_target: float) -> bool:
+    """Whether `terms` is meant for these; it is correct for all."""
+    return num_classes <= MAX_C_OF_PAIRS or (between_target in (None, -1.0) and mean_target == -1.0)
