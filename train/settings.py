@@ -57,7 +57,7 @@ def components(text: str) -> tuple[str, ...] | dict[str, float]:
     known = set(names) <= {"fd", "nfd", "md", "ed"} and not {"fd", "nfd"} <= set(names)
     if not known or len(weights) < len(names) or not all(0 <= weight < math.inf for weight in weights.values()):
         raise argparse.ArgumentTypeError(
-            f"expected some of fd (or nfd), md, ed by commas, with weights (fd=1,md=0.3) or without, or none; got {text!r}"
+            f"expected some of fd (or nfd), md, ed by commas (weighted: fd=1,md=0.3), or none, got {text!r}"
         )
     return weights if "=" in text else names
 
@@ -144,7 +144,7 @@ class LossSettings:
     lambd: float = option(0.5, "weight λ of FD + MD + ED beside cross-entropy (Eq. 12)", low=0)
     lambd_warmup: int = option(0, "steps over which λ rises from 0 to its value (not in the paper)", low=0)
     window: int = option(5, "steps δ that the adaptive attention map remembers (Eq. 7)", low=1)
-    components: tuple[str, ...] | dict[str, float] = option(
+    components: tuple[str, ...] | Mapping[str, float] = option(
         ("fd", "md", "ed"),
         "terms of the loss: some of fd or nfd, md, ed by commas, with weights if wanted (fd=1,md=0.3); 'none' is plain "
         "cross-entropy",
@@ -339,6 +339,8 @@ def flag(name: str) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        value = tuple(f"{name}={weight:g}" for name, weight in value.items())
     return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 

@@ -7,6 +7,7 @@ a few last bits, from the same operations in float64.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import re
@@ -198,20 +199,25 @@ def pair_steps(case: PairCase) -> list[Step]:
         assert change == "bad label" or truth.nearest > 2 * unit
         x, targets, attention = problem[:3]
         options = (problem.target, problem.ignore_index, case.precision)
-        complete = problem.complete
+        compute = functools.partial(pair_launch.pair_values, complete=problem.complete)
+        compute_gradient = functools.partial(pair_launch.pair_gradient, complete=problem.complete)
 
-        def values(
-            x: Tensor, targets=targets, attention=attention, options=options, complete=complete
-        ) -> tuple[Tensor, ...]:
-            return (pair_launch.pair_values(x, targets, attention, *options, 0, len(x), complete),)
+        def values(x: Tensor, targets=targets, attention=attention, options=options, of=compute) -> tuple[Tensor, ...]:
+            return (of(x, targets, attention, *options, 0, len(x)),)
 
         rows = (0, n // 3, n) if change == "constant" else (0, n)
 
-        def gradient(
-            x: Tensor, targets=targets, attention=attention, options=options, scale=scale, rows=rows, complete=complete
-        ):  # type: ignore[no-untyped-def]
+        def gradient(  # type: ignore[no-untyped-def]
+            x: Tensor,
+            targets=targets,
+            attention=attention,
+            options=options,
+            scale=scale,
+            rows=rows,
+            of=compute_gradient,
+        ):
             return tuple(
-                pair_launch.pair_gradient(x, targets, attention, torch.tensor(scale), *options, start, stop, complete)
+                of(x, targets, attention, torch.tensor(scale), *options, start, stop)
                 for start, stop in itertools.pairwise(rows)
             )
 
