@@ -18,42 +18,44 @@ class Between(NamedTuple):
     """The samples of a whole batch: x (n, k, d) without a graph and targets (n,), of which [start, stop) are one's own.
 
     Places without a sample, where ranks have different numbers, hold `ignore_index` as their label.
-    sums (2,): FD's and the naive FD's sums over the pairs of own samples; over ranks they add.
+    attention (C,): w. sums (2,): FD's and the naive FD's sums over the pairs of own samples; over ranks they add.
+    scale (): 1 / (k n^2), n the samples that take part.
     """
 
     x: Tensor
     targets: Tensor
     start: int
     stop: int
+    attention: Tensor
     sums: Tensor
+    scale: Tensor
 
 
 @torch.no_grad()
-def between_sums(x: Tensor, targets: Tensor, start: int, stop: int, attention: Tensor, options: Options) -> Between:
-    """`Between` of the samples [start, stop), with its sums."""
+def between_sums(
+    x: Tensor, targets: Tensor, start: int, stop: int, attention: Tensor, flat: Tensor, options: Options
+) -> Between:
+    """`Between` of the samples [start, stop), with its sums; `flat` are the statistics of the whole batch."""
     x = x.detach()
     sums = backend_of(options).pair_values(x, targets, attention, *_settings(options), start, stop)
-    return Between(x, targets, start, stop, sums)
+    scale = 1 / (x.shape[1] * counts_of(flat, attention.shape[0]).sum().clamp(min=1) ** 2)
+    return Between(x, targets, start, stop, attention, sums, scale)
 
 
-def between_alone(x: Tensor, targets: Tensor, attention: Tensor, options: Options) -> Between:
+def between_alone(x: Tensor, targets: Tensor, attention: Tensor, flat: Tensor, options: Options) -> Between:
     """`Between` of samples that are a whole batch by themselves."""
-    return between_sums(x, targets, 0, x.shape[0], attention, options)
+    return between_sums(x, targets, 0, x.shape[0], attention, flat, options)
 
 
 @torch.no_grad()
-def between_gradient(between: Between, attention: Tensor, scale: Tensor, options: Options) -> Tensor:
-    """`scale` times the gradient of the whole batch's sum in FD, for own samples: (stop - start, k, d), float32 or 64.
+def between_gradient(between: Between, upstream: Tensor, options: Options) -> Tensor:
+    """The gradient of the whole batch's FD times `upstream` (), for own samples: (stop - start, k, d), float32 or 64.
 
     Both a sample's own pairs and its place in everybody else's count: no other rank has a part of this gradient.
     """
-    x, targets, start, stop, _ = between
-    return backend_of(options).pair_gradient(x, targets, attention, scale, *_settings(options), start, stop)
-
-
-def pair_scale(flat: Tensor, num_classes: int, k: int) -> Tensor:
-    """1 / (k n^2), n the samples behind `flat`: what the sums over pairs are multiplied by."""
-    return 1 / (k * counts_of(flat, num_classes).sum().clamp(min=1) ** 2)
+    x, targets, start, stop, attention, _, scale = between
+    settings = (*_settings(options), start, stop)
+    return backend_of(options).pair_gradient(x, targets, attention, upstream * scale, *settings)
 
 
 def _settings(options: Options) -> tuple[float, int, str]:

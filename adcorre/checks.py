@@ -227,7 +227,8 @@ def label_masks(targets: Tensor, num_classes: int, ignore_index: int) -> tuple[T
     """Two (n,) masks: samples that take part, and bad labels (neither in [0, C) nor `ignore_index`)."""
     ignored = targets == ignore_index
     in_range = (targets >= 0) & (targets < num_classes)
-    return in_range & ~ignored, ~(in_range | ignored)
+    takes_part = in_range & ~ignored if 0 <= ignore_index < num_classes else in_range
+    return takes_part, ~(in_range | ignored)
 
 
 def _name(dtype: torch.dtype) -> str:

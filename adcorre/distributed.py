@@ -86,6 +86,7 @@ def between_ranks(
     x: Tensor,
     targets: Tensor,
     attention: Tensor,
+    flat: Tensor,
     options: Options,
     process_group: ProcessGroup | Literal["world"],
 ) -> Between:
@@ -111,7 +112,7 @@ def between_ranks(
         all_bytes, own_bytes = (y.flatten().view(torch.uint8) for y in (all_x, own))  # gloo knows few dtypes
         torch.distributed.all_gather_into_tensor(all_bytes, own_bytes, group=group)
     start = torch.distributed.get_rank(group) * places
-    between = between_sums(all_x, all_labels, start, start + x.shape[0], attention, options)
+    between = between_sums(all_x, all_labels, start, start + x.shape[0], attention, flat, options)
     torch.distributed.all_reduce(between.sums, group=group)
     return between
 

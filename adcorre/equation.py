@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adcorre.backends import Options, backend_of, bound_once, without_double_backward
-from adcorre.between import Between
+from adcorre.between import Between, between_alone
 from adcorre.checks import Components
 from adcorre.distributed import BatchSums
 from adcorre.functional import all_terms, class_sums, embedding_gradient, values_and_tables
@@ -57,12 +57,14 @@ class Part(NamedTuple):
 class Batch(NamedTuple):
     """What the loss of a whole batch, over its parts and ranks, is computed from.
 
-    statistics, ce: as in `BatchSums`. attention (C,): w as it enters FD. between: for pairs="sample".
+    statistics: as in `BatchSums`. ce (), ce_divisor (): the sum of cross-entropies, and what it is divided by for their
+    mean. attention (C,): w as it enters FD. between: for pairs="sample".
     gradient_factor: what the gradient is multiplied by, so that the ranks' reduction gives it unchanged.
     """
 
     statistics: Tensor
     ce: Tensor
+    ce_divisor: Tensor
     attention: Tensor
     between: Between | None = None
     gradient_factor: int = 1
@@ -76,9 +78,12 @@ class Batch(NamedTuple):
 
 
 class Backward(NamedTuple):
-    """What the gradient of every part is computed from: upstream gradients of `Values` (4,) and of ce[0] (), tables."""
+    """What the gradient of every part is computed from: upstream gradients of `Values` (4,) and of ce[0] (), tables.
 
-    values: Tensor
+    No `values` where no term enters the loss.
+    """
+
+    values: Tensor | None
     ce: Tensor
     tables: Tables
 
@@ -102,7 +107,7 @@ def loss_of(part: Part, batch: Batch, lambd: float | Tensor) -> AdCorreOutput:
         samples = samples._replace(x=samples.x.detach())
     if options.backend == "reference":
         values = all_terms(samples.x, samples.targets, batch.attention, options)
-        ce = mean_of(batch.ce)
+        ce = batch.ce / batch.ce_divisor
         loss = eq_12(ce, values, lambd, options.components)
         values, ce = Values(*(value.detach() for value in values)), ce.detach()
     else:
@@ -111,10 +116,18 @@ def loss_of(part: Part, batch: Batch, lambd: float | Tensor) -> AdCorreOutput:
     return AdCorreOutput(loss, ce, *values, batch.attention.to(values.fd.dtype))
 
 
-def mean_of(ce: Tensor) -> Tensor:
-    """Mean cross-entropy from its sum and the sum of its weights: 0 if no sample takes part."""
-    total, weight = ce.unbind()
-    return total / torch.where(weight == 0, 1, weight)
+def batch_of(
+    part: Part, sums: BatchSums, attention: Tensor, between: Between | None = None, gradient_factor: int = 1
+) -> Batch:
+    """The batch behind `sums`: of ranks and chunks, or the part's own, which then gives `between` too.
+
+    If no sample takes part the divisor of cross-entropy is 1, and the mean 0.
+    """
+    samples, options, _ = part
+    if between is None and options.pairs == "sample" and options.backend != "reference":
+        between = between_alone(samples.x, samples.targets, attention, sums.statistics, options)
+    ce, weight = sums.ce.unbind()
+    return Batch(sums.statistics, ce, torch.where(weight == 0, 1, weight), attention, between, gradient_factor)
 
 
 def weights_used(attention: Tensor, components: Components) -> Tensor:
@@ -150,18 +163,19 @@ def evaluate(part: Part, batch: Batch, lambd: float | Tensor, upstream: Tensor) 
 
 def _forward(x: Tensor, batch: Batch, lambd: float | Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor, Tables]:
     values, tables = values_and_tables(batch.statistics, batch.attention, x, batch.between, options)
-    ce = mean_of(batch.ce)
+    ce = batch.ce / batch.ce_divisor
     return eq_12(ce, Values(*values.unbind()), lambd, options.components), ce, values, tables
 
 
 def backward_of(batch: Batch, upstream: Tensor, lambd: float | Tensor, tables: Tables, options: Options) -> Backward:
     """From the gradient of the loss ()."""
     upstream = upstream if batch.gradient_factor == 1 else upstream * batch.gradient_factor
-    scale, zero = upstream * lambd, torch.zeros_like(upstream)
+    of_ce = (upstream / batch.ce_divisor).to(batch.ce.dtype)
     weights = term_weights(options.components)
+    if not weights:
+        return Backward(None, of_ce, tables)
+    scale, zero = upstream * lambd, torch.zeros_like(upstream)
     terms = [_weighted(scale, weights[name]) if name in weights else zero for name in Values._fields]
-    total, weight = batch.ce.unbind()
-    of_ce = (upstream / torch.where(weight == 0, 1, weight)).to(total.dtype)
     return Backward(torch.stack(terms).to(tables.feature.dtype), of_ce, tables)
 
 
@@ -172,13 +186,10 @@ def gradients(
     logits, x, targets, *weights = samples
     settings = (*weights, options.label_smoothing, options.ignore_index)
     dlogits = backend_of(options).logits_gradient(logits, targets, backward.ce, *settings) if of_logits else None
-    if not (of_x and options.components):
+    if not of_x or backward.values is None:
         return dlogits, None
     between = batch.between if term_weights(options.components).get("fd") else None
-    dx = embedding_gradient(
-        x, targets, batch.attention, batch.statistics, between, backward.values, backward.tables, options
-    )
-    return dlogits, dx
+    return dlogits, embedding_gradient(x, targets, backward.values, backward.tables, between, options)
 
 
 @bound_once
@@ -202,10 +213,12 @@ class _LossFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *samples, batch, ctx.lambd, ctx.options = inputs
-        ctx.batch = batch if batch.between is not None else batch._replace(statistics=batch.ce)  # large, and not read
+        ctx.batch = batch._replace(statistics=batch.ce)  # large, and not read again
         _, ce, values, *tables = output
         ctx.mark_non_differentiable(ce, values, *tables)
         ctx.save_for_backward(*samples, *tables)
+        if not torch.compiler.is_compiling():  # Dynamo knows no such call
+            ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adcorre import checks
 from adcorre.backends import Options, backend_of, bound_once, linear_terms, resolve_options, without_double_backward
-from adcorre.between import Between, between_alone, between_gradient, pair_scale
+from adcorre.between import Between, between_alone, between_gradient
 from adcorre.reference import reference_terms
 from adcorre.statistics import FlatStatistics, Tables, Values
 
@@ -140,7 +140,7 @@ def all_terms(x: Tensor, targets: Tensor, attention: Tensor, options: Options) -
             )
         return Values(*values[:3], values[3].detach())
     flat = class_sums(x, targets, attention.shape[0], options)
-    between = between_alone(x, targets, attention, options) if options.pairs == "sample" else None
+    between = between_alone(x, targets, attention, flat, options) if options.pairs == "sample" else None
     values = Values(*_TermsFunction.apply(x, targets, attention, flat, between, options)[0].unbind())
     return values._replace(nfd=values.nfd.detach())
 
@@ -161,32 +161,24 @@ def values_and_tables(
     values, tables = linear_terms(flat, attention, k, d, options)
     if between is None:
         return values, tables
-    fd, nfd = (between.sums * pair_scale(flat, attention.shape[0], k)).unbind()
+    fd, nfd = (between.sums * between.scale).unbind()
     zero = torch.zeros_like(fd)
     return values + torch.stack(Values(fd, zero, zero, nfd)), tables
 
 
 def embedding_gradient(
-    x: Tensor,
-    targets: Tensor,
-    attention: Tensor,
-    flat: Tensor | None,
-    between: Between | None,
-    upstream: Tensor,
-    tables: Tables,
-    options: Options,
+    x: Tensor, targets: Tensor, upstream: Tensor, tables: Tables, between: Between | None, options: Options
 ) -> Tensor:
     """dL/dx of a part x (n, k, d) of the batch, in its dtype, from the upstream gradient of `Values` (4,).
 
     Both parts of pairs="sample" are added before anything is rounded to half precision.
     """
     step = backend_of(options).embedding_gradient
-    settings = (options.ignore_index, options.embedding_target)
-    if between is None or flat is None:
-        return step(x, targets, upstream, *tables, *settings)
-    scale = Values(*upstream.unbind()).fd * pair_scale(flat, attention.shape[0], x.shape[1])
-    linear = step(x.to(flat.dtype), targets, upstream, *tables, *settings)
-    return linear.add_(between_gradient(between, attention, scale, options)).to(x.dtype)
+    settings = (*tables, options.ignore_index, options.embedding_target)
+    if between is None:
+        return step(x, targets, upstream, *settings)
+    of_pairs = between_gradient(between, Values(*upstream.unbind()).fd, options)
+    return step(x.to(of_pairs.dtype), targets, upstream, *settings).add_(of_pairs).to(x.dtype)
 
 
 def three_dimensional(embeddings: Tensor) -> Tensor:
@@ -206,17 +198,17 @@ class _TermsFunction(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, targets, attention, flat, ctx.between, ctx.options = inputs
+        x, targets, _, _, ctx.between, ctx.options = inputs
         _, *tables = output
         ctx.mark_non_differentiable(*tables)
-        ctx.save_for_backward(x, targets, attention, None if ctx.between is None else flat, *tables)
+        ctx.save_for_backward(x, targets, *tables)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         between, options = ctx.between, ctx.options
 
-        def compute(x: Tensor, targets: Tensor, attention: Tensor, flat: Tensor | None, *rest: Tensor) -> Tensor:
+        def compute(x: Tensor, targets: Tensor, *rest: Tensor) -> Tensor:
             *tables, upstream = rest
-            return embedding_gradient(x, targets, attention, flat, between, upstream, Tables(*tables), options)
+            return embedding_gradient(x, targets, upstream, Tables(*tables), between, options)
 
         return without_double_backward(compute, options, *ctx.saved_tensors, upstream), None, None, None, None, None

@@ -24,9 +24,10 @@ def logits_sums(
     takes_part, bad = label_masks(targets, logits.shape[1], ignore_index)
     counts = count_predictions(logits, targets, takes_part)
     # `cross_entropy` gets clean labels: on CUDA a bad one would end the process's use of the device.
-    scores, labels = _scores(logits, targets, adjustment, takes_part)
+    # Rows that take no part are set to zero, or a NaN in one of them would reach the sum.
+    scores = torch.where(takes_part[:, None], _scores(logits, adjustment), 0)
     weight = None if ce_weight is None else ce_weight.to(scores.dtype)
-    labels = torch.where(takes_part, labels, ignore_index)
+    labels = torch.where(takes_part, targets, ignore_index)
     total = cross_entropy(
         scores, labels, weight, reduction="sum", label_smoothing=label_smoothing, ignore_index=ignore_index
     )
@@ -49,18 +50,17 @@ def logits_gradient(
     """
     num_classes = logits.shape[1]
     takes_part, _ = label_masks(targets, num_classes, ignore_index)
-    scores, labels = _scores(logits, targets, adjustment, takes_part)
-    gradient, place = scores.softmax(1), labels[:, None]
-    own, smooth = upstream * (1 - label_smoothing), upstream * (label_smoothing / num_classes)
-    if ce_weight is None:
-        gradient = gradient * upstream
-    else:
-        weight = ce_weight.to(scores.dtype)
-        own, total = own * weight[place], smooth * weight.sum()
-        gradient, smooth = gradient * (own + total), smooth * weight
-    gradient = gradient.scatter(1, place, gradient.gather(1, place) - own)
+    probability, place = _scores(logits, adjustment).softmax(1), targets.clamp(0, num_classes - 1)[:, None]
+    weight = None if ce_weight is None else ce_weight.to(probability.dtype)
+    own = upstream if weight is None else upstream * weight[place]  # of the label itself
     if label_smoothing:
-        gradient = gradient - smooth
+        smooth = upstream * (label_smoothing / num_classes)  # of every class
+        own = own * (1 - label_smoothing)
+        total = own + smooth * (num_classes if weight is None else weight.sum())
+        gradient = probability * total - (smooth if weight is None else smooth * weight)
+    else:
+        gradient = probability * own
+    gradient = gradient.scatter(1, place, gradient.gather(1, place) - own)
     return torch.where(takes_part[:, None], gradient, 0 * upstream).to(logits.dtype)
 
 
@@ -73,9 +73,7 @@ def count_predictions(logits: Tensor, targets: Tensor, takes_part: Tensor) -> Te
     return counted.new_zeros(2, num_classes + 1).index_add(1, labels, counted)[:, :num_classes]
 
 
-def _scores(logits: Tensor, targets: Tensor, adjustment: Tensor | None, takes_part: Tensor) -> tuple[Tensor, Tensor]:
-    """Adjusted logits in float32 at least, and labels; of rows that take no part zeros, so that no NaN gets out."""
+def _scores(logits: Tensor, adjustment: Tensor | None) -> Tensor:
+    """Adjusted logits in float32 at least."""
     scores = logits.to(at_least_float32(logits.dtype))
-    if adjustment is not None:
-        scores = scores + adjustment.to(scores.dtype)
-    return torch.where(takes_part[:, None], scores, 0), torch.where(takes_part, targets, 0)
+    return scores if adjustment is None else scores + adjustment.to(scores.dtype)

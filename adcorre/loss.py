@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from adcorre import checks, distributed
 from adcorre.attention import AdaptiveAttentionMap, AttentionMap
 from adcorre.backends import resolve_options
-from adcorre.between import between_alone
 from adcorre.distributed import BatchSums
-from adcorre.equation import AdCorreOutput, Batch, Part, Samples, loss_of, part_of, weights_used
+from adcorre.equation import AdCorreOutput, Batch, Part, Samples, batch_of, loss_of, part_of, weights_used
 from adcorre.functional import three_dimensional
 from adcorre.statistics import counts_of
 
@@ -52,7 +51,7 @@ def adcorre_loss(
     """
     checks.check_attention(attention)
     num_classes = attention.shape[0]
-    targets = _check_batch(logits, embeddings, targets, num_classes, ignore_index, validate)
+    targets = _check_batch(logits, embeddings, targets, num_classes, ignore_index)
     checks.check_same_device(attention, embeddings)
     checks.check_ce_settings(ce_weight, logit_adjustment, label_smoothing, num_classes)
     checks.check_lambda(lambd)
@@ -72,9 +71,8 @@ def adcorre_loss(
     )
     x = three_dimensional(embeddings)
     part = part_of(Samples(logits, x, targets, ce_weight, logit_adjustment), options)
-    attention = weights_used(attention, chosen)
-    between = between_alone(x, targets, attention, options) if pairs == "sample" else None
-    return loss_of(part, Batch(part.sums.statistics, part.sums.ce, attention, between), lambd)
+    _check_labels(part, num_classes, validate)
+    return loss_of(part, batch_of(part, part.sums, weights_used(attention, chosen)), lambd)
 
 
 class AdCorreLoss(nn.Module):
@@ -208,8 +206,7 @@ class AdCorreLoss(nn.Module):
 
         In a process group labels wait for `combine`: a rank that raised here would leave the others in the all-reduce.
         """
-        validate = self.validate if self.process_group is None else False
-        targets = _check_batch(logits, embeddings, targets, self.num_classes, self.ignore_index, validate)
+        targets = _check_batch(logits, embeddings, targets, self.num_classes, self.ignore_index)
         options = resolve_options(
             embeddings,
             self.num_classes,
@@ -224,7 +221,10 @@ class AdCorreLoss(nn.Module):
             self.components,
         )
         x = three_dimensional(embeddings)
-        return part_of(Samples(logits, x, targets, self.ce_weight, self.logit_adjustment), options)
+        part = part_of(Samples(logits, x, targets, self.ce_weight, self.logit_adjustment), options)
+        if self.process_group is None:
+            _check_labels(part, self.num_classes, self.validate)
+        return part
 
     def combine(self, part: Part, targets: Sequence[Tensor] = (), record: bool | None = None) -> Batch:
         """The whole batch of which `part` holds this rank's sums (and samples): one step of the attention map.
@@ -245,13 +245,13 @@ class AdCorreLoss(nn.Module):
         with torch.no_grad():
             attention = weights_used(self._attention(whole, record), self.components)
         between = None
-        if self.pairs == "sample" and self.process_group is None:
-            between = between_alone(x, labels, attention, part.options)
-        elif self.pairs == "sample" and self.process_group is not None:
-            between = distributed.between_ranks(x, labels, attention, part.options, self.process_group)
+        if self.pairs == "sample" and self.process_group is not None:
+            between = distributed.between_ranks(
+                x, labels, attention, whole.statistics, part.options, self.process_group
+            )
         averaged = self.gradient_reduction == "mean"
         factor = distributed.world_size(self.process_group) if averaged else 1
-        return Batch(whole.statistics, whole.ce, attention, between, factor)
+        return batch_of(part, whole, attention, between, factor)
 
     def check_additive(self, over: str) -> None:
         """ValueError where the loss of a batch does not follow from sums over its parts. Subclasses may override it."""
@@ -345,13 +345,15 @@ class _Step:
     recorded: bool
 
 
-def _check_batch(
-    logits: Tensor, embeddings: Tensor, targets: Tensor, num_classes: int, ignore_index: int, validate: bool | None
-) -> Tensor:
-    """The errors of a batch, or of a part of it; its labels as int64."""
+def _check_batch(logits: Tensor, embeddings: Tensor, targets: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """The errors of a batch, or of a part of it, but for bad labels; its labels as int64."""
     checks.check_logits(logits, num_classes)
     checks.check_embeddings(embeddings)
     checks.check_same_batch(logits, embeddings)
-    targets = checks.check_targets(targets, embeddings.shape[0], embeddings.device, ignore_index)
-    checks.check_labels(targets, num_classes, ignore_index, validate)
-    return targets
+    return checks.check_targets(targets, embeddings.shape[0], embeddings.device, ignore_index)
+
+
+def _check_labels(part: Part, num_classes: int, validate: bool | None) -> None:
+    """IndexError for a bad label, where `validate` looks: it made the sum of weights NaN."""
+    if checks.looks_at_labels(part.samples.targets, validate) and bool(part.sums.ce[1].isnan()):
+        checks.check_labels(part.samples.targets, num_classes, part.options.ignore_index, True)

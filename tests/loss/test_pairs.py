@@ -110,10 +110,10 @@ def test_a_chunks_gradient_in_half_precision_is_rounded_once() -> None:
     x, targets, attention = inputs(50, 3, 16, 5, torch.bfloat16)
     options = resolve_options(x, 5, "torch", between_target=0, pairs="sample")
     flat, upstream = class_sums(x, targets, 5, options), torch.tensor([0.7, -1.3, 0.4, 0])
-    between = between_alone(x, targets, attention, options)
+    between = between_alone(x, targets, attention, flat, options)
     _, tables = values_and_tables(flat, attention, x, between, options)
-    got = embedding_gradient(x, targets, attention, flat, between, upstream, tables, options)
-    exact = embedding_gradient(x.float(), targets, attention, flat, between, upstream, tables, options)
+    got = embedding_gradient(x, targets, upstream, tables, between, options)
+    exact = embedding_gradient(x.float(), targets, upstream, tables, between, options)
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, exact.bfloat16())
 
