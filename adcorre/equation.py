@@ -34,9 +34,9 @@ class AdCorreOutput(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Checked samples with their graph: logits (n, C), x (n, k, d), targets (n,) int64; and C weights and adjustments.
+    """Checked samples with their graph: logits (n, C), x (n, k, d) and targets (n,) int64.
 
-    ce_weight and adjustment (C,) or None.
+    With them travel the loss's ce_weight and adjustment of the logits, (C,) or None.
     """
 
     logits: Tensor
