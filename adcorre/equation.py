@@ -221,7 +221,9 @@ class _LossFunction(torch.autograd.Function):
             ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * 8
         batch, lambd, options = ctx.batch, ctx.lambd, ctx.options
         needed = ctx.needs_input_grad[:2]
 
