@@ -9,7 +9,7 @@ from torch import Tensor
 
 import adcorre_kernels
 from adcorre import adcorre_terms, torch_backend
-from adcorre.functional import resolve_options
+from adcorre.backends import resolve_options
 from tests.loss.tools import Problem, draw, gradient_scale
 from tests.loss.tools import run as run_on_cpu
 
