@@ -72,8 +72,11 @@ def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: 
     checks.check_pairs(asked.pairs, asked.precision)
     if backend in ("torch", "reference"):
         return resolved
-    if backend == "auto" and not embeddings.is_cuda:
-        return resolved._replace(backend="torch")
+    if backend == "numba" or (backend == "auto" and not embeddings.is_cuda):
+        reason = _why_not_numba(embeddings)
+        if reason is not None and backend == "numba":
+            raise ValueError(f'backend="numba": {reason}')
+        return resolved._replace(backend="torch" if reason else "numba")
     reason = _why_not_triton(embeddings, num_classes, k, resolved)
     if reason is None:
         return resolved._replace(backend="triton")
@@ -86,6 +89,8 @@ def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: 
 
 def backend_of(options: Options) -> Backend:
     """The steps of `options.backend`; those that the kernels leave out are the torch backend's."""
+    if options.backend == "numba":
+        return _numba_backend()
     if options.backend != "triton":
         return _TORCH
     kernels = _triton_kernels()
@@ -103,6 +108,7 @@ def _triton_kernels() -> Any:
     """The kernels package, or the reason (a string) why it cannot be imported."""
     try:
         import adcorre_kernels
+        from adcorre_kernels import support  # noqa: F401 - imports Triton
     except ImportError as error:
         return f"the Triton kernels cannot be imported ({error})"
     return adcorre_kernels
@@ -113,6 +119,25 @@ def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, options: Optio
     if isinstance(kernels, str):
         return kernels
     return kernels.why_unsupported(embeddings, num_classes, k, options.embedding_target)
+
+
+def _numba_terms_supported(num_classes: int, between_target: float | None, mean_target: float) -> bool:
+    from adcorre_kernels.cpu import terms_supported
+
+    return terms_supported(num_classes, between_target, mean_target)
+
+
+@cache
+def _numba_backend() -> Backend:
+    from adcorre_kernels import cpu
+
+    return _TORCH._replace(**{step: getattr(cpu, step) for step in Backend._fields if hasattr(cpu, step)})
+
+
+def _why_not_numba(embeddings: Tensor) -> str | None:
+    from adcorre_kernels.cpu import why_unsupported
+
+    return why_unsupported(embeddings)
 
 
 @cache
@@ -129,6 +154,10 @@ def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Optio
     if options.backend == "triton" and not _triton_kernels().terms_supported(attention.shape[0], k, d):
         backend = _TORCH
     between_target = None if options.pairs == "sample" else options.between_target
+    if options.backend == "numba" and not _numba_terms_supported(
+        attention.shape[0], between_target, options.mean_target
+    ):
+        backend = _TORCH
     values, *tables = backend.terms(
         flat, attention, k, d, between_target, options.mean_target, options.embedding_target
     )

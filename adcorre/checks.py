@@ -11,7 +11,7 @@ from torch import Tensor
 Target = float | Literal["simplex"]
 Components = dict[str, float]  # weights of the terms that enter the loss, in the order of COMPONENTS
 
-BACKENDS = ("auto", "triton", "torch", "reference")
+BACKENDS = ("auto", "triton", "numba", "torch", "reference")
 PAIRS = ("class", "sample")
 PRECISIONS = ("highest", "high", "medium")
 COMPONENTS = ("fd", "nfd", "md", "ed")

@@ -63,8 +63,10 @@ def _compile(name: str, double: bool) -> Callable[..., None]:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         dispatcher = njit(cache=True, **options)(function)
-        dispatcher.compile(signature)
-    except (RuntimeError, OSError):  # no folder that can be written, or it is full
+    except RuntimeError:  # Numba knows no folder that it could write to
         dispatcher = njit(**options)(function)
+    try:
         dispatcher.compile(signature)
+    except OSError:  # compiled, but not written
+        logger.warning("adcorre: the compiled CPU kernels cannot be cached on disk", exc_info=True)
     return dispatcher.get_overload(signature)

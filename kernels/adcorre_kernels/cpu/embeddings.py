@@ -2,6 +2,8 @@
 
 Addresses are int64, `zero` tells the type of the arithmetic (float32 or float64), and everything else is a number, so
 that a kernel has one compiled variant for each of the two. float32 sums take up to GROUP samples and then enter float64.
+
+A loop is vector code only if few of its arrays can overlap: LLVM compares at most 8 pairs of addresses.
 """
 
 from __future__ import annotations
@@ -9,9 +11,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from adcorre_kernels.cpu.memory import BFLOAT16, EXACT, SUMS, cast, fill, load, size_of, store, takes_part, view
+from adcorre_kernels.cpu.memory import BFLOAT16, EXACT, SUMS, cast, fill, prefetch, size_of, store, takes_part, view, widen
 
-GROUP = 64  # samples
+GROUP = 63  # samples: float32 sums of so many enter float64
 ORDER, SUM, FINISH, ALL = range(4)  # what a call of `statistics` does
 
 
@@ -24,16 +26,6 @@ def _sum(row, zero):
 
 
 @njit(**SUMS)
-def _centre(row, mean, centred, zero):
-    squared_length = zero
-    for j in range(row.shape[0]):
-        value = row[j] - mean
-        centred[j] = value
-        squared_length += value * value
-    return squared_length
-
-
-@njit(**SUMS)
 def _dot(a, b, zero):
     total = zero
     for j in range(a.shape[0]):
@@ -42,19 +34,67 @@ def _dot(a, b, zero):
 
 
 @njit(**SUMS)
-def _add_to_class(centred, inverse, direction_sum, centred_sum, sample_sum):
-    for j in range(centred.shape[0]):
-        value = centred[j]
-        direction = value * inverse
-        direction_sum[j] += direction
-        centred_sum[j] += value
-        sample_sum[j] += direction
+def _squared_length(row, mean, zero):
+    total = zero
+    for j in range(row.shape[0]):
+        value = row[j] - mean
+        total += value * value
+    return total
+
+
+@njit(**SUMS)
+def _squared_length_and_dot(row, mean, other, zero):
+    """Of x - mean: its squared length and its product with another row."""
+    total, dot = zero, zero
+    for j in range(row.shape[0]):
+        value = row[j] - mean
+        total += value * value
+        dot += value * other[j]
+    return total, dot
+
+
+@njit(**SUMS)
+def _centred_dot(a, mean_a, b, mean_b, zero):
+    total = zero
+    for j in range(a.shape[0]):
+        total += (a[j] - mean_a) * (b[j] - mean_b)
+    return total
 
 
 @njit(**SUMS)
 def _add(row, factor, total):
     for j in range(row.shape[0]):
         total[j] += factor * row[j]
+
+
+@njit(**SUMS)
+def _add_centred(row, mean, factor, total):
+    for j in range(row.shape[0]):
+        total[j] += factor * (row[j] - mean)
+
+
+@njit(**SUMS)
+def _add_four_centred(a, b, c, d, mean, inverse, total):
+    for j in range(total.shape[0]):
+        total[j] += (inverse[0] * (a[j] - mean[0]) + inverse[1] * (b[j] - mean[1])) + (
+            inverse[2] * (c[j] - mean[2]) + inverse[3] * (d[j] - mean[3])
+        )
+
+
+@njit(**SUMS)
+def _add_to_class(row, mean, inverse, direction_sum, centred_sum):
+    for j in range(row.shape[0]):
+        value = row[j] - mean
+        direction_sum[j] += value * inverse
+        centred_sum[j] += value
+
+
+@njit(**SUMS)
+def _add_three_to_class(a, b, c, mean_a, mean_b, mean_c, inverse_a, inverse_b, inverse_c, direction_sum, centred_sum):
+    for j in range(a.shape[0]):
+        x, y, z = a[j] - mean_a, b[j] - mean_b, c[j] - mean_c
+        direction_sum[j] += x * inverse_a + y * inverse_b + z * inverse_c
+        centred_sum[j] += x + y + z
 
 
 @njit(**EXACT)
@@ -66,12 +106,28 @@ def _inverse_length(squared_length, squared_length_of_x, limit, zero):
 
 
 @njit(**EXACT)
-def _centre_row(row, centred, d, limit, zero):
-    """Writes x - mean; returns 1 / |x - mean| and |x|^2."""
-    mean = _sum(row, zero) / cast(d, zero)
-    squared_length = _centre(row, mean, centred, zero)
-    squared_length_of_x = squared_length + cast(d, zero) * mean * mean
-    return _inverse_length(squared_length, squared_length_of_x, limit, zero), squared_length_of_x
+def _widen_sample(x, stride_k, dtype, k, d, rows, zero):
+    """Address and stride of a sample's k rows as numbers of `zero`'s type: half precision goes to `rows`."""
+    if dtype > BFLOAT16:
+        return x, stride_k
+    stride = d * size_of(zero)
+    for l in range(k):
+        widen(view(x + l * stride_k, d, np.uint16(0)), dtype, view(rows + l * stride, d, zero))
+    return rows, stride
+
+
+@njit(**EXACT)
+def _sum_of_directions(rows, stride, k, d, mean, inverse, total, zero):
+    """u, four rows at a time; `mean` and `inverse` have three zeros behind the k numbers."""
+    fill(total, zero)
+    for l in range(0, k, 4):
+        a, b, c, e = (
+            view(rows + l * stride, d, zero),
+            view(rows + min(l + 1, k - 1) * stride, d, zero),
+            view(rows + min(l + 2, k - 1) * stride, d, zero),
+            view(rows + min(l + 3, k - 1) * stride, d, zero),
+        )
+        _add_four_centred(a, b, c, e, mean[l : l + 4], inverse[l : l + 4], total)
 
 
 @njit(**EXACT)
@@ -112,33 +168,75 @@ def _class_of(position, begin, num_classes):
 
 
 @njit(**EXACT)
-def _add_sample(
-    zero, x, stride_k, dtype, k, d, embedding_target, limit, direction_sum, centred_sum, totals, scratch
-):  # fmt: skip
-    """Adds one sample to the sums of its class; returns its part of ED's sum. `scratch`: u, a wide row, x - mean."""
-    bytes_ = size_of(zero)
-    sample_sum, wide, centred = view(scratch, d, zero), scratch + d * bytes_, scratch + 2 * d * bytes_
-    inverse = view(centred + k * d * bytes_, k, zero)
-    norm_sum = view(totals.ctypes.data + 16 * k * d, k + 1, 0.0)
-    fill(sample_sum, zero)
+def _measure_sample(zero, rows, stride, following, k, d, embedding_target, limit, mean, inverse, totals, sample_sum):
+    """Means and inverse lengths of a sample, its lengths into `totals`; returns its part of ED's sum.
+
+    The sample at `following` is fetched meanwhile.
+    """
     for l in range(k):
-        offset = l * d * bytes_
-        row = load(x + l * stride_k, dtype, d, wide, zero)
-        values = view(centred + offset, d, zero)
-        inverse[l], squared_length_of_x = _centre_row(row, values, d, limit, zero)
-        norm_sum[l] += np.sqrt(squared_length_of_x)
-        norm_sum[k] += inverse[l] != 0
-        _add_to_class(
-            values, inverse[l], view(direction_sum + offset, d, zero), view(centred_sum + offset, d, zero), sample_sum
-        )
+        prefetch(following + l * stride, d * size_of(zero))
+        row = view(rows + l * stride, d, zero)
+        mean[l] = _sum(row, zero) / cast(d, zero)
+        squared_length = _squared_length(row, mean[l], zero)
+        squared_length_of_x = squared_length + cast(d, zero) * mean[l] * mean[l]
+        inverse[l] = _inverse_length(squared_length, squared_length_of_x, limit, zero)
+        totals[2 * k * d + l] += np.sqrt(squared_length_of_x)
+        totals[2 * k * d + k] += inverse[l] != 0
     if embedding_target == -1.0:
+        _sum_of_directions(rows, stride, k, d, mean, inverse, sample_sum, zero)
         return np.float64(_dot(sample_sum, sample_sum, zero))
     total = 0.0
     for l in range(k):
         for m in range(l):
-            gram = _dot(view(centred + l * d * bytes_, d, zero), view(centred + m * d * bytes_, d, zero), zero)
-            total += 2 * abs(gram * inverse[l] * inverse[m] - embedding_target)
+            a, b = view(rows + l * stride, d, zero), view(rows + m * stride, d, zero)
+            correlation = _centred_dot(a, mean[l], b, mean[m], zero) * inverse[l] * inverse[m]
+            total += 2 * abs(correlation - embedding_target)
     return total
+
+
+@njit(**EXACT)
+def _add_group(
+    zero, x, stride_n, stride_k, dtype, k, d, embedding_target, limit, order, p, end, direction_sum, centred_sum,
+    totals, scratch,
+):  # fmt: skip
+    """Adds the samples [p, end) of the order to the sums of their class; returns their part of ED's sum.
+
+    Three samples at a time, so that the class's rows are read and written a third as often.
+    """
+    bytes_ = size_of(zero)
+    sample_sum, rows = view(scratch, d, zero), scratch + d * bytes_
+    means = view(rows + 3 * k * d * bytes_, 3 * (k + 3), zero)
+    inverses = view(rows + 3 * (k * d + k + 3) * bytes_, 3 * (k + 3), zero)
+    fill(means, zero)
+    fill(inverses, zero)
+    first = second = third = x
+    embedding_sum, stride = 0.0, stride_k
+    while p < end:
+        width = 3 if p + 3 <= end else 1
+        for t in range(width):
+            following = order[p + t + width] if p + t + width < end else order[p + t]
+            own, stride = _widen_sample(
+                x + order[p + t] * stride_n, stride_k, dtype, k, d, rows + t * k * d * bytes_, zero
+            )
+            first, second, third = second, third, own
+            embedding_sum += _measure_sample(
+                zero, own, stride, x + following * stride_n, k, d, embedding_target, limit,
+                means[t * (k + 3) : (t + 1) * (k + 3)], inverses[t * (k + 3) : (t + 1) * (k + 3)], totals, sample_sum,
+            )  # fmt: skip
+        for l in range(k):
+            offset = l * d * bytes_
+            s, m = view(direction_sum + offset, d, zero), view(centred_sum + offset, d, zero)
+            c = view(third + l * stride, d, zero)
+            if width == 3:
+                a, b = view(first + l * stride, d, zero), view(second + l * stride, d, zero)
+                _add_three_to_class(
+                    a, b, c, means[l], means[k + 3 + l], means[2 * (k + 3) + l],
+                    inverses[l], inverses[k + 3 + l], inverses[2 * (k + 3) + l], s, m,
+                )  # fmt: skip
+            else:
+                _add_to_class(c, means[l], inverses[l], s, m)
+        p += width
+    return embedding_sum
 
 
 @njit(**EXACT)
@@ -196,11 +294,10 @@ def statistics(
                     group_end = min(p + GROUP, end)
                     if not direct:
                         fill(view(partial, 2 * k * d, zero), zero)
-                    for q in range(p, group_end):
-                        shares[t] += _add_sample(
-                            zero, x + order[q] * stride_n, stride_k, dtype, k, d, embedding_target, limit,
-                            direction_sum, centred_sum, totals, rows,
-                        )  # fmt: skip
+                    shares[t] += _add_group(
+                        zero, x, stride_n, stride_k, dtype, k, d, embedding_target, limit, order, p, group_end,
+                        direction_sum, centred_sum, totals, rows,
+                    )  # fmt: skip
                     if not direct:
                         _add(view(partial, 2 * k * d, zero), 1.0, totals)
                     p = group_end
@@ -223,63 +320,66 @@ def statistics(
 
 
 @njit(**SUMS)
-def _pull(feature, factor, sample_sum, scale, centred, pull, zero):
-    """pull = factor G + scale u; returns its product with x - mean."""
-    along = zero
-    for j in range(pull.shape[0]):
-        value = factor * feature[j] + scale * sample_sum[j]
-        pull[j] = value
-        along += value * centred[j]
-    return along
-
-
-@njit(**SUMS)
-def _project(pull, inverse, centred, along, mean, factor, out):
+def _project(row, mean, feature, factor, sample_sum, scale, along, class_mean, mean_factor, out):
     for j in range(out.shape[0]):
-        out[j] = inverse * pull[j] - along * centred[j] + factor * mean[j]
+        pull = factor * feature[j] + scale * sample_sum[j]
+        out[j] = pull - along * (row[j] - mean) + mean_factor * class_mean[j]
 
 
 def gradient(
     zero, x, stride_n, stride_k, dtype, targets, stride_targets, n, k, d, num_classes, ignore_index,
-    embedding_target, limit, feature, mean, up_fd, up_md, up_ed, out, scratch, first, last,
+    embedding_target, limit, feature, mean_table, up_fd, up_md, up_ed, out, scratch, first, last,
 ):  # fmt: skip
     """dL/dx of the samples [first, last); `up_ed` is the upstream gradient times 2 / (n k^2)."""
     bytes_ = size_of(zero)
     out_bytes = 2 if dtype <= BFLOAT16 else bytes_
     labels = view(targets, n * stride_targets, 0)
-    sample_sum, pull, wide = view(scratch, d, zero), view(scratch + d * bytes_, d, zero), scratch + 2 * d * bytes_
-    inverse = view(scratch + 3 * d * bytes_, k, zero)
-    centred = scratch + (3 * d + k) * bytes_
+    rounded = scratch + d * bytes_  # a row of the result before it is rounded to half precision
+    sample_sum, buffer = view(scratch, d, zero), view(rounded, d, zero)
+    widened = scratch + 2 * d * bytes_
+    mean, inverse, along = (
+        view(widened + k * d * bytes_, k + 3, zero),
+        view(widened + (k * d + k + 3) * bytes_, k + 3, zero),
+        view(widened + (k * d + 2 * k + 6) * bytes_, k, zero),
+    )
+    fill(mean, zero)
+    fill(inverse, zero)
     factor, mean_factor = cast(up_fd, zero), cast(up_md, zero)
     scale = cast(up_ed if k > 1 else 0 * up_ed, zero)  # one vector has no pair
     for i in range(first, last):
         a = labels[i * stride_targets]
         if not takes_part(a, num_classes, ignore_index):
+            fill(buffer, zero * scale)
             for l in range(k):
-                fill(pull, zero * scale)
-                store(pull, out + (i * k + l) * d * out_bytes, dtype)
+                store(buffer, out + (i * k + l) * d * out_bytes, dtype)
             continue
-        fill(sample_sum, zero)
+        rows, stride = _widen_sample(x + i * stride_n, stride_k, dtype, k, d, widened, zero)
         for l in range(k):
-            values = view(centred + l * d * bytes_, d, zero)
-            row = load(x + i * stride_n + l * stride_k, dtype, d, wide, zero)
-            inverse[l], _ = _centre_row(row, values, d, limit, zero)
-            if embedding_target == -1.0:
-                _add(values, inverse[l], sample_sum)
+            prefetch(x + min(i + 1, last - 1) * stride_n + l * stride_k, d * out_bytes)
+            row, g = view(rows + l * stride, d, zero), view(feature + (a * k + l) * d * bytes_, d, zero)
+            mean[l] = _sum(row, zero) / cast(d, zero)
+            squared_length, along[l] = _squared_length_and_dot(row, mean[l], g, zero)
+            squared_length_of_x = squared_length + cast(d, zero) * mean[l] * mean[l]
+            inverse[l] = _inverse_length(squared_length, squared_length_of_x, limit, zero)
+        if embedding_target == -1.0:
+            _sum_of_directions(rows, stride, k, d, mean, inverse, sample_sum, zero)
         for l in range(k):
-            values = view(centred + l * d * bytes_, d, zero)
-            row_feature = view(feature + (a * k + l) * d * bytes_, d, zero)
+            row = view(rows + l * stride, d, zero)
             if embedding_target != -1.0:
                 fill(sample_sum, zero)
                 for m in range(k):
-                    other = view(centred + m * d * bytes_, d, zero)
                     if m != l:
-                        correlation = _dot(values, other, zero) * inverse[l] * inverse[m] - embedding_target
-                        _add(other, inverse[m] * cast(np.sign(correlation), zero), sample_sum)
-            along = _pull(row_feature, factor, sample_sum, scale, values, pull, zero)
+                        other = view(rows + m * stride, d, zero)
+                        gram = _centred_dot(row, mean[l], other, mean[m], zero)
+                        sign = cast(np.sign(gram * inverse[l] * inverse[m] - embedding_target), zero)
+                        _add_centred(other, mean[m], sign * inverse[m], sample_sum)
+            dot = factor * along[l] + scale * _centred_dot(row, mean[l], sample_sum, zero, zero)
+            table = (a * k + l) * d * bytes_
             address = out + (i * k + l) * d * out_bytes
-            row = view(wide if dtype <= BFLOAT16 else address, d, zero)
-            row_mean = view(mean + (a * k + l) * d * bytes_, d, zero)
-            _project(pull, inverse[l], values, along * inverse[l] * inverse[l] * inverse[l], row_mean, mean_factor, row)
+            result = view(rounded if dtype <= BFLOAT16 else address, d, zero)
+            _project(
+                row, mean[l], view(feature + table, d, zero), factor * inverse[l], sample_sum, scale * inverse[l],
+                dot * inverse[l] * inverse[l] * inverse[l], view(mean_table + table, d, zero), mean_factor, result,
+            )  # fmt: skip
             if dtype <= BFLOAT16:
-                store(row, address, dtype)
+                store(result, address, dtype)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+from functools import cache
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +17,7 @@ from adcorre_kernels.cpu.threads import run, thread_count
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}  # as in memory.py
 SHARE = (64, 512)  # samples of a share, at least and at most
 SHARES = 32
+HUGE_PAGE = 1 << 21  # bytes
 ZEROED_BY_THE_SYSTEM = 1 << 20  # bytes: pages of larger buffers come zeroed when they are touched
 ORDER, SUM, FINISH, ALL = range(4)  # as in embeddings.py and logits.py
 
@@ -31,7 +37,7 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
     compute = kernel("statistics", double)
 
     def call(part: int, first: int, last: int) -> None:
-        scratch = torch.empty(8 * size + ((3 * k + 2) * d + k) * bytes_, dtype=torch.uint8)
+        scratch = torch.empty(8 * size + ((5 * k + 1) * d + 6 * (k + 3)) * bytes_, dtype=torch.uint8)
         compute(
             0.0, part, x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size(), DTYPES[x.dtype],
             targets.data_ptr(), targets.stride(0), n, k, d, num_classes, ignore_index, embedding_target, _limit(dtype),
@@ -90,13 +96,13 @@ def embedding_gradient(
     x, feature, mean = _rows(x), feature.contiguous(), mean.contiguous()
     n, k, d = x.shape
     bytes_ = feature.element_size()
-    out = torch.empty((n, k, d), dtype=x.dtype)
+    out = _huge_pages(torch.empty((n, k, d), dtype=x.dtype))
     up_fd, up_md, up_ed, _ = upstream.tolist()
     up_ed *= float(embedding_scale)
     compute = kernel("gradient", x.dtype == torch.float64)
 
     def call(first: int, last: int) -> None:
-        scratch = torch.empty(((k + 3) * d + k) * bytes_, dtype=torch.uint8)
+        scratch = torch.empty(((k + 2) * d + 3 * (k + 3)) * bytes_, dtype=torch.uint8)
         compute(
             0.0, x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size(), DTYPES[x.dtype],
             targets.data_ptr(), targets.stride(0), n, k, d, feature.shape[0], ignore_index, embedding_target,
@@ -186,6 +192,24 @@ def _address(vector: Tensor | None) -> int:
 def _limit(dtype: torch.dtype) -> float:
     """A vector counts as constant where |x - mean|^2 is at most this times |x|^2."""
     return (32 * torch.finfo(dtype).eps) ** 2
+
+
+def _huge_pages(out: Tensor) -> Tensor:
+    """Asks the system for huge pages: the first touch of a fresh buffer, page by page, takes longer than the kernel."""
+    start = -(-out.data_ptr() // HUGE_PAGE) * HUGE_PAGE
+    size = (out.data_ptr() + out.nbytes - start) // HUGE_PAGE * HUGE_PAGE
+    if size >= HUGE_PAGE and (madvise := _madvise()):
+        madvise(start, size, 14)  # MADV_HUGEPAGE
+    return out
+
+
+@cache
+def _madvise() -> Any:
+    if not sys.platform.startswith("linux"):
+        return None
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function
 
 
 def _zeros(size: int, dtype: torch.dtype) -> Tensor:
