@@ -117,7 +117,7 @@ def _nothing_fits(path: Path) -> str:
 
 
 def _synthetic(request: Request) -> Splits:
-    from train.data.synthetic import COUNTS, SyntheticFaces
+    from train.data.synthetic.dataset import COUNTS, SyntheticFaces
 
     if request.protocol != "official":
         raise UserError(f"--protocol {request.protocol} is for FER-2013; drawn faces have splits of their own")

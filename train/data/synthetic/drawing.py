@@ -1,10 +1,10 @@
-"""Draws a person with given facial action units under a given view; see face_model for the units of length."""
+"""Draws a person with given facial action units under a given view; see face.py for the units of length."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from train.data.face_canvas import CIRCLE, NEUTRAL_SHADE, Sheet, curve, lit, mirrored
-from train.data.face_model import Person, View, mix, scaled
+from train.data.synthetic.canvas import CIRCLE, NEUTRAL_SHADE, Sheet, curve, lit, mirrored
+from train.data.synthetic.face import Person, View, mix, scaled
 
 SPAN = np.linspace(-1.0, 1.0, 17)  # along a lid or a lip, from its left end to its right
 ARCH = 1.0 - SPAN**2

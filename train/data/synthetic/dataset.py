@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from train.data.base import SPLITS, Labels, digest, png
-from train.data.face_drawing import draw_face
-from train.data.face_model import Person, View, sample_units
 from train.data.labels import CLASS_NAMES
+from train.data.synthetic.drawing import draw_face
+from train.data.synthetic.face import Person, View, sample_units
 from train.errors import UserError
 
 GENERATOR_VERSION = 1  # to be raised with every change that changes a picture or a label

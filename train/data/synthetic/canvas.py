@@ -1,6 +1,6 @@
 """The drawing board: curves, a sheet that projects and paints shapes, and light.
 
-Shapes are given in the units of face_model and turn with the head as points on an ellipsoid.
+Shapes are given in the units of face.py and turn with the head as points on an ellipsoid.
 """
 
 from functools import lru_cache
@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import ImageDraw
 
-from train.data.face_model import Color, Person, View
+from train.data.synthetic.face import Color, Person, View
 
 CIRCLE = np.stack([np.cos(np.arange(20) * np.pi / 10), np.sin(np.arange(20) * np.pi / 10)], axis=1)
 NEUTRAL_SHADE = 160  # the grey of the shading layers that leaves a colour as it is
