@@ -114,10 +114,10 @@ def backend_of(name: str) -> Backend:
 def _triton_backend() -> Any:
     """The kernels package, or the reason (a string) why it cannot be imported."""
     try:
-        import adcorre_kernels
+        from adcorre_kernels import gpu
     except ImportError as error:
         return f"the Triton kernels cannot be imported ({error})"
-    return adcorre_kernels
+    return gpu
 
 
 def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, options: Options) -> str | None:

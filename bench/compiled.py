@@ -150,7 +150,7 @@ def loss_launches(
     embedding_target: float = -1.0,
 ) -> list[Launch]:
     """The launches of one forward and backward pass, with the buffers of an H100's grids; nothing is allocated."""
-    from adcorre_kernels import launch, terms_supported
+    from adcorre_kernels.gpu import launch, terms_supported
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -172,7 +172,7 @@ def pair_launches(
 
     "medium" takes embeddings in bfloat16, the others in float32.
     """
-    from adcorre_kernels import pair_launch, pair_plan
+    from adcorre_kernels.gpu import pair_launch, pair_plan
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")

@@ -43,7 +43,7 @@ class Counted:
 def counted(dtype: torch.dtype, target: str) -> dict[str, Counted]:
     """By kernel: one forward and backward pass in lockstep. Caches hold what a launch reads twice, but for x."""
     import ptx_machine
-    from adcorre_kernels import launch, plan
+    from adcorre_kernels.gpu import launch, plan
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(SAMPLES, K, D, generator=generator).to(dtype)

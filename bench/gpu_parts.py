@@ -223,7 +223,7 @@ def small(bench: Bench) -> None:
 
 def bandwidth(bench: Bench) -> None:
     """Forward + backward against a device copy's bytes per second, counted on the least possible traffic, 3 n k d."""
-    import adcorre_kernels
+    from adcorre_kernels import gpu
 
     for dtype, target in (("float32", ">= 0.85"), ("bfloat16", ">= 0.80")):
         for n in bench.sizes(65_536, 1_048_576):
@@ -232,14 +232,14 @@ def bandwidth(bench: Bench) -> None:
             aims = (-1.0, -1.0, -1.0)
             k, d, classes = (bench.shape[name] for name in ("k", "d", "classes"))
             plain = x.detach()
-            flat = adcorre_kernels.statistics(plain, targets, classes, -100, -1.0)
-            _, *tables = adcorre_kernels.terms(flat, attention, k, d, *aims)
+            flat = gpu.statistics(plain, targets, classes, -100, -1.0)
+            _, *tables = gpu.terms(flat, attention, k, d, *aims)
             upstream = torch.ones(4, device=bench.device)
             calls: dict[str, Callable[[], object]] = {
                 "copy": partial(copy.copy_, plain),
-                "statistics": partial(adcorre_kernels.statistics, plain, targets, classes, -100, -1.0),
-                "terms": partial(adcorre_kernels.terms, flat, attention, k, d, *aims),
-                "gradient": partial(adcorre_kernels.gradient, plain, targets, upstream, *tables, -100, -1.0),
+                "statistics": partial(gpu.statistics, plain, targets, classes, -100, -1.0),
+                "terms": partial(gpu.terms, flat, attention, k, d, *aims),
+                "gradient": partial(gpu.gradient, plain, targets, upstream, *tables, -100, -1.0),
                 "forward + backward": partial(step, x, targets, attention, "triton"),
             }
             size = x.numel() * x.element_size()
@@ -310,7 +310,7 @@ def kernels(bench: Bench) -> None:
 
 
 def _kernels() -> Any:
-    from adcorre_kernels import launch
+    from adcorre_kernels.gpu import launch
 
     return launch
 

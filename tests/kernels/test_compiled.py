@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from adcorre_kernels import plan
+from adcorre_kernels.gpu import plan
 from bench import static
 from bench.compiled import TARGETS, loss_launches
 

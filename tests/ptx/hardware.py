@@ -24,7 +24,7 @@ import triton
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from adcorre_kernels import plan
+from adcorre_kernels.gpu import plan
 from ptx_machine.launch import Settings, run
 from ptx_machine.parse import MachineError
 from tests.kernels.launched import pair_tools, tools

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ptx_machine
-from adcorre_kernels import pair_plan, plan, support
+from adcorre_kernels.gpu import pair_plan, plan, support
 from tests.kernels.launched import pair_tools, tools
 from tests.loss.tools import Problem, draw
 from tests.loss.tools import run as run_on_cpu

@@ -21,11 +21,11 @@ import torch
 import triton
 from torch import Tensor
 
-import adcorre_kernels
 import ptx_machine
 from adcorre import plain, torch_backend
 from adcorre.functional import resolve_options
-from adcorre_kernels import plan
+from adcorre_kernels import gpu
+from adcorre_kernels.gpu import plan
 from ptx_machine.mutate import candidates
 from tests.kernels.launched import pair_tools, tools
 from tests.loss.tools import draw, gradient_scale
@@ -157,7 +157,7 @@ def steps_of(case: Case | PairCase) -> list[Step]:
 
         def statistics(x, t=targets, c=num_classes, i=ignored, aim=aims[2], settings=settings):  # type: ignore[no-untyped-def]
             with mock.patch.multiple(plan, **settings):
-                return (adcorre_kernels.statistics(x, t, c, i, aim),)
+                return (gpu.statistics(x, t, c, i, aim),)
 
         with machine(case.target, lockstep=True):
             (flat,) = statistics(x)
@@ -165,15 +165,15 @@ def steps_of(case: Case | PairCase) -> list[Step]:
         if len(x) > 500:  # for the order of many labels; the other operators have seen all that is in it
             continue
         tables = torch_backend.terms(flat, w.float(), k, d, *aims)[1:]
-        if adcorre_kernels.terms_supported(num_classes, k, d):
-            run = lambda _, f=flat, w=w, k=k, d=d, aims=aims: adcorre_kernels.terms(f, w.float(), k, d, *aims)  # noqa: E731
+        if gpu.terms_supported(num_classes, k, d):
+            run = lambda _, f=flat, w=w, k=k, d=d, aims=aims: gpu.terms(f, w.float(), k, d, *aims)  # noqa: E731
             found.append(Step("terms", x, run, _terms(flat, w, k, d, aims)))
         upstream = torch.cat((problem.upstream, torch.zeros(1))).float()
         arguments = (x, targets, upstream, *tables, ignored, aims[2])
 
         def run_gradient(x, a=arguments[1:], settings=settings):  # type: ignore[no-untyped-def]
             with mock.patch.multiple(plan, **settings):
-                return (adcorre_kernels.gradient(x, *a),)
+                return (gpu.gradient(x, *a),)
 
         scale = gradient_scale(problem, ignore_index=ignored)
         found.append(Step("gradient", x, run_gradient, _gradient(arguments, scale)))
@@ -200,13 +200,13 @@ def pair_steps(case: PairCase) -> list[Step]:
         options = (problem.target, problem.ignore_index, case.precision, problem.complete)
 
         def values(x: Tensor, targets=targets, attention=attention, options=options) -> tuple[Tensor, ...]:
-            return (adcorre_kernels.pair_values(x, targets, attention, *options, 0, len(x)),)
+            return (gpu.pair_values(x, targets, attention, *options, 0, len(x)),)
 
         rows = (0, n // 3, n) if change == "constant" else (0, n)
 
         def gradient(x: Tensor, targets=targets, attention=attention, options=options, scale=scale, rows=rows):  # type: ignore[no-untyped-def]
             return tuple(
-                adcorre_kernels.pair_gradient(x, targets, attention, torch.tensor(scale), *options, start, stop)
+                gpu.pair_gradient(x, targets, attention, torch.tensor(scale), *options, start, stop)
                 for start, stop in itertools.pairwise(rows)
             )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from adcorre_kernels import plan
+from adcorre_kernels.gpu import plan
 from tests.kernels.launched import pair_tools, tools
 from tests.ptx import package
 from tests.ptx.package import (

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from adcorre_kernels import plan
+from adcorre_kernels.gpu import plan
 
 FEW = 4  # processors: small grids, since the interpreter runs one program after another
 

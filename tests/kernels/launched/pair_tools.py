@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-import adcorre_kernels
+from adcorre_kernels import gpu
 from tests.kernels.launched import tools
 
 PRECISIONS = ("highest", "high", "medium")
@@ -93,9 +93,9 @@ def launch_pairs(
     """(values (2,), scale times the gradient) on the CPU, computed by the kernels."""
     x, targets, attention = (part.to(tools.DEVICE) for part in problem[:3])
     options = (problem.target, problem.ignore_index, precision, problem.complete, *(rows or (0, len(x))))
-    values = adcorre_kernels.pair_values(x, targets, attention, *options)
+    values = gpu.pair_values(x, targets, attention, *options)
     upstream = torch.tensor(scale, device=x.device)
-    gradient = adcorre_kernels.pair_gradient(x, targets, attention, upstream, *options)
+    gradient = gpu.pair_gradient(x, targets, attention, upstream, *options)
     assert values.dtype == gradient.dtype == torch.float32
     assert gradient.is_contiguous()
     return values.cpu(), gradient.cpu()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adcorre_kernels import plan
+from adcorre_kernels.gpu import plan
 from tests.kernels.launched.tools import check, draw
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adcorre_kernels import plan
+from adcorre_kernels.gpu import plan
 from tests.kernels.launched.tools import DEVICE, check, draw, launch, rounded, steps
 from tests.loss.tools import run as run_on_cpu
 

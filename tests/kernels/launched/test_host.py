@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import adcorre_kernels
 from adcorre import AdCorreLoss, adcorre_terms
-from adcorre_kernels import launch as host
+from adcorre_kernels import gpu
+from adcorre_kernels.gpu import launch as host
 from tests.kernels.launched.tools import DEVICE, INTERPRETED, assert_within_budget, draw, launch, rounded, steps
 from tests.loss.tools import run as run_on_cpu
 
@@ -115,12 +115,12 @@ def test_the_same_bits_every_time(shape, dtype) -> None:
 def test_opcheck(k, d, num_classes, target, dtype) -> None:
     problem, x = rounded(draw(5, k, d, num_classes), dtype)
     targets, attention = problem.targets.to(DEVICE), problem.attention.float().to(DEVICE)
-    torch.library.opcheck(adcorre_kernels.statistics, (x, targets, num_classes, -100, target))
-    flat = adcorre_kernels.statistics(x, targets, num_classes, -100, target)
+    torch.library.opcheck(gpu.statistics, (x, targets, num_classes, -100, target))
+    flat = gpu.statistics(x, targets, num_classes, -100, target)
     table, upstream, scale = (torch.randn(shape, device=DEVICE) for shape in ((num_classes, k, d), (4,), ()))
-    torch.library.opcheck(adcorre_kernels.gradient, (x, targets, upstream, table, table, scale, -100, target))
-    if adcorre_kernels.terms_supported(num_classes, k, d):
-        torch.library.opcheck(adcorre_kernels.terms, (flat, attention, k, d, -1.0, target, -1.0))
+    torch.library.opcheck(gpu.gradient, (x, targets, upstream, table, table, scale, -100, target))
+    if gpu.terms_supported(num_classes, k, d):
+        torch.library.opcheck(gpu.terms, (flat, attention, k, d, -1.0, target, -1.0))
 
 
 @pytest.mark.parametrize("target", [-1, 0.3])

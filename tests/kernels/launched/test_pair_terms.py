@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import adcorre_kernels
 from adcorre import adcorre_terms, pairs
+from adcorre_kernels import gpu
 from tests.kernels.launched.tools import DEVICE, check, draw, launch, rounded
 
 SAMPLE = {"pairs": "sample"}
@@ -20,10 +20,10 @@ def test_three_computations_of_one_number(target) -> None:
     asked = (x, problem.targets.to(DEVICE), attention)
     n, k, _ = x.shape
     options = (target, -100, "highest", True, 0, n)
-    values = adcorre_kernels.pair_values(*asked, *options).cpu() / (k * n**2)
+    values = gpu.pair_values(*asked, *options).cpu() / (k * n**2)
     torch.testing.assert_close(values[0], by_class[0][0], rtol=2e-6, atol=0)
     scale = problem.upstream[0].float() / (k * n**2)
-    gradient = adcorre_kernels.pair_gradient(*asked, scale.to(DEVICE), *options).cpu()
+    gradient = gpu.pair_gradient(*asked, scale.to(DEVICE), *options).cpu()
     only_fd = problem._replace(upstream=problem.upstream * torch.tensor([1.0, 0, 0]).to(problem.upstream))
     torch.testing.assert_close(gradient, launch(only_fd, x)[1], rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
 
@@ -80,10 +80,10 @@ def test_ops() -> None:
     scale = torch.tensor(0.5, device=DEVICE)
     for rows in ((0, 12), (3, 7)):
         options = (0.0, -100, "high", False, *rows)
-        torch.library.opcheck(adcorre_kernels.pair_values, (*asked, *options))
-        torch.library.opcheck(adcorre_kernels.pair_gradient, (*asked, scale, *options))
+        torch.library.opcheck(gpu.pair_values, (*asked, *options))
+        torch.library.opcheck(gpu.pair_gradient, (*asked, scale, *options))
     for name in ("pair_values", "pair_gradient"):
-        ours, theirs = getattr(adcorre_kernels, name), getattr(pairs, name)._opoverload
+        ours, theirs = getattr(gpu, name), getattr(pairs, name)._opoverload
         words = [[(a.name, str(a.type)) for a in op._schema.arguments] for op in (ours, theirs)]
         assert words[0] == words[1]
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-import adcorre_kernels
-from adcorre_kernels import pair_plan
+from adcorre_kernels import gpu
+from adcorre_kernels.gpu import pair_plan
 from tests.kernels.launched.pair_tools import (
     PRECISIONS,
     Pairs,
@@ -65,7 +65,7 @@ def test_blocks_of_tiles(n) -> None:
     options = (0.0, -100, "highest", False, 0, n)
     plan = pair_plan.of_pairs(n, 1, 8, "highest", 0.0, False, 0, n, "sm_80")
     assert (plan.tiles, plan.group) == {640: (5, 1), 700: (6, 1), 2000: (8, 2)}[n]
-    values = adcorre_kernels.pair_values(*(part.to(DEVICE) for part in problem[:3]), *options)
+    values = gpu.pair_values(*(part.to(DEVICE) for part in problem[:3]), *options)
     assert_values_within_budget(truth_of(problem), "highest", values.cpu())
 
 

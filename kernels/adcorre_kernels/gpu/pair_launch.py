@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adcorre_kernels import pair_plan, pairs
-from adcorre_kernels.launch import _aligned, _labels, _readable
-from adcorre_kernels.pair_plan import PairPlan
+from adcorre_kernels.gpu import pair_plan, pairs
+from adcorre_kernels.gpu.launch import _aligned, _labels, _readable
+from adcorre_kernels.gpu.pair_plan import PairPlan
 
 _LARGEST_WEIGHT = 128.0  # in the gradient's left factor, whose pieces are float16
 

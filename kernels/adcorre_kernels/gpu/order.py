@@ -13,7 +13,7 @@ two launches make it, `count_labels` and `place_samples`; beyond, `torch.sort`. 
 import triton
 import triton.language as tl
 
-from adcorre_kernels.rows import UNSPECIALISED, labels_of
+from adcorre_kernels.gpu.rows import UNSPECIALISED, labels_of
 
 
 @triton.jit

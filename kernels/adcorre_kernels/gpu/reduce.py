@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from adcorre_kernels.order import parts, region
+from adcorre_kernels.gpu.order import parts, region
 
 
 @triton.jit(do_not_specialize=["programs", "embeddings", "chunk", "C", "capacity"])

@@ -8,8 +8,8 @@ its own, ED by `wide_embedding`, and the gradient in two walks over the sample, 
 import triton
 import triton.language as tl
 
-from adcorre_kernels.order import collect, parts
-from adcorre_kernels.rows import UNSPECIALISED, centre, labels_of, sign
+from adcorre_kernels.gpu.order import collect, parts
+from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, sign
 
 
 @triton.jit

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adcorre_kernels import plan
-from adcorre_kernels.finish import finish
-from adcorre_kernels.narrow import narrow_gradient, narrow_statistics
-from adcorre_kernels.order import count_labels, place_samples
-from adcorre_kernels.reduce import reduce_slots
-from adcorre_kernels.start import start, trait
-from adcorre_kernels.wide import wide_embedding, wide_gradient, wide_statistics
+from adcorre_kernels.gpu import plan
+from adcorre_kernels.gpu.finish import finish
+from adcorre_kernels.gpu.narrow import narrow_gradient, narrow_statistics
+from adcorre_kernels.gpu.order import count_labels, place_samples
+from adcorre_kernels.gpu.reduce import reduce_slots
+from adcorre_kernels.gpu.start import start, trait
+from adcorre_kernels.gpu.wide import wide_embedding, wide_gradient, wide_statistics
 
 
 def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float) -> Tensor:
@@ -125,7 +125,7 @@ def _class_or_last(targets: Tensor, num_classes: int, ignore_index: int) -> tupl
 
 
 def _sorted_order(targets: Tensor, num_classes: int, ignore_index: int, step: int, capacity: int) -> Tensor:
-    """One order of all samples, as `adcorre_kernels.order` describes it."""
+    """One order of all samples, as `adcorre_kernels.gpu.order` describes it."""
     n, device = targets.shape[0], targets.device
     labels, bad = _class_or_last(targets, num_classes, ignore_index)
     labels, permutation = torch.sort(labels, stable=True)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from adcorre_kernels.start import Constants
+from adcorre_kernels.gpu.start import Constants
 
 COUNTED_CLASSES = 32  # up to here counting orders the samples; beyond, a sort does
 LOCAL_SAMPLES = 8192  # up to here, and so few classes, a program orders its own samples, of one class: one launch less

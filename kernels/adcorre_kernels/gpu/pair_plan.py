@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from adcorre_kernels.plan import ceil_div, power_of_2, round_up
+from adcorre_kernels.gpu.plan import ceil_div, power_of_2, round_up
 
 # What the tables hold: two pieces of float16 keep 22 bits, two of bfloat16 16, one of bfloat16 8.
 _TABLES = {

@@ -7,8 +7,8 @@ unrolled. So k is never padded, row sums stay inside a warp, u = sum_l z_l needs
 import triton
 import triton.language as tl
 
-from adcorre_kernels.order import collect, parts
-from adcorre_kernels.rows import UNSPECIALISED, centre, labels_of, sign, zeros
+from adcorre_kernels.gpu.order import collect, parts
+from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, sign, zeros
 
 
 @triton.jit

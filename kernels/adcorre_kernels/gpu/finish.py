@@ -8,7 +8,7 @@ float64. Tiles are (BK embeddings, BC classes, BD entries).
 import triton
 import triton.language as tl
 
-from adcorre_kernels.rows import sign
+from adcorre_kernels.gpu.rows import sign
 
 
 @triton.jit

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adcorre_kernels import launch, pair_launch
+from adcorre_kernels.gpu import launch, pair_launch
 
 _LIBRARY = torch.library.Library("adcorre_kernels", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-from adcorre_kernels.rows import centre, labels_of, zeros
+from adcorre_kernels.gpu.rows import centre, labels_of, zeros
 
 # Launch arguments whose value must not choose a compiled variant.
 UNSPECIALISED = ["n", "row_start", "row_stop", "padded", "tiles", "group", "ignore_index", "C"]
