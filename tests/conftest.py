@@ -1,4 +1,4 @@
-"""For every test: seeds, hypothesis' settings, the sampling of long matrices, the skip where nothing can be compiled."""
+"""For every test: seeds, hypothesis' settings, the sampling of long matrices, the skip without a C++ compiler."""
 
 import os
 import random
@@ -43,15 +43,16 @@ def pytest_report_header() -> str:
 
 
 def left_out(items: list[pytest.Item], seed: int) -> list[pytest.Item]:
-    """Of a test marked sample(m) every case but each m-th."""
-    numbers: dict[str, int] = {}
-    cases = []
+    """Of a test marked sample(m), shuffle the cases and leave out all but each m-th, starting at `seed`."""
+    tests: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if marker := item.get_closest_marker("sample"):
-            test = item.nodeid.partition("[")[0]
-            number = numbers[test] = numbers.get(test, -1) + 1
-            if (number - seed) % marker.args[0]:
-                cases.append(item)
+        if item.get_closest_marker("sample"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    cases = []
+    for test, own in tests.items():
+        [m] = own[0].get_closest_marker("sample").args  # type: ignore[union-attr]
+        random.Random(test).shuffle(own)  # in order, m could divide the number of dtypes and select one of them alone
+        cases += [item for place, item in enumerate(own) if (place - seed) % m]
     return cases
 
 
