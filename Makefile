@@ -23,14 +23,14 @@ test-oldest: VENV = .venv-oldest
 test-oldest: venv-oldest ## a selection on the oldest supported PyTorch, Triton and the rest
 	$(PYTEST) -m "not slow" $(OLDEST) $(ARGS)
 
-test-slow: venv ## only the slow tests, without those of make ptx
-	$(PYTEST) -m slow --ignore tests/ptx $(ARGS)
+test-slow: venv ## only the slow tests
+	$(PYTEST) -m slow $(ARGS)
 
-test-all: venv ## every test
-	$(PYTEST) $(ARGS)
+test-all: venv ## every test, with every case of those that the others sample
+	ADCORRE_SAMPLE=all $(PYTEST) $(ARGS)
 
 ptx: venv ## the compiled kernels in a machine on the CPU, over the whole covering set
-	$(PYTEST) tests/ptx --ptx-table bench/results/ptx.csv $(ARGS)
+	ADCORRE_SAMPLE=all $(PYTEST) tests/ptx --ptx-table bench/results/ptx.csv $(ARGS)
 
 ptx-mutants: venv ## plant faults in the compiled kernels and count those found (ARGS=--help: how many)
 	PYTHONPATH=.:kernels OMP_NUM_THREADS=1 TRITON_DEFAULT_FP_FUSION=1 $(RUN) -m tests.ptx.mutants $(ARGS)

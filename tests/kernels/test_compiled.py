@@ -29,6 +29,7 @@ def assert_within_limits(case: str, dtype: str, target: str) -> None:
             assert row.matrix_instructions > 0, row
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case, dtype", [("paper", "float32"), ("paper", "bfloat16"), ("blocks", "float32")])
 def test_every_kernel_compiles_within_its_limits(case, dtype, target) -> None:
@@ -42,6 +43,7 @@ def test_kernels_over_pairs_compile_within_their_limits(precision, target) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", static.cases())
 def test_every_case_compiles_within_its_limits(case, target) -> None:

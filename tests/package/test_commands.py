@@ -35,8 +35,8 @@ def options(text: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_help_shows_defaults(run, command: str) -> None:
-    result = run("python", "-m", *command.split(), "--help")
+def test_help_shows_defaults(run_module, command: str) -> None:
+    result = run_module(*command.split(), "--help")
     assert result.returncode == 0, result.stderr
     found = options(result.stdout)
     assert command in WITHOUT_DEVICE or {"--seed", "--device"} <= found.keys()
@@ -46,8 +46,8 @@ def test_help_shows_defaults(run, command: str) -> None:
 
 @pytest.mark.parametrize("wrong", [["--no-such-option"], ["--device", "abacus"]], ids=" ".join)
 @pytest.mark.parametrize("command", commands())
-def test_a_users_error_is_one_message(run, command: str, wrong: list[str]) -> None:
-    result = run("python", "-m", *command.split(), *wrong)
+def test_a_users_error_is_one_message(run_module, command: str, wrong: list[str]) -> None:
+    result = run_module(*command.split(), *wrong)
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     assert wrong[0 if command in WITHOUT_DEVICE else -1] in result.stderr

@@ -54,12 +54,14 @@ def test_the_covering_set_covers_every_pair(cases: list[tuple], factors: tuple) 
 
 
 @pytest.mark.slow
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("case", COVERING, ids=str)
 def test_the_covering_set(case: Case, record_property: Callable[[str, object], None]) -> None:
     record_property("ptx", check(case).row(case))
 
 
 @pytest.mark.slow
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("case", PAIRS, ids=str)
 def test_the_covering_set_of_pairs(case: PairCase, record_property: Callable[[str, object], None]) -> None:
     record_property("ptx", check_pairs(case).row(case))
@@ -94,6 +96,7 @@ def test_the_same_bits_of_pairs_in_every_schedule(precision: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_traffic_is_three_passes(dtype: torch.dtype) -> None:
     """Bytes to and from memory, all arguments: n k d elements forward, 2 n k d backward, within 2 %.

@@ -29,12 +29,14 @@ WIDE = [
 MANY_CLASSES = [(40, 3, 20, 33), (20, 2, 16, 100), (5, 9, 130, 33)]  # one order of all samples
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
 @pytest.mark.parametrize("shape", NARROW + WIDE)
 def test_terms_of_the_paper(shape, dtype) -> None:
     check(draw(*shape), dtype)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("shape", MANY_CLASSES)
 def test_many_classes(shape, dtype, monkeypatch) -> None:

@@ -28,6 +28,7 @@ def all_targets(target: float | str) -> dict:
     return {"between": target, "mean": target, "embedding": target}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("n, k, d, num_classes", [(1, 3, 8, 4), (6, 3, 8, 1), (6, 1, 8, 3), (6, 3, 2, 3), (0, 3, 8, 4)])
@@ -49,6 +50,7 @@ def test_all_samples_ignored(kernel, num_classes) -> None:
     assert gradient.abs().max() == 0
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("target", TARGETS)
 @every_kernel
 def test_constant_vectors_have_no_direction(kernel, target) -> None:
@@ -101,6 +103,7 @@ def test_ignored_samples_touch_nothing(kernel, num_classes) -> None:
     assert got[1][~keep].abs().max() == 0
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("bad", [4, -1, 2**40, -(2**40)])
 @every_kernel
 def test_a_bad_label_makes_everything_nan(kernel, bad) -> None:

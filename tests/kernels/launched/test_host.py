@@ -13,6 +13,7 @@ from tests.kernels.launched.tools import DEVICE, INTERPRETED, assert_within_budg
 from tests.loss.tools import run as run_on_cpu
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["transposed", "expanded", "strided", "every second entry", "odd start"])
 @pytest.mark.parametrize("k, d", [(3, 8), (17, 10)])
 def test_any_strides(kind, k, d) -> None:

@@ -33,6 +33,7 @@ def check(problem: Pairs, precision: str) -> None:
     assert_pairs_within_budget(problem, precision, launch_pairs(problem, precision))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pairs(shape, precision) -> None:
@@ -76,6 +77,7 @@ def test_targets_where_nothing_bends(target) -> None:
     check(problem._replace(x=torch.randn(40, 2, 32, generator=generator)), "highest")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("likeness", [0.0, 1e-3, 1.0])
 def test_a_single_correlation(likeness, precision) -> None:
@@ -205,6 +207,7 @@ def test_thousands_of_classes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("complete", [False, True])
 @pytest.mark.parametrize(
     "shape", [(150, 7, 256, 7), (40, 3, 4096, 2), (20, 20, 130, 4), (300, 2, 700, 5), (3, 64, 72, 2)]
