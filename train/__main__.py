@@ -1,18 +1,12 @@
 """`python -m train`: one training run from the command line, or one process of it under torchrun."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 
+from train.disk import FULL
 from train.errors import UserError, message_of
 from train.settings import layers, parser, resolve
-
-DISK = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk's quota is used up",
-    errno.EFBIG: "a file is too large",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,9 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error{f' (process {rank})' if rank != '0' else ''}: {message_of(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in DISK:
+        if error.errno not in FULL:
             raise
-        print(f"error: {DISK[error.errno]} ({error}); the last checkpoints are kept, --resume goes on", file=sys.stderr)
+        print(f"error: {FULL[error.errno]} ({error}); the last checkpoints are kept, --resume goes on", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted before training began", file=sys.stderr)

@@ -13,8 +13,10 @@ import torchvision
 import adcorre
 from train.checkpoint import State, checkpoints, read_checkpoint
 from train.data import Splits
+from train.disk import expand
 from train.errors import UserError
 from train.ranks import Ranks
+from train.run_folder import is_run
 from train.settings import Settings, flag
 
 # What the weights do not depend on. The data are known by their fingerprints, wherever they lie.
@@ -25,18 +27,20 @@ FREE |= {"checkpoint_every", "checkpoint_minutes", "log_every"}
 def find_run(settings: Settings) -> Path | None:
     """The run folder to go on in; None where `--resume auto` begins a run."""
     if settings.run.resume != "auto":
-        path = Path(settings.run.resume).expanduser()
-        if settings.run.out and Path(settings.run.out).expanduser().absolute() != path.absolute():
+        path = expand(settings.run.resume)
+        if settings.run.out and expand(settings.run.out).absolute() != path.absolute():
             raise UserError(f"--resume {path} goes on in that folder; --out {settings.run.out} is another")
         return path
     if not settings.run.out:
         raise UserError("--resume auto: say by --out in which folder")
-    path = Path(settings.run.out).expanduser()
+    path = expand(settings.run.out)
     if checkpoints(path):
         return path
+    if not is_run(path):
+        return None
     if any((path / name).exists() for name in ("last", "results.json")):
         raise UserError(f"--resume auto: {path} holds a run without a checkpoint to go on from; choose another --out")
-    settings.run.overwrite |= (path / "settings.json").is_file()  # it ended before its first checkpoint
+    settings.run.overwrite = True  # it ended before its first checkpoint
     return None
 
 

@@ -102,6 +102,17 @@ def test_two_processes_do_not_share_a_folder(stopped: Path, tmp_path: Path, caps
     assert "another process is training in this folder" in capsys.readouterr().err
 
 
+def test_files_of_the_user_among_the_checkpoints_survive(tmp_path: Path) -> None:
+    theirs = ["notes.txt", "backup.pt", "epoch00001-step000000001-backup.pt", "123.partial", "old/x.pt"]
+    (tmp_path / "checkpoints/old").mkdir(parents=True)
+    for name in theirs:
+        (tmp_path / "checkpoints" / name).write_text("mine")
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, {"epoch": 1, "step": step})
+    assert len(checkpoints(tmp_path)) == 2
+    assert [(tmp_path / "checkpoints" / name).read_text() for name in theirs] == ["mine"] * len(theirs)
+
+
 def full_disk(*_: Any, **__: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -169,7 +180,7 @@ def test_a_loss_that_is_no_number_keeps_the_checkpoints(
 def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, {"epoch": 1, "step": step})
-    (tmp_path / "checkpoints/123.partial").touch()
+    (tmp_path / "checkpoints/checkpoint.partial").touch()  # killed half written
     write_checkpoint(tmp_path, {"epoch": 2, "step": 4})
     assert [path.name[:25] for path in checkpoints(tmp_path)] == [
         "epoch00002-step000000004-",

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tests.train import trainer
 from tests.train.test_command import QUICK
 from tests.train.trainer import RUN, assert_same, outcome, resumes, steps_in, stop_after
+from train import owned_folder
 from train.__main__ import main
 from train.checkpoint import checkpoints, read_checkpoint
 from train.ranks import ALONE
@@ -114,7 +115,8 @@ def test_resume_auto(fer_folders: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "say by --out in which folder" in capsys.readouterr().err
     begin = ["--data", str(fer_folders), "--out", str(run), "--resume", "auto", *QUICK]
     run.mkdir()
-    (run / "settings.json").write_text("{}")  # it ended before its first checkpoint
+    owned_folder.mark(run, "run")  # it ended before its first checkpoint
+    (run / "settings.json").write_text("{}")
     assert main(begin) == 0
     assert main(begin) == 0
     assert "this run has ended" in capsys.readouterr().out
