@@ -124,7 +124,7 @@ def test_missing_pictures_are_findings(tmp_path: Path, capsys: pytest.CaptureFix
     lines = [(f"train_{n:05d}.jpg", n) for n in range(1, 8)] + [("test_0001.jpg", 1)]
     root = layouts.raf_original(tmp_path / "d", lines)
     (root / "Image/aligned/train_00003_aligned.jpg").unlink()
-    assert kinds(found(root, capsys, 1)) == ["missing", "counts"]
+    assert kinds(found(root, capsys, 1)) == ["missing", "absent classes", "absent classes", "counts"]
 
 
 def test_many_processes_find_the_same(tmp_path: Path) -> None:

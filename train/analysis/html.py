@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from train.analysis.evaluation_folder import evaluate_run, read_json
+from train.analysis.evaluation_folder import evaluate_run, is_current, read_json
 from train.analysis.svg import Line, lines, scatter
 from train.command import run_settings
 from train.errors import UserError
@@ -27,11 +27,8 @@ def write_report(options: Any) -> Path:
     if not epochs:
         raise UserError(f"{run}: no run with a finished epoch there (looked for epochs.csv)")
     folder = run / "evaluation-test"
-    if not options.no_evaluate and (options.data or not _current(folder, run)):
-        from train.evaluate import parser
-
-        arguments = [str(run), "--seed", str(options.seed), "--device", options.device]
-        evaluate_run(parser().parse(arguments + (["--data", options.data] if options.data else [])))
+    if not options.no_evaluate and (options.data or not is_current(folder, run)):
+        evaluate_run(run, data=options.data, seed=options.seed, device=options.device)
     sections = [
         _head(run),
         _curves(steps, epochs),
