@@ -10,8 +10,8 @@ memory than caches hold. Rows that the file has already, from the same commit, d
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from bench import measure, rows
-from bench.rivals import CONTENDERS, OURS, YARDSTICK, Contender
+from bench.rivals import CONTENDERS, OURS, Contender, ours_on
 
 FIELDS = (
     *rows.ORIGIN, "part", "contender", "n", "k", "d", "classes", "dtype", "seconds", "p20", "p80", "forward",
@@ -134,7 +134,7 @@ def measured(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, 
     sources = [tensor.detach().view(-1)[: COPIED // x.element_size()] for tensor in inputs]
     target, source = torch.empty_like(sources[0]), cycle(sources)
     turns: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(next(source))}
-    yardstick = YARDSTICK[device.type]
+    yardstick = ours_on(device.type)[0]
     if name != yardstick:
         turns[yardstick] = ours = Step(CONTENDERS[yardstick], inputs, targets, attention)
         ours()
@@ -200,9 +200,8 @@ def rows_of(
     name: str, todo: list[Shape], options: argparse.Namespace, session: rows.Session
 ) -> Iterator[dict[str, Any]]:
     """Runs one contender's process and yields its rows as they come, until the session's time is up."""
-    package = CONTENDERS[name].package
-    if package and importlib.util.find_spec(package) is None:
-        yield {**asdict(todo[0]), "note": f"not installed: {package.replace('_', '-')}"}
+    if not CONTENDERS[name].installed():
+        yield {**asdict(todo[0]), "note": f"not installed: {CONTENDERS[name].package.replace('_', '-')}"}
         return
     given = {**vars(options), "out": None, "contender": name, "shapes": [asdict(shape) for shape in todo]}
     command = [sys.executable, "-W", "ignore", "-c", "import sys; from bench.loss import work; work(sys.argv[1])"]
@@ -247,13 +246,14 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("--n and --runs: expected at least 1")
     session = rows.Session(parser, options, FIELDS, KEY)
     kind = session.device.type
-    able = [name for name, contender in CONTENDERS.items() if contender.runs_on(kind)]
-    if wrong := set(options.contenders or []) - set(able):
+    able = [name for name, contender in CONTENDERS.items() if contender.fits(kind)]
+    wrong = set(options.contenders or []) - set(able)
+    if wrong and os.environ.get("TRITON_INTERPRET") != "1":
         parser.error(f"--contenders {' '.join(wrong)}: not on {kind}; needs another --device, or TRITON_INTERPRET=1")
     free = torch.cuda.mem_get_info(options.device)[0] * 0.95 if kind == "cuda" else measure.available_memory() * 2 / 3
     options.memory = int(options.memory * 2**30 if options.memory else free)
     options.seconds = SECONDS[kind] if options.seconds is None else options.seconds
-    for name in options.contenders or [name for name in able if CONTENDERS[name].device in ("", kind)]:
+    for name in options.contenders or able:
         shapes = planned(name, kind, options.parts, options.n)
         todo = [shape for shape in shapes if not session.done(contender=name, **asdict(shape))]
         if not todo:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bench import rows
 from bench.pictures import draw
-from bench.rivals import CONTENDERS, OURS, YARDSTICK
+from bench.rivals import CONTENDERS, OURS, ours_on
 from bench.rows import Rows
 
 TEXTS = (rows.ROOT / "README.md", rows.ROOT / "docs" / "benchmarks.md")
@@ -55,15 +55,25 @@ def run_of(row: dict[str, str]) -> tuple[str, ...]:
 
 
 def one_run(found: Rows, line: Sequence[str], cell: Sequence[str] = ()) -> Iterator[tuple[dict[str, str], Cells]]:
-    """By line of a table, in the order in which lines first came: its newest row, and its cells, all of one run."""
-    lines: dict[tuple[str, ...], dict[tuple[str, ...], Cells]] = {}
+    """By line of a table, in the order in which lines first came: its newest row, and its cells, all of one run.
+
+    A cell that was measured again begins another run: rows from before there were sessions have nothing else to tell.
+    """
+    lines: dict[tuple[str, ...], dict[tuple[str, ...], list[Cells]]] = {}
     for row in found:
-        cells = lines.setdefault(tuple(row[name] for name in line), {}).setdefault(run_of(row), {})
-        cells[tuple(row[name] for name in cell)] = row
-    for runs in lines.values():
-        newest = {run: max(cells.values(), key=lambda row: row["date"]) for run, cells in runs.items()}
-        best = max(runs, key=lambda run: (len(runs[run]), newest[run]["date"]))
-        yield newest[best], runs[best]
+        runs = lines.setdefault(tuple(row[name] for name in line), {}).setdefault(run_of(row), [{}])
+        key = tuple(row[name] for name in cell)
+        if key in runs[-1]:
+            runs.append({})
+        runs[-1][key] = row
+    for by_run in lines.values():
+        candidates = [
+            (len(cells), max(cells.values(), key=lambda row: row["date"]), cells)
+            for runs in by_run.values()
+            for cells in runs
+        ]
+        _, newest, cells = max(reversed(candidates), key=lambda candidate: (candidate[0], candidate[1]["date"]))
+        yield newest, cells
 
 
 def where(row: dict[str, str]) -> list[str]:
@@ -96,7 +106,7 @@ def missing(gpu: bool) -> str:
     if not sizes:
         return ""
     kind = "cuda" if gpu else "cpu"
-    names = [YARDSTICK[kind], *(name for title, (name, *_) in SHORT.items() if title != "ours")]
+    names = [ours_on(kind)[0], *(name for title, (name, *_) in SHORT.items() if title != "ours")]
     command = f"python -m bench loss --device {kind} --parts n --n {' '.join(sizes)} --contenders {' '.join(names)}"
     return f"README.md has no figure of one run for all of n = {', '.join(sizes)}; this measures them: {command}"
 
@@ -110,12 +120,11 @@ def lines_of(
     gpu: bool,
 ) -> Table:
     """A line for each case and device, of its newest row."""
-    found = [row for row in rows.select(file, parts, gpu) if row["contender"] not in OLD_RIVALS]
+    found = [row for row in rows.select(file, parts, gpu) if row["contender"] in OURS or file != "loss.csv"]
     newest = [row for row, _ in one_run(found, ("part", "device", *key)) if row["seconds"] or row["note"]]
     return [*head, *WHERE], [[*line(row), *where(row)] for row in newest]
 
 
-OLD_RIVALS = ("circle", "triplet", "triplet-hard", "numpy-rows")  # no longer measured
 CASE = ("contender", "n", "k", "d", "classes", "dtype")
 TRAFFIC = ["", "n", "forward", "backward", "GB/s of the least traffic", "of a copy", "launches", "MiB more"]
 
@@ -204,11 +213,11 @@ TABLES: dict[str, Callable[[bool], Table]] = {
 
 
 def write(name: str) -> str:
-    """The table of a name in TABLES, without columns that are empty; `NAME-gpu` is the same of GPUs."""
+    """The table of a name in TABLES; `NAME-gpu` is the same of GPUs. All but `speed` go without empty columns."""
     head, lines = TABLES[name.removesuffix("-gpu")](name.endswith("-gpu"))
     if not lines:
         return f"`{name}`: not measured yet."
-    columns = [(title, *cells) for title, *cells in zip(head, *lines, strict=True) if any(cells)]
+    columns = [(title, *cells) for title, *cells in zip(head, *lines, strict=True) if any(cells) or "speed" in name]
     texts = ["| " + " | ".join(line) + " |" for line in zip(*columns, strict=True)]
     return "\n".join([texts[0], "| " + " | ".join(["---"] * len(columns)) + " |", *texts[1:]])
 
@@ -243,6 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.check:
         print("\n".join(f"{path}: its tables are not those of the rows" for path in stale) or "up to date")
         return 1 if stale else 0
+    options.pictures.mkdir(parents=True, exist_ok=True)
     for path in [*stale, *draw(options.pictures)]:
         print(f"written: {path}")
     return 0

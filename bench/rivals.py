@@ -6,7 +6,7 @@ pytorch-metric-learning see the same embeddings as (n, k d), with that library's
 
 from __future__ import annotations
 
-import os
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -36,8 +36,11 @@ class Contender:
     device: str = ""
     sizes: tuple[int, ...] = ()
 
-    def runs_on(self, kind: str) -> bool:
-        return self.device in ("", kind) or (self.device == "cuda" and os.environ.get("TRITON_INTERPRET") == "1")
+    def fits(self, kind: str) -> bool:
+        return self.device in ("", kind)
+
+    def installed(self) -> bool:
+        return not self.package or importlib.util.find_spec(self.package) is not None
 
 
 def _terms(backend: str, **options: Any) -> Callable[[], Call]:
@@ -104,6 +107,8 @@ RIVALS = {
     "reference-compiled": Contender(_compiled(_terms("reference")), False, sizes=COMPILED_AT),
 }
 CONTENDERS = OURS | RIVALS
-YARDSTICK = {
-    kind: next(name for name, contender in OURS.items() if contender.device in ("", kind)) for kind in ("cpu", "cuda")
-}
+
+
+def ours_on(kind: str) -> list[str]:
+    """The linear backends that run on "cpu" or "cuda" here, the fastest first; ratios are to that one."""
+    return [name for name, ours in OURS.items() if ours.linear and ours.fits(kind) and ours.installed()]

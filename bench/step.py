@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from adcorre import AdCorreLoss, EmbeddingSpace, VirtualBatch
 from bench import measure, rows
-from bench.rivals import OURS
+from bench.rivals import ours_on
 
 FIELDS = (
     *rows.ORIGIN, "part", "contender", "backbone", "image_size", "batch", "virtual", "seconds", "p20", "p80",
@@ -178,8 +178,7 @@ def loss_part(options: argparse.Namespace, image_size: int) -> Group:
     on_gpu = options.device != "cpu"
     base = Levers(channels_last=on_gpu, bf16=on_gpu, fused=True)
     kind = "cuda" if on_gpu else "cpu"
-    linear = [name for name, ours in OURS.items() if ours.linear and ours.device in ("", kind)]
-    backends = [*linear, "reference"]
+    backends = [*ours_on(kind), "reference"]
     made = partial(Step, options, image_size)
     steps: dict[str, Callable[[], Callable[[], None]]] = {"ce": partial(made, None, base)}
     steps |= {backend: partial(made, backend, base) for backend in backends}
