@@ -64,6 +64,11 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
+def difference(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Median over rounds of slow minus fast."""
+    return statistics.median(a - b for a, b in zip(slow, fast, strict=True))
+
+
 def peak_during(call: Callable[[], object], device: torch.device) -> int:
     """Bytes at the peak of one call beyond those held before it; what the call returns is counted."""
     if device.type == "cuda":

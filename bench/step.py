@@ -1,10 +1,10 @@
 """`python -m bench step`: a whole training step, and what the loss and each lever of speed are in it.
 
 Images are drawn noise that is on the device already: the step is forward pass, loss, backward pass and optimizer. Part
-`loss` holds cross-entropy alone against Ad-Corre, by backend, batch and virtual batch. Its columns `forward`, `loss`,
-`backward` and `optimizer` are of rounds with a halt between them, and `loss_share` is what the loss took there beyond
-cross-entropy, over the whole step: a difference of two steps would be too noisy to show it. Part `levers` switches each
-lever on by itself and all of them together, beside a step made of timm's own pieces with the defaults of timm's script.
+`loss` compares cross-entropy alone with Ad-Corre, by backend, batch and virtual batch. Its column `loss` is the loss by
+itself, forward and backward, and `loss_share` what that takes beyond cross-entropy, over the whole step: a difference of
+two steps would be too noisy to show it. Part `levers` switches each lever on by itself and all of them together, beside
+a step made of timm's own pieces with the defaults of timm's script.
 All contenders of a size take turns within one process. Sizes that the file has already are not run again.
 """
 
@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from typing import Any, cast
 
 import torch
@@ -34,7 +33,6 @@ FIELDS = (
     "peak_extra_mib", "joules", "clock_mhz", "celsius", "note",
 )  # fmt: skip
 KEY = ("part", "contender", "backbone", "image_size", "batch")
-PHASES = ("forward", "loss", "backward", "optimizer")
 CLASSES = 7
 
 
@@ -95,6 +93,7 @@ class Step:
             self.loss = AdCorreLoss(CLASSES, validate=False, backend=loss).to(self.device)
         self.virtual_batch = VirtualBatch(self.model, self.loss, options.batch) if self.loss and virtual > 1 else None
         self.can_halt = virtual == 1 and not levers.graph
+        self.outputs: list[Tensor] | None = None
         self.replay: Callable[[], None] | None = None
         if levers.graph:
             self.replay = measure.capture(self._step)[0].replay
@@ -121,26 +120,12 @@ class Step:
             return cross_entropy(logits.float(), self.targets)
         return self.loss(logits, embeddings, self.targets).loss
 
-    def phases(self) -> list[float]:
-        """Seconds of each of PHASES in one step with a halt after each; `loss` is the loss forward and backward."""
-        marks = [self._mark()]
-        self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.levers.bf16):
-            outputs = self.model(self.images)
-        marks.append(self._mark())
-        cut = [tensor.detach().requires_grad_() for tensor in outputs]
-        upstream = torch.autograd.grad(self._loss(*cut), cut, allow_unused=True)
-        marks.append(self._mark())
-        used = [(tensor, g) for tensor, g in zip(outputs, upstream, strict=True) if g is not None]
-        torch.autograd.backward([tensor for tensor, _ in used], [g for _, g in used])
-        marks.append(self._mark())
-        self.optimizer.step()
-        marks.append(self._mark())
-        return [after - before for before, after in pairwise(marks)]
-
-    def _mark(self) -> float:
-        measure.synchronize(self.device)
-        return time.perf_counter()
+    def loss_alone(self) -> None:
+        """The loss, forward and backward, on outputs of the model that are there already."""
+        if self.outputs is None:
+            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.levers.bf16):
+                self.outputs = [tensor.requires_grad_() for tensor in self.model(self.images)]
+        torch.autograd.grad(self._loss(*self.outputs), self.outputs, allow_unused=True)
 
 
 def timm_default(options: argparse.Namespace, image_size: int) -> Callable[[], None]:
@@ -225,12 +210,10 @@ def rows_of(group: Group, options: argparse.Namespace, session: rows.Session) ->
             yield {"contender": name, "note": f"failed: {type(error).__name__}: {said}"[:200]}
     seconds = min(options.seconds, session.left())
     times = measure.in_turns(made, device, seconds=seconds, most=options.runs)
-    halted = {name: step for name, step in made.items() if isinstance(step, Step) and step.can_halt}
-    parts: dict[str, list[list[float]]] = {name: [] for name in halted}
-    if group.against in halted:
-        for _ in range(max(3, len(times[group.against]) // 3)):
-            for name, step in halted.items():
-                parts[name].append(step.phases())
+    alone = {name: step.loss_alone for name, step in made.items() if isinstance(step, Step) and step.can_halt}
+    if group.against not in alone:
+        alone = {}
+    losses = measure.in_turns(alone, device, seconds=seconds / 4, most=options.runs)
     for name, own in times.items():
         virtual = group.virtual.get(name, 1)
         middle = statistics.median(own)
@@ -241,13 +224,10 @@ def rows_of(group: Group, options: argparse.Namespace, session: rows.Session) ->
         }  # fmt: skip
         if peaks[name]:  # the memory of a captured graph is taken before
             row["peak_extra_mib"] = f"{peaks[name] / 2**20:.0f}"
-        if parts.get(name):
-            middles = [statistics.median(seconds) for seconds in zip(*parts[name], strict=True)]
-            row |= {phase: f"{value:.4g}" for phase, value in zip(PHASES, middles, strict=True)}
-            beyond = statistics.median(
-                own[1] - other[1] for own, other in zip(parts[name], parts[group.against], strict=True)
-            )
-            row["loss_share"] = f"{beyond / middle:.4g}" if name != group.against else ""
+        if name in losses:
+            row["loss"] = f"{statistics.median(losses[name]):.4g}"
+            if name != group.against:
+                row["loss_share"] = f"{measure.difference(losses[name], losses[group.against]) / middle:.4g}"
         yield row
 
 

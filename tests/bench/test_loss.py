@@ -195,7 +195,7 @@ def test_step_and_scale_run(tmp_path) -> None:
         row["contender"] for row in written
     }
     assert all(float(row["images_per_second"]) > 0 for row in written)
-    assert all(float(row["forward"]) > 0 for row in written if row["contender"] in ("ce", "torch", "reference"))
+    assert all(float(row["loss"]) > 0 for row in written if row["contender"] in ("ce", "torch", "reference"))
     again = bench("step", "--busy", *words, "--threads", 1, "--out", tmp_path / "step.csv")
     assert again.returncode == 0
     assert again.stdout == ""
