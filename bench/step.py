@@ -2,8 +2,8 @@
 
 Images are drawn noise that is on the device already: the step is forward pass, loss, backward pass and optimizer. Part
 `loss` compares cross-entropy alone with Ad-Corre, by backend, batch and virtual batch. Its column `loss` is the loss by
-itself, forward and backward, and `loss_share` what that takes beyond cross-entropy, over the whole step: a difference of
-two steps would be too noisy to show it. Part `levers` switches each lever on by itself and all of them together, beside
+itself, forward and backward, and `loss_share` what that takes beyond cross-entropy, over the whole step: a difference
+of two steps would be too noisy to show it. Part `levers` switches each lever on by itself and all of them, beside
 a step made of timm's own pieces with the defaults of timm's script.
 All contenders of a size take turns within one process. Sizes that the file has already are not run again.
 """
