@@ -10,6 +10,7 @@ COMMANDS = {
     "scale": "as n, ranks and virtual batches grow",
     "loading": "training images per second from files, cache and shards, beside those that a step takes",
     "report": "the rows as tables in the README and docs, and as pictures",
+    "host": "what a step costs the host, with launches replaced by nothing: no GPU needed",
     "gate": "what must not get worse, on a noisy machine: part of the tests",
     "targets": "where the terms lead free vectors, target by target",
     "static": "what the compiled kernels use, and how fast they can be: no GPU needed",

@@ -1,7 +1,6 @@
 """`python -m bench gpu` from end to end in Triton's interpreter, at toy size; and the dispatcher of the benchmarks."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -38,8 +37,8 @@ def test_parts_run_once_and_go_on_where_they_stopped(tmp_path) -> None:
     second = bench("gpu", "--device", "cpu", "--parts", "agrees", "graph", "--out", out)
     assert "agrees: done before" in second.stdout
     assert {row["part"] for row in rows_of(out)} == {"agrees", "determinism", "graph"}
-    assert len(rows_of(out)) == len(rows) + 1
-    assert set(json.loads(out.with_suffix(".done.json").read_text())) == {"agrees", "determinism", "graph"}
+    passed = [row["part"] for row in rows_of(out) if row["metric"] == "passed"]
+    assert passed == ["agrees", "determinism", "graph"]
 
 
 @pytest.mark.slow
