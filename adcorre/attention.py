@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor, nn
 
 from adcorre import checks
+from adcorre.logits import count_predictions
 
 EPSILON = 1e-6  # Eq. 7's 10e-7
+
+
+@runtime_checkable
+class AttentionMap(Protocol):
+    """What `AdCorreLoss(attention_map=...)` takes: an `nn.Module` with these two methods, its state in buffers.
+
+    counts: (2, C) int64, of each class, how many samples a step predicted right and how many it saw.
+    """
+
+    def record(self, counts: Tensor) -> None:
+        """Take one training step's counts into the state, in place."""
+
+    def weights(self, counts: Tensor | None = None) -> Tensor:
+        """w, (C,) floating, of the state as it stands; or as it were after `record(counts)`, which it is not."""
 
 
 class AdaptiveAttentionMap(nn.Module):
@@ -36,6 +54,20 @@ class AdaptiveAttentionMap(nn.Module):
         self.register_buffer("counts", torch.zeros(window, 2, num_classes, dtype=torch.int64))
         self.register_buffer("position", torch.zeros(1, dtype=torch.int64))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Empty the window."""
+        self.counts.zero_()
+        self.position.zero_()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveAttentionMap:
+        """`to_empty` of a module that was built on the meta device leaves memory as it comes: begin with no step."""
+        was_meta = self.counts.is_meta
+        super()._apply(fn, recurse)
+        if was_meta and not self.counts.is_meta:
+            self.reset_parameters()
+        return self
+
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """In training mode, count this batch's predictions first; then return `weights()`.
 
@@ -50,7 +82,7 @@ class AdaptiveAttentionMap(nn.Module):
             ValueError, TypeError: shapes and dtypes that do not fit.
         """
         checks.check_logits(logits, self.num_classes)
-        checks.check_targets(targets, logits.shape[0], logits.device, self.ignore_index)
+        targets = checks.check_targets(targets, logits.shape[0], logits.device, self.ignore_index)
         if self.training:
             self.record(self.count(logits, targets))
         return self.weights()
@@ -58,12 +90,8 @@ class AdaptiveAttentionMap(nn.Module):
     @torch.no_grad()
     def count(self, logits: Tensor, targets: Tensor) -> Tensor:
         """(2, C) int64: of each class, how many samples were predicted right and how many were seen. Counts add."""
-        takes_part, _ = checks.label_masks(targets, self.num_classes, self.ignore_index)
-        labels = torch.where(takes_part, targets, self.num_classes).long()
-        correct = takes_part & (logits.argmax(1) == targets)
-        counted = torch.stack((correct, takes_part)).long()
-        step = counted.new_zeros(2, self.num_classes + 1).index_add(1, labels, counted)
-        return step[:, : self.num_classes]
+        targets = targets.long()
+        return count_predictions(logits, targets, checks.label_masks(targets, self.num_classes, self.ignore_index)[0])
 
     @torch.no_grad()
     def record(self, counts: Tensor) -> None:
@@ -77,9 +105,15 @@ class AdaptiveAttentionMap(nn.Module):
         return self.counts.index_select(0, (self.position - 1) % self.window)[0]
 
     @torch.no_grad()
-    def weights(self) -> Tensor:
-        """w of Eq. 7, (C,) float64 (float32 on a device without it), from the window as it stands."""
-        correct, seen = self.counts.sum(0).to(torch.float32 if self.counts.device.type == "mps" else torch.float64)
+    def weights(self, counts: Tensor | None = None) -> Tensor:
+        """w of Eq. 7, (C,) float64 (float32 on a device without it), from the window as it stands.
+
+        With `counts` (2, C): as it would stand after one more step with them, which is not recorded.
+        """
+        total = self.counts.sum(0)
+        if counts is not None:
+            total = total + counts - self.counts.index_select(0, self.position)[0]
+        correct, seen = total.to(torch.float32 if total.device.type == "mps" else torch.float64)
         return 1 - correct / seen.clamp(min=1) + EPSILON
 
     def extra_repr(self) -> str:

@@ -6,16 +6,17 @@ import inspect
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from adcorre import checks, torch_backend
+from adcorre.statistics import Tables
 
 
 class Options(NamedTuple):
-    """How to compute the terms: the user's words resolved to numbers and to one backend's name."""
+    """How to compute the loss: the user's words resolved to numbers and to one backend's name."""
 
     backend: str
     between_target: float
@@ -24,60 +25,49 @@ class Options(NamedTuple):
     ignore_index: int
     pairs: str = "class"
     precision: str = "highest"
+    label_smoothing: float = 0.0
+    components: checks.Components = {}  # noqa: RUF012 - never written to
 
 
-class Backend(Protocol):
-    """The three linear steps, and FD over all pairs of samples. `flat` is laid out as in `ClassStatistics`."""
+class Backend(NamedTuple):
+    """The five steps of the loss and FD over all pairs of samples. They carry no autograd formula.
 
-    def statistics(
-        self, x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float
-    ) -> Tensor:
-        """x (n, k, d), targets (n,) -> flat."""
+    `targets` (n,) are int64. A sample takes part if its label is in [0, C) and not `ignore_index`; a bad label is
+    neither. `flat` is laid out as in `ClassStatistics`, `values` (4,) as in `Values`.
+    """
 
-    def terms(
-        self,
-        flat: Tensor,
-        attention: Tensor,
-        k: int,
-        d: int,
-        between_target: float | None,
-        mean_target: float,
-        embedding_target: float,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """flat -> values (4,) = (fd, md, ed, nfd), and the tables G (C, k, d), H (C, k, d), 2 / (n k^2) ()."""
+    # (logits (n, C), targets, ce_weight (C,)?, adjustment (C,)?, label_smoothing, ignore_index)
+    # -> (2, C) int64 predicted right and seen; (2,) sums of cross-entropies and of weights; NaN if one is bad
+    logits_sums: Callable[..., tuple[Tensor, Tensor]]
+    # (x (n, k, d), targets, num_classes, ignore_index, embedding_target) -> flat
+    statistics: Callable[..., Tensor]
+    # (flat, attention (C,), k, d, between_target or None, mean_target, embedding_target) -> values, *Tables
+    terms: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+    # (x, targets, upstream (4,) of values, *Tables, ignore_index, embedding_target) -> dL/dx, contiguous, in x's dtype
+    embedding_gradient: Callable[..., Tensor]
+    # (logits, targets, upstream () of the sum of cross-entropies, ce_weight?, adjustment?, label_smoothing,
+    # ignore_index) -> dL/dlogits in their dtype
+    logits_gradient: Callable[..., Tensor]
+    # as in `adcorre.pairs`
+    pair_values: Callable[..., Tensor]
+    pair_gradient: Callable[..., Tensor]
 
-    def gradient(
-        self,
-        x: Tensor,
-        targets: Tensor,
-        upstream: Tensor,
-        feature: Tensor,
-        mean: Tensor,
-        embedding_scale: Tensor,
-        ignore_index: int,
-        embedding_target: float,
-    ) -> Tensor:
-        """dL/dx, contiguous, in x's dtype, from the tables and the upstream gradient of `values` (4,)."""
 
-    @property
-    def pair_values(self) -> Callable[..., Tensor]:
-        """As `adcorre.pairs.pair_values`."""
-
-    @property
-    def pair_gradient(self) -> Callable[..., Tensor]:
-        """As `adcorre.pairs.pair_gradient`."""
+_TORCH = Backend(*(getattr(torch_backend, step) for step in Backend._fields))
 
 
 def resolve_options(
     embeddings: Tensor,
     num_classes: int,
-    backend: str,
-    between_target: checks.Target,
-    mean_target: checks.Target,
-    embedding_target: checks.Target,
-    ignore_index: int,
+    backend: str = "auto",
+    between_target: checks.Target = -1,
+    mean_target: checks.Target = -1,
+    embedding_target: checks.Target = -1,
+    ignore_index: int = -100,
     pairs: str = "class",
     precision: str = "highest",
+    label_smoothing: float = 0.0,
+    components: checks.Components | None = None,
 ) -> Options:
     """Targets as numbers, and `backend` as one that can do it; ValueError where none of that name can."""
     k = embeddings.shape[1] if embeddings.dim() == 3 else 1
@@ -89,6 +79,8 @@ def resolve_options(
         ignore_index,
         pairs,
         precision,
+        label_smoothing,
+        components or {},
     )
     checks.check_backend(backend)
     checks.check_pairs(pairs, precision)
@@ -106,12 +98,22 @@ def resolve_options(
     return resolved._replace(backend="torch")
 
 
-def backend_of(name: str) -> Backend:
-    return torch_backend if name == "torch" else _triton_backend()
+def backend_of(options: Options) -> Backend:
+    """The steps of `options.backend`; those that the kernels leave out are the torch backend's."""
+    if options.backend != "triton":
+        return _TORCH
+    kernels = _triton_kernels()
+    return _TORCH._replace(
+        statistics=kernels.statistics,
+        terms=kernels.terms,
+        embedding_gradient=kernels.gradient,
+        pair_values=kernels.pair_values,
+        pair_gradient=kernels.pair_gradient,
+    )
 
 
 @cache
-def _triton_backend() -> Any:
+def _triton_kernels() -> Any:
     """The kernels package, or the reason (a string) why it cannot be imported."""
     try:
         from adcorre_kernels import gpu
@@ -121,7 +123,7 @@ def _triton_backend() -> Any:
 
 
 def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, options: Options) -> str | None:
-    kernels = _triton_backend()
+    kernels = _triton_kernels()
     if isinstance(kernels, str):
         return kernels
     return kernels.why_unsupported(embeddings, num_classes, k, options.embedding_target)
@@ -132,44 +134,49 @@ def _warn_once(reason: str) -> None:
     warnings.warn(f'adcorre: backend "auto" takes "torch": {reason}', stacklevel=2)
 
 
-def linear_terms(
-    flat: Tensor, attention: Tensor, k: int, d: int, options: Options
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The backend's `terms`; FD of the pairs within classes alone where the others are taken one by one.
+def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Options) -> tuple[Tensor, Tables]:
+    """`Values` as one tensor, and the tables; FD of the pairs within classes alone if pairs="sample".
 
     The torch backend's where the kernels leave many classes to whole-tensor operations.
     """
-    backend = backend_of(options.backend)
-    if options.backend == "triton" and not _triton_backend().terms_supported(attention.shape[0], k, d):
-        backend = torch_backend
+    backend = backend_of(options)
+    if options.backend == "triton" and not _triton_kernels().terms_supported(attention.shape[0], k, d):
+        backend = _TORCH
     between_target = None if options.pairs == "sample" else options.between_target
-    return backend.terms(flat, attention, k, d, between_target, options.mean_target, options.embedding_target)
+    values, *tables = backend.terms(
+        flat, attention, k, d, between_target, options.mean_target, options.embedding_target
+    )
+    return values, Tables(*tables)
 
 
 def bound_once(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Decorates an autograd function: its `apply` binds arguments to `forward`'s signature at every call.
+    """Decorate an autograd function: its `apply` binds arguments to `forward`'s signature at every call.
 
-    A remembered signature halves that, and at small batches the host's time is all there is.
+    A remembered signature halves that cost. Launch overhead dominates at small batch sizes.
     """
     function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
     return function
 
 
-class Gradient(torch.autograd.Function):
-    """A backward pass as a function of its own, so that a second derivative is refused and never silently wrong.
-
-    Subclasses have the `forward`, whose last argument is the `Options`.
-    """
+@bound_once
+class _Gradient(torch.autograd.Function):
+    """A backward pass as a function of its own, so that a second derivative is refused and never silently wrong."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.backend = inputs[-1].backend
+    def forward(compute: Callable[..., Any], backend: str, *tensors: Tensor) -> Any:
+        return compute(*tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.backend = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(f'adcorre: backend "{ctx.backend}" has no double backward; backend="reference" has one')
 
 
-def gradient_by(function: type[Gradient], *arguments: Any) -> Tensor:
-    """What a `Gradient` computes; without a node of its own where no second derivative can be asked for."""
-    return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(*arguments)
+def without_double_backward(compute: Callable[..., Any], options: Options, *tensors: Tensor | None) -> Any:
+    """compute(*tensors); a second derivative, where one can be asked for, is an error."""
+    if torch.is_grad_enabled():
+        return _Gradient.apply(compute, options.backend, *tensors)
+    return compute(*tensors)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 Target = float | Literal["simplex"]
+Components = dict[str, float]  # weights of the terms that enter the loss, in the order of COMPONENTS
 
 BACKENDS = ("auto", "triton", "torch", "reference")
 PAIRS = ("class", "sample")
@@ -39,17 +40,19 @@ def resolve_target(name: str, target: Target, parts: int) -> float:
     return float(target)
 
 
-def check_inputs(
-    embeddings: Tensor, targets: Tensor, num_classes: int, ignore_index: int, validate: bool | None
-) -> None:
-    """All that `adcorre_terms` asks of embeddings and targets."""
-    check_embeddings(embeddings)
-    check_targets(targets, embeddings.shape[0], embeddings.device, ignore_index)
-    check_labels(targets, num_classes, ignore_index, validate)
+def check_tensor(name: str, value: Any) -> None:
+    """TypeError for what is no tensor: a NumPy array, say, whose dtype reads as a tensor's does."""
+    if not isinstance(value, Tensor):
+        kind = type(value)
+        module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+        raise TypeError(
+            f"{name}: expected a torch.Tensor, got {module}{kind.__name__}; convert it with torch.as_tensor"
+        )
 
 
 def check_embeddings(embeddings: Tensor) -> None:
     """(n, k, d) or (n, d), floating, d >= 1 and k >= 1; ValueError for shapes, TypeError for dtypes."""
+    check_tensor("embeddings", embeddings)
     if embeddings.dtype not in STATISTICS_DTYPE:
         raise TypeError(
             f"embeddings: expected dtype float64, float32, bfloat16 or float16, got {_name(embeddings.dtype)}"
@@ -61,8 +64,12 @@ def check_embeddings(embeddings: Tensor) -> None:
         )
 
 
-def check_targets(targets: Tensor, n: int, device: torch.device, ignore_index: int) -> None:
-    """(n,) integers on the embeddings' device; ValueError for shapes and devices, TypeError for dtypes."""
+def check_targets(targets: Tensor, n: int, device: torch.device, ignore_index: int) -> Tensor:
+    """(n,) integers on the embeddings' device, as int64; ValueError for shapes and devices, TypeError for dtypes.
+
+    Narrow labels wrap around where they are compared with a number that their dtype does not hold.
+    """
+    check_tensor("targets", targets)
     if targets.dtype not in INTEGER_DTYPES:
         raise TypeError(f"targets: expected integer class labels (int64), got {_name(targets.dtype)}")
     if tuple(targets.shape) != (n,):
@@ -71,24 +78,31 @@ def check_targets(targets: Tensor, n: int, device: torch.device, ignore_index: i
         raise ValueError(f"targets: expected device {device} as the embeddings', got {targets.device}")
     if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
+    return targets.long()
 
 
-def check_attention(attention: Tensor, device: torch.device) -> None:
+def check_attention(attention: Tensor) -> None:
     """(C,), floating, without gradient: Eq. 7 counts predictions and has no derivative."""
+    check_tensor("attention", attention)
     if not attention.dtype.is_floating_point:
         raise TypeError(f"attention: expected a floating dtype, got {_name(attention.dtype)}")
     if attention.dim() != 1 or attention.shape[0] < 1:
         raise ValueError(
             f"attention: expected shape (C,), one weight per class, C at least 1; got {tuple(attention.shape)}"
         )
-    if attention.device != device:
-        raise ValueError(f"attention: expected device {device} as the embeddings', got {attention.device}")
     if attention.requires_grad:
         raise ValueError("attention: carries no gradient (Eq. 7 counts predictions), got one that requires grad")
 
 
+def check_same_device(attention: Tensor, embeddings: Tensor) -> None:
+    """ValueError for an attention on another device."""
+    if attention.device != embeddings.device:
+        raise ValueError(f"attention: expected device {embeddings.device} as the embeddings', got {attention.device}")
+
+
 def check_logits(logits: Tensor, num_classes: int) -> None:
     """(n, C), floating; ValueError for shapes, TypeError for dtypes."""
+    check_tensor("logits", logits)
     if not logits.dtype.is_floating_point:
         raise TypeError(f"logits: expected a floating dtype, got {_name(logits.dtype)}")
     if logits.dim() != 2 or logits.shape[1] != num_classes:
@@ -104,24 +118,59 @@ def check_same_batch(logits: Tensor, embeddings: Tensor) -> None:
         )
 
 
-def check_ce_settings(ce_weight: Tensor | None, label_smoothing: float, num_classes: int) -> None:
-    """ce_weight None or (C,) floating, label_smoothing in [0, 1]."""
-    if ce_weight is not None and (tuple(ce_weight.shape) != (num_classes,) or not ce_weight.dtype.is_floating_point):
-        raise ValueError(
-            f"ce_weight: expected shape ({num_classes},) and a floating dtype, "
-            f"got {tuple(ce_weight.shape)} {_name(ce_weight.dtype)}"
-        )
+def check_ce_settings(
+    ce_weight: Tensor | None, logit_adjustment: Tensor | None, label_smoothing: float, num_classes: int
+) -> None:
+    """ce_weight and logit_adjustment None or (C,) floating, label_smoothing in [0, 1]."""
+    for name, value in (("ce_weight", ce_weight), ("logit_adjustment", logit_adjustment)):
+        if value is None:
+            continue
+        check_tensor(name, value)
+        if tuple(value.shape) != (num_classes,) or not value.dtype.is_floating_point:
+            raise ValueError(
+                f"{name}: expected shape ({num_classes},) and a floating dtype, "
+                f"got {tuple(value.shape)} {_name(value.dtype)}"
+            )
     if not 0.0 <= label_smoothing <= 1.0:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
 
 
-def check_components(components: Collection[str]) -> tuple[str, ...]:
-    """The chosen components in their order; ValueError for an unknown one, or for fd and nfd together."""
+def check_components(components: Collection[str] | Mapping[str, float]) -> Components:
+    """The weights of the chosen components, in their order; names alone have weight 1.
+
+    ValueError for an unknown name, for fd and nfd together, or for a weight that is no finite number of at least 0.
+    """
     if isinstance(components, str) or not set(components) <= set(COMPONENTS):
-        raise ValueError(f"components: expected a collection of names out of {COMPONENTS}, got {components!r}")
+        raise ValueError(
+            f"components: expected a collection of names out of {COMPONENTS}, or a weight for each, got {components!r}"
+        )
     if {"fd", "nfd"} <= set(components):
         raise ValueError('components: "nfd" (Eq. 5) stands in place of "fd" (Eq. 9), got both')
-    return tuple(name for name in COMPONENTS if name in components)
+    weights = components if isinstance(components, Mapping) else dict.fromkeys(components, 1.0)
+    for name, weight in weights.items():
+        check_weight(f"components: weight of {name}", weight)
+    return {name: float(weights[name]) for name in COMPONENTS if name in weights}
+
+
+def check_weight(name: str, value: float) -> None:
+    """A finite number of at least 0; TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
+
+
+def check_lambda(lambd: float | Tensor) -> None:
+    """A number or 0-d tensor, finite and at least 0; a tensor's value is looked at where that is free (eager, CPU)."""
+    if not isinstance(lambd, Tensor):
+        check_weight("lambd", lambd)
+        return
+    if lambd.dim() != 0 or not lambd.dtype.is_floating_point:
+        raise TypeError(f"lambd: expected a number or a 0-d floating tensor, got {_name(lambd.dtype)} {lambd.shape}")
+    if lambd.requires_grad:
+        raise ValueError("lambd: carries no gradient, got a tensor that requires grad; pass lambd.detach()")
+    if looks_at_labels(lambd, None):
+        check_weight("lambd", lambd.item())
 
 
 def check_pairs(pairs: str, precision: str) -> None:
@@ -178,7 +227,8 @@ def label_masks(targets: Tensor, num_classes: int, ignore_index: int) -> tuple[T
     """Two (n,) masks: samples that take part, and bad labels (neither in [0, C) nor `ignore_index`)."""
     ignored = targets == ignore_index
     in_range = (targets >= 0) & (targets < num_classes)
-    return in_range & ~ignored, ~(in_range | ignored)
+    takes_part = in_range & ~ignored if 0 <= ignore_index < num_classes else in_range
+    return takes_part, ~(in_range | ignored)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -8,12 +8,16 @@ from typing import Any
 
 from torch import Tensor
 
+from adcorre.checks import check_tensor
+
 Chunk = tuple[Any, Tensor]
 Inputs = Tensor | Iterable[Chunk] | Callable[[], Iterable[Chunk]]
 
 
 def chunk_source(inputs: Inputs, targets: Tensor | None, chunk_size: int, keep: bool) -> Callable[[], Iterable[Any]]:
     """What opens the chunks, as often as asked."""
+    if targets is not None:
+        check_tensor("targets", targets)
     if isinstance(inputs, Tensor):
         if targets is None or inputs.dim() == 0 or targets.shape[:1] != inputs.shape[:1]:
             came = "none" if targets is None else f"shape {tuple(targets.shape)}"

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from adcorre.between import Whole
+from adcorre.backends import Options
+from adcorre.between import Between, between_sums
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -24,13 +25,12 @@ class BatchSums(NamedTuple):
 
     statistics: `ClassStatistics.flat`, float32 or float64; its counts are NaN if a label is bad.
     predictions: (2, C) int64, samples predicted right and samples seen of each class, for the attention map.
-    ce, ce_weight: (), the sums behind the mean cross-entropy and its divisor; the latter is NaN if a label is bad.
+    ce: (2,), the sum of cross-entropies and that of their weights, its divisor; the latter is NaN if a label is bad.
     """
 
     statistics: Tensor
     predictions: Tensor
     ce: Tensor
-    ce_weight: Tensor
 
     def pack(self) -> Tensor:
         """All of it as one vector, in the widest dtype of its parts.
@@ -38,17 +38,15 @@ class BatchSums(NamedTuple):
         Counts are exact in float32 up to 2**24 = 16.7 million samples of a class in one step; beyond they round as the
         other sums do.
         """
-        return torch.cat((self.statistics, self.predictions.flatten(), self.ce[None], self.ce_weight[None]))
+        return torch.cat((self.statistics, self.predictions.flatten(), self.ce))
 
     def unpack(self, packed: Tensor) -> BatchSums:
         """The parts of a vector that is laid out as `self.pack()`, each in the dtype it has here."""
-        sizes = (self.statistics.numel(), self.predictions.numel(), 1, 1)
-        statistics, predictions, ce, ce_weight = packed.split(sizes)
+        statistics, predictions, ce = packed.split([part.numel() for part in self])
         return BatchSums(
             statistics.to(self.statistics.dtype),
             predictions.round().to(self.predictions.dtype).view_as(self.predictions),
-            ce[0].to(self.ce.dtype),
-            ce_weight[0].to(self.ce_weight.dtype),
+            ce.to(self.ce.dtype),
         )
 
 
@@ -84,20 +82,26 @@ def add_ranks(sums: BatchSums, process_group: ProcessGroup | Literal["world"]) -
     return sums.unpack(packed)
 
 
-def gather_samples(
-    x: Tensor, targets: Tensor, process_group: ProcessGroup | Literal["world"], ignore_index: int
-) -> Whole:
-    """Everybody's samples, for pairs="sample": an all-gather of x (n, k, d), in its dtype, and one of the labels.
+def between_ranks(
+    x: Tensor,
+    targets: Tensor,
+    attention: Tensor,
+    flat: Tensor,
+    options: Options,
+    process_group: ProcessGroup | Literal["world"],
+) -> Between:
+    """For pairs="sample": everybody's samples by an all-gather of x (n, k, d), in its dtype, and one of the labels.
 
     In the ranks' order, with as many places for each as the largest rank has samples; that number is read on the host.
-    Without a graph: each rank computes the whole gradient of its own samples.
+    Without a graph: each rank computes the whole gradient of its own samples. The sums over pairs know the attention
+    weights, so that they take a second, small all-reduce.
     """
     group = _group(process_group)
     n = torch.tensor([x.shape[0]], device=x.device)
     sizes = n.new_empty(world_size(process_group))
     torch.distributed.all_gather_into_tensor(sizes, n, group=group)
     places = int(sizes.max())
-    labels = n.new_full((places,), ignore_index)
+    labels = n.new_full((places,), options.ignore_index)
     labels[: x.shape[0]] = targets
     own = x.new_zeros(places, *x.shape[1:])
     own[: x.shape[0]] = x.detach()
@@ -108,13 +112,9 @@ def gather_samples(
         all_bytes, own_bytes = (y.flatten().view(torch.uint8) for y in (all_x, own))  # gloo knows few dtypes
         torch.distributed.all_gather_into_tensor(all_bytes, own_bytes, group=group)
     start = torch.distributed.get_rank(group) * places
-    return Whole(all_x, all_labels, start, start + x.shape[0])
-
-
-def add_between(sums: Tensor, process_group: ProcessGroup | Literal["world"]) -> Tensor:
-    """`between_sums` over the pairs of all ranks' samples: a second, small all-reduce, since these know the weights."""
-    torch.distributed.all_reduce(sums, group=_group(process_group))
-    return sums
+    between = between_sums(all_x, all_labels, start, start + x.shape[0], attention, flat, options)
+    torch.distributed.all_reduce(between.sums, group=group)
+    return between
 
 
 def _group(process_group: ProcessGroup | Literal["world"]) -> ProcessGroup | None:

@@ -41,9 +41,12 @@ class EmbeddingSpace(nn.Module):
         Raises:
             ValueError: features of another shape.
         """
+        checks.check_tensor("features", features)
         if features.dim() != 2 or features.shape[1] != self.in_features:
             raise ValueError(f"features: expected shape (n, {self.in_features}), got {tuple(features.shape)}")
-        embeddings = torch.nn.functional.normalize(self.embed(features).unflatten(1, (self.k, self.d)), dim=2)
+        embeddings = self.embed(features).unflatten(1, (self.k, self.d))
+        eps = max(1e-12, torch.finfo(embeddings.dtype).tiny)  # float16 holds no 1e-12: a zero vector would be 0 / 0
+        embeddings = torch.nn.functional.normalize(embeddings, dim=2, eps=eps)
         return self.classifier(self.dropout(embeddings.flatten(1))), embeddings
 
     def extra_repr(self) -> str:

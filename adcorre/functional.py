@@ -8,18 +8,42 @@ import torch
 from torch import Tensor
 
 from adcorre import checks
-from adcorre.backends import (
-    Gradient,
-    Options,
-    backend_of,
-    bound_once,
-    gradient_by,
-    linear_terms,
-    resolve_options,
-)
-from adcorre.between import BetweenFunction, Whole, between_alone, per_pair
+from adcorre.backends import Options, backend_of, bound_once, linear_terms, resolve_options, without_double_backward
+from adcorre.between import Between, between_alone, between_gradient
 from adcorre.reference import reference_terms
-from adcorre.statistics import Tables
+from adcorre.statistics import FlatStatistics, Tables, Values
+
+
+class ClassStatistics(FlatStatistics):
+    __doc__ = FlatStatistics.__doc__
+
+    @classmethod
+    def of(
+        cls,
+        embeddings: Tensor,
+        targets: Tensor,
+        num_classes: int,
+        *,
+        embedding_target: checks.Target = -1,
+        ignore_index: int = -100,
+        backend: str = "auto",
+        validate: bool | None = None,
+    ) -> ClassStatistics:
+        """The statistics of samples: embeddings (n, k, d) or (n, d), targets (n,); the rest as in `adcorre_terms`.
+
+        ValueError for the reference backend, which has none.
+        """
+        checks.check_embeddings(embeddings)
+        targets = checks.check_targets(targets, embeddings.shape[0], embeddings.device, ignore_index)
+        checks.check_labels(targets, num_classes, ignore_index, validate)
+        if backend == "reference":
+            raise ValueError('backend="reference" has no class statistics; "torch" has, in float64 too')
+        options = resolve_options(
+            embeddings, num_classes, backend, embedding_target=embedding_target, ignore_index=ignore_index
+        )
+        x = three_dimensional(embeddings)
+        flat = class_sums(x, targets, num_classes, options)
+        return cls(flat, num_classes, x.shape[1], x.shape[2], options.embedding_target)
 
 
 class Terms(NamedTuple):
@@ -77,11 +101,14 @@ def adcorre_terms(
     Raises:
         ValueError: shapes, devices, targets outside [-1, 1], an attention that requires grad, an unknown backend, or
             a backend that cannot do what is asked.
-        TypeError: dtypes.
+        TypeError: dtypes, and arguments that are no tensors.
         IndexError: a bad label, see `validate`.
     """
-    checks.check_attention(attention, embeddings.device)
-    checks.check_inputs(embeddings, targets, attention.shape[0], ignore_index, validate)
+    checks.check_embeddings(embeddings)
+    checks.check_attention(attention)
+    checks.check_same_device(attention, embeddings)
+    targets = checks.check_targets(targets, embeddings.shape[0], embeddings.device, ignore_index)
+    checks.check_labels(targets, attention.shape[0], ignore_index, validate)
     options = resolve_options(
         embeddings,
         attention.shape[0],
@@ -93,28 +120,15 @@ def adcorre_terms(
         pairs,
         precision,
     )
-    fd, md, ed, _ = all_terms(embeddings, targets, attention, options)
-    return Terms(fd, md, ed)
+    values = all_terms(three_dimensional(embeddings), targets, attention, options)
+    return Terms(values.fd, values.md, values.ed)
 
 
-def all_terms(
-    embeddings: Tensor,
-    targets: Tensor,
-    attention: Tensor,
-    options: Options,
-    flat: Tensor | None = None,
-    between: tuple[Whole, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(fd, md, ed, nfd) of checked inputs; nfd, the naive FD of Eq. 5, is for logs: detached.
-
-    `flat` are the statistics of the whole batch where the embeddings are a part of it, and `between`, for
-    pairs="sample", its samples and the sums of `between_sums` over all of them: the terms are then the whole batch's,
-    and their gradient is its gradient for these embeddings. The reference has no statistics.
-    """
-    x = three_dimensional(embeddings)
+def all_terms(x: Tensor, targets: Tensor, attention: Tensor, options: Options) -> Values:
+    """The terms of checked inputs, x (n, k, d), with their graph; nfd is for logs and carries none."""
     if options.backend == "reference":
         with torch.autocast(x.device.type, enabled=False):
-            fd, md, ed, nfd = reference_terms(
+            values = reference_terms(
                 x,
                 targets,
                 attention,
@@ -124,58 +138,47 @@ def all_terms(
                 ignore_index=options.ignore_index,
                 pairs=options.pairs,
             )
-        return fd, md, ed, nfd.detach()
-    if flat is None:
-        flat = class_sums(x, targets, attention.shape[0], options)
-    if options.pairs == "class":
-        fd, md, ed, nfd = _TermsFunction.apply(x, targets, flat, attention, options)[0].unbind()
-        return fd, md, ed, nfd.detach()
-    whole, sums = between or between_alone(x, targets, attention, options)
-    x = x.to(flat.dtype)  # so that autograd adds up both parts of the gradient before it rounds to half precision
-    fd, md, ed, nfd = _TermsFunction.apply(x, targets, flat, attention, options)[0].unbind()
-    scale = per_pair(flat, attention.shape[0], *x.shape[1:])
-    pairs = BetweenFunction.apply(x, whole.x, whole.targets, whole.start, attention, sums, scale, options)
-    return fd + pairs[0], md, ed, (nfd + pairs[1]).detach()
+        return Values(*values[:3], values[3].detach())
+    flat = class_sums(x, targets, attention.shape[0], options)
+    between = between_alone(x, targets, attention, flat, options) if options.pairs == "sample" else None
+    values = Values(*_TermsFunction.apply(x, targets, attention, flat, between, options)[0].unbind())
+    return values._replace(nfd=values.nfd.detach())
 
 
 @torch.no_grad()
-def class_sums(embeddings: Tensor, targets: Tensor, num_classes: int, options: Options) -> Tensor:
+def class_sums(x: Tensor, targets: Tensor, num_classes: int, options: Options) -> Tensor:
     """`ClassStatistics.flat` of checked inputs. It carries no gradient: that comes from the tables."""
-    x = three_dimensional(embeddings).detach()
-    return backend_of(options.backend).statistics(
-        x, targets, num_classes, options.ignore_index, options.embedding_target
+    return backend_of(options).statistics(
+        x.detach(), targets, num_classes, options.ignore_index, options.embedding_target
     )
 
 
-@torch.no_grad()
-def values_and_tables(flat: Tensor, attention: Tensor, k: int, d: int, options: Options) -> tuple[Tensor, Tables]:
-    """values (4,) = (fd, md, ed, nfd) and the tables of the samples behind `flat`."""
-    values, *tables = linear_terms(flat, attention, k, d, options)
-    return values, Tables(*tables)
+def values_and_tables(
+    flat: Tensor, attention: Tensor, x: Tensor, between: Between | None, options: Options
+) -> tuple[Tensor, Tables]:
+    """`Values` as one tensor and the tables, of the batch behind `flat`; `x` (n, k, d) is any part of it."""
+    _, k, d = x.shape
+    values, tables = linear_terms(flat, attention, k, d, options)
+    if between is None:
+        return values, tables
+    fd, nfd = (between.sums * between.scale).unbind()
+    zero = torch.zeros_like(fd)
+    return values + torch.stack(Values(fd, zero, zero, nfd)), tables
 
 
-@torch.no_grad()
 def embedding_gradient(
-    embeddings: Tensor,
-    targets: Tensor,
-    upstream: Tensor,
-    tables: Tables,
-    options: Options,
-    between: Tensor | None = None,
+    x: Tensor, targets: Tensor, upstream: Tensor, tables: Tables, between: Between | None, options: Options
 ) -> Tensor:
-    """dL/dx in the embeddings' shape and dtype, from the tables and the upstream gradient of `values` (4,).
+    """dL/dx of a part x (n, k, d) of the batch, in its dtype, from the upstream gradient of `Values` (4,).
 
-    `between` (n, k, d) is what comes on top for pairs="sample"; added before anything is rounded to half precision.
+    Both parts of pairs="sample" are added before anything is rounded to half precision.
     """
-    x = three_dimensional(embeddings).detach()
-    if between is not None:
-        x = x.to(between.dtype)
-    out = backend_of(options.backend).gradient(
-        x, targets, upstream, *tables, options.ignore_index, options.embedding_target
-    )
-    if between is not None:
-        out = out.add_(between).to(embeddings.dtype)
-    return out.view_as(embeddings)
+    step = backend_of(options).embedding_gradient
+    settings = (*tables, options.ignore_index, options.embedding_target)
+    if between is None:
+        return step(x, targets, upstream, *settings)
+    of_pairs = between_gradient(between, Values(*upstream.unbind()).fd, options)
+    return step(x.to(of_pairs.dtype), targets, upstream, *settings).add_(of_pairs).to(x.dtype)
 
 
 def three_dimensional(embeddings: Tensor) -> Tensor:
@@ -187,35 +190,25 @@ class _TermsFunction(torch.autograd.Function):
     """Terms and tables forward; one pass from the tables to dL/dx backward. Saves the inputs and the tables."""
 
     @staticmethod
-    def forward(x: Tensor, targets: Tensor, flat: Tensor, attention: Tensor, options: Options) -> tuple[Tensor, ...]:
-        _, k, d = x.shape
-        return linear_terms(flat, attention, k, d, options)
+    def forward(
+        x: Tensor, targets: Tensor, attention: Tensor, flat: Tensor, between: Between | None, options: Options
+    ) -> tuple[Tensor, ...]:
+        values, tables = values_and_tables(flat, attention, x, between, options)
+        return values, *tables
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        x, targets, _, _, ctx.options = inputs
+        x, targets, _, _, ctx.between, ctx.options = inputs
         _, *tables = output
         ctx.mark_non_differentiable(*tables)
         ctx.save_for_backward(x, targets, *tables)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, targets, *tables = ctx.saved_tensors
-        return gradient_by(_GradientFunction, x, targets, upstream, *tables, ctx.options), None, None, None, None
+        between, options = ctx.between, ctx.options
 
+        def compute(x: Tensor, targets: Tensor, *rest: Tensor) -> Tensor:
+            *tables, upstream = rest
+            return embedding_gradient(x, targets, upstream, Tables(*tables), between, options)
 
-@bound_once
-class _GradientFunction(Gradient):
-    @staticmethod
-    def forward(
-        x: Tensor,
-        targets: Tensor,
-        upstream: Tensor,
-        feature: Tensor,
-        mean: Tensor,
-        embedding_scale: Tensor,
-        options: Options,
-    ) -> Tensor:
-        return backend_of(options.backend).gradient(
-            x, targets, upstream, feature, mean, embedding_scale, options.ignore_index, options.embedding_target
-        )
+        return without_double_backward(compute, options, *ctx.saved_tensors, upstream), None, None, None, None, None

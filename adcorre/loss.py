@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+import copy
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from adcorre import checks, distributed
-from adcorre.attention import AdaptiveAttentionMap
-from adcorre.backends import Options, resolve_options
-from adcorre.between import Whole, between_alone, between_sums
+from adcorre.attention import AdaptiveAttentionMap, AttentionMap
+from adcorre.backends import resolve_options
 from adcorre.distributed import BatchSums
-from adcorre.functional import all_terms, class_sums, three_dimensional
+from adcorre.equation import AdCorreOutput, Batch, Part, Samples, batch_of, loss_of, part_of, weights_used
+from adcorre.functional import three_dimensional
+from adcorre.statistics import counts_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-
-class AdCorreOutput(NamedTuple):
-    """What one call computes. `loss` carries the graph; the rest is for logs, detached, and costs no host sync.
-
-    loss: (), Eq. 12. ce: () cross-entropy. fd, md, ed: () the terms, not multiplied by lambda, also those that are
-    switched off. nfd: () the naive FD (Eq. 5): beside it a log tells what embeddings do from what the weights do.
-    attention: (C,) Eq. 7's w as used in this call.
-    """
-
-    loss: Tensor
-    ce: Tensor
-    fd: Tensor
-    md: Tensor
-    ed: Tensor
-    nfd: Tensor
-    attention: Tensor
+PENDING_STEPS = 32  # forward passes under activation checkpointing whose backward pass may still come
 
 
 def adcorre_loss(
@@ -44,26 +32,30 @@ def adcorre_loss(
     attention: Tensor,
     *,
     lambd: float | Tensor = 0.5,
-    components: Collection[str] = ("fd", "md", "ed"),
+    components: Collection[str] | Mapping[str, float] = ("fd", "md", "ed"),
     between_target: checks.Target = -1,
     mean_target: checks.Target = -1,
     embedding_target: checks.Target = -1,
     ce_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
+    logit_adjustment: Tensor | None = None,
     pairs: Literal["class", "sample"] = "class",
     precision: Literal["highest", "high", "medium"] = "highest",
     ignore_index: int = -100,
     backend: str = "auto",
     validate: bool | None = None,
 ) -> AdCorreOutput:
-    """Eq. 12 as a function, for who keeps Eq. 7's weights himself: `attention` (C,) is w. The rest as `AdCorreLoss`."""
+    """Eq. 12 as a function, for callers who manage the attention weights themselves: `attention` (C,) is w.
+
+    The other arguments are those of `AdCorreLoss`.
+    """
+    checks.check_attention(attention)
     num_classes = attention.shape[0]
-    checks.check_logits(logits, num_classes)
-    checks.check_same_batch(logits, embeddings)
-    checks.check_attention(attention, embeddings.device)
-    checks.check_inputs(embeddings, targets, num_classes, ignore_index, validate)
-    checks.check_ce_settings(ce_weight, label_smoothing, num_classes)
-    components = checks.check_components(components)
+    targets = _check_batch(logits, embeddings, targets, num_classes, ignore_index)
+    checks.check_same_device(attention, embeddings)
+    checks.check_ce_settings(ce_weight, logit_adjustment, label_smoothing, num_classes)
+    checks.check_lambda(lambd)
+    chosen = checks.check_components(components)
     options = resolve_options(
         embeddings,
         num_classes,
@@ -74,67 +66,38 @@ def adcorre_loss(
         ignore_index,
         pairs,
         precision,
+        label_smoothing,
+        chosen,
     )
-    attention = weights_used(attention, components)
-    fd, md, ed, nfd = all_terms(embeddings if components else embeddings.detach(), targets, attention, options)
-    ce = mean_of(*_cross_entropy(logits, targets, ce_weight, label_smoothing, ignore_index))
-    loss = eq_12(ce, (fd, md, ed), lambd, components)
-    return AdCorreOutput(loss, ce.detach(), fd.detach(), md.detach(), ed.detach(), nfd, attention.to(fd.dtype))
-
-
-def weights_used(attention: Tensor, components: Collection[str]) -> Tensor:
-    """w as it enters FD: with 1/2 everywhere FD is the naive FD."""
-    return torch.full_like(attention, 0.5) if "nfd" in components else attention
-
-
-def eq_12(
-    ce: Tensor, terms: tuple[Tensor, Tensor, Tensor], lambd: float | Tensor, components: Collection[str]
-) -> Tensor:
-    """CE + lambda (FD + MD + ED), of `terms` = (fd, md, ed) only those in `components`."""
-    if not components:
-        return ce
-    fd, md, ed = terms
-    chosen = {"fd": fd, "nfd": fd, "md": md, "ed": ed}
-    return ce + lambd * sum(chosen[name] for name in components)
-
-
-def mean_of(total: Tensor, weight: Tensor) -> Tensor:
-    """Mean cross-entropy from its sum and the sum of its weights: 0 if no sample takes part."""
-    return total / torch.where(weight == 0, 1, weight)
-
-
-def _cross_entropy(
-    logits: Tensor, targets: Tensor, weight: Tensor | None, label_smoothing: float, ignore_index: int
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy summed over the samples that take part, and the sum of their weights: NaN if a label is bad.
-
-    `cross_entropy` itself gets clean labels: on CUDA a bad one would end the process's use of the device. Rows that
-    take no part are set to zero, or a NaN in one of them would reach its gradient.
-    """
-    takes_part, bad = checks.label_masks(targets, logits.shape[1], ignore_index)
-    logits = torch.where(takes_part[:, None], logits.to(checks.at_least_float32(logits.dtype)), 0)
-    labels = torch.where(takes_part, targets, ignore_index).long()
-    weight = weight if weight is None else weight.to(logits.dtype)
-    total = cross_entropy(
-        logits, labels, weight, reduction="sum", label_smoothing=label_smoothing, ignore_index=ignore_index
-    )
-    per_sample = takes_part if weight is None else torch.where(takes_part, weight[labels.clamp(min=0)], 0)
-    return total, torch.where(bad.any(), torch.nan, per_sample.sum().to(total.dtype))
+    x = three_dimensional(embeddings)
+    part = part_of(Samples(logits, x, targets, ce_weight, logit_adjustment), options)
+    _check_labels(part, num_classes, validate)
+    return loss_of(part, batch_of(part, part.sums, weights_used(attention, chosen)), lambd)
 
 
 class AdCorreLoss(nn.Module):
     """CE + lambda (FD + MD + ED), Eq. 12, with the Adaptive Attention Map inside.
 
+    The loss has state. In training mode one call is one step of the attention map: put the loss into eval mode together
+    with the model. A call without gradients (`torch.no_grad`) is not recorded, whatever the mode, nor is the second run
+    of a forward pass under activation checkpointing, which gets the weights of the first. (Checkpointing a compiled
+    loss is the exception: keep that loss outside the checkpointed function.)
+
     Args:
         num_classes: C.
-        lambd: the paper's lambda. A call can give its own, for a warm-up say.
+        lambd: the paper's lambda, at least 0. A call can give its own, for a warm-up say. It carries no gradient.
         window: the paper's delta, in steps (see `AdaptiveAttentionMap`).
         components: which terms enter the loss: any of "fd", "md", "ed"; "nfd" (Eq. 5, w = 1/2) instead of "fd". None
-            of them gives plain cross-entropy. Terms left out are still reported.
+            of them gives plain cross-entropy. Terms left out are still reported. With a weight for each,
+            {"fd": 1.0, "md": 0.3, "ed": 0.1}, the loss is CE + lambda (FD + 0.3 MD + 0.1 ED).
         between_target, mean_target, embedding_target: the correlations that FD, MD and ED ask for between classes,
             between class means and between the k vectors: -1 (the paper), "simplex", or a number in [-1, 1].
         ce_weight: (C,) class weights of the cross-entropy, as `torch.nn.functional.cross_entropy` has them.
         label_smoothing: of the cross-entropy, in [0, 1].
+        logit_adjustment: (C,), added to the logits for cross-entropy, not for the predictions that the attention map
+            counts (logit-adjusted cross-entropy).
+        attention_map: in place of the `AdaptiveAttentionMap`: an `nn.Module` that is an `AttentionMap`, which gets each
+            step's counts and gives w. `window` is then not used.
         pairs, precision: FD over pairs of classes or of samples (see `adcorre_terms`). With a process group, pairs of
             samples need every rank's embeddings on every rank.
         ignore_index: samples with this label take no part in anything.
@@ -154,6 +117,7 @@ class AdCorreLoss(nn.Module):
     """
 
     ce_weight: Tensor | None
+    logit_adjustment: Tensor | None
 
     def __init__(
         self,
@@ -161,12 +125,14 @@ class AdCorreLoss(nn.Module):
         *,
         lambd: float = 0.5,
         window: int = 5,
-        components: Collection[str] = ("fd", "md", "ed"),
+        components: Collection[str] | Mapping[str, float] = ("fd", "md", "ed"),
         between_target: checks.Target = -1,
         mean_target: checks.Target = -1,
         embedding_target: checks.Target = -1,
         ce_weight: Tensor | None = None,
         label_smoothing: float = 0.0,
+        logit_adjustment: Tensor | None = None,
+        attention_map: nn.Module | None = None,
         pairs: Literal["class", "sample"] = "class",
         precision: Literal["highest", "high", "medium"] = "highest",
         ignore_index: int = -100,
@@ -176,8 +142,17 @@ class AdCorreLoss(nn.Module):
         gradient_reduction: Literal["mean", "sum"] = "mean",
     ) -> None:
         super().__init__()
-        self.attention_map = AdaptiveAttentionMap(num_classes, window, ignore_index=ignore_index)
+        built_in = AdaptiveAttentionMap(num_classes, window, ignore_index=ignore_index)
+        if attention_map is not None and not (
+            isinstance(attention_map, AttentionMap) and isinstance(attention_map, nn.Module)
+        ):
+            raise TypeError(
+                "attention_map: expected a torch.nn.Module with the methods record and weights of "
+                f"adcorre.AttentionMap, got {type(attention_map).__name__}"
+            )
+        self.attention_map: Any = built_in if attention_map is None else attention_map
         self.num_classes = num_classes
+        checks.check_lambda(lambd)
         self.lambd = lambd
         self.components = checks.check_components(components)
         checks.check_backend(backend)
@@ -190,8 +165,9 @@ class AdCorreLoss(nn.Module):
         self.between_target = between_target
         self.mean_target = mean_target
         self.embedding_target = embedding_target
-        checks.check_ce_settings(ce_weight, label_smoothing, num_classes)
+        checks.check_ce_settings(ce_weight, logit_adjustment, label_smoothing, num_classes)
         self.register_buffer("ce_weight", ce_weight)
+        self.register_buffer("logit_adjustment", logit_adjustment)
         self.label_smoothing = label_smoothing
         checks.check_pairs(pairs, precision)
         self.pairs = pairs
@@ -200,10 +176,11 @@ class AdCorreLoss(nn.Module):
         self.backend = backend
         self.validate = validate
         distributed.check_group(process_group, gradient_reduction)
-        if process_group is not None and backend == "reference":
-            raise ValueError('backend="reference" has no sums to add over a process group; "torch" has, in float64 too')
+        if process_group is not None:
+            self.check_additive("a process group")
         self.process_group = process_group
         self.gradient_reduction = gradient_reduction
+        self._steps: deque[_Step] = deque(maxlen=PENDING_STEPS)
 
     def forward(
         self, logits: Tensor, embeddings: Tensor, targets: Tensor, *, lambd: float | Tensor | None = None
@@ -214,60 +191,23 @@ class AdCorreLoss(nn.Module):
             logits: (n, C), any floating dtype; computed in float32 at least.
             embeddings: (n, k, d), or (n, d) for k = 1; before dropout.
             targets: (n,) class labels, any integer dtype.
-            lambd: in place of the module's, for this call: a number or a 0-d tensor.
+            lambd: in place of the module's, for this call: a number or a 0-d tensor without gradient.
 
         Raises:
             ValueError, TypeError, IndexError: as `adcorre_terms`.
         """
         lambd = self.lambd if lambd is None else lambd
-        if self.process_group is not None:
-            return self._of_the_group(logits, embeddings, targets, lambd)
-        self._check(logits, embeddings, targets)
-        return adcorre_loss(
-            logits,
-            embeddings,
-            targets,
-            self.attention_map(logits, targets),
-            lambd=lambd,
-            components=self.components,
-            between_target=self.between_target,
-            mean_target=self.mean_target,
-            embedding_target=self.embedding_target,
-            ce_weight=self.ce_weight,
-            label_smoothing=self.label_smoothing,
-            pairs=self.pairs,
-            precision=self.precision,
-            ignore_index=self.ignore_index,
-            backend=self.backend,
-            validate=False,  # looked at above, before the attention map counted the batch
-        )
+        checks.check_lambda(lambd)
+        part = self.part(logits, embeddings, targets)
+        return loss_of(part, self.combine(part), lambd)
 
-    def _of_the_group(
-        self, logits: Tensor, embeddings: Tensor, targets: Tensor, lambd: float | Tensor
-    ) -> AdCorreOutput:
-        """`forward` of this rank's samples as a part of the group's batch."""
-        options = self._check(logits, embeddings, targets)
-        ce_sum, own = self._sums(logits, embeddings, targets, options)
-        whole, attention = self._whole(own, [targets])
-        x = embeddings if self.components else embeddings.detach()
-        between = self._between(embeddings, targets, attention, options) if self.pairs == "sample" else None
-        fd, md, ed, nfd = all_terms(x, targets, attention, options, whole.statistics, between)
-        share = eq_12(mean_of(ce_sum, whole.ce_weight), (fd, md, ed), lambd, self.components)
-        fd, md, ed, ce = fd.detach(), md.detach(), ed.detach(), mean_of(whole.ce, whole.ce_weight)
-        value = eq_12(ce, (fd, md, ed), lambd, self.components)
-        loss = _WholeLoss.apply(share, value, self._gradient_factor())
-        return AdCorreOutput(loss, ce, fd, md, ed, nfd, attention.to(fd.dtype))
+    def part(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> Part:
+        """Check a batch, or a part of one, and sum over its samples. Nothing changes. `Part.sums` of parts add.
 
-    def _check(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> Options:
-        """The errors of a batch, or of a part of it, before anything has changed.
-
-        In a process group labels wait for `_whole`: a rank that raised here would leave the others in the all-reduce.
+        In a process group labels wait for `combine`: a rank that raised here would leave the others in the all-reduce.
         """
-        checks.check_logits(logits, self.num_classes)
-        checks.check_same_batch(logits, embeddings)
-        validate = self.validate if self.process_group is None else False
-        checks.check_inputs(embeddings, targets, self.num_classes, self.ignore_index, validate)
-        return resolve_options(
+        targets = _check_batch(logits, embeddings, targets, self.num_classes, self.ignore_index)
+        options = resolve_options(
             embeddings,
             self.num_classes,
             self.backend,
@@ -277,64 +217,143 @@ class AdCorreLoss(nn.Module):
             self.ignore_index,
             self.pairs,
             self.precision,
+            self.label_smoothing,
+            self.components,
+        )
+        x = three_dimensional(embeddings)
+        part = part_of(Samples(logits, x, targets, self.ce_weight, self.logit_adjustment), options)
+        if self.process_group is None:
+            _check_labels(part, self.num_classes, self.validate)
+        return part
+
+    def combine(self, part: Part, targets: Sequence[Tensor] = (), record: bool | None = None) -> Batch:
+        """The whole batch of which `part` holds this rank's sums (and samples): one step of the attention map.
+
+        Over the ranks of a process group an all-reduce in which each of them takes part. `targets` are this rank's, for
+        messages, where `part` is several chunks'. `record` in training mode; None: if gradients are on.
+
+        Raises:
+            IndexError: a bad label (see `validate`), of whichever rank and on every rank.
+        """
+        _, x, labels, *_ = part.samples
+        whole = part.sums
+        if self.process_group is not None:
+            whole = distributed.add_ranks(whole, self.process_group)
+            if checks.looks_at_labels(labels, self.validate):
+                self._check_ranks(whole, targets or [labels])
+        record = torch.is_grad_enabled() if record is None else record
+        with torch.no_grad():
+            attention = weights_used(self._attention(whole, record), self.components)
+        between = None
+        if self.pairs == "sample" and self.process_group is not None:
+            between = distributed.between_ranks(
+                x, labels, attention, whole.statistics, part.options, self.process_group
+            )
+        averaged = self.gradient_reduction == "mean"
+        factor = distributed.world_size(self.process_group) if averaged else 1
+        return batch_of(part, whole, attention, between, factor)
+
+    def check_additive(self, over: str) -> None:
+        """ValueError where the loss of a batch does not follow from sums over its parts. Subclasses may override it."""
+        if self.backend == "reference":
+            raise ValueError(f'backend="reference" has no sums to add over {over}; "torch" has, in float64 too')
+
+    def _check_ranks(self, whole: BatchSums, targets: Sequence[Tensor]) -> None:
+        """IndexError on every rank for a bad label on any, which made the counts NaN."""
+        if not bool(counts_of(whole.statistics, self.num_classes).isnan().any()):
+            return
+        for labels in targets:
+            checks.check_labels(labels, self.num_classes, self.ignore_index, True)
+        raise IndexError(
+            f"targets: another rank has a label that is outside [0, {self.num_classes}) and is not "
+            f"ignore_index ({self.ignore_index})"
         )
 
-    def _sums(self, logits: Tensor, embeddings: Tensor, targets: Tensor, options: Options) -> tuple[Tensor, BatchSums]:
-        """The sum of the samples' cross-entropies, with its graph, and the sums that chunks and ranks add up."""
-        ce, ce_weight = _cross_entropy(logits, targets, self.ce_weight, self.label_smoothing, self.ignore_index)
-        statistics = class_sums(embeddings, targets, self.num_classes, options)
-        return ce, BatchSums(statistics, self.attention_map.count(logits, targets), ce.detach(), ce_weight)
+    def _attention(self, whole: BatchSums, record: bool) -> Tensor:
+        """w for a batch, which becomes a step of the attention map if `record`, in training mode."""
+        if not self.attention_map.training:
+            return self.attention_map.weights()
+        counts = whole.predictions
+        if torch.compiler.is_compiling():
+            if not record:
+                return self.attention_map.weights(counts)
+            self.attention_map.record(counts)
+            return self.attention_map.weights()
+        if torch._C._current_graph_task_id() != -1:
+            return self._again(whole)
+        if record:
+            self.attention_map.record(counts)
+        weights = self.attention_map.weights(None if record else counts)
+        self._steps.append(_Step(counts, whole.ce.detach(), weights, record))
+        return weights
 
-    def _whole(self, own: BatchSums, targets: Sequence[Tensor]) -> tuple[BatchSums, Tensor]:
-        """The whole batch's sums, over the ranks if there are any, and w; a training step for the attention map.
+    def _again(self, whole: BatchSums) -> Tensor:
+        """w for the second run of a forward pass, within the backward pass: the first run's, or the gradient is wrong.
 
-        Raises IndexError for a bad label (see `validate`), of whichever rank and on every rank. `targets` are this
-        rank's, for the message.
+        Reentrant checkpointing has its first run without gradients: that step is recorded now, once.
         """
-        whole = own
-        if self.process_group is not None:
-            whole = distributed.add_ranks(own, self.process_group)
-            count = whole.statistics[-1 - self.num_classes : -1]  # NaN if a label was bad
-            if checks.looks_at_labels(targets[0], self.validate) and bool(count.isnan().any()):
-                for labels in targets:
-                    checks.check_labels(labels, self.num_classes, self.ignore_index, True)
-                raise IndexError(
-                    f"targets: another rank has a label that is outside [0, {self.num_classes}) and is not "
-                    f"ignore_index ({self.ignore_index})"
-                )
-        if self.attention_map.training:
-            self.attention_map.record(whole.predictions)
-        return whole, weights_used(self.attention_map.weights(), self.components)
+        seen = whole.predictions[1]
+        same = [step for step in reversed(self._steps) if torch.equal(step.counts[1], seen)]
+        if not same:
+            raise RuntimeError(
+                "AdCorreLoss: called within a backward pass, as activation checkpointing does, for a batch that is not "
+                f"among the last {PENDING_STEPS} that were seen outside of it: its attention weights are not known. "
+                "Call backward earlier, or keep the loss outside the checkpointed function"
+            )
+        step = min(same, key=lambda step: abs(float(step.ce[0] - whole.ce[0])))
+        if not step.recorded:
+            self.attention_map.record(step.counts)
+            step.recorded = True
+        return step.weights
 
-    def _between(
-        self, embeddings: Tensor, targets: Tensor, attention: Tensor, options: Options
-    ) -> tuple[Whole, Tensor]:
-        """For pairs="sample": the whole batch's samples, over the ranks if there are any, and FD's sums over them."""
-        x = three_dimensional(embeddings)
-        if self.process_group is None:
-            return between_alone(x, targets, attention, options)
-        whole = distributed.gather_samples(x, targets, self.process_group, self.ignore_index)
-        return whole, distributed.add_between(between_sums(whole, attention, options), self.process_group)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdCorreLoss:
+        """Settings survive `to_empty`, which materialises a model built on the meta device but leaves memory as it is.
 
-    def _gradient_factor(self) -> int:
-        """What the gradient of the group's loss is multiplied by, so that the ranks' reduction gives it unchanged."""
-        return distributed.world_size(self.process_group) if self.gradient_reduction == "mean" else 1
+        A setting that was itself on the meta device has no value to keep: NaN until a state is loaded.
+        """
+        was_meta = any(buffer.is_meta for buffer in self.buffers())
+        before = {name: getattr(self, name) for name in ("ce_weight", "logit_adjustment")}
+        super()._apply(fn, recurse)
+        if was_meta:
+            with torch.no_grad():
+                for name, value in before.items():
+                    if value is not None and not getattr(self, name).is_meta:
+                        getattr(self, name).copy_(torch.nan if value.is_meta else value)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdCorreLoss:
+        """A copy that shares the process group, which cannot be copied."""
+        copied = type(self).__new__(type(self))
+        memo |= {id(self): copied, id(self.process_group): self.process_group}
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
 
     def extra_repr(self) -> str:
-        return f"num_classes={self.num_classes}, lambd={self.lambd}, components={self.components}"
+        components: Any = self.components
+        if set(components.values()) <= {1.0}:
+            components = tuple(components)
+        return f"num_classes={self.num_classes}, lambd={self.lambd}, components={components}"
 
 
-class _WholeLoss(torch.autograd.Function):
-    """The value of the whole batch's loss; its gradient is that of this rank's share, times `factor`."""
+@dataclass
+class _Step:
+    """A training step outside any backward pass."""
 
-    @staticmethod
-    def forward(share: Tensor, value: Tensor, factor: int) -> Tensor:
-        return value.clone()
+    counts: Tensor
+    ce: Tensor
+    weights: Tensor
+    recorded: bool
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.factor = inputs[2]
 
-    @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return upstream[0] * ctx.factor, None, None
+def _check_batch(logits: Tensor, embeddings: Tensor, targets: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """The errors of a batch, or of a part of it, but for bad labels; its labels as int64."""
+    checks.check_logits(logits, num_classes)
+    checks.check_embeddings(embeddings)
+    checks.check_same_batch(logits, embeddings)
+    return checks.check_targets(targets, embeddings.shape[0], embeddings.device, ignore_index)
+
+
+def _check_labels(part: Part, num_classes: int, validate: bool | None) -> None:
+    """IndexError for a bad label, where `validate` looks: it made the sum of weights NaN."""
+    if checks.looks_at_labels(part.samples.targets, validate) and bool(part.sums.ce[1].isnan()):
+        checks.check_labels(part.samples.targets, num_classes, part.options.ignore_index, True)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adcorre.checks import STATISTICS_DTYPE, label_masks
+from adcorre.normalize import normalize
 from adcorre.precision import exact_products
 
 TILE = {"cpu": (256, 1024), "elsewhere": (1024, 4096)}  # rows, columns: on a CPU a tile stays in cache
@@ -30,14 +31,13 @@ def pair_values(
     between_target: float,
     ignore_index: int,
     precision: str,
-    complete: bool,
     row_start: int,
     row_stop: int,
 ) -> Tensor:
     """(2,): sums of (w_i + w_j) |Phi_ij - z_il . z_jl|, and of the same with weight 1, over i in the rows asked for.
 
-    j runs over the other samples of x (n, k, d), of other classes only unless `complete`; Phi is 1 within a class, else
-    `between_target`. Ordered pairs: of all rows each is computed once and counted twice. Not divided by k n^2.
+    j runs over the samples of other classes of x (n, k, d); Phi is `between_target`. Ordered pairs: of all rows each is
+    computed once and counted twice. Not divided by k n^2.
     """
     dtype, num_classes = STATISTICS_DTYPE[x.dtype], attention.shape[0]
     total = torch.zeros(2, dtype=dtype if x.device.type == "mps" else torch.float64, device=x.device)
@@ -45,7 +45,7 @@ def pair_values(
     with exact_products(x.device, precision):
         columns, rows = _columns_and_rows(x, targets, attention, ignore_index, row_start, row_stop)
         for block in _blocks(rows.size, x.device):
-            for tile, difference, mask in _tiles(rows, columns, block, between_target, num_classes, complete, once):
+            for tile, difference, mask in _tiles(rows, columns, block, between_target, num_classes, once):
                 deviation = difference.abs_() if mask is None else difference.abs_().masked_fill_(~mask, 0)
                 of_row, of_column = deviation.sum((0, 2)).to(total.dtype), deviation.sum((0, 1)).to(total.dtype)
                 total[0] += (of_row * rows.weight[block]).sum() + (of_column * columns.weight[tile]).sum()
@@ -67,7 +67,6 @@ def pair_gradient(
     between_target: float,
     ignore_index: int,
     precision: str,
-    complete: bool,
     row_start: int,
     row_stop: int,
 ) -> Tensor:
@@ -85,7 +84,7 @@ def pair_gradient(
         for block in _blocks(rows.size, x.device):
             z = rows.z[:, block]
             pull = torch.zeros_like(z)
-            for tile, difference, mask in _tiles(rows, columns, block, between_target, num_classes, complete, False):
+            for tile, difference, mask in _tiles(rows, columns, block, between_target, num_classes, False):
                 weight = rows.weight[block, None] + columns.weight[tile]
                 if mask is not None:
                     weight.masked_fill_(~mask, 0)
@@ -139,15 +138,9 @@ def _samples(x: Tensor, targets: Tensor, attention: Tensor, ignore_index: int, f
     inverse_length = torch.empty(k, order.shape[0], dtype=dtype, device=x.device)
     for block in _blocks(order.shape[0], x.device):
         rows = torch.where(takes_part[order[block], None, None], x[order[block]].to(dtype), 0)
-        mean = rows.mean(-1, keepdim=True)
-        centred = rows - mean
-        squared_length = centred.square().sum(-1)
-        squared_length_of_x = squared_length + d * mean[..., 0].square()
-        constant = squared_length <= squared_length_of_x * (32 * torch.finfo(dtype).eps) ** 2
-        # An overflowed length would turn the vector into zeros in silence; NaN says it aloud.
-        inverse = squared_length.rsqrt().masked_fill_(constant, 0) + 0 * squared_length
-        z[:, block] = (centred * inverse[..., None]).transpose(0, 1)
-        inverse_length[:, block] = inverse.t()
+        _, directions, inverse, _ = normalize(rows)
+        z[:, block] = directions.transpose(0, 1)
+        inverse_length[:, block] = inverse[..., 0].t()
     weight = torch.cat((attention.to(dtype), attention.new_zeros(1, dtype=dtype)))[labels]
     return _Samples(order + first, labels, weight, z, inverse_length)
 
@@ -160,7 +153,7 @@ def _blocks(count: int, device: torch.device, columns: bool = False, first: int 
 
 
 def _tiles(
-    rows: _Samples, columns: _Samples, block: slice, target: float, num_classes: int, complete: bool, once: bool
+    rows: _Samples, columns: _Samples, block: slice, target: float, num_classes: int, once: bool
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """The tiles of a block of rows that have a pair: columns, c - Phi (k, rows, columns) and the mask of their pairs.
 
@@ -171,24 +164,14 @@ def _tiles(
     for tile in _blocks(columns.size, z.device, True, block.start if once else 0):
         labels = columns.labels[tile]
         mask: Tensor | None = None
-        if complete:
-            # Beside each other in the one order, or by their places in x: either tells a sample from itself.
-            mask = columns.place[tile] != rows.place[block, None]
-            if once:
-                position = torch.arange(columns.size, device=z.device)
-                mask = position[tile] > position[block, None]
-        elif not on_cpu or not _apart(row_labels[:, 0], labels):
+        if not on_cpu or not _apart(row_labels[:, 0], labels):
             mask = labels > row_labels if once else labels != row_labels
             if on_cpu and not bool(mask.any()):
                 continue
         if mask is not None and not on_cpu:
             mask &= (labels < num_classes) & (row_labels < num_classes)
         difference = torch.bmm(z, columns.z[:, tile].mT)
-        yield (
-            tile,
-            difference.sub_(torch.where(labels == row_labels, z.new_ones(()), target) if complete else target),
-            mask,
-        )
+        yield tile, difference.sub_(target), mask
 
 
 def _apart(labels: Tensor, others: Tensor) -> bool:

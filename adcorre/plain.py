@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from adcorre.checks import STATISTICS_DTYPE, label_masks
+from adcorre.normalize import normalize
 
 
 def plain_statistics(
@@ -19,8 +20,8 @@ def plain_statistics(
     Its class sums are `index_add`: on CUDA the same bits every time only under `use_deterministic_algorithms`.
     """
     x, labels, bad = _participants(x, targets, num_classes, ignore_index)
-    z, centred, _, length_of_x, has_direction = _directions(x)
-    has_direction = has_direction & (labels < num_classes)[:, None]
+    centred, z, inverse, squared_length_of_x = normalize(x)
+    has_direction = (inverse[..., 0] != 0) & (labels < num_classes)[:, None]
 
     def by_class(rows: Tensor) -> Tensor:
         return rows.new_zeros(num_classes + 1, *rows.shape[1:]).index_add(0, labels, rows)[:num_classes]
@@ -36,7 +37,7 @@ def plain_statistics(
     parts = (
         by_class(z),
         by_class(centred),
-        by_class(length_of_x),
+        by_class(squared_length_of_x.sqrt()[..., 0]),
         by_class(has_direction.sum(1).to(x.dtype)),
         count,
         embedding_sum,
@@ -56,7 +57,7 @@ def plain_gradient(
     """dL/dx, contiguous and in x's dtype, from `Tables` already multiplied by the upstream gradients."""
     dtype, num_classes = x.dtype, feature.shape[0]
     x, labels, _ = _participants(x, targets, num_classes, ignore_index)
-    z, _, inverse_length, _, _ = _directions(x)
+    _, z, inverse_length, _ = normalize(x)
     # dL/dz = G + sum over m != l of weight[l, m] z_m; the pair (l, l) would be projected away.
     if embedding_target == -1.0:
         others = z.sum(1, keepdim=True) - z
@@ -77,16 +78,3 @@ def _participants(x: Tensor, targets: Tensor, num_classes: int, ignore_index: in
     takes_part, bad = label_masks(targets, num_classes, ignore_index)
     x = x.to(STATISTICS_DTYPE[x.dtype])
     return torch.where(takes_part[:, None, None], x, 0), torch.where(takes_part, targets, num_classes).long(), bad
-
-
-def _directions(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """z, x - mean, 1 / |x - mean| (0 for a constant vector), |x| and whether a vector has a direction."""
-    mean = x.mean(-1, keepdim=True)
-    centred = x - mean
-    squared_length = centred.square().sum(-1, keepdim=True)
-    squared_length_of_x = squared_length + mean.square() * x.shape[-1]
-    constant = squared_length <= squared_length_of_x * (32 * torch.finfo(x.dtype).eps) ** 2
-    inverse_length = torch.where(constant, 0, squared_length.rsqrt())
-    # An overflowed length would turn the vector into zeros in silence; NaN says it aloud.
-    inverse_length = torch.where(squared_length.isinf(), torch.nan, inverse_length)
-    return centred * inverse_length, centred, inverse_length, squared_length_of_x.sqrt()[..., 0], ~constant[..., 0]

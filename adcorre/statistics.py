@@ -7,16 +7,18 @@ where the targets are -1): two sets of samples add. `terms` needs C k d work and
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
+
+from adcorre.normalize import tolerance
 
 BLOCK_ELEMENTS = 1 << 22  # correlations of class pairs held at once where a target other than -1 needs them
 
 
 @dataclass(frozen=True)
-class ClassStatistics:
+class FlatStatistics:
     """Sums over the samples of each class; statistics of two sets of samples add (`+`).
 
     `flat` (one buffer, so that ranks exchange it in one all-reduce) holds, in this order, in float32 or float64:
@@ -76,8 +78,8 @@ class ClassStatistics:
     def embedding_sum(self) -> Tensor:
         return self.flat[-1]
 
-    def __add__(self, other: ClassStatistics) -> ClassStatistics:
-        if not isinstance(other, ClassStatistics):
+    def __add__(self, other: Self) -> Self:
+        if not isinstance(other, FlatStatistics):
             return NotImplemented
         mine = (self.num_classes, self.k, self.d, self.embedding_target)
         theirs = (other.num_classes, other.k, other.d, other.embedding_target)
@@ -85,12 +87,29 @@ class ClassStatistics:
             raise ValueError(
                 f"ClassStatistics: only equal (num_classes, k, d, embedding_target) add; got {mine} and {theirs}"
             )
-        return ClassStatistics(self.flat + other.flat, *mine)
+        return type(self)(self.flat + other.flat, *mine)
 
 
 def flat_size(num_classes: int, k: int, d: int) -> int:
-    """Length of `ClassStatistics.flat`."""
+    """Length of `FlatStatistics.flat`."""
     return num_classes * k * (2 * d + 1) + 2 * num_classes + 1
+
+
+def counts_of(flat: Tensor, num_classes: int) -> Tensor:
+    """(C,), `FlatStatistics.count` of a flat vector: NaN if a label was bad."""
+    return flat[-1 - num_classes : -1]
+
+
+class Values(NamedTuple):
+    """The terms of a batch, () each: FD (Eq. 9), MD (Eq. 10), ED (Eq. 11) and the naive FD (Eq. 5), which is for logs.
+
+    Where they travel as one tensor (4,), or their upstream gradients do, they stand in this order.
+    """
+
+    fd: Tensor
+    md: Tensor
+    ed: Tensor
+    nfd: Tensor
 
 
 class Tables(NamedTuple):
@@ -107,9 +126,9 @@ class Tables(NamedTuple):
 
 
 def terms(
-    statistics: ClassStatistics, attention: Tensor, between_target: float | None, mean_target: float
+    statistics: FlatStatistics, attention: Tensor, between_target: float | None, mean_target: float
 ) -> tuple[Tensor, Tables]:
-    """(fd, md, ed, nfd) as one (4,) tensor, and the gradient tables, in the statistics' dtype.
+    """`Values` as one tensor (4,), and the gradient tables, in the statistics' dtype.
 
     Where `between_target` is None, FD and its table are those of the pairs within classes alone.
 
@@ -117,7 +136,7 @@ def terms(
     """
     dtype = statistics.flat.dtype
     work = dtype if statistics.flat.device.type == "mps" else torch.float64
-    wide = ClassStatistics(
+    wide = FlatStatistics(
         statistics.flat.to(work), statistics.num_classes, statistics.k, statistics.d, statistics.embedding_target
     )
     w = attention.to(work)
@@ -125,7 +144,7 @@ def terms(
     n = count.sum()
     at_least_one = n.clamp(min=1)  # a NaN count stays NaN
     fd, nfd, feature = _feature_discriminator(wide, w, n, at_least_one, between_target)
-    md, mean = _mean_discriminator(wide, torch.finfo(dtype).eps, mean_target)
+    md, mean = _mean_discriminator(wide, tolerance(dtype), mean_target)
     md, mean = md + 0 * n, mean + 0 * n
     k = wide.k
     ed = wide.embedding_sum
@@ -133,12 +152,12 @@ def terms(
         ed = n * (k * (k - 1)) + ed - wide.square_sum.sum()
     ed = (ed if k > 1 else 0 * n) / (at_least_one * k**2)
     embedding_scale = 2 / (at_least_one * k**2)
-    values = torch.stack((fd, md, ed, nfd)).to(dtype)
+    values = torch.stack(Values(fd=fd, md=md, ed=ed, nfd=nfd)).to(dtype)
     return values, Tables(feature.to(dtype), mean.to(dtype), embedding_scale.to(dtype))
 
 
 def _feature_discriminator(
-    statistics: ClassStatistics, w: Tensor, n: Tensor, at_least_one: Tensor, target: float | None
+    statistics: FlatStatistics, w: Tensor, n: Tensor, at_least_one: Tensor, target: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """FD (Eq. 9), the naive FD (Eq. 5: w = 1/2) and the table G."""
     s, k, count = statistics.direction_sum, statistics.k, statistics.count
@@ -175,13 +194,13 @@ def _feature_discriminator(
     return fd / divisor, nfd / divisor, gradient / divisor
 
 
-def _mean_discriminator(statistics: ClassStatistics, eps: float, target: float) -> tuple[Tensor, Tensor]:
+def _mean_discriminator(statistics: FlatStatistics, tolerance: float, target: float) -> tuple[Tensor, Tensor]:
     """MD (Eq. 10) and the table H. M stands for the class means: a mean's direction needs no count."""
     num_classes, k, m = statistics.num_classes, statistics.k, statistics.centred_sum
     divisor = k * num_classes**2
     present = statistics.count > 0
     length = torch.linalg.vector_norm(m, dim=-1)
-    constant = length <= 32 * eps * statistics.norm_sum
+    constant = length <= tolerance * statistics.norm_sum
     has_direction = (present[:, None] & ~constant)[..., None]
     length = torch.where(has_direction[..., 0], length, 1)[..., None]
     direction = torch.where(has_direction, m / length, 0)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from adcorre.checks import STATISTICS_DTYPE, label_masks
-from adcorre.statistics import ClassStatistics, flat_size
+from adcorre.normalize import inverse_length
+from adcorre.statistics import FlatStatistics, flat_size
 
 CHUNK_ELEMENTS = 1 << 18  # of x: 1 MiB in float32
 ROUNDED_ADDITIONS = 64  # per class, about: sums in float32 enter the float64 totals after so many
@@ -23,19 +24,19 @@ ROUNDED_ADDITIONS = 64  # per class, about: sums in float32 enter the float64 to
 def streaming_statistics(
     x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float
 ) -> Tensor:
-    """`ClassStatistics.flat` of x (n, k, d) with targets (n,): one pass over x."""
+    """`FlatStatistics.flat` of x (n, k, d) with targets (n,): one pass over x."""
     _, k, d = x.shape
     dtype = STATISTICS_DTYPE[x.dtype]
     chunks = _Chunks(x, targets, num_classes, ignore_index)
     total = torch.zeros(2, num_classes, k, d, dtype=torch.float64)  # of directions and of centred vectors
     partial = torch.zeros_like(total, dtype=dtype) if dtype != total.dtype else total
     embedding_sum = torch.zeros((), dtype=torch.float64)
-    squared_length_of_x, inverse_length = (torch.empty(chunks.labels.shape[0], k, dtype=dtype) for _ in range(2))
+    squared_length_of_x, inverses = (torch.empty(chunks.labels.shape[0], k, dtype=dtype) for _ in range(2))
     buffer = torch.empty(chunks.size, k, d, dtype=dtype)
     pending = 0
     with torch.autocast("cpu", enabled=False):
         for rows, labels, where in chunks:
-            centred, inverse = buffer[: labels.shape[0]], inverse_length[where]
+            centred, inverse = buffer[: labels.shape[0]], inverses[where]
             mean = torch.mean(rows, -1, keepdim=True, dtype=dtype)
             torch.sub(rows, mean, out=centred)
             gram = torch.bmm(centred, centred.mT)
@@ -54,12 +55,12 @@ def streaming_statistics(
     if partial is not total:
         total += partial
     flat = torch.empty(flat_size(num_classes, k, d), dtype=dtype)
-    out = ClassStatistics(flat, num_classes, k, d, embedding_target)
+    out = FlatStatistics(flat, num_classes, k, d, embedding_target)
     out.direction_sum.copy_(total[0])
     out.centred_sum.copy_(total[1])
     by_class = torch.zeros(num_classes, k, dtype=torch.float64)
     out.norm_sum.copy_(by_class.index_add(0, chunks.labels, squared_length_of_x.sqrt().double()))
-    out.square_sum.copy_(by_class.index_add(0, chunks.labels, inverse_length.ne(0).double()).sum(1))
+    out.square_sum.copy_(by_class.index_add(0, chunks.labels, inverses.ne(0).double()).sum(1))
     out.count.copy_(torch.bincount(chunks.labels, minlength=num_classes))
     if chunks.bad_labels:
         out.count.fill_(torch.nan)
@@ -165,7 +166,4 @@ def _inverse_length(gram: Tensor, mean: Tensor, d: int, inverse: Tensor, squared
     """From the Gram matrices of centred vectors: 1 / |x - mean|, 0 for a constant vector, and |x|^2, (b, k) each."""
     squared_length = gram.diagonal(dim1=1, dim2=2)
     torch.addcmul(squared_length, mean[..., 0], mean[..., 0], value=d, out=squared_length_of_x)
-    constant = squared_length <= squared_length_of_x * (32 * torch.finfo(gram.dtype).eps) ** 2
-    torch.rsqrt(squared_length, out=inverse).masked_fill_(constant, 0)
-    # An overflowed length would turn the vector into zeros in silence; NaN says it aloud.
-    inverse.add_(squared_length, alpha=0)
+    inverse.copy_(inverse_length(squared_length, squared_length_of_x))

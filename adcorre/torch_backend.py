@@ -5,16 +5,25 @@ from __future__ import annotations
 from torch import Tensor
 
 from adcorre import statistics as class_statistics
+from adcorre.logits import logits_gradient, logits_sums
 from adcorre.pairs import pair_gradient, pair_values
 from adcorre.plain import plain_gradient, plain_statistics
-from adcorre.statistics import ClassStatistics, Tables
+from adcorre.statistics import FlatStatistics, Tables
 from adcorre.streaming import streaming_gradient, streaming_statistics
 
-__all__ = ["gradient", "pair_gradient", "pair_values", "statistics", "terms"]
+__all__ = [
+    "embedding_gradient",
+    "logits_gradient",
+    "logits_sums",
+    "pair_gradient",
+    "pair_values",
+    "statistics",
+    "terms",
+]
 
 
 def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float) -> Tensor:
-    """`ClassStatistics.flat` of x (n, k, d) with targets (n,)."""
+    """`FlatStatistics.flat` of x (n, k, d) with targets (n,)."""
     one_pass = streaming_statistics if x.device.type == "cpu" else plain_statistics
     return one_pass(x, targets, num_classes, ignore_index, embedding_target)
 
@@ -28,13 +37,13 @@ def terms(
     mean_target: float,
     embedding_target: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """values (4,) = (fd, md, ed, nfd), and the tables G (C, k, d), H (C, k, d), 2 / (n k^2) ()."""
-    statistics = ClassStatistics(flat, attention.shape[0], k, d, embedding_target)
+    """`Values` as one tensor (4,), and `Tables`."""
+    statistics = FlatStatistics(flat, attention.shape[0], k, d, embedding_target)
     values, tables = class_statistics.terms(statistics, attention, between_target, mean_target)
-    return values, tables.feature, tables.mean, tables.embedding_scale
+    return values, *tables
 
 
-def gradient(
+def embedding_gradient(
     x: Tensor,
     targets: Tensor,
     upstream: Tensor,
@@ -44,7 +53,8 @@ def gradient(
     ignore_index: int,
     embedding_target: float,
 ) -> Tensor:
-    """dL/dx, contiguous and in x's dtype; `upstream` (4,) is the gradient of `values` (nfd's is not used)."""
-    tables = Tables(upstream[0] * feature, upstream[1] * mean, upstream[2] * embedding_scale)
+    """dL/dx, contiguous and in x's dtype; `upstream` (4,) is the gradient of `Values` (nfd's is not used)."""
+    fd, md, ed, _ = upstream.unbind()
+    tables = Tables(fd * feature, md * mean, ed * embedding_scale)
     one_pass = streaming_gradient if x.device.type == "cpu" else plain_gradient
     return one_pass(x, targets, *tables, ignore_index, embedding_target)

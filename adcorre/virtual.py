@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
 import torch
@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adcorre import checks
-from adcorre.backends import Options
-from adcorre.between import between_gradient, per_pair
 from adcorre.chunks import Chunk, Inputs, chunk_source, described, drain, open_ahead
-from adcorre.distributed import BatchSums
-from adcorre.functional import embedding_gradient, three_dimensional, values_and_tables
-from adcorre.loss import AdCorreLoss, AdCorreOutput, eq_12, mean_of
+from adcorre.equation import AdCorreOutput, Backward, Batch, Part, evaluate, gradients
+from adcorre.loss import AdCorreLoss
 from adcorre.replay import Buffers, Fingerprint, RandomState, check_same, fingerprint
-from adcorre.statistics import Tables
 
 
 class VirtualBatch:
@@ -96,14 +92,14 @@ class VirtualBatch:
         """
         open_chunks = chunk_source(inputs, targets, self.chunk_size, keep=not self.keep_graphs)
         lambd = self.loss.lambd if lambd is None else lambd
+        checks.check_lambda(lambd)
         opening = RandomState(_cuda_devices(self.model))
         first, rest = open_ahead(open_chunks)
         if not first:
             raise ValueError("virtual batch: no chunk came; a rank without samples gives one chunk of n = 0")
         if len(first) == 1:
             return self._ordinary_step(first[0], lambd, scaler)
-        if self.loss.backend == "reference":
-            raise ValueError('backend="reference" has no sums to add over chunks; "torch" has, in float64 too')
+        self.loss.check_additive("chunks")
         step = _Step(self.model, self.loss, lambd, scaler)
         try:
             if self.keep_graphs:
@@ -121,23 +117,12 @@ class VirtualBatch:
         return output._replace(loss=output.loss.detach())
 
 
-class _Part(NamedTuple):
-    """One chunk after its forward pass."""
+class _Whole(NamedTuple):
+    """The whole batch, over chunks and ranks, and what its chunks' gradients are computed from."""
 
-    ce: Tensor  # sum of its samples' cross-entropies, with the graph
-    embeddings: Tensor  # with the graph
-    targets: Tensor
-    sums: BatchSums
-    options: Options
-
-
-class _Upstream(NamedTuple):
-    """What every chunk's gradient is computed from."""
-
-    terms: Tensor  # (4,), of fd, md, ed, nfd
-    ce: Tensor  # (), of a chunk's sum of cross-entropies
-    tables: Tables
-    between: Sequence[Tensor] | None  # (n, k, d) a chunk, what comes on top for pairs="sample"
+    batch: Batch
+    backward: Backward
+    starts: list[int]  # of each chunk, its first sample among this rank's
 
 
 class _Step:
@@ -182,7 +167,7 @@ class _Step:
             for inputs, targets in chunks:
                 states.append(RandomState(devices))
                 prints.append(self._add(sums, inputs, targets))
-        output, upstream = self._whole(sums, [one.labels for one in prints])
+        output, whole = self._whole(sums, [one.labels for one in prints])
         del sums
 
         self.buffers.restore()
@@ -202,9 +187,9 @@ class _Step:
                     again.append(_fingerprint(part))
                     if last and next(chunks, None) is not None:
                         raise _other_number(len(states), "more")
-                    if last or part.targets.shape != prints[index].labels.shape:
+                    if last or part.samples.targets.shape != prints[index].labels.shape:
                         check_same(prints, again)
-                    self._backward([part], upstream, index)
+                    self._backward([part], whole, index)
                     del part
         return output
 
@@ -215,7 +200,7 @@ class _Step:
 
     def one_pass(self, chunks: Iterator[Chunk]) -> AdCorreOutput:
         """All graphs at once, and one backward pass, in which DDP sees each parameter's whole gradient."""
-        parts: list[_Part] = []
+        parts: list[Part] = []
         sums = _Sums()
         chunk = next(chunks, None)
         with torch.enable_grad():
@@ -225,58 +210,40 @@ class _Step:
                     parts.append(self._part(*chunk))
                 sums.add(parts[-1])
                 chunk = following
-        output, upstream = self._whole(sums, [part.targets for part in parts])
-        self._backward(parts, upstream)
+        output, whole = self._whole(sums, [part.samples.targets for part in parts])
+        self._backward(parts, whole)
         return output
 
-    def _part(self, inputs: Any, targets: Tensor) -> _Part:
-        logits, embeddings = _forward(self.model, inputs)
-        options = self.loss._check(logits, embeddings, targets)
-        ce, sums = self.loss._sums(logits, embeddings, targets, options)
-        return _Part(ce, embeddings, targets, sums, options)
+    def _part(self, inputs: Any, targets: Tensor) -> Part:
+        return self.loss.part(*_forward(self.model, inputs), targets)
 
     @torch.no_grad()
-    def _whole(self, sums: _Sums, targets: list[Tensor]) -> tuple[AdCorreOutput, _Upstream]:
+    def _whole(self, sums: _Sums, targets: list[Tensor]) -> tuple[AdCorreOutput, _Whole]:
         """The whole batch's output, over chunks and ranks; with it the attention map has taken its step."""
-        whole, attention = self.loss._whole(sums.total(), targets)
-        values, tables = values_and_tables(whole.statistics, attention, sums.k, sums.d, sums.options)
-        components = self.loss.components
-        factor = torch.full_like(values[0], self.loss._gradient_factor())
-        factor = factor if self.scaler is None else self.scaler.scale(factor)
-        fd_in = "fd" in components or "nfd" in components  # with w = 1/2, FD is the naive FD
-        chosen = values.new_tensor([fd_in, "md" in components, "ed" in components, False])
-        terms, between = chosen * self.lambd * factor, None
-        if self.loss.pairs == "sample":
-            sizes = [len(part) for part in targets]
-            samples, pairs = self.loss._between(torch.cat(sums.embeddings), torch.cat(targets), attention, sums.options)
-            scale = per_pair(whole.statistics, self.loss.num_classes, sums.k, sums.d)
-            zero = torch.zeros_like(scale)
-            values = values + scale * torch.stack((pairs[0], zero, zero, pairs[1]))
-            if fd_in:
-                between = between_gradient(samples, attention, terms[0] * scale, sums.options).split(sizes)
-        upstream = _Upstream(terms, mean_of(factor, whole.ce_weight).to(whole.ce.dtype), tables, between)
-        fd, md, ed, nfd = values.unbind()
-        ce = mean_of(whole.ce, whole.ce_weight)
-        loss = eq_12(ce, (fd, md, ed), self.lambd, components)
-        return AdCorreOutput(loss, ce, fd, md, ed, nfd, attention.to(fd.dtype)), upstream
+        part = sums.total(targets)
+        batch = self.loss.combine(part, targets, record=True)
+        one = torch.ones((), dtype=batch.ce.dtype, device=batch.ce.device)
+        upstream = one if self.scaler is None else self.scaler.scale(one)
+        output, backward = evaluate(part, batch, self.lambd, upstream)
+        return output, _Whole(batch, backward, [0, *accumulate(map(len, targets))])
 
-    def _backward(self, parts: list[_Part], upstream: _Upstream, first: int = 0) -> None:
+    def _backward(self, parts: list[Part], whole: _Whole, first: int = 0) -> None:
         """The gradient of some chunks, of which the batch's chunk `first` is the first."""
         tensors: list[Tensor] = []
-        gradients: list[Tensor] = []
+        upstream: list[Tensor] = []
         for index, part in enumerate(parts, first):
-            x = part.embeddings
-            between = None if upstream.between is None else upstream.between[index]
-            if part.ce.requires_grad or not x.requires_grad:  # if neither does, let backward say so
-                tensors.append(part.ce)
-                gradients.append(upstream.ce)
-            if x.requires_grad and self.loss.components:
-                tensors.append(x)
-                gradients.append(
-                    embedding_gradient(x, part.targets, upstream.terms, upstream.tables, part.options, between)
-                )
-        with _outside_autocast(parts[0].embeddings.device):
-            torch.autograd.backward(tensors, gradients)
+            logits, x, *_ = part.samples
+            batch = whole.batch.rows(whole.starts[index], whole.starts[index + 1])
+            # If neither requires a gradient, let backward say so.
+            needed = logits.requires_grad or not x.requires_grad, x.requires_grad
+            for tensor, gradient in zip(
+                (logits, x), gradients(part.samples, batch, whole.backward, part.options, *needed), strict=True
+            ):
+                if gradient is not None:
+                    tensors.append(tensor)
+                    upstream.append(gradient)
+        with _outside_autocast(tensors[0].device):
+            torch.autograd.backward(tensors, upstream)
 
 
 class _Sums:
@@ -284,24 +251,26 @@ class _Sums:
 
     def __init__(self) -> None:
         self.packed: Tensor | None = None
-        self.embeddings: list[Tensor] = []  # (n, k, d) a chunk; kept for pairs="sample" alone
+        self.x: list[Tensor] = []  # (n, k, d) a chunk; kept for pairs="sample" alone
 
-    def add(self, part: _Part) -> None:
+    def add(self, part: Part) -> None:
         packed = part.sums.pack()
         if self.packed is None:
             self.packed = packed.to(packed.dtype if packed.device.type == "mps" else torch.float64)
         else:
             self.packed += packed
-        self.layout = part.sums
-        self.options = part.options
-        x = three_dimensional(part.embeddings)
-        _, self.k, self.d = x.shape
+        logits, x, *_ = part.samples
         if part.options.pairs == "sample":
-            self.embeddings.append(x.detach().clone())
+            self.x.append(x.detach().clone())
+        self.last = part._replace(samples=part.samples._replace(logits=logits[:0].detach(), x=x[:0].detach()))
 
-    def total(self) -> BatchSums:
+    def total(self, targets: list[Tensor]) -> Part:
+        """All chunks as one part: their sums, for pairs="sample" their samples too; no logits."""
         assert self.packed is not None  # there is at least one chunk
-        return self.layout.unpack(self.packed)
+        samples = self.last.samples._replace(targets=torch.cat(targets))
+        if self.x:
+            samples = samples._replace(x=torch.cat(self.x))
+        return self.last._replace(samples=samples, sums=self.last.sums.unpack(self.packed))
 
 
 def _forward(model: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
@@ -311,11 +280,11 @@ def _forward(model: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
     return output[0], output[1]
 
 
-def _fingerprint(part: _Part) -> Fingerprint:
-    x = part.embeddings
+def _fingerprint(part: Part) -> Fingerprint:
+    x = part.samples.x
     autocast = torch.is_autocast_enabled(x.device.type)
     dtype = torch.get_autocast_dtype(x.device.type) if autocast and x.dtype != torch.float64 else x.dtype
-    return fingerprint(part.targets, part.sums.statistics, dtype)
+    return fingerprint(part.samples.targets, part.sums.statistics, dtype)
 
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:

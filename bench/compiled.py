@@ -179,7 +179,7 @@ def pair_launches(
 
     x = empty(n, k, d, dtype=torch.bfloat16 if precision == "medium" else torch.float32)
     asked = (x, empty(n, dtype=torch.int64), empty(num_classes))
-    options: tuple[Any, ...] = (between_target, -100, precision, False, 0, n)
+    options: tuple[Any, ...] = (between_target, -100, precision, 0, n)
     with recorded() as launches, mock.patch.object(pair_plan, "family", return_value=target):
         pair_launch.pair_values(*asked, *options)
         first = len(launches)

@@ -154,7 +154,9 @@ def described_loss(loss: dict[str, Any]) -> str:
     text = f"{'weighted ' if kind is None else kind}{'logit-adjusted ' if loss.get('logit_adjustment') else ''}CE"
     if loss.get("objective", "adcorre") != "adcorre":
         return f"{text} and {loss['objective']} loss"
-    components = [name.upper() for name in loss.get("components", ("fd", "md", "ed"))]
+    chosen = loss.get("components", ("fd", "md", "ed"))
+    weights = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen, 1)
+    components = [f"{'' if weight == 1 else f'{weight:g} '}{name.upper()}" for name, weight in weights.items()]
     return f"{text} + {loss.get('lambd', '?')} ({' + '.join(components)})" if components else text
 
 

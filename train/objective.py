@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from adcorre import AdCorreLoss, adcorre_terms
-from train.baselines import WITH_EMBEDDINGS, LogitAdjustedLoss, effective_number_weights, logit_adjustment
+from train.baselines import WITH_EMBEDDINGS, effective_number_weights, logit_adjustment
 from train.data import FaceDataset
 from train.errors import UserError
 from train.ranks import Ranks
@@ -57,8 +57,7 @@ def build_objective(
         "process_group": "world" if ranks.world > 1 else None,
     }
     if settings.logit_adjustment:
-        adjustment = logit_adjustment(counts, settings.logit_adjustment)
-        return LogitAdjustedLoss(classes, adjustment, **common).to(device)
+        common["logit_adjustment"] = logit_adjustment(counts, settings.logit_adjustment)
     return AdCorreLoss(classes, **common).to(device)
 
 

@@ -49,11 +49,17 @@ def target(text: str) -> float | Literal["simplex"]:
     return value
 
 
-def components(text: str) -> tuple[str, ...]:
-    names = tuple(name for name in text.lower().split(",") if name not in ("", "none"))
-    if not set(names) <= {"fd", "nfd", "md", "ed"} or {"fd", "nfd"} <= set(names) or len(set(names)) < len(names):
-        raise argparse.ArgumentTypeError(f"expected some of fd (or nfd), md, ed by commas, or none, got {text!r}")
-    return names
+def components(text: str) -> tuple[str, ...] | dict[str, float]:
+    """Names by commas, or a weight for each: fd=1,md=0.3."""
+    parts = [part.partition("=") for part in text.lower().split(",") if part not in ("", "none")]
+    names = tuple(name.strip() for name, _, _ in parts)
+    weights = {name: _number(weight) if equals else 1.0 for name, (_, equals, weight) in zip(names, parts, strict=True)}
+    known = set(names) <= {"fd", "nfd", "md", "ed"} and not {"fd", "nfd"} <= set(names)
+    if not known or len(weights) < len(names) or not all(0 <= weight < math.inf for weight in weights.values()):
+        raise argparse.ArgumentTypeError(
+            f"expected some of fd (or nfd), md, ed by commas (weighted: fd=1,md=0.3), or none, got {text!r}"
+        )
+    return weights if "=" in text else names
 
 
 def ce_weight(text: str) -> str | tuple[float, ...]:
@@ -138,9 +144,10 @@ class LossSettings:
     lambd: float = option(0.5, "weight λ of FD + MD + ED beside cross-entropy (Eq. 12)", low=0)
     lambd_warmup: int = option(0, "steps over which λ rises from 0 to its value (not in the paper)", low=0)
     window: int = option(5, "steps δ that the adaptive attention map remembers (Eq. 7)", low=1)
-    components: tuple[str, ...] = option(
+    components: tuple[str, ...] | Mapping[str, float] = option(
         ("fd", "md", "ed"),
-        "terms of the loss: some of fd or nfd, md, ed by commas; 'none' is plain cross-entropy",
+        "terms of the loss: some of fd or nfd, md, ed by commas, with weights if wanted (fd=1,md=0.3); 'none' is plain "
+        "cross-entropy",
         parse=components,
     )
     between_target: float | Literal["simplex"] = option(
@@ -289,6 +296,7 @@ def _parsed(item: dataclasses.Field[Any], value: Any) -> Any:
         if type(item.default) is not type(value):
             raise ValueError(f"expected {type(item.default).__name__}, got {value!r}")
         return value
+    value = [f"{key}={weight}" for key, weight in value.items()] if isinstance(value, dict) else value
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     if choices and text not in choices:
         raise ValueError(f"expected one of {', '.join(choices)}, got {text!r}")
@@ -331,6 +339,8 @@ def flag(name: str) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        value = tuple(f"{name}={weight:g}" for name, weight in value.items())
     return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from adcorre import AdCorreLoss, AdCorreOutput, VirtualBatch
 from tests.virtual.tools import (
@@ -35,9 +36,12 @@ PAIRS = {"pairs": "sample", "between_target": 0.1}
 SETTINGS: tuple[dict, ...] = (
     {},
     {"components": ()},
-    {"components": ("nfd", "ed"), "label_smoothing": 0.1, "ignore_index": 2},
+    {"components": {"nfd": 0.3, "ed": 2.0}, "label_smoothing": 0.1, "ignore_index": 2},
     {"between_target": "simplex", "mean_target": 0.2, "embedding_target": 0.1},
-    {"ce_weight": torch.tensor([0.1, 2.0, 1.0, 0.5]).double()},
+    {
+        "ce_weight": torch.tensor([0.1, 2.0, 1.0, 0.5]).double(),
+        "logit_adjustment": torch.tensor([0, 1.0, -1, 2]).double(),
+    },
     PAIRS,
     {"pairs": "sample", "components": ("nfd", "md"), "ignore_index": 2},
 )
@@ -305,6 +309,32 @@ def nobody_has_a_sample(rank: int, world: int) -> None:
         out = plain_step(mine, loss, images[:count], torch.full_like(targets[:count], -100))
         assert float(out.loss) == 0
         assert all(float(gradient.abs().max()) == 0 for gradient in gradients(mine).values())
+
+
+@case
+def copies_and_checkpoints(rank: int, world: int) -> None:
+    """A copy shares the group; a second run under checkpointing is no second step, on any rank; no learned lambda."""
+    images, targets = draw(29)
+    share = shares(29, world)[rank]
+    x, labels = images[share].flatten(1)[:, : K * D].unflatten(1, (K, D)), targets[share]
+    logits = images[share].flatten(1)[:, :CLASSES]
+    loss = AdCorreLoss(CLASSES, process_group=dist.group.WORLD)
+    copied = copy.deepcopy(loss)
+    assert copied.process_group is loss.process_group
+    seen = []
+    for module, through in ((loss, False), (copied, True)):
+        leaves = logits.clone().requires_grad_(), x.clone().requires_grad_()
+
+        def run(logits: Tensor, x: Tensor, module: AdCorreLoss = module) -> Tensor:
+            return module(logits, x, labels).loss
+
+        for _ in range(2):
+            value = checkpoint(run, *leaves, use_reentrant=False) if through else run(*leaves)
+            value.backward()
+        seen.append([value.detach(), *(leaf.grad for leaf in leaves), *module.state_dict().values()])
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+    with pytest.raises(ValueError, match="lambd: carries no gradient"):
+        loss(logits, x, labels, lambd=torch.tensor(0.5, requires_grad=True))
 
 
 @case

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adcorre import adcorre_terms
-from adcorre.functional import all_terms, resolve_options
+from adcorre.backends import resolve_options
+from adcorre.functional import all_terms
 from tests.loss.tools import TARGETS, assert_close, draw, run
 
 # One block more or less than a chunk is in test_streaming.py. Here: n = 1, k = 1, d = 2 (every gradient of FD and ED is

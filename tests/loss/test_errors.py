@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adcorre import AdaptiveAttentionMap, AdCorreLoss, EmbeddingSpace, adcorre_loss, adcorre_terms
+from adcorre import AdaptiveAttentionMap, AdCorreLoss, EmbeddingSpace, VirtualBatch, adcorre_loss, adcorre_terms
 
 X = torch.randn(6, 3, 8)
 Y = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -76,6 +76,11 @@ def test_triton_on_a_cpu_is_a_clear_error() -> None:
         ({"window": 0}, ValueError, "window: expected at least 1, got 0"),
         ({"components": ("fd", "xd")}, ValueError, "components: expected a collection of names out of .*xd"),
         ({"components": "fd"}, ValueError, "components: expected a collection"),
+        ({"components": {"fd": -1}}, ValueError, "components: weight of fd: expected a finite number of at least 0"),
+        ({"components": {"md": float("nan")}}, ValueError, "components: weight of md: .*got nan"),
+        ({"components": {"md": "1"}}, TypeError, "components: weight of md: expected a number, got str"),
+        ({"components": {"xd": 1}}, ValueError, "components: expected a collection of names out of .*xd"),
+        ({"logit_adjustment": torch.ones(3)}, ValueError, r"logit_adjustment: expected shape \(4,\)"),
         ({"components": ("fd", "nfd")}, ValueError, '"nfd" .*stands in place of "fd"'),
         ({"ce_weight": torch.ones(3)}, ValueError, r"ce_weight: expected shape \(4,\)"),
         ({"ce_weight": torch.ones(4).long()}, ValueError, "ce_weight: .*floating dtype, got .*int64"),
@@ -104,6 +109,32 @@ def test_a_refused_batch_leaves_the_attention_map_alone(logits, x, y, error, wor
     assert int(loss.attention_map.position) == 0
     with pytest.raises(error, match=words):
         adcorre_loss(logits, x, y, W)
+
+
+@pytest.mark.parametrize("convert, words", [(lambda t: t.numpy(), r"numpy\.ndarray"), (lambda t: t.tolist(), "list")])
+@pytest.mark.parametrize("name", ["logits", "embeddings", "targets", "attention"])
+def test_what_is_no_tensor_is_named(name, convert, words) -> None:
+    """A NumPy array's dtype reads as a tensor's: "expected int64, got int64" helps nobody."""
+    given = {"logits": LOGITS, "embeddings": X, "targets": Y, "attention": W}
+    given[name] = convert(given[name])
+    words = rf"{name}: expected a torch.Tensor, got {words}; convert it with torch.as_tensor"
+    terms = {key: value for key, value in given.items() if key != "logits"}
+    calls = [lambda: adcorre_loss(**given)]
+    calls += [lambda: adcorre_terms(**terms)] if name != "logits" else []
+    if name != "attention":
+        calls += [lambda: AdCorreLoss(4)(given["logits"], given["embeddings"], given["targets"])]
+    if name in ("logits", "targets"):
+        calls += [lambda: AdaptiveAttentionMap(4)(given["logits"], given["targets"])]
+    for call in calls:
+        with pytest.raises(TypeError, match=words):
+            call()
+    for setting in ("ce_weight", "logit_adjustment"):
+        with pytest.raises(TypeError, match=f"{setting}: expected a torch.Tensor"):
+            AdCorreLoss(4, **{setting: convert(W)})
+    with pytest.raises(TypeError, match="features: expected a torch.Tensor"):
+        EmbeddingSpace(8, 4)(convert(LOGITS))
+    with pytest.raises(TypeError, match="targets: expected a torch.Tensor"):
+        VirtualBatch(EmbeddingSpace(8, 4), AdCorreLoss(4))(X[:, 0], convert(Y))
 
 
 def test_modules() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adcorre import adcorre_terms, plain, torch_backend
-from adcorre.functional import Options, resolve_options
+from adcorre.backends import Options, resolve_options
 
 TARGETS = (-1, "simplex", 0, 0.3, 1)
 

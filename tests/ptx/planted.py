@@ -7,6 +7,7 @@ a few last bits, from the same operations in float64.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import re
@@ -23,9 +24,9 @@ from torch import Tensor
 
 import ptx_machine
 from adcorre import plain, torch_backend
-from adcorre.functional import resolve_options
+from adcorre.backends import resolve_options
 from adcorre_kernels import gpu
-from adcorre_kernels.gpu import plan
+from adcorre_kernels.gpu import pair_launch, plan
 from ptx_machine.mutate import candidates
 from tests.kernels.launched import pair_tools, tools
 from tests.loss.tools import draw, gradient_scale
@@ -197,16 +198,26 @@ def pair_steps(case: PairCase) -> list[Step]:
         truth, unit = pair_tools.truth_of(problem), pair_tools.UNIT[case.precision]
         assert change == "bad label" or truth.nearest > 2 * unit
         x, targets, attention = problem[:3]
-        options = (problem.target, problem.ignore_index, case.precision, problem.complete)
+        options = (problem.target, problem.ignore_index, case.precision)
+        compute = functools.partial(pair_launch.pair_values, complete=problem.complete)
+        compute_gradient = functools.partial(pair_launch.pair_gradient, complete=problem.complete)
 
-        def values(x: Tensor, targets=targets, attention=attention, options=options) -> tuple[Tensor, ...]:
-            return (gpu.pair_values(x, targets, attention, *options, 0, len(x)),)
+        def values(x: Tensor, targets=targets, attention=attention, options=options, of=compute) -> tuple[Tensor, ...]:
+            return (of(x, targets, attention, *options, 0, len(x)),)
 
         rows = (0, n // 3, n) if change == "constant" else (0, n)
 
-        def gradient(x: Tensor, targets=targets, attention=attention, options=options, scale=scale, rows=rows):  # type: ignore[no-untyped-def]
+        def gradient(  # type: ignore[no-untyped-def]
+            x: Tensor,
+            targets=targets,
+            attention=attention,
+            options=options,
+            scale=scale,
+            rows=rows,
+            of=compute_gradient,
+        ):
             return tuple(
-                gpu.pair_gradient(x, targets, attention, torch.tensor(scale), *options, start, stop)
+                of(x, targets, attention, torch.tensor(scale), *options, start, stop)
                 for start, stop in itertools.pairwise(rows)
             )
 
@@ -252,8 +263,8 @@ def _terms(flat: Tensor, w: Tensor, k: int, d: int, aims: tuple[float, float, fl
 def _gradient(arguments: tuple, scale: Tensor) -> list[Output]:
     x, targets, *given, ignored, aim = arguments
     wide = [tensor.double() for tensor in given]
-    truth = torch_backend.gradient(x.double(), targets, *wide, ignored, aim)
-    single = torch_backend.gradient(x.float(), targets, *given, ignored, aim).double()
+    truth = torch_backend.embedding_gradient(x.double(), targets, *wide, ignored, aim)
+    single = torch_backend.embedding_gradient(x.float(), targets, *given, ignored, aim).double()
     half = torch.finfo(x.dtype)
     rounding = (half.eps / 2 * truth.abs() + half.smallest_normal * half.eps) * (x.dtype != torch.float32)
     return [Output("dx", truth, _around(truth, single, 16, scale) + 1.01 * rounding)]

@@ -77,6 +77,7 @@ def test_studies_are_what_they_say(fer_folders: Path) -> None:
             settings = resolve({"data": "x", **study.defaults, **variant.settings})
             loss = build_objective(settings.loss, settings.model, train, "cpu", ALONE)
             weighted = "" if loss.ce_weight is None else " weighted"
+            weighted += "" if loss.logit_adjustment is None else " adjusted"
             kind = f"{type(loss).__name__}{weighted} {'+'.join(loss.components)} {loss.lambd} {settings.model.k}"
             kinds[name, variant.name] = kind
     assert kinds["table8", "CE"] == "AdCorreLoss  0.5 7"
@@ -85,8 +86,8 @@ def test_studies_are_what_they_say(fer_folders: Path) -> None:
     assert kinds["figure6", "λ = 0.01"] == "AdCorreLoss fd+md+ed 0.01 7"
     assert kinds["losses", "CE + naive FD"] == "AdCorreLoss nfd 0.5 7"
     assert kinds["losses", "class-balanced CE"] == "AdCorreLoss weighted  0.5 7"
-    assert kinds["control", "logit-adjusted CE"] == "LogitAdjustedLoss  0.5 7"
-    assert kinds["control", "logit-adjusted CE + Ad-Corre"] == "LogitAdjustedLoss fd+md+ed 0.5 7"
+    assert kinds["control", "logit-adjusted CE"] == "AdCorreLoss adjusted  0.5 7"
+    assert kinds["control", "logit-adjusted CE + Ad-Corre"] == "AdCorreLoss adjusted fd+md+ed 0.5 7"
     assert kinds["control", "balanced CE + Ad-Corre"] == "AdCorreLoss weighted fd+md+ed 0.5 7"
     for name in ("Center", "Island", "Separate"):
         assert kinds["losses", f"CE + {name} loss"].startswith(f"{name}Loss")

@@ -9,8 +9,6 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
-from adcorre.backends import resolve_options
-from adcorre.functional import class_sums
 from adcorre.statistics import ClassStatistics
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
@@ -30,8 +28,7 @@ def samples() -> tuple[Tensor, Tensor]:
 
 
 def statistics(x: Tensor, targets: Tensor) -> ClassStatistics:
-    options = resolve_options(x, C, "torch", -1, -1, -1, -100)
-    return ClassStatistics(class_sums(x, targets, C, options), C, K, D)
+    return ClassStatistics.of(x, targets, C)
 
 
 def test_correlations_are_means_over_pairs() -> None:

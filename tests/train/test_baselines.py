@@ -14,7 +14,6 @@ from train.baselines import (
     Baseline,
     CenterLoss,
     IslandLoss,
-    LogitAdjustedLoss,
     SeparateLoss,
     TripletLoss,
     effective_number_weights,
@@ -172,7 +171,7 @@ def test_effective_number(beta: float) -> None:
 def test_logit_adjustment(components: tuple[str, ...]) -> None:
     """Menon et al., Eq. 10: -log of pi_y^tau e^{f_y} / sum_c pi_c^tau e^{f_c}; Ad-Corre's terms as without it."""
     logits, x, y = drawn()
-    adjusted = LogitAdjustedLoss(C, logit_adjustment(COUNTS, 1.5).double(), components=components)
+    adjusted = AdCorreLoss(C, logit_adjustment=logit_adjustment(COUNTS, 1.5).double(), components=components)
     plain = AdCorreLoss(C, components=components)
     output, without = adjusted(logits, x, y), plain(logits, x, y)
     prior = (COUNTS / COUNTS.sum()).double() ** 1.5
@@ -208,7 +207,7 @@ def test_logit_adjustment_in_a_virtual_batch_is_exact() -> None:
     for chunk_size in (12, 5):
         torch.manual_seed(0)
         model = Model().double()
-        loss = LogitAdjustedLoss(C, logit_adjustment(COUNTS).double())
+        loss = AdCorreLoss(C, logit_adjustment=logit_adjustment(COUNTS).double())
         VirtualBatch(model, loss, chunk_size=chunk_size)(inputs, y)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-10, atol=1e-12)
@@ -238,7 +237,7 @@ def test_a_few_epochs_bring_the_loss_down(name: str) -> None:
     if name == "balanced_ce":
         loss_fn = AdCorreLoss(C, components=(), ce_weight=effective_number_weights(COUNTS))
     elif name == "logit_adjusted_ce":
-        loss_fn = LogitAdjustedLoss(C, logit_adjustment(COUNTS), components=())
+        loss_fn = AdCorreLoss(C, logit_adjustment=logit_adjustment(COUNTS), components=())
     else:
         loss_fn = WITH_EMBEDDINGS[name](C, K, D)
     optimizer = torch.optim.Adam(model.parameters(), 0.02)

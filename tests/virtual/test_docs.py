@@ -24,6 +24,6 @@ def test_payloads(num_classes: int) -> None:
     assert said
     loss = AdCorreLoss(num_classes)
     logits, x, targets = torch.randn(2, num_classes), torch.randn(2, 7, 256), torch.arange(2)
-    packed = loss._sums(logits, x, targets, loss._check(logits, x, targets))[1].pack()
+    packed = loss.part(logits, x, targets).sums.pack()
     size = packed.numel() * packed.element_size()
     assert said[1] == (f"{size:,}" if said[2] == "bytes" else f"{size / 1e6:.1f}")

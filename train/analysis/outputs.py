@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adcorre import ClassStatistics
-from adcorre.backends import resolve_options
-from adcorre.functional import class_sums
 
 
 class Flipped(nn.Module):
@@ -66,8 +64,7 @@ def collect(
     for images, labels in batches:
         found, embeddings = model(images.to(device, non_blocking=True))
         x = embeddings.double() if device.type != "mps" else embeddings.float()
-        options = resolve_options(x, num_classes, "torch", -1, -1, -1, -100)
-        flat = flat + class_sums(x, labels.to(device), num_classes, options).cpu().double()
+        flat = flat + ClassStatistics.of(x, labels.to(device), num_classes).flat.cpu().double()
         z = x - x.mean(-1, keepdim=True)
         z = nn.functional.normalize(z, dim=-1)
         vectors = vectors + torch.einsum("nld,nmd->lm", z, z).cpu().double()

@@ -9,7 +9,7 @@ from train.baselines.base import Baseline
 from train.baselines.center import CenterLoss
 from train.baselines.effective_number import effective_number_weights
 from train.baselines.island import IslandLoss
-from train.baselines.logit_adjustment import LogitAdjustedLoss, logit_adjustment
+from train.baselines.logit_adjustment import logit_adjustment
 from train.baselines.separate import SeparateLoss
 from train.baselines.triplet import TripletLoss
 
@@ -26,7 +26,6 @@ __all__ = [
     "Baseline",
     "CenterLoss",
     "IslandLoss",
-    "LogitAdjustedLoss",
     "SeparateLoss",
     "TripletLoss",
     "effective_number_weights",

@@ -1,6 +1,6 @@
 """Cross-entropy plus one term of the embeddings: what the metric-learning baselines have in common."""
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +21,6 @@ class Baseline(AdCorreLoss):
 
     def __init__(self, num_classes: int, k: int, d: int, weight: float | None = None, **settings: Any) -> None:
         super().__init__(num_classes, components=(), **settings)
-        if self.process_group is not None:
-            self._refuse()
         self.k, self.d = k, d
         self.weight = self.default_weight if weight is None else weight
 
@@ -39,14 +37,9 @@ class Baseline(AdCorreLoss):
             term = self.term(embeddings.flatten(1).to(output.ce.dtype), targets.long())
         return output._replace(loss=output.loss + self.weight * term)
 
-    def _sums(self, *_: Any) -> NoReturn:
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
+    def check_additive(self, over: str) -> None:
         """A virtual batch or process group would add up cross-entropy and leave the term out."""
-        raise ValueError(
-            f"{type(self).__name__} is defined on one batch: it has no sums to add over chunks or processes"
-        )
+        raise ValueError(f"{type(self).__name__} is defined on one batch: it has no sums to add over {over}")
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, weight={self.weight}"

@@ -99,7 +99,7 @@ _register(
     launch.gradient,
     _fake_gradient,
 )
-_PAIRS = "float between_target, int ignore_index, str precision, bool complete, SymInt row_start, SymInt row_stop"
+_PAIRS = "float between_target, int ignore_index, str precision, SymInt row_start, SymInt row_stop"
 _register(
     f"pair_values(Tensor x, Tensor targets, Tensor attention, {_PAIRS}) -> Tensor",
     pair_launch.pair_values,

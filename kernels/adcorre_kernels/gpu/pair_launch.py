@@ -19,13 +19,13 @@ def pair_values(
     between_target: float,
     ignore_index: int,
     precision: str,
-    complete: bool,
     row_start: int,
     row_stop: int,
+    complete: bool = False,
 ) -> Tensor:
     """(2,): sums over rows i, all j != i and all l of (w_i + w_j) |Phi - c| and of |Phi - c|.
 
-    Of pairs of different classes, or of all if `complete`. With all rows each pair is computed once.
+    Of pairs of different classes, or of all if `complete` (the tests' form). With all rows each pair is computed once.
     """
     plan = _plan(x, between_target, precision, complete, row_start, row_stop)
     if row_start == row_stop:
@@ -46,9 +46,9 @@ def pair_gradient(
     between_target: float,
     ignore_index: int,
     precision: str,
-    complete: bool,
     row_start: int,
     row_stop: int,
+    complete: bool = False,
 ) -> Tensor:
     """(rows, k, d) float32: scale d/dx of `pair_values` over all rows, of the rows [row_start, row_stop)."""
     n, k, d = x.shape

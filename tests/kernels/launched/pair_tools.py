@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adcorre_kernels import gpu
+from adcorre_kernels.gpu import pair_launch
 from tests.kernels.launched import tools
 
 PRECISIONS = ("highest", "high", "medium")
@@ -92,10 +92,10 @@ def launch_pairs(
 ) -> tuple[Tensor, Tensor]:
     """(values (2,), scale times the gradient) on the CPU, computed by the kernels."""
     x, targets, attention = (part.to(tools.DEVICE) for part in problem[:3])
-    options = (problem.target, problem.ignore_index, precision, problem.complete, *(rows or (0, len(x))))
-    values = gpu.pair_values(x, targets, attention, *options)
+    options = (problem.target, problem.ignore_index, precision, *(rows or (0, len(x))), problem.complete)
+    values = pair_launch.pair_values(x, targets, attention, *options)
     upstream = torch.tensor(scale, device=x.device)
-    gradient = gpu.pair_gradient(x, targets, attention, upstream, *options)
+    gradient = pair_launch.pair_gradient(x, targets, attention, upstream, *options)
     assert values.dtype == gradient.dtype == torch.float32
     assert gradient.is_contiguous()
     return values.cpu(), gradient.cpu()

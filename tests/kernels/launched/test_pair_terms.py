@@ -5,6 +5,7 @@ import torch
 
 from adcorre import adcorre_terms, pairs
 from adcorre_kernels import gpu
+from adcorre_kernels.gpu import pair_launch
 from tests.kernels.launched.tools import DEVICE, check, draw, launch, rounded
 
 SAMPLE = {"pairs": "sample"}
@@ -19,11 +20,11 @@ def test_three_computations_of_one_number(target) -> None:
     attention = problem.attention.float().to(DEVICE)
     asked = (x, problem.targets.to(DEVICE), attention)
     n, k, _ = x.shape
-    options = (target, -100, "highest", True, 0, n)
-    values = gpu.pair_values(*asked, *options).cpu() / (k * n**2)
+    options = (target, -100, "highest", 0, n, True)
+    values = pair_launch.pair_values(*asked, *options).cpu() / (k * n**2)
     torch.testing.assert_close(values[0], by_class[0][0], rtol=2e-6, atol=0)
     scale = problem.upstream[0].float() / (k * n**2)
-    gradient = gpu.pair_gradient(*asked, scale.to(DEVICE), *options).cpu()
+    gradient = pair_launch.pair_gradient(*asked, scale.to(DEVICE), *options).cpu()
     only_fd = problem._replace(upstream=problem.upstream * torch.tensor([1.0, 0, 0]).to(problem.upstream))
     torch.testing.assert_close(gradient, launch(only_fd, x)[1], rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
 
@@ -79,7 +80,7 @@ def test_ops() -> None:
     asked = (x, problem.targets.to(DEVICE), problem.attention.float().to(DEVICE))
     scale = torch.tensor(0.5, device=DEVICE)
     for rows in ((0, 12), (3, 7)):
-        options = (0.0, -100, "high", False, *rows)
+        options = (0.0, -100, "high", *rows)
         torch.library.opcheck(gpu.pair_values, (*asked, *options))
         torch.library.opcheck(gpu.pair_gradient, (*asked, scale, *options))
     for name in ("pair_values", "pair_gradient"):

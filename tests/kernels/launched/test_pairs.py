@@ -63,7 +63,7 @@ def test_tiles_of_every_family(family, monkeypatch) -> None:
 def test_blocks_of_tiles(n) -> None:
     """An odd and an even number of tiles a side; several tiles a block."""
     problem = draw_pairs(n, 1, 8, 4, target=0.0)
-    options = (0.0, -100, "highest", False, 0, n)
+    options = (0.0, -100, "highest", 0, n)
     plan = pair_plan.of_pairs(n, 1, 8, "highest", 0.0, False, 0, n, "sm_80")
     assert (plan.tiles, plan.group) == {640: (5, 1), 700: (6, 1), 2000: (8, 2)}[n]
     values = gpu.pair_values(*(part.to(DEVICE) for part in problem[:3]), *options)

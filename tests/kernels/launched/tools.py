@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adcorre import adcorre_terms, torch_backend
-from adcorre.functional import resolve_options
+from adcorre.backends import resolve_options
 from adcorre_kernels import gpu
 from tests.loss.tools import Problem, draw, gradient_scale
 from tests.loss.tools import run as run_on_cpu

@@ -1,0 +1,234 @@
+"""Eq. 12, cross-entropy plus lambda times the terms, and its gradient: of a whole batch, or of a part of one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adcorre.backends import Options, backend_of, bound_once, without_double_backward
+from adcorre.between import Between, between_alone
+from adcorre.checks import Components
+from adcorre.distributed import BatchSums
+from adcorre.functional import all_terms, class_sums, embedding_gradient, values_and_tables
+from adcorre.logits import logits_sums
+from adcorre.statistics import Tables, Values
+
+
+class AdCorreOutput(NamedTuple):
+    """What one call computes. `loss` carries the graph; the rest is for logs, detached, and costs no host sync.
+
+    loss: (), Eq. 12. ce: () cross-entropy. fd, md, ed: () the terms, not multiplied by lambda or their weights, also
+    those that are switched off. nfd: () the naive FD (Eq. 5): beside it a log tells what embeddings do from what the
+    weights do. attention: (C,) Eq. 7's w as used in this call.
+    """
+
+    loss: Tensor
+    ce: Tensor
+    fd: Tensor
+    md: Tensor
+    ed: Tensor
+    nfd: Tensor
+    attention: Tensor
+
+
+class Samples(NamedTuple):
+    """Checked samples with their graph: logits (n, C), x (n, k, d), targets (n,) int64; and C weights and adjustments.
+
+    ce_weight and adjustment (C,) or None.
+    """
+
+    logits: Tensor
+    x: Tensor
+    targets: Tensor
+    ce_weight: Tensor | None
+    adjustment: Tensor | None
+
+
+class Part(NamedTuple):
+    """A batch, or a part of one; `sums` are what parts add up."""
+
+    samples: Samples
+    options: Options
+    sums: BatchSums
+
+
+class Batch(NamedTuple):
+    """What the loss of a whole batch, over its parts and ranks, is computed from.
+
+    statistics: as in `BatchSums`. ce (), ce_divisor (): the sum of cross-entropies, and what it is divided by for their
+    mean. attention (C,): w as it enters FD. between: for pairs="sample".
+    gradient_factor: what the gradient is multiplied by, so that the ranks' reduction gives it unchanged.
+    """
+
+    statistics: Tensor
+    ce: Tensor
+    ce_divisor: Tensor
+    attention: Tensor
+    between: Between | None = None
+    gradient_factor: int = 1
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """The batch as a part of this rank's samples sees it: samples [start, stop) are that part's own."""
+        if self.between is None:
+            return self
+        first = self.between.start
+        return self._replace(between=self.between._replace(start=first + start, stop=first + stop))
+
+
+class Backward(NamedTuple):
+    """What the gradient of every part is computed from: upstream gradients of `Values` (4,) and of ce[0] (), tables.
+
+    No `values` where no term enters the loss.
+    """
+
+    values: Tensor | None
+    ce: Tensor
+    tables: Tables
+
+
+def part_of(samples: Samples, options: Options) -> Part:
+    """Samples and their sums: without a graph, but for the reference's cross-entropy."""
+    logits, x, targets, *weights = samples
+    settings = (*weights, options.label_smoothing, options.ignore_index)
+    if options.backend == "reference":
+        counts, ce = logits_sums(logits, targets, *settings)
+        return Part(samples, options, BatchSums(x.new_empty(0), counts, ce))
+    with torch.no_grad():
+        counts, ce = backend_of(options).logits_sums(logits.detach(), targets, *settings)
+    return Part(samples, options, BatchSums(class_sums(x, targets, logits.shape[1], options), counts, ce))
+
+
+def loss_of(part: Part, batch: Batch, lambd: float | Tensor) -> AdCorreOutput:
+    """The whole batch's loss, with the part's graph."""
+    samples, options, _ = part
+    if not options.components:
+        samples = samples._replace(x=samples.x.detach())
+    if options.backend == "reference":
+        values = all_terms(samples.x, samples.targets, batch.attention, options)
+        ce = batch.ce / batch.ce_divisor
+        loss = eq_12(ce, values, lambd, options.components)
+        values, ce = Values(*(value.detach() for value in values)), ce.detach()
+    else:
+        loss, ce, packed, *_ = _LossFunction.apply(*samples, batch, lambd, options)
+        values = Values(*packed.unbind())
+    return AdCorreOutput(loss, ce, *values, batch.attention.to(values.fd.dtype))
+
+
+def batch_of(
+    part: Part, sums: BatchSums, attention: Tensor, between: Between | None = None, gradient_factor: int = 1
+) -> Batch:
+    """The batch behind `sums`: of ranks and chunks, or the part's own, which then gives `between` too.
+
+    If no sample takes part the divisor of cross-entropy is 1, and the mean 0.
+    """
+    samples, options, _ = part
+    if between is None and options.pairs == "sample" and options.backend != "reference":
+        between = between_alone(samples.x, samples.targets, attention, sums.statistics, options)
+    ce, weight = sums.ce.unbind()
+    return Batch(sums.statistics, ce, torch.where(weight == 0, 1, weight), attention, between, gradient_factor)
+
+
+def weights_used(attention: Tensor, components: Components) -> Tensor:
+    """w as it enters FD: with 1/2 everywhere FD is the naive FD."""
+    return torch.full_like(attention, 0.5) if "nfd" in components else attention
+
+
+def term_weights(components: Components) -> dict[str, float]:
+    """The weight of each of `Values` that enters the loss: "nfd" is FD with w = 1/2."""
+    return {"fd" if name == "nfd" else name: weight for name, weight in components.items()}
+
+
+def eq_12(ce: Tensor, values: Values, lambd: float | Tensor, components: Components) -> Tensor:
+    """CE + lambda (FD + MD + ED): of the terms only those in `components`, each with its weight."""
+    total: Tensor | None = None
+    for name, weight in term_weights(components).items():
+        term = _weighted(getattr(values, name), weight)
+        total = term if total is None else total + term
+    return ce.clone() if total is None else ce + lambd * total
+
+
+def _weighted(tensor: Tensor, weight: float) -> Tensor:
+    return tensor if weight == 1 else weight * tensor
+
+
+def evaluate(part: Part, batch: Batch, lambd: float | Tensor, upstream: Tensor) -> tuple[AdCorreOutput, Backward]:
+    """The whole batch's output without a graph, and what gradients are computed from if the loss's is `upstream` ()."""
+    loss, ce, values, tables = _forward(part.samples.x, batch, lambd, part.options)
+    named = Values(*values.unbind())
+    output = AdCorreOutput(loss, ce, *named, batch.attention.to(values.dtype))
+    return output, backward_of(batch, upstream, lambd, tables, part.options)
+
+
+def _forward(x: Tensor, batch: Batch, lambd: float | Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor, Tables]:
+    values, tables = values_and_tables(batch.statistics, batch.attention, x, batch.between, options)
+    ce = batch.ce / batch.ce_divisor
+    return eq_12(ce, Values(*values.unbind()), lambd, options.components), ce, values, tables
+
+
+def backward_of(batch: Batch, upstream: Tensor, lambd: float | Tensor, tables: Tables, options: Options) -> Backward:
+    """From the gradient of the loss ()."""
+    upstream = upstream if batch.gradient_factor == 1 else upstream * batch.gradient_factor
+    of_ce = (upstream / batch.ce_divisor).to(batch.ce.dtype)
+    weights = term_weights(options.components)
+    if not weights:
+        return Backward(None, of_ce, tables)
+    scale, zero = upstream * lambd, torch.zeros_like(upstream)
+    terms = [_weighted(scale, weights[name]) if name in weights else zero for name in Values._fields]
+    return Backward(torch.stack(terms).to(tables.feature.dtype), of_ce, tables)
+
+
+def gradients(
+    samples: Samples, batch: Batch, backward: Backward, options: Options, of_logits: bool, of_x: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """dL/dlogits and dL/dx of samples that are all of `batch.between`'s own, if there is one."""
+    logits, x, targets, *weights = samples
+    settings = (*weights, options.label_smoothing, options.ignore_index)
+    dlogits = backend_of(options).logits_gradient(logits, targets, backward.ce, *settings) if of_logits else None
+    if not of_x or backward.values is None:
+        return dlogits, None
+    between = batch.between if term_weights(options.components).get("fd") else None
+    return dlogits, embedding_gradient(x, targets, backward.values, backward.tables, between, options)
+
+
+@bound_once
+class _LossFunction(torch.autograd.Function):
+    """Loss, CE, terms and tables forward, from the sums; both gradients backward. Saves the inputs and the tables."""
+
+    @staticmethod
+    def forward(
+        logits: Tensor,
+        x: Tensor,
+        targets: Tensor,
+        ce_weight: Tensor | None,
+        adjustment: Tensor | None,
+        batch: Batch,
+        lambd: float | Tensor,
+        options: Options,
+    ) -> tuple[Tensor, ...]:
+        loss, ce, values, tables = _forward(x, batch, lambd, options)
+        return loss, ce, values, *tables
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        *samples, batch, ctx.lambd, ctx.options = inputs
+        ctx.batch = batch._replace(statistics=batch.ce)  # large, and not read again
+        _, ce, values, *tables = output
+        ctx.mark_non_differentiable(ce, values, *tables)
+        ctx.save_for_backward(*samples, *tables)
+        if not torch.compiler.is_compiling():  # Dynamo knows no such call
+            ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        batch, lambd, options = ctx.batch, ctx.lambd, ctx.options
+        needed = ctx.needs_input_grad[:2]
+
+        def compute(*tensors: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            *saved, upstream = tensors
+            backward = backward_of(batch, upstream, lambd, Tables(*saved[5:]), options)
+            return gradients(Samples(*saved[:5]), batch, backward, options, *needed)
+
+        both = without_double_backward(compute, options, *ctx.saved_tensors, upstream)
+        return *both, None, None, None, None, None, None
