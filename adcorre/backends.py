@@ -16,13 +16,13 @@ from adcorre.statistics import Tables
 
 
 class Options(NamedTuple):
-    """How to compute the loss: the user's words resolved to numbers and to one backend's name."""
+    """How to compute the loss: in the user's words, which `resolve_options` makes numbers and one backend's name."""
 
-    backend: str
-    between_target: float
-    mean_target: float
-    embedding_target: float
-    ignore_index: int
+    backend: str = "auto"
+    between_target: Any = -1.0  # these three are floats once resolved
+    mean_target: Any = -1.0
+    embedding_target: Any = -1.0
+    ignore_index: int = -100
     pairs: str = "class"
     precision: str = "highest"
     label_smoothing: float = 0.0
@@ -56,34 +56,20 @@ class Backend(NamedTuple):
 _TORCH = Backend(*(getattr(torch_backend, step) for step in Backend._fields))
 
 
-def resolve_options(
-    embeddings: Tensor,
-    num_classes: int,
-    backend: str = "auto",
-    between_target: checks.Target = -1,
-    mean_target: checks.Target = -1,
-    embedding_target: checks.Target = -1,
-    ignore_index: int = -100,
-    pairs: str = "class",
-    precision: str = "highest",
-    label_smoothing: float = 0.0,
-    components: checks.Components | None = None,
-) -> Options:
-    """Targets as numbers, and `backend` as one that can do it; ValueError where none of that name can."""
-    k = embeddings.shape[1] if embeddings.dim() == 3 else 1
-    resolved = Options(
-        backend,
-        checks.resolve_target("between_target", between_target, num_classes),
-        checks.resolve_target("mean_target", mean_target, num_classes),
-        checks.resolve_target("embedding_target", embedding_target, k),
-        ignore_index,
-        pairs,
-        precision,
-        label_smoothing,
-        components or {},
+def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: Any) -> Options:
+    """`Options(*given, **named)`, checked: targets as numbers, and `backend` as one that can do it.
+
+    ValueError where none of that name can.
+    """
+    asked = Options(*given, **named)
+    backend, k = asked.backend, embeddings.shape[1] if embeddings.dim() == 3 else 1
+    resolved = asked._replace(
+        between_target=checks.resolve_target("between_target", asked.between_target, num_classes),
+        mean_target=checks.resolve_target("mean_target", asked.mean_target, num_classes),
+        embedding_target=checks.resolve_target("embedding_target", asked.embedding_target, k),
     )
     checks.check_backend(backend)
-    checks.check_pairs(pairs, precision)
+    checks.check_pairs(asked.pairs, asked.precision)
     if backend in ("torch", "reference"):
         return resolved
     if backend == "auto" and not embeddings.is_cuda:

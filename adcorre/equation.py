@@ -12,7 +12,6 @@ from adcorre.between import Between, between_alone
 from adcorre.checks import Components
 from adcorre.distributed import BatchSums
 from adcorre.functional import all_terms, class_sums, embedding_gradient, values_and_tables
-from adcorre.logits import logits_sums
 from adcorre.statistics import Tables, Values
 
 
@@ -34,9 +33,9 @@ class AdCorreOutput(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Checked samples with their graph: logits (n, C), x (n, k, d), targets (n,) int64; and C weights and adjustments.
+    """Checked samples with their graph: logits (n, C), x (n, k, d) and targets (n,) int64.
 
-    ce_weight and adjustment (C,) or None.
+    With them travel the loss's ce_weight and adjustment of the logits, (C,) or None.
     """
 
     logits: Tensor
@@ -92,11 +91,12 @@ def part_of(samples: Samples, options: Options) -> Part:
     """Samples and their sums: without a graph, but for the reference's cross-entropy."""
     logits, x, targets, *weights = samples
     settings = (*weights, options.label_smoothing, options.ignore_index)
+    logits_sums = backend_of(options).logits_sums
     if options.backend == "reference":
         counts, ce = logits_sums(logits, targets, *settings)
         return Part(samples, options, BatchSums(x.new_empty(0), counts, ce))
     with torch.no_grad():
-        counts, ce = backend_of(options).logits_sums(logits.detach(), targets, *settings)
+        counts, ce = logits_sums(logits.detach(), targets, *settings)
     return Part(samples, options, BatchSums(class_sums(x, targets, logits.shape[1], options), counts, ce))
 
 
@@ -221,7 +221,9 @@ class _LossFunction(torch.autograd.Function):
             ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * 8
         batch, lambd, options = ctx.batch, ctx.lambd, ctx.options
         needed = ctx.needs_input_grad[:2]
 

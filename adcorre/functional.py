@@ -109,17 +109,8 @@ def adcorre_terms(
     checks.check_same_device(attention, embeddings)
     targets = checks.check_targets(targets, embeddings.shape[0], embeddings.device, ignore_index)
     checks.check_labels(targets, attention.shape[0], ignore_index, validate)
-    options = resolve_options(
-        embeddings,
-        attention.shape[0],
-        backend,
-        between_target,
-        mean_target,
-        embedding_target,
-        ignore_index,
-        pairs,
-        precision,
-    )
+    targets_asked = (between_target, mean_target, embedding_target)
+    options = resolve_options(embeddings, attention.shape[0], backend, *targets_asked, ignore_index, pairs, precision)
     values = all_terms(three_dimensional(embeddings), targets, attention, options)
     return Terms(values.fd, values.md, values.ed)
 
@@ -128,17 +119,19 @@ def all_terms(x: Tensor, targets: Tensor, attention: Tensor, options: Options) -
     """The terms of checked inputs, x (n, k, d), with their graph; nfd is for logs and carries none."""
     if options.backend == "reference":
         with torch.autocast(x.device.type, enabled=False):
-            values = reference_terms(
-                x,
-                targets,
-                attention,
-                between_target=options.between_target,
-                mean_target=options.mean_target,
-                embedding_target=options.embedding_target,
-                ignore_index=options.ignore_index,
-                pairs=options.pairs,
+            values = Values(
+                *reference_terms(
+                    x,
+                    targets,
+                    attention,
+                    between_target=options.between_target,
+                    mean_target=options.mean_target,
+                    embedding_target=options.embedding_target,
+                    ignore_index=options.ignore_index,
+                    pairs=options.pairs,
+                )
             )
-        return Values(*values[:3], values[3].detach())
+        return values._replace(nfd=values.nfd.detach())
     flat = class_sums(x, targets, attention.shape[0], options)
     between = between_alone(x, targets, attention, flat, options) if options.pairs == "sample" else None
     values = Values(*_TermsFunction.apply(x, targets, attention, flat, between, options)[0].unbind())
@@ -162,8 +155,8 @@ def values_and_tables(
     if between is None:
         return values, tables
     fd, nfd = (between.sums * between.scale).unbind()
-    zero = torch.zeros_like(fd)
-    return values + torch.stack(Values(fd, zero, zero, nfd)), tables
+    of_pairs, zero = {"fd": fd, "nfd": nfd}, torch.zeros_like(fd)
+    return values + torch.stack([of_pairs.get(name, zero) for name in Values._fields]), tables
 
 
 def embedding_gradient(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adcorre import checks, distributed
 from adcorre.attention import AdaptiveAttentionMap, AttentionMap
-from adcorre.backends import resolve_options
+from adcorre.backends import Options, resolve_options
 from adcorre.distributed import BatchSums
 from adcorre.equation import AdCorreOutput, Batch, Part, Samples, batch_of, loss_of, part_of, weights_used
 from adcorre.functional import three_dimensional
@@ -56,18 +56,9 @@ def adcorre_loss(
     checks.check_ce_settings(ce_weight, logit_adjustment, label_smoothing, num_classes)
     checks.check_lambda(lambd)
     chosen = checks.check_components(components)
+    targets_asked = (between_target, mean_target, embedding_target)
     options = resolve_options(
-        embeddings,
-        num_classes,
-        backend,
-        between_target,
-        mean_target,
-        embedding_target,
-        ignore_index,
-        pairs,
-        precision,
-        label_smoothing,
-        chosen,
+        embeddings, num_classes, backend, *targets_asked, ignore_index, pairs, precision, label_smoothing, chosen
     )
     x = three_dimensional(embeddings)
     part = part_of(Samples(logits, x, targets, ce_weight, logit_adjustment), options)
@@ -207,19 +198,8 @@ class AdCorreLoss(nn.Module):
         In a process group labels wait for `combine`: a rank that raised here would leave the others in the all-reduce.
         """
         targets = _check_batch(logits, embeddings, targets, self.num_classes, self.ignore_index)
-        options = resolve_options(
-            embeddings,
-            self.num_classes,
-            self.backend,
-            self.between_target,
-            self.mean_target,
-            self.embedding_target,
-            self.ignore_index,
-            self.pairs,
-            self.precision,
-            self.label_smoothing,
-            self.components,
-        )
+        asked = [getattr(self, name) for name in Options._fields]
+        options = resolve_options(embeddings, self.num_classes, *asked)
         x = three_dimensional(embeddings)
         part = part_of(Samples(logits, x, targets, self.ce_weight, self.logit_adjustment), options)
         if self.process_group is None:

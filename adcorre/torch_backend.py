@@ -8,7 +8,7 @@ from adcorre import statistics as class_statistics
 from adcorre.logits import logits_gradient, logits_sums
 from adcorre.pairs import pair_gradient, pair_values
 from adcorre.plain import plain_gradient, plain_statistics
-from adcorre.statistics import FlatStatistics, Tables
+from adcorre.statistics import FlatStatistics, Tables, Values
 from adcorre.streaming import streaming_gradient, streaming_statistics
 
 __all__ = [
@@ -54,7 +54,7 @@ def embedding_gradient(
     embedding_target: float,
 ) -> Tensor:
     """dL/dx, contiguous and in x's dtype; `upstream` (4,) is the gradient of `Values` (nfd's is not used)."""
-    fd, md, ed, _ = upstream.unbind()
-    tables = Tables(fd * feature, md * mean, ed * embedding_scale)
+    of = Values(*upstream.unbind())
+    tables = Tables(of.fd * feature, of.md * mean, of.ed * embedding_scale)
     one_pass = streaming_gradient if x.device.type == "cpu" else plain_gradient
     return one_pass(x, targets, *tables, ignore_index, embedding_target)

@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import f1_score
 from torch import Tensor, nn
 
-from adcorre.statistics import ClassStatistics
+from adcorre import ClassStatistics
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
 from train.analysis.outputs import Flipped, collect, drawn

@@ -128,6 +128,7 @@ def test_the_card_names_the_loss() -> None:
     adjusted = {"components": ["nfd", "md"], "logit_adjustment": 1.0, "ce_weight": "effective"}
     assert described_loss(plain | adjusted) == "class-balanced logit-adjusted CE + 0.5 (NFD + MD)"
     assert described_loss(plain | {"ce_weight": [1.0, 2.0]}) == "weighted CE"
+    assert described_loss(plain | {"components": {"fd": 1.0, "md": 0.3}}) == "CE + 0.5 (FD + 0.3 MD)"
 
 
 def test_a_model_that_differs_is_not_left_behind(

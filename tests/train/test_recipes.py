@@ -53,13 +53,14 @@ def test_the_papers_recipes_are_the_papers(data: str) -> None:
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
-        "lr: 0.02\nchannels_last: yes\nce_weight: [1, 2, 3]\ncomponents: none\nbetween_target: 0\nflip: true\n"
+        "lr: 0.02\nchannels_last: yes\nce_weight: [1, 2, 3]\n"
+        "components: {md: 0.3, fd: 1}\nbetween_target: 0\nflip: true\n"
     )
     settings = resolved("--data", "somewhere", "--recipe", str(file), "--lr", "0.03")
     assert settings.optimizer.lr == 0.03
     assert settings.speed.channels_last == "yes"
     assert settings.loss.ce_weight == (1, 2, 3)
-    assert settings.loss.components == ()
+    assert settings.loss.components == {"md": 0.3, "fd": 1.0}
     assert settings.loss.between_target == 0
     assert settings.data.flip
 

@@ -1,5 +1,7 @@
 """The command line: defaults are the paper's, layers win in order, errors are one message."""
 
+import json
+
 import pytest
 
 from train.errors import UserError
@@ -62,6 +64,10 @@ def test_values_are_parsed() -> None:
     assert resolved("--ce-weight", "balanced").loss.ce_weight == "balanced"
     assert "between_target=simplex" in describe(settings)
     assert "components=nfd,ed" in describe(settings)
+    weighted = resolved("--components", "fd=1,md=0.3")
+    assert weighted.loss.components == {"fd": 1.0, "md": 0.3}
+    assert "components=fd=1,md=0.3" in describe(weighted)
+    assert Settings.of(json.loads(json.dumps(weighted.as_dict()))) == weighted
 
 
 @pytest.mark.parametrize(
@@ -79,6 +85,8 @@ def test_values_are_parsed() -> None:
         (["--components", "fd,nfd"], "expected some of fd"),
         (["--components", "fd,fd"], "expected some of fd"),
         (["--components", "xd"], "expected some of fd"),
+        (["--components", "fd=-1"], "expected some of fd"),
+        (["--components", "fd=1,md=much"], "expected some of fd"),
         (["--ce-weight", "1,-1"], "expected none, balanced, effective or numbers"),
         (["--ce-weight", "0,0"], "expected none, balanced, effective or numbers"),
         (["--ce-weight", "even"], "expected none, balanced, effective or numbers"),
