@@ -69,7 +69,7 @@ def tsne(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
 
 def _tsne_figure(points: NDArray[np.float64], labels: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
     """The square is filled: each axis has a scale of its own."""
-    figure = Figure(figsize=(7.2, 7.8), layout="constrained")
+    figure = Figure(figsize=(5.8, 6.4), layout="constrained")
     axes = figure.subplots()
     for index, name in enumerate(class_names):
         x, y = points[labels == index].T
@@ -82,7 +82,7 @@ def _tsne_figure(points: NDArray[np.float64], labels: NDArray[np.int64], class_n
     axes.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2", box_aspect=1)
     axes.margins(0.03)
     longest = max(map(len, class_names))
-    figure.legend(loc="outside lower center", ncols=max(1, min(4, 100 // (longest + 14))), markerscale=1.5)
+    figure.legend(loc="outside lower center", ncols=max(1, min(4, 72 // (longest + 12))), markerscale=1.5)
     return figure
 
 
