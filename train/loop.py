@@ -24,7 +24,7 @@ from train.objective import build_objective, check_objective
 from train.optimization import build_optimizer, learning_rate
 from train.ranks import Ranks, quiet
 from train.report import Totals, check_finite, log_epoch, log_steps, progress
-from train.resume import check_same_data, conditions, describe_data, differences, find_run, go_on
+from train.resume import check_same_data, conditions, describe_data, differences, find_run, go_on, origin
 from train.run_folder import RunFolder, free_folder, load_trained
 from train.settings import Settings, describe
 from train.speed import DTYPES, algorithms, choose, keep_freed_memory, settle
@@ -142,6 +142,7 @@ class Run:
             "data": self.data,
             "versions": self.conditions,
             "processes": self.ranks.world,
+            "started": origin(),
         }
         return RunFolder.again(out, about, state["logs"]) if state else RunFolder(out, about)
 

@@ -2,7 +2,11 @@
 
 import copy
 import platform
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +106,17 @@ def conditions(device: torch.device) -> dict[str, Any]:
     """What the last bits of a run depend on beside its settings."""
     versions = {package.__name__: str(package.__version__) for package in (adcorre, torch, torchvision, timm)}
     return {"device": device.type, "threads": torch.get_num_threads(), "python": platform.python_version(), **versions}
+
+
+def origin() -> dict[str, str]:
+    """When, how and at which commit of this checkout a run was started."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git
+        commit = ""
+    date = datetime.now().strftime("%Y-%m-%d %H:%M")
+    return {"date": date, "command": shlex.join(["python", *sys.orig_argv[1:]]), "commit": commit}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -128,7 +128,9 @@ class RunFolder:
                 print(f"{file} is shorter than it was at the checkpoint: some of its rows are lost", flush=True)
             elif there:
                 os.truncate(file, length)
-        write_json(path / "settings.json", settings)
+        file = path / "settings.json"
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        write_json(file, {**settings, "started": before.get("started", settings["started"])})
         self._open()
         return self
 
