@@ -34,8 +34,8 @@ from tests.ptx.package import FEW, LOCAL, PAIR_SHAPES, SHAPES, Case, PairCase, m
 
 OPERATORS = {
     "count_labels": "statistics", "place_samples": "statistics", "warp_statistics": "statistics",
-    "program_statistics": "statistics", "program_embedding": "statistics", "reduce_slots": "statistics", "terms_kernel": "terms",
-    "warp_gradient": "gradient", "program_gradient": "gradient", "pair_values": "pair values",
+    "program_statistics": "statistics", "program_embedding": "statistics", "reduce_slots": "statistics",
+    "terms_kernel": "terms", "warp_gradient": "gradient", "program_gradient": "gradient", "pair_values": "pair values",
     "pair_tables": "pair gradient", "pair_gradient": "pair gradient", "pair_project": "pair gradient",
 }  # fmt: skip
 EPS = torch.finfo(torch.float32).eps

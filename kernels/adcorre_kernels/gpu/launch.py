@@ -32,7 +32,8 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
         cached_launch(count_labels, launches.sort.grid, sort_arguments, launches.sort.counting, sort_key)
         cached_launch(place_samples, launches.sort.grid, sort_arguments, launches.sort.placing, sort_key)
     arguments = (
-        x, targets, scratch, sums, sn, sk, n, launches.chunk, ignore_index, num_classes, launches.capacity, launches.offset
+        x, targets, scratch, sums, sn, sk, n, launches.chunk, ignore_index, num_classes, launches.capacity,
+        launches.offset,
     )  # fmt: skip
     key = (device.index, specialization_key(x), specialization_key(targets), sn, sk, ignore_index)
     kernel = program_statistics if launches.tile.BK else warp_statistics
