@@ -27,15 +27,16 @@ from adcorre import plain, torch_backend
 from adcorre.backends import resolve_options
 from adcorre_kernels import gpu
 from adcorre_kernels.gpu import pair_launch, plan
+from bench.static import RENAMED
 from ptx_machine.mutate import candidates
 from tests.kernels.launched import pair_tools, tools
 from tests.loss.tools import draw, gradient_scale
 from tests.ptx.package import FEW, LOCAL, PAIR_SHAPES, SHAPES, Case, PairCase, machine
 
 OPERATORS = {
-    "count_labels": "statistics", "place_samples": "statistics", "narrow_statistics": "statistics",
-    "wide_statistics": "statistics", "wide_embedding": "statistics", "reduce_slots": "statistics", "finish": "terms",
-    "narrow_gradient": "gradient", "wide_gradient": "gradient", "pair_values": "pair values",
+    "count_labels": "statistics", "place_samples": "statistics", "warp_statistics": "statistics",
+    "program_statistics": "statistics", "program_embedding": "statistics", "reduce_slots": "statistics",
+    "terms_kernel": "terms", "warp_gradient": "gradient", "program_gradient": "gradient", "pair_values": "pair values",
     "pair_tables": "pair gradient", "pair_gradient": "pair gradient", "pair_project": "pair gradient",
 }  # fmt: skip
 EPS = torch.finfo(torch.float32).eps
@@ -72,8 +73,9 @@ class Kernel(NamedTuple):
 
     @property
     def code(self) -> str:
-        """A digest of the text, places left out."""
+        """A digest of the text, places left out, under the name that the committed table has the kernel by."""
         text = re.sub(r"\n\s*\.(loc|file|section)[^\n]*|//[^\n]*|\$L__tmp\d+:", "", self.ptx)
+        text = text.replace(self.name, {new: old for old, new in RENAMED.items()}.get(self.name, self.name))
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -151,7 +153,7 @@ def steps_of(case: Case | PairCase) -> list[Step]:
         steps = 3 if processors == 1 else 1  # of a program that keeps nothing
         settings = {
             "LOCAL_SAMPLES": local,
-            "ORDERING": 2 if k * d < 500 else 1,
+            "SORT_PROGRAMS": 2 if k * d < 500 else 1,
             "processors": lambda device, count=processors: count,
             "_chunk_of_samples": lambda n, processors, samples, steps=steps: steps * samples,
         }

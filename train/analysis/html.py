@@ -16,7 +16,6 @@ from train.analysis.pictures import Line, lines_svg, tsne_svg
 from train.command import run_settings
 from train.errors import UserError
 from train.hub import described_loss
-from train.run_folder import DESCRIPTION, find_checkpoint
 
 Rows = list[dict[str, str]]
 Charts = list[tuple[str, str]]  # title, SVG

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adcorre_kernels.gpu import plan
-from adcorre_kernels.gpu.finish import finish
-from adcorre_kernels.gpu.narrow import narrow_gradient, narrow_statistics
-from adcorre_kernels.gpu.order import count_labels, place_samples
+from adcorre_kernels.gpu import gpus, plan
+from adcorre_kernels.gpu.cached_launch import cached_launch, specialization_key
+from adcorre_kernels.gpu.class_sort import count_labels, place_samples
+from adcorre_kernels.gpu.program_per_sample import program_embedding, program_gradient, program_statistics
 from adcorre_kernels.gpu.reduce import reduce_slots
-from adcorre_kernels.gpu.start import start, trait
-from adcorre_kernels.gpu.wide import wide_embedding, wide_gradient, wide_statistics
+from adcorre_kernels.gpu.terms import terms_kernel
+from adcorre_kernels.gpu.warp_per_sample import warp_gradient, warp_statistics
 
 
 def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float) -> Tensor:
@@ -19,28 +19,30 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
     x, targets = _readable(x), _labels(targets)
     n, k, d = x.shape
     device, sn, sk = x.device, x.stride(0), x.stride(1)
-    cut = plan.of_statistics(
-        n, k, d, num_classes, x.element_size(), embedding_target, _aligned(x), plan.processors(device)
-    )
-    if cut.local or cut.order:
-        scratch = torch.empty(cut.scratch, dtype=torch.int32, device=device)
+    launches = plan.plan_statistics(n, k, d, num_classes, embedding_target, *_layout(x))
+    if launches.local or launches.sort:
+        scratch = torch.empty(launches.scratch, dtype=torch.int32, device=device)
     else:
-        scratch = _sorted_order(targets, num_classes, ignore_index, cut.shape.BS, cut.capacity)
-    sums = torch.empty(cut.sums, dtype=torch.float32, device=device)
-    flat = torch.empty(cut.flat, dtype=torch.float32, device=device)
-    if cut.order:
-        of_labels = (targets, scratch, n, cut.order.share, ignore_index, num_classes, cut.capacity)
-        of_order = (device.index, trait(targets), ignore_index)
-        start(count_labels, cut.order.grid, of_labels, cut.order.counting, of_order)
-        start(place_samples, cut.order.grid, of_labels, cut.order.placing, of_order)
-    arguments = (x, targets, scratch, sums, sn, sk, n, cut.chunk, ignore_index, num_classes, cut.capacity, cut.offset)
-    key = (device.index, trait(x), trait(targets), sn, sk, ignore_index)
-    start(wide_statistics if cut.shape.BK else narrow_statistics, cut.grid, arguments, cut.streaming, key)
-    if cut.grid[2] > 1 and n > 0:
-        of_sample = (x, targets, sums, sn, sk, n, cut.embedding_chunk, ignore_index, num_classes)
-        start(wide_embedding, (cut.embeddings,), of_sample, cut.embedding, key)
-    numbers = (cut.grid[0], cut.embeddings, cut.chunk, num_classes, cut.capacity, cut.offset)
-    start(reduce_slots, cut.reduce_grid, (sums, scratch, flat, *numbers), cut.reduce, device.index)
+        scratch = _sort_by_class(targets, num_classes, ignore_index, launches.tile.BS, launches.capacity)
+    sums = torch.empty(launches.sums, dtype=torch.float32, device=device)
+    flat = torch.empty(launches.flat, dtype=torch.float32, device=device)
+    if launches.sort:
+        sort_arguments = (targets, scratch, n, launches.sort.share, ignore_index, num_classes, launches.capacity)
+        sort_key = (device.index, specialization_key(targets), ignore_index)
+        cached_launch(count_labels, launches.sort.grid, sort_arguments, launches.sort.counting, sort_key)
+        cached_launch(place_samples, launches.sort.grid, sort_arguments, launches.sort.placing, sort_key)
+    arguments = (
+        x, targets, scratch, sums, sn, sk, n, launches.chunk, ignore_index, num_classes, launches.capacity,
+        launches.offset,
+    )  # fmt: skip
+    key = (device.index, specialization_key(x), specialization_key(targets), sn, sk, ignore_index)
+    kernel = program_statistics if launches.tile.BK else warp_statistics
+    cached_launch(kernel, launches.grid, arguments, launches.streaming, key)
+    if launches.grid[2] > 1 and n > 0:
+        embedding_arguments = (x, targets, sums, sn, sk, n, launches.embedding_chunk, ignore_index, num_classes)
+        cached_launch(program_embedding, (launches.embeddings,), embedding_arguments, launches.embedding, key)
+    numbers = (launches.grid[0], launches.embeddings, launches.chunk, num_classes, launches.capacity, launches.offset)
+    cached_launch(reduce_slots, launches.reduce_grid, (sums, scratch, flat, *numbers), launches.reduce, device.index)
     return flat
 
 
@@ -60,10 +62,11 @@ def terms(
     num_classes = attention.shape[0]
     values, embedding_scale = flat.new_empty(4), flat.new_empty(())
     feature, mean = flat.new_empty(num_classes, k, d), flat.new_empty(num_classes, k, d)
-    options = plan.of_terms(k, d, num_classes, between_target, mean_target, embedding_target)
+    options = plan.plan_terms(k, d, num_classes, between_target, mean_target, embedding_target)
     flat, attention = flat.contiguous(), attention.contiguous()
-    key = (flat.device.index, trait(flat), trait(attention))
-    start(finish, (k + 1,), (flat, attention, values, feature, mean, embedding_scale, num_classes), options, key)
+    key = (flat.device.index, specialization_key(flat), specialization_key(attention))
+    arguments = (flat, attention, values, feature, mean, embedding_scale, num_classes)
+    cached_launch(terms_kernel, (k + 1,), arguments, options, key)
     return values, feature, mean, embedding_scale
 
 
@@ -84,27 +87,30 @@ def gradient(
     out = torch.empty((n, k, d), dtype=x.dtype, device=device)
     if n == 0:
         return out
-    cut = plan.of_gradient(
-        n, k, d, num_classes, x.element_size(), embedding_target, _aligned(x), plan.processors(device)
-    )
+    launches = plan.plan_gradient(n, k, d, num_classes, embedding_target, *_layout(x))
     order = targets  # not read
-    if cut.ordered:
+    if launches.sorted:
         order = torch.sort(_class_or_last(targets, num_classes, ignore_index)[0], stable=True)[1]
     upstream, feature, mean = upstream.to(torch.float32).contiguous(), feature.contiguous(), mean.contiguous()
     tensors = (x, targets, order, upstream, feature, mean, embedding_scale)
     sn, sk = x.stride(0), x.stride(1)
-    start(
-        narrow_gradient if cut.narrow else wide_gradient,
-        cut.grid,
-        (*tensors, out, sn, sk, n, cut.chunk, ignore_index, num_classes),
-        cut.options,
-        (device.index, *map(trait, tensors), sn, sk, ignore_index),
+    cached_launch(
+        warp_gradient if launches.warp_per_sample else program_gradient,
+        launches.grid,
+        (*tensors, out, sn, sk, n, launches.chunk, ignore_index, num_classes),
+        launches.options,
+        (device.index, *map(specialization_key, tensors), sn, sk, ignore_index),
     )
     return out
 
 
 def _readable(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _layout(x: Tensor) -> tuple[int, bool, str, int]:
+    """What launch settings depend on beside shapes: element size, alignment, the GPU's family and multiprocessors."""
+    return x.element_size(), _aligned(x), gpus.family(x.device), gpus.multiprocessors(x.device)
 
 
 def _aligned(x: Tensor) -> bool:
@@ -124,8 +130,8 @@ def _class_or_last(targets: Tensor, num_classes: int, ignore_index: int) -> tupl
     return torch.where(in_range & ~ignored, targets, num_classes).to(torch.int16), ~(in_range | ignored).all()
 
 
-def _sorted_order(targets: Tensor, num_classes: int, ignore_index: int, step: int, capacity: int) -> Tensor:
-    """One order of all samples, as `adcorre_kernels.gpu.order` describes it."""
+def _sort_by_class(targets: Tensor, num_classes: int, ignore_index: int, step: int, capacity: int) -> Tensor:
+    """One order of all samples, as `adcorre_kernels.gpu.class_sort` describes it."""
     n, device = targets.shape[0], targets.device
     labels, bad = _class_or_last(targets, num_classes, ignore_index)
     labels, permutation = torch.sort(labels, stable=True)

@@ -40,36 +40,17 @@ def _register(schema: str, implementation: Callable[..., Any], fake: Callable[..
     torch.library.register_fake(f"adcorre_kernels::{name}", fake, lib=_LIBRARY)
 
 
-def _fake_statistics(
-    x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float
-) -> Tensor:
+def _fake_statistics(x: Tensor, targets: Tensor, num_classes: int, *_: Any) -> Tensor:
     _, k, d = x.shape
     return x.new_empty(num_classes * k * (2 * d + 1) + 2 * num_classes + 1, dtype=torch.float32)
 
 
-def _fake_terms(
-    flat: Tensor,
-    attention: Tensor,
-    k: int,
-    d: int,
-    between_target: float | None,
-    mean_target: float,
-    embedding_target: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _fake_terms(flat: Tensor, attention: Tensor, k: int, d: int, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     table = (attention.shape[0], k, d)
     return flat.new_empty(4), flat.new_empty(table), flat.new_empty(table), flat.new_empty(())
 
 
-def _fake_gradient(
-    x: Tensor,
-    targets: Tensor,
-    upstream: Tensor,
-    feature: Tensor,
-    mean: Tensor,
-    embedding_scale: Tensor,
-    ignore_index: int,
-    embedding_target: float,
-) -> Tensor:
+def _fake_gradient(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 

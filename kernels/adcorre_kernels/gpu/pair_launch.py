@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adcorre_kernels.gpu import pair_plan, pairs
+from adcorre_kernels.gpu import gpus, pair_plan, pairs
 from adcorre_kernels.gpu.launch import _aligned, _labels, _readable
 from adcorre_kernels.gpu.pair_plan import PairPlan
 
@@ -72,8 +72,8 @@ def pair_gradient(
 
 
 def _plan(x: Tensor, between_target: float, precision: str, complete: bool, row_start: int, row_stop: int) -> PairPlan:
-    family = pair_plan.family(x.device)
-    return pair_plan.of_pairs(*x.shape, precision, between_target, complete, row_start, row_stop, family)
+    family = gpus.family(x.device)
+    return pair_plan.plan_pairs(*x.shape, precision, between_target, complete, row_start, row_stop, family)
 
 
 def _tables(

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from adcorre_kernels.gpu.order import parts, region
+from adcorre_kernels.gpu.class_sort import own_buffers, sort_buffers
 
 
 @triton.jit(do_not_specialize=["programs", "embeddings", "chunk", "C", "capacity"])
@@ -37,7 +37,7 @@ def reduce_slots(
         first = 0
         last = programs
     else:
-        _, _, run_end_ptr, count_ptr, bad_ptr = parts(scratch_ptr, C, capacity, BS)
+        _, _, run_end_ptr, count_ptr, bad_ptr = sort_buffers(scratch_ptr, C, capacity, BS)
         begin = tl.load(run_end_ptr + c - 1, mask=c > 0, other=0)
         end = tl.load(run_end_ptr + c)
         first = begin // chunk
@@ -51,7 +51,7 @@ def reduce_slots(
         p = slot_row // ROWS
         used = p < last
         if LOCAL:
-            _, count_ptr = region(scratch_ptr, p * C + c, capacity, BS)
+            _, count_ptr = own_buffers(scratch_ptr, p * C + c, capacity, BS)
             count = tl.load(count_ptr, mask=used, other=0)
             samples += tl.where(slot_row % ROWS == 0, count, 0)
             bad += tl.load(count_ptr + 1, mask=used, other=0)

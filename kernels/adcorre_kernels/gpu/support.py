@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from triton import knobs
 
+from adcorre_kernels.gpu import gpus
+
 MAX_K = 64
 MAX_K_OF_PAIRS = 16  # where ED's target is not -1, a sample's k x k correlations are taken one by one
 D_RANGE = (2, 4096)
 MAX_C = 10_000
 MAX_C_OF_TERMS = 32
 MAX_N = 2**30  # indices of samples, and what programs add to them, stay in 32 bits
-AMD_GPUS = ("gfx90a", "gfx94", "gfx95")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Whether launches on CPU tensors work: in Triton's interpreter, or where a test has put a machine of its own in the
@@ -59,11 +60,11 @@ def _of_gpu(index: int) -> str | None:
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
         architecture = properties.gcnArchName.partition(":")[0]
-        supported = architecture.startswith(AMD_GPUS)
-        wanted = ", ".join(f"{prefix}*" for prefix in AMD_GPUS)
+        supported = architecture.startswith(gpus.AMD)
+        wanted = ", ".join(f"{prefix}*" for prefix in gpus.AMD)
     else:
         architecture = f"sm_{properties.major}{properties.minor}"
-        supported = (properties.major, properties.minor) >= (8, 0)
+        supported = (properties.major, properties.minor) >= gpus.OLDEST_CUDA
         wanted = "sm_80 or newer"
     return None if supported else f"GPU {properties.name} ({architecture}); the Triton kernels take {wanted}"
 

@@ -54,12 +54,12 @@ def test_vectors_far_from_centred(shape) -> None:
 def test_one_order_of_all_samples(shape, monkeypatch) -> None:
     """The cut of large batches: two launches order all samples; a program walks over the runs of several classes."""
     monkeypatch.setattr(plan, "LOCAL_SAMPLES", 0)
-    monkeypatch.setattr(plan, "ORDER_TILE", 128)  # 16 labels x 8 classes: several programs order
+    monkeypatch.setattr(plan, "SORT_TILE", 128)  # 16 labels x 8 classes: several programs order
     for dtype in (F32, BF16):
         check(draw(*shape), dtype)
-    monkeypatch.setattr(plan, "ORDERING", 2)  # several tiles a program
+    monkeypatch.setattr(plan, "SORT_PROGRAMS", 2)  # several tiles a program
     monkeypatch.setattr(plan, "SLOT_NUMBERS", 0)  # slots of one row
-    plan.of_statistics.cache_clear()
+    plan.plan_statistics.cache_clear()
     check(draw(*shape), F32)
 
 

@@ -197,13 +197,13 @@ def test_no_value_comes_back_to_the_host(monkeypatch) -> None:
     problem, x = rounded(draw(12, 3, 8, 4), torch.float32)
     many, many_x = rounded(draw(12, 3, 8, 40), torch.float32)
     launches: Counter[str] = Counter()
-    for kernel in ("narrow_statistics", "reduce_slots", "finish", "narrow_gradient"):
+    for kernel in ("warp_statistics", "reduce_slots", "terms_kernel", "warp_gradient"):
         monkeypatch.setattr(host, kernel, _Counted(getattr(host, kernel), launches))
     for name in ("item", "__bool__", "__int__", "__float__", "tolist", "nonzero", "cpu", "numpy"):
         if not (INTERPRETED and name in ("cpu", "numpy")):
             monkeypatch.setattr(torch.Tensor, name, refuse)
     steps(problem, x)
-    assert launches == {"narrow_statistics": 1, "reduce_slots": 1, "finish": 1, "narrow_gradient": 1}
+    assert launches == {"warp_statistics": 1, "reduce_slots": 1, "terms_kernel": 1, "warp_gradient": 1}
     steps(many, many_x)
 
 

@@ -1,14 +1,14 @@
-"""The two streaming passes for everything that `narrow` does not cover: one sample at a time, spread over the program.
+"""The two streaming passes for every size beyond `warp_per_sample`: a program processes one sample at a time.
 
 A tile is BK embeddings x BD entries of one sample. Up to 8,192 entries (k d <= 4,096, padded) it holds the sample,
 which is then read once. Larger samples go by in blocks of BK embeddings: the class sums of each block by a program of
-its own, ED by `wide_embedding`, and the gradient in two walks over the sample, the second of them out of the cache.
+its own, ED by `program_embedding`, and the gradient in two walks over the sample, the second of them out of the cache.
 """
 
 import triton
 import triton.language as tl
 
-from adcorre_kernels.gpu.order import collect, parts
+from adcorre_kernels.gpu.class_sort import sort_buffers, sort_class
 from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, sign
 
 
@@ -58,7 +58,7 @@ def _signed_sum(
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
-def wide_statistics(
+def program_statistics(
     x_ptr,
     targets_ptr,
     scratch_ptr,
@@ -80,7 +80,7 @@ def wide_statistics(
     TARGET: tl.constexpr,
     LOCAL: tl.constexpr,
 ):
-    """As `narrow_statistics`; the third axis of the grid is the block of embeddings."""
+    """As `warp_statistics`; the third axis of the grid is the block of embeddings."""
     block = tl.program_id(2)
     program = (block * tl.num_programs(0) + tl.program_id(0)) * tl.num_programs(1) + tl.program_id(1)
     row = block * BK + tl.arange(0, BK)
@@ -90,12 +90,12 @@ def wide_statistics(
         c = tl.program_id(1)
         first_slot = first_slot * C + c
         low = tl.program_id(0) * chunk
-        order_ptr, last_step = collect(
+        order_ptr, last_step = sort_class(
             targets_ptr, scratch_ptr, program, low, tl.minimum(low + chunk, n), c, ignore_index, C, capacity, BL, 1
         )
         step = 0
     else:
-        order_ptr, run_class_ptr, run_end_ptr, _count, _bad = parts(scratch_ptr, C, capacity, 1)
+        order_ptr, run_class_ptr, run_end_ptr, _count, _bad = sort_buffers(scratch_ptr, C, capacity, 1)
         step = tl.program_id(0) * chunk
         last_step = tl.minimum(step + chunk, tl.load(run_end_ptr + C - 1))
     slots_ptr = sums_ptr + offset + first_slot.to(tl.int64) * SLOT
@@ -142,7 +142,7 @@ def wide_statistics(
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
-def wide_embedding(
+def program_embedding(
     x_ptr,
     targets_ptr,
     sums_ptr,
@@ -177,7 +177,7 @@ def wide_embedding(
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
-def wide_gradient(
+def program_gradient(
     x_ptr,
     targets_ptr,
     order_ptr,
@@ -197,9 +197,9 @@ def wide_gradient(
     BD: tl.constexpr,
     BK: tl.constexpr,
     TARGET: tl.constexpr,
-    ORDERED: tl.constexpr,
+    SORTED: tl.constexpr,
 ):
-    """As `narrow_gradient`."""
+    """As `warp_gradient`."""
     entry = tl.arange(0, BD)
     low = tl.program_id(0) * chunk
     scale = tl.load(scale_ptr)
@@ -208,7 +208,7 @@ def wide_gradient(
     to_total = tl.load(upstream_ptr + 2) * scale
     for position in tl.range(low, tl.minimum(low + chunk, n), num_stages=1):
         index = position
-        if ORDERED:
+        if SORTED:
             index = tl.load(order_ptr + position).to(tl.int32)
         label, _ = labels_of(targets_ptr, index, True, ignore_index, C)
         read = tl.where(label >= 0, index, -1)

@@ -1,13 +1,13 @@
 """The two streaming passes for the paper's sizes: k d of a few thousand at most, k small.
 
-One warp owns a sample: a tile is BS samples x W entries of one embedding, and the k embeddings, H tiles each, are
+One warp processes a sample: a tile is BS samples x W entries of one embedding, and the k embeddings, H tiles each, are
 unrolled. So k is never padded, row sums stay inside a warp, u = sum_l z_l needs no exchange, and no loop has a barrier.
 """
 
 import triton
 import triton.language as tl
 
-from adcorre_kernels.gpu.order import collect, parts
+from adcorre_kernels.gpu.class_sort import sort_buffers, sort_class
 from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, sign, zeros
 
 
@@ -29,7 +29,7 @@ def _load(x_ptr, index, sn, sk, K: tl.constexpr, D: tl.constexpr, W: tl.constexp
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
-def narrow_statistics(
+def warp_statistics(
     x_ptr,
     targets_ptr,
     scratch_ptr,
@@ -67,12 +67,12 @@ def narrow_statistics(
     if LOCAL:
         c = tl.program_id(1)
         low = tl.program_id(0) * chunk
-        order_ptr, last_step = collect(
+        order_ptr, last_step = sort_class(
             targets_ptr, scratch_ptr, program, low, tl.minimum(low + chunk, n), c, ignore_index, C, capacity, BL, BS
         )
         step = 0
     else:
-        order_ptr, run_class_ptr, run_end_ptr, _count, _bad = parts(scratch_ptr, C, capacity, BS)
+        order_ptr, run_class_ptr, run_end_ptr, _count, _bad = sort_buffers(scratch_ptr, C, capacity, BS)
         step = program * chunk
         last_step = tl.minimum(step + chunk, tl.load(run_end_ptr + C - 1))
     slots_ptr = sums_ptr + offset + program.to(tl.int64) * (ROWS * SLOT)
@@ -167,18 +167,18 @@ def _correlation(a, b):
 
 
 @triton.jit
-def _sample(targets_ptr, order_ptr, position, high, ignore_index, C, ORDERED: tl.constexpr):
+def _sample(targets_ptr, order_ptr, position, high, ignore_index, C, SORTED: tl.constexpr):
     """Samples at `position` (BS,), whether there are such, and their labels, -1 for one that takes no part."""
     valid = position < high
     index = position
-    if ORDERED:
+    if SORTED:
         index = tl.load(order_ptr + position, mask=valid, other=0).to(tl.int32)
     label, _bad = labels_of(targets_ptr, index, valid, ignore_index, C)
     return index, valid, label
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
-def narrow_gradient(
+def warp_gradient(
     x_ptr,
     targets_ptr,
     order_ptr,
@@ -198,10 +198,10 @@ def narrow_gradient(
     W: tl.constexpr,
     BS: tl.constexpr,
     TARGET: tl.constexpr,
-    ORDERED: tl.constexpr,
+    SORTED: tl.constexpr,
     PREFETCH: tl.constexpr,
 ):
-    """dL/dx of samples [chunk p, chunk (p + 1)), as they lie or, ORDERED, as `order` has them.
+    """dL/dx of samples [chunk p, chunk (p + 1)), as they lie or, SORTED, as `order` has them.
 
     Few classes' tables stay in L1, where every sample finds its two rows; the rows of many need a sample's neighbours
     to be of its class.
@@ -217,17 +217,17 @@ def narrow_gradient(
     to_total = tl.load(upstream_ptr + 2) * scale
     high = tl.minimum(low + chunk, n)
     if PREFETCH:
-        next_index, next_valid, next_label = _sample(targets_ptr, order_ptr, low + lane, high, ignore_index, C, ORDERED)
+        next_index, next_valid, next_label = _sample(targets_ptr, order_ptr, low + lane, high, ignore_index, C, SORTED)
         coming = _load(x_ptr, tl.where(next_label >= 0, next_index, -1), sn, sk, K, D, W)
     for start in tl.range(low, high, BS, num_stages=1):
         if PREFETCH:
             index, valid, label, vectors = next_index, next_valid, next_label, coming
             next_index, next_valid, next_label = _sample(
-                targets_ptr, order_ptr, start + BS + lane, high, ignore_index, C, ORDERED
+                targets_ptr, order_ptr, start + BS + lane, high, ignore_index, C, SORTED
             )
             coming = _load(x_ptr, tl.where(next_label >= 0, next_index, -1), sn, sk, K, D, W)
         else:
-            index, valid, label = _sample(targets_ptr, order_ptr, start + lane, high, ignore_index, C, ORDERED)
+            index, valid, label = _sample(targets_ptr, order_ptr, start + lane, high, ignore_index, C, SORTED)
             vectors = _load(x_ptr, tl.where(label >= 0, index, -1), sn, sk, K, D, W)
         takes_part = label >= 0
         total = zeros(H, BS, W)

@@ -1,8 +1,8 @@
-"""Device code: the samples in the order of their classes, cut into steps of one class each.
+"""Device code: a counting sort of the samples by class, cut into steps of one class each.
 
 A step is BS samples: BS entries of `order`, -1 where a class's last step has fewer. Two kinds, in int32 scratch:
 
-LOCAL, for few samples: a program orders the samples of one class in its chunk, in a region of its own. A region is
+LOCAL, for few samples: a program sorts the samples of one class in its chunk, in a buffer of its own. A buffer is
 `order`, then the class's count, then whether a label of the chunk was bad. No launch of its own.
 
 Else one order of all samples serves all programs, and each takes `chunk` steps of it: `order`; `run_class`, the class
@@ -17,7 +17,7 @@ from adcorre_kernels.gpu.rows import UNSPECIALISED, labels_of
 
 
 @triton.jit
-def parts(scratch_ptr, C, capacity, BS: tl.constexpr):
+def sort_buffers(scratch_ptr, C, capacity, BS: tl.constexpr):
     """Pointers to order, run_class, run_end, count and bad, for one order of `capacity` steps."""
     run_class_ptr = scratch_ptr + tl.cast(capacity, tl.int64) * BS
     run_end_ptr = run_class_ptr + capacity
@@ -25,18 +25,18 @@ def parts(scratch_ptr, C, capacity, BS: tl.constexpr):
 
 
 @triton.jit
-def region(scratch_ptr, program, capacity, BS: tl.constexpr):
+def own_buffers(scratch_ptr, program, capacity, BS: tl.constexpr):
     """Pointers to order and count (then bad) of a program's own order."""
     order_ptr = scratch_ptr + tl.cast(program, tl.int64) * (capacity * BS + 2)
     return order_ptr, order_ptr + capacity * BS
 
 
 @triton.jit
-def collect(
+def sort_class(
     targets_ptr, scratch_ptr, program, low, high, c, ignore_index, C, capacity, BL: tl.constexpr, BS: tl.constexpr
 ):
-    """Order of the samples of class c among [low, high), in their own order: where it begins, and its steps."""
-    order_ptr, count_ptr = region(scratch_ptr, program, capacity, BS)
+    """List the samples of class c among [low, high): a pointer to the list, and its number of steps."""
+    order_ptr, count_ptr = own_buffers(scratch_ptr, program, capacity, BS)
     lanes = tl.arange(0, BL)
     count = 0
     bad = tl.zeros((BL,), tl.int32)
@@ -71,7 +71,7 @@ def count_labels(
         label, is_bad = labels_of(targets_ptr, index, index < n, ignore_index, C)
         count += tl.sum((label[:, None] == classes[None, :]).to(tl.int32), 0)
         bad = tl.maximum(bad, is_bad.to(tl.int32))
-    _, _, _, _, bad_ptr = parts(scratch_ptr, C, capacity, BS)
+    _, _, _, _, bad_ptr = sort_buffers(scratch_ptr, C, capacity, BS)
     row = bad_ptr + 1 + tl.program_id(0) * (C + 1)
     tl.store(row + classes, count, mask=classes < C)
     tl.store(row + C, tl.max(bad, 0))
@@ -91,11 +91,11 @@ def place_samples(
     BS: tl.constexpr,
     BP: tl.constexpr,
 ):
-    """Each program puts its samples to their places; the first one also writes what is known of the classes."""
+    """Scatter the program's samples to their sorted positions; program 0 also writes the class tables."""
     program = tl.program_id(0)
     classes = tl.arange(0, BC)
     lanes = tl.arange(0, BL)
-    order_ptr, run_class_ptr, run_end_ptr, count_ptr, bad_ptr = parts(scratch_ptr, C, capacity, BS)
+    order_ptr, run_class_ptr, run_end_ptr, count_ptr, bad_ptr = sort_buffers(scratch_ptr, C, capacity, BS)
     other = tl.arange(0, BP)
     row = bad_ptr + 1 + other * (C + 1)
     there = other < tl.num_programs(0)

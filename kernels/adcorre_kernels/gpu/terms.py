@@ -1,4 +1,4 @@
-"""The middle step for few classes: one launch turns the class statistics into the terms and the gradient tables.
+"""The terms and the gradient tables from the class statistics, in one launch, for up to 32 classes.
 
 Programs 0 to k - 1 write the tables of one embedding each; program k takes all embeddings, BK at a time, and writes the
 values, so that no program waits for another. Sums over d are float32; where large numbers cancel, the arithmetic is
@@ -75,7 +75,7 @@ def _combine(base_ptr, weight, l, start, C, K: tl.constexpr, D: tl.constexpr, BC
 
 
 @triton.jit(do_not_specialize=["C"])
-def finish(
+def terms_kernel(
     flat_ptr,
     attention_ptr,
     values_ptr,
