@@ -39,7 +39,7 @@ def no_launches() -> Iterator[list[str]]:
     """Within, the kernels take CPU tensors and no launch does anything; the kernels' names are listed instead."""
     from triton.runtime.jit import JITFunction
 
-    from adcorre_kernels import support
+    from adcorre_kernels.gpu import support
 
     names: list[str] = []
 
