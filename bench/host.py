@@ -39,7 +39,7 @@ def no_launches() -> Iterator[list[str]]:
     """Within, the kernels take CPU tensors and no launch does anything; the kernels' names are listed instead."""
     from triton.runtime.jit import JITFunction
 
-    from adcorre_kernels import support
+    from adcorre_kernels.gpu import support
 
     names: list[str] = []
 
@@ -56,10 +56,15 @@ def count(call: Callable[[], object], launches: list[str] | None = None) -> Coun
     before = len(launches or ())
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
-    events = list(profile.events() or [])
-    names = [event.name for event in events if "::" in event.name and not event.name.startswith("autograd::")]
-    allocations = sum(event.name == "[memory]" and event.self_cpu_memory_usage > 0 for event in events)
+    names = [event.name for event in profile.events() or [] if "::" in event.name]
+    names = [name for name in names if not name.startswith("autograd::")]
     aten = sum(name.startswith("aten::") for name in names)
+    assert profile.profiler is not None
+    waiting, allocations = list(profile.profiler.kineto_results.experimental_event_tree()), 0
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        allocations += event.tag == torch._C._profiler._EventType.Allocation and event.extra_fields.alloc_size > 0
     return Counts(len(names), aten, allocations, len(launches or ()) - before)
 
 

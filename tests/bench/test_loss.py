@@ -41,26 +41,17 @@ def test_a_contender_that_is_wrong_is_not_timed(monkeypatch) -> None:
         check("factored", CPU, "float32", seed=0)
 
 
-def test_loss_writes_rows_and_does_not_run_them_twice(tmp_path) -> None:
-    out = tmp_path / "loss.csv"
-    words = (
-        "loss",
-        "--busy",
-        "--contenders",
-        "torch",
-        "supcon",
-        "--parts",
-        "n",
-        "--n",
-        20,
-        40,
-        "--runs",
-        2,
-        "--seconds",
-        0.1,
+def measure_loss(out: Path, words: str) -> int:
+    """`python -m bench loss` in this process, on one thread and however busy the machine is."""
+    return loss.main(
+        ["--busy", "--parts", "n", "--threads", "1", "--seconds", "0.1", "--out", str(out), *words.split()]
     )
-    done = bench(*words, "--threads", 1, "--out", out)
-    assert done.returncode == 0, done.stderr
+
+
+def test_loss_writes_rows_and_does_not_run_them_twice(tmp_path, capsys) -> None:
+    out = tmp_path / "loss.csv"
+    words = "--contenders torch supcon --n 20 40 --runs 2"
+    assert measure_loss(out, words) == 0
     written = rows_of(out)
     assert [(row["contender"], row["n"]) for row in written] == [
         ("torch", "20"),
@@ -74,58 +65,25 @@ def test_loss_writes_rows_and_does_not_run_them_twice(tmp_path) -> None:
         assert row["session"] == written[0]["session"] != ""
         assert float(row["copy_share"]) > 0
         assert (row["times_slower"] != "") == (row["contender"] == "supcon")
-    again = bench(*words, "--seconds", 0.1, "--threads", 1, "--out", out)
-    assert again.returncode == 0
-    assert again.stdout == ""
+    capsys.readouterr()
+    assert measure_loss(out, words) == 0
+    assert capsys.readouterr().out == ""
     assert rows_of(out) == written
 
 
 def test_a_wall_is_a_row(tmp_path) -> None:
     out = tmp_path / "loss.csv"
-    words = (
-        "loss",
-        "--busy",
-        "--contenders",
-        "reference",
-        "--parts",
-        "n",
-        "--n",
-        200,
-        3000,
-        100000,
-        "--memory",
-        0.3,
-        "--runs",
-        1,
-    )
-    done = bench(*words, "--seconds", 0.1, "--threads", 1, "--out", out)
-    assert done.returncode == 0, done.stderr
+    assert measure_loss(out, "--contenders reference --n 200 3000 100000 --memory 0.3 --runs 1") == 0
     written = rows_of(out)
     assert [row["n"] for row in written] == ["200", "3000"]
     assert written[0]["seconds"]
     assert "GiB" in written[1]["note"]
 
 
-def test_no_row_after_the_deadline(tmp_path) -> None:
+def test_no_row_after_the_deadline(tmp_path, capsys) -> None:
     out = tmp_path / "loss.csv"
-    words = (
-        "loss",
-        "--busy",
-        "--contenders",
-        "torch",
-        "factored",
-        "--parts",
-        "n",
-        "--n",
-        20,
-        "--threads",
-        1,
-        "--out",
-        out,
-    )
-    done = bench(*words, "--minutes", 0.0001)
-    assert done.returncode == 0, done.stderr
-    assert "time is up" in done.stdout
+    assert measure_loss(out, "--contenders torch factored --n 20 --minutes 0.0001") == 0
+    assert "time is up" in capsys.readouterr().out
     assert not out.exists()
 
 
@@ -260,7 +218,7 @@ def test_a_busy_machine_is_not_measured_unless_asked(monkeypatch, tmp_path: Path
     readings = iter([100.0, 101.0, 100.0, 100.0])
     monkeypatch.setattr(measure, "_busy_seconds", lambda: next(readings))
     monkeypatch.setattr(measure.os, "cpu_count", lambda: 2)
-    assert re.match(r"other processes use \d\.\d of 2 cores \(load average", measure.busy(2, seconds=0.01))
+    assert re.match(r"other processes use \d+\.\d of 2 cores \(load average", measure.busy(2, seconds=0.01))
     assert measure.busy(2, seconds=0.01) == ""
     monkeypatch.setattr(measure, "_busy_seconds", lambda: None)
     assert measure.busy(2) == ""
