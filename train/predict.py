@@ -17,7 +17,9 @@ def parser() -> CommandParser:
     )
     result.add_argument("run", metavar="RUN", type=Path, help="run folder, or a checkpoint folder in it")
     result.add_argument("images", metavar="IMAGES", type=Path, nargs="+", help="pictures, or folders of them")
-    result.add_argument("--out", type=Path, default=Path("predictions"), help="folder to write, new, empty or an earlier one's")
+    result.add_argument(
+        "--out", type=Path, default=Path("predictions"), help="folder to write, new, empty or an earlier one's"
+    )
     result.add_argument(
         "--pictures", action=argparse.BooleanOptionalAction, default=True, help="write annotated pictures too"
     )

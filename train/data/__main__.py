@@ -57,7 +57,9 @@ def crop(arguments: Sequence[str]) -> int:
     parser.add_argument("source", metavar="IN", type=Path, help="folder of pictures, at any depth")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, new or empty")
     parser.add_argument("--detector", metavar="ONNX", type=Path, help="YuNet's file (default: OpenCV's Haar cascade)")
-    parser.add_argument("--margin", type=at_least(0, float), default=0.1, help="added on each side, as a share of the box")
+    parser.add_argument(
+        "--margin", type=at_least(0, float), default=0.1, help="added on each side, as a share of the box"
+    )
     parser.add_argument("--score", type=at_least(0, float), default=0.6, help="YuNet's least score of a face")
     options = parser.parse(arguments)
 
@@ -71,7 +73,9 @@ def shard(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of held-out samples")
     parser.add_argument("path", metavar="PATH", help="the dataset's folder or file")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, new or empty")
-    parser.add_argument("--samples-per-shard", type=at_least(1), default=4096, metavar="N", help="the last one has fewer")
+    parser.add_argument(
+        "--samples-per-shard", type=at_least(1), default=4096, metavar="N", help="the last one has fewer"
+    )
     parser.add_argument("--protocol", choices=("official", "paper"), default="official", help="FER-2013's test split")
     parser.add_argument("--validation-fraction", type=float, default=0.1, help="held out where there is no such split")
     parser.add_argument("--limit", type=at_least(0), default=0, help="at most so many images of each split; 0: all")

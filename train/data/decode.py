@@ -55,7 +55,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if picture.mode in ("I", "F"):
         numbers = np.asarray(picture)
         low, high = numbers.min(), numbers.max()
-        if picture.mode == "F" and 0 <= low and high <= 1:  # false for NaN
+        if picture.mode == "F" and low >= 0 and high <= 1:  # false for NaN
             return Image.fromarray((numbers * 255).round().astype(np.uint8)).convert("RGB")
         expected = "floats from 0 to 1, or at most 16 bits"
         raise ValueError(f"pixels of 32 bits (mode {picture.mode}) from {low:g} to {high:g}; expected {expected}")

@@ -136,7 +136,9 @@ def _unread(path: Path, parts: Mapping[str, Path]) -> tuple[Finding, ...]:
     if parts["train"] == path:
         return ()
     others = [folder.name for folder in folders_in(path) if folder not in parts.values() and _classes(folder)]
-    message = f"{listed(others, what='folder')} beside {parts['train'].name}/ with class folders in it: not read; parts "
+    message = (
+        f"{listed(others, what='folder')} beside {parts['train'].name}/ with class folders in it: not read; parts "
+    )
     message += f"are called {', '.join('/'.join(sorted(names)) for names in PARTS.values())}"
     return (Finding("unread folders", message, tuple(map(printable, others))),) if others else ()
 
