@@ -79,7 +79,7 @@ def lock(folder: Path, name: str, *, wait: bool = False) -> IO[bytes]:
 def write_json(path: Path, content: Any) -> None:
     """Atomically, and strictly JSON (a NaN is an error)."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=True) + "\n", encoding="utf-8")
     sync(partial)
     os.replace(partial, path)
 

@@ -40,7 +40,9 @@ def load_run_data(
     values |= {"image_size": trained.preprocessing.image_size, "seed": stored.get("run", {}).get("seed", 0)}
     names = {field.name for field in dataclasses.fields(Request)}
     request = Request(**{name: value for name, value in values.items() if name in names})
-    asked = {name: value for name, value in (("protocol", protocol), ("limit", limit)) if value is not None}
+    asked: dict[str, Any] = {
+        name: value for name, value in (("protocol", protocol), ("limit", limit)) if value is not None
+    }
 
     before = trained.description.get("data", {})
     if data is None or _same_place(data, values.get("data", "")):
@@ -48,13 +50,13 @@ def load_run_data(
         if changed := _changes(before, splits, split):
             raise UserError(f"{path} is not what the run was trained on ({changed}). {KEEP}")
     else:
-        splits_or_none = _own_data_elsewhere(path, request, trained, split)
-        if splits_or_none is None:
+        copy = _own_data_elsewhere(path, request, trained, split)
+        if copy is None:
             default = Request()
             other = dataclasses.replace(request, protocol=default.protocol, limit=default.limit)
             splits = _load(path, dataclasses.replace(other, **asked), trained)
             return getattr(splits, split), splits, False
-        splits = splits_or_none
+        splits = copy
     if any(getattr(request, name) != value for name, value in asked.items()):
         learnt = _names(splits.train)
         splits = _load(path, dataclasses.replace(request, **asked), trained)

@@ -44,7 +44,8 @@ def load_data(data: str, request: Request) -> Splits:
     if data == SYNTHETIC:
         return _synthetic(request)
     found = find_data(data, request)
-    whole, left_out = found.whole, {}
+    whole = found.whole
+    left_out: dict[int, str] = {}
     if request.cache and not request.limit:
         whole, left_out = _cached(whole, request)
     elif request.on_broken == "skip":
@@ -56,8 +57,8 @@ def load_data(data: str, request: Request) -> Splits:
     found = replace(found, findings=tuple(dict.fromkeys((*found.findings, *_absent(found)))))
     splits = make_splits(found, request).limited(request.limit, request.seed)
     if request.cache and request.limit:
-        parts = (_cached(part, request)[0] for part in (splits.train, splits.validation, splits.test))
-        splits = replace(splits, **dict(zip(SPLITS, parts, strict=True)))
+        train, validation, test = (_cached(part, request)[0] for part in (splits.train, splits.validation, splits.test))
+        splits = replace(splits, train=train, validation=validation, test=test)
     return splits
 
 
