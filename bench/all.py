@@ -6,12 +6,13 @@ import argparse
 import importlib
 
 from bench import measure
+from train.entry import SuggestingParser
 
 PARTS = ("loss", "step", "scale")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog="python -m bench all", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")

@@ -20,6 +20,7 @@ import torch
 from bench import measure
 from bench.loss import Shape, Step, make_inputs
 from bench.rivals import CONTENDERS
+from train.entry import SuggestingParser
 
 LIMITS = Path(__file__).parent / "gate.csv"
 FIELDS = ("check", "figure", "sign", "limit", "about")
@@ -115,7 +116,7 @@ def beyond(figure: float, sign: str, limit: float) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog="python -m bench gate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--only", help="checks whose name contains this text")

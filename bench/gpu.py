@@ -27,6 +27,7 @@ import triton
 
 from bench import gpu_pairs, gpu_parts
 from bench.gpu_parts import ROOT, Bench, Failed
+from train.entry import SuggestingParser
 
 RESULTS = Path(__file__).parent / "results" / "gpu.csv"
 PARTS = {**gpu_parts.PARTS, **gpu_pairs.PARTS}
@@ -66,7 +67,7 @@ def append(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog="python -m bench gpu", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to do, in this order")

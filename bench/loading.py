@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from bench import measure
+from train.entry import SuggestingParser
 
 FIELDS = (
     *measure.ORIGIN,
@@ -110,7 +111,7 @@ def stepped(backbone: str, image_size: int, batch_size: int, device: torch.devic
 
 def main(argv: list[str]) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog="python -m bench loading", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     measure.add_options(parser, measure.RESULTS / "loading.csv")

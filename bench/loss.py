@@ -30,6 +30,7 @@ from torch import Tensor
 from adcorre import adcorre_terms
 from bench import measure
 from bench.rivals import CONTENDERS, OURS, Contender
+from train.entry import SuggestingParser
 
 RESULTS = measure.RESULTS / "loss.csv"
 FIELDS = (
@@ -283,14 +284,17 @@ def rows_of(
         timer = threading.Timer(min(deadline.left(), threading.TIMEOUT_MAX), child.terminate)
         timer.start()
         assert child.stdout is not None
-        for line in child.stdout:
-            row = json.loads(line) if line.startswith("{") else {}
-            if "seconds" in row or "note" in row:
-                yield row
-            elif row:
-                at_hand = row
-        status = child.wait()
-        timer.cancel()
+        try:
+            for line in child.stdout:
+                row = json.loads(line) if line.startswith("{") else {}
+                if "seconds" in row or "note" in row:
+                    yield row
+                elif row:
+                    at_hand = row
+            status = child.wait()
+        finally:  # Python does not end while the timer runs, nor the child by itself
+            timer.cancel()
+            child.kill()
         errors.seek(0)
         said = errors.read().strip()
     if status < 0 and deadline.left():
@@ -301,7 +305,7 @@ def rows_of(
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog="python -m bench loss", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     names = ", ".join(CONTENDERS)

@@ -16,6 +16,7 @@ from bench import measure
 from bench.claims import claims
 from bench.pictures import draw
 from bench.rivals import CONTENDERS, OURS
+from train.entry import SuggestingParser
 
 TEXTS = (measure.ROOT / "README.md", measure.ROOT / "docs" / "benchmarks.md")
 PICTURES = measure.ROOT / "docs"
@@ -162,7 +163,7 @@ def filled(text: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog="python -m bench report", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--check", action="store_true", help="write nothing; tell whether a text is out of date")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from adcorre import AdCorreLoss, EmbeddingSpace, VirtualBatch, adcorre_terms
 from bench import measure
+from train.entry import SuggestingParser
 
 RESULTS = measure.RESULTS / "scale.csv"
 FIELDS = (
@@ -180,7 +181,7 @@ PARTS = {"n": n_part, "classes": classes_part, "virtual": virtual_part, "ranks":
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog="python -m bench scale", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what grows")

@@ -27,6 +27,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 
 from adcorre import AdCorreLoss, EmbeddingSpace, VirtualBatch
 from bench import measure
+from train.entry import SuggestingParser
 from train.settings import DataSettings
 from train.transforms import DRAWS, BatchAugmentation, Preprocessing
 
@@ -287,7 +288,7 @@ def rows_of(group: Group, options: argparse.Namespace, deadline: measure.Deadlin
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog="python -m bench step", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")

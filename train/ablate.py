@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from train import owned_folder
 from train.ablation.studies import STUDIES
 from train.command import CommandParser, check_at_least, execute, made
+from train.disk import expand
 from train.errors import UserError
 from train.settings import add_settings
 
@@ -32,19 +34,23 @@ def parser() -> CommandParser:
 
 def run(options: Any) -> None:
     from train.ablation import complexity, runs, tables
+    from train.run_folder import is_run
 
     check_at_least(options, seeds=1)
     if "WORLD_SIZE" in os.environ:
         raise UserError("ablate runs without torchrun: start a process per GPU, each with seeds of its own")
     given = dict(vars(options))
-    studies, out = dict.fromkeys(given.pop("studies")), Path(given.pop("out")).expanduser()
+    studies, out = dict.fromkeys(given.pop("studies")), expand(given.pop("out"))
     first = given.pop("seed", 0)
     seeds = range(first, first + given.pop("seeds"))
     trained = [name for name in studies if name != "table11"]
     planned = runs.plan(trained, given, out, seeds)
     wanted = runs.in_order(planned, seeds)
     left = [one for one in wanted if not one.failure and not one.result()]
-    made(out)
+    if any(is_run(folder) for folder in out.glob("runs/*/seed-*")):
+        owned_folder.mark(made(out), "ablation")  # one of before there were marks
+    else:
+        owned_folder.prepare(out, "ablation", ())
     if wanted:
         print(f"{len(wanted)} runs, {len(left)} of them to train, in {out / 'runs'}", flush=True)
     for number, one in enumerate(left, 1):
