@@ -213,14 +213,17 @@ def rows_of(
         timer = threading.Timer(min(session.left(), threading.TIMEOUT_MAX), child.terminate)
         timer.start()
         assert child.stdout is not None
-        for line in child.stdout:
-            row = json.loads(line) if line.startswith("{") else {}
-            if "seconds" in row or "note" in row:
-                yield row
-            elif row:
-                at_hand = row
-        status = child.wait()
-        timer.cancel()
+        try:
+            for line in child.stdout:
+                row = json.loads(line) if line.startswith("{") else {}
+                if "seconds" in row or "note" in row:
+                    yield row
+                elif row:
+                    at_hand = row
+            status = child.wait()
+        finally:  # Python does not end while the timer runs, nor the child by itself
+            timer.cancel()
+            child.kill()
         errors.seek(0)
         said = errors.read().strip()
     if status < 0 and session.left():

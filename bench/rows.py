@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from bench import measure
+from train.entry import SuggestingParser
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -104,7 +105,7 @@ def _output(tool: str, *words: str) -> str:
 
 def parser(command: str, description: str | None, results: Path | None = None) -> argparse.ArgumentParser:
     """The parser of a command, and with `results`, where its rows go, the options of every command that measures."""
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog=f"python -m bench {command}",
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

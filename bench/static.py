@@ -26,6 +26,7 @@ import triton
 from adcorre_kernels.gpu.gpus import FAMILIES, MODELS
 from bench.compiled import TARGETS, Launch, compile_launch, loss_launches, machine_code, pair_launches, resources
 from bench.counted import counted, placed_code
+from train.entry import SuggestingParser
 
 RESULTS = Path(__file__).parent / "results" / "static.csv"
 LIMITS = Path(__file__).parent / "limits.csv"
@@ -262,7 +263,7 @@ def write(rows: list[Row], path: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog="python -m bench static",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

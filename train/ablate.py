@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from train import owned_folder
 from train.ablation.studies import STUDIES
 from train.command import CommandParser, at_least, execute, make_folder
+from train.disk import expand
 from train.errors import UserError
 from train.settings import add_settings
 
@@ -32,11 +34,12 @@ def parser() -> CommandParser:
 
 def run(options: Any) -> None:
     from train.ablation import complexity, runs, tables
+    from train.run_folder import is_run
 
     if "WORLD_SIZE" in os.environ:
         raise UserError("ablate runs without torchrun: start a process per GPU, each with seeds of its own")
     given = dict(vars(options))
-    studies, out = dict.fromkeys(given.pop("studies")), Path(given.pop("out")).expanduser()
+    studies, out = dict.fromkeys(given.pop("studies")), expand(given.pop("out"))
     first = given.pop("seed", 0)
     seeds = range(first, first + given.pop("seeds"))
     trained = [name for name in studies if name != "table11"]
@@ -44,7 +47,10 @@ def run(options: Any) -> None:
     wanted = runs.in_order(planned, seeds)
     runs.check_same_data(planned)
     left = [one for one in wanted if not one.failure and not one.result()]
-    make_folder(out)
+    if any(is_run(folder) for folder in out.glob("runs/*/seed-*")):
+        owned_folder.mark(make_folder(out), "ablation")  # of a version without marks
+    else:
+        owned_folder.prepare(out, "ablation", ())
     if wanted:
         print(f"{len(wanted)} runs, {len(left)} of them to train, in {out / 'runs'}", flush=True)
     for number, one in enumerate(left, 1):

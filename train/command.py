@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.errors import UserError, message_of
-from train.settings import Parser
+from train.entry import Parser, exit_code
+from train.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -27,8 +26,6 @@ class _ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class CommandParser(Parser):
-    """An option that does not exist is what is wrong with a command line, before anything that is missing."""
-
     def __init__(self, name: str, description: str) -> None:
         super().__init__(
             prog=f"python -m train.{name}",
@@ -38,12 +35,7 @@ class CommandParser(Parser):
         )
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        words = sys.argv[1:] if arguments is None else list(arguments)
-        options = {name for action in self._actions for name in action.option_strings}
-        for word in words:
-            if word.startswith("--") and word.split("=")[0] not in options:
-                self.error(f"unrecognized argument {word}")
-        return self.parse_args(words)
+        return self.parse_args(arguments)
 
 
 def add_seed_and_device(parser: argparse.ArgumentParser, seeds: str) -> None:
@@ -77,18 +69,6 @@ def at_least(least: int, number: Callable[[str], Any] = int) -> Callable[[str], 
 
     parse.__name__ = number.__name__  # which argparse names where the text is no number
     return parse
-
-
-def exit_code(call: Callable[[], int]) -> int:
-    """What `call` returns; 2 and one message for a user's error."""
-    try:
-        return call()
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
 
 
 def execute(parser: CommandParser, command: Callable[[Any], Any], arguments: Sequence[str] | None = None) -> int:

@@ -22,7 +22,11 @@ FAILED = {errno.EIO, *FULL}  # of an fsync: what was written may be lost. Anythi
 
 def sync(file: Path) -> None:
     """Flush the file to the disk, as far as the filesystem can."""
-    _fsync(os.open(file, os.O_RDWR | getattr(os, "O_BINARY", 0)), "fsync of files", file.parent)
+    handle = os.open(file, os.O_RDWR | getattr(os, "O_BINARY", 0))
+    try:
+        sync_handle(handle, file.parent)
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
@@ -31,18 +35,29 @@ def sync_folder(folder: Path) -> None:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows
         return
-    _fsync(handle, "fsync of folders", folder)
+    try:
+        sync_handle(handle, folder, "fsync of folders")
+    finally:
+        os.close(handle)
 
 
-def _fsync(handle: int, what: str, folder: Path) -> None:
+def sync_handle(handle: int, folder: Path, what: str = "fsync of files") -> None:
     try:
         os.fsync(handle)
     except OSError as error:
         if error.errno in FAILED:
             raise
         _note_missing(what, folder, "after a power cut the last files may be missing")
-    finally:
-        os.close(handle)
+
+
+def allocate(handle: int, size: int) -> None:
+    """Take the file's room on the disk now, where the filesystem can: a full disk is an error here, not later."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(handle, 0, size)
+    except OSError as error:
+        if error.errno in FAILED:
+            raise
 
 
 _noted: set[str] = set()

@@ -24,7 +24,7 @@ from train.run_folder import is_run
 from train.settings import Settings, flag
 
 # What the weights do not depend on. The data are known by their fingerprints, wherever they lie.
-FREE = {"data", "cache", "workers", "device", "recipe", "out", "overwrite", "resume"}
+FREE = {"data", "cache", "workers", "device", "recipe", "out", "overwrite", "resume", "threads"}
 FREE |= {"checkpoint_every", "checkpoint_minutes", "log_every"}
 
 
@@ -54,8 +54,6 @@ def go_on(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Settings,
     Raises UserError naming whatever was chosen otherwise than the run has it.
     """
     state = read_checkpoint(run)
-    if state["processes"] != ranks.world:
-        raise UserError(f"{run} was trained by {state['processes']} processes, this is {ranks.world}: start as many")
     settings = Settings.of(copy.deepcopy(state["settings"]))
     groups = [vars(group) for group in vars(settings).values()]
     refused = []
@@ -67,8 +65,37 @@ def go_on(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Settings,
             refused.append(f"{flag(name)} {_text(group[name])}, not {_text(value)}")
     if refused:
         raise UserError(f"--resume {run}: the run has {'; '.join(refused)}. A run goes on as it began")
+    _check_processes(run, settings, state, ranks)
     settings.run.out, settings.run.resume = str(run), str(run)
     return settings, state
+
+
+def _check_processes(run: Path, settings: Settings, state: State, ranks: Ranks) -> None:
+    """What is left of a run has to be the same on this number of processes: the test of the best model is, a step not.
+
+    UserError, with the reason, where a step is left.
+    """
+    before = state["processes"]
+    left = state["done"] or not has_ended(settings, state["epoch"], state["best"][0])
+    if before != ranks.world and left:
+        images = settings.data.batch_size * settings.data.virtual_batch
+        raise UserError(
+            f"{run} was trained by {before} processes, this is {ranks.world}: start as many. A step would be of "
+            f"{images * ranks.world:,} images, not {images * before:,}, and BatchNorm's batches and dropout's random "
+            "numbers are each process's own"
+        )
+
+
+def has_ended(settings: Settings, epoch: int, best_epoch: int) -> bool:
+    """Whether a run whose next epoch is `epoch` has no step left."""
+    epochs, patience = settings.optimizer.epochs, settings.optimizer.patience
+    return epoch > epochs or 0 < patience <= epoch - 1 - best_epoch
+
+
+def what_is_left(run: Path) -> str:
+    """What a run that ends by an error leaves to go on from."""
+    newest = next(iter(checkpoints(run)), None)
+    return f"the checkpoint {newest.name} is kept in {run}" if newest else "no checkpoint was written before it"
 
 
 def _may_end_later(settings: Settings, state: State, epochs: int) -> bool:

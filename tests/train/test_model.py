@@ -185,5 +185,8 @@ def test_run_folders_are_not_overwritten_unasked(tmp_path: Path) -> None:
         free_folder(str(tmp_path), True)
     with pytest.raises(UserError, match="a file of that name"):
         free_folder(str(tmp_path / "thesis.txt"), True)
-    (tmp_path / "settings.json").touch()
-    assert free_folder(str(tmp_path), True) == tmp_path
+    (tmp_path / "settings.json").touch()  # anybody's
+    with pytest.raises(UserError, match="holds no run"):
+        free_folder(str(tmp_path), True)
+    RunFolder(tmp_path / "run", {})
+    assert free_folder(str(tmp_path / "run"), True) == tmp_path / "run"

@@ -6,8 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from train.command import CommandParser, at_least, exit_code
+from train.command import CommandParser, at_least
 from train.data.base import Request
+from train.entry import exit_code, nearest
 from train.errors import UserError
 
 COMMANDS = {
@@ -114,7 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(usage())
             return 0
         if name not in commands:
-            raise UserError(f"expected one of {', '.join(COMMANDS)}; got {name!r}\n{usage()}")
+            raise UserError(
+                f"expected one of {', '.join(COMMANDS)}; got {name!r}{nearest(name, list(COMMANDS))}\n{usage()}"
+            )
         return commands[name](rest)
 
     return exit_code(call)

@@ -4,10 +4,6 @@ A person, an expression made of facial action units, and a view (pose, light, oc
 sample from generators that depend on the seed, the split and the sample's index alone.
 """
 
-import multiprocessing
-import os
-import sys
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,6 +15,7 @@ from train.data.labels import CLASS_NAMES
 from train.data.synthetic.drawing import draw_face
 from train.data.synthetic.face import Person, View, sample_units
 from train.errors import UserError
+from train.workers import default_processes, map_in_processes
 
 GENERATOR_VERSION = 1  # to be raised with every change that changes a picture or a label
 TABLE_1 = (6198, 8989, 6077, 4002, 5121, 547, 4953)  # FER-2013's faces per class as the paper counts them
@@ -75,17 +72,9 @@ class SyntheticFaces:
         """
         if self._drawn is None:
             if processes is None:
-                processes = min(len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1, len(self) // 100)
-            if processes > 1:
-                # Forked as a DataLoader's workers are; they run NumPy and Pillow only, never torch.
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-                    pool = multiprocessing.get_context("fork").Pool(processes)
-                with pool:
-                    parts = [range(start, min(start + 50, len(self))) for start in range(0, len(self), 50)]
-                    self._drawn = np.concatenate(pool.map(self._draw_all, parts, chunksize=1))
-            else:
-                self._drawn = self._draw_all(range(len(self)))
+                processes = min(default_processes(), len(self) // 100)
+            parts = [range(start, min(start + 50, len(self))) for start in range(0, len(self), 50)]
+            self._drawn = np.concatenate([*map_in_processes(self._draw_all, parts, processes, "drawing faces")])
         return self._drawn
 
     def person(self, index: int, /) -> Person:
