@@ -11,8 +11,8 @@ import sys
 
 from train.entry import WAITING, SuggestingParser
 
-SETTINGS = ("", "GOMP_SPINCOUNT=0", "GOMP_SPINCOUNT=1000", "GOMP_SPINCOUNT=10000", "GOMP_SPINCOUNT=100000")
-SETTINGS += ("OMP_WAIT_POLICY=passive",)
+SPIN_COUNTS = (0, 1_000, 10_000, 100_000)
+SETTINGS = ("", *(f"GOMP_SPINCOUNT={count}" for count in SPIN_COUNTS), "OMP_WAIT_POLICY=passive")
 STEP = """
 import json, sys, time
 import timm, torch

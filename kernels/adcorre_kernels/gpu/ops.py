@@ -40,7 +40,7 @@ def _register(schema: str, implementation: Callable[..., Any], fake: Callable[..
     torch.library.register_fake(f"adcorre_kernels::{name}", fake, lib=_LIBRARY)
 
 
-def _fake_statistics(x: Tensor, targets: Tensor, num_classes: int, *_: Any) -> Tensor:
+def _fake_statistics(x: Tensor, targets: Tensor, num_classes: int, *options: Any) -> Tensor:
     _, k, d = x.shape
     return x.new_empty(num_classes * k * (2 * d + 1) + 2 * num_classes + 1, dtype=torch.float32)
 
