@@ -81,7 +81,10 @@ def test_long_lists_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for number in range(12):
         (root / f"train/x/broken{number}.png").touch()
     assert main(["check", str(root)]) == 1
-    assert "and 2 more (--all lists them)" in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert "and 2 more (--all lists them)" in output.out
+    assert output.err.count("\n") == 1
+    assert output.err.endswith("; to look at: unreadable\n")
     assert main(["check", str(root), "--all"]) == 1
     assert capsys.readouterr().out.count("broken") == 12
 
