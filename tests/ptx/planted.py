@@ -28,7 +28,6 @@ from adcorre import plain, torch_backend
 from adcorre.backends import resolve_options
 from adcorre_kernels import gpu
 from adcorre_kernels.gpu import gpus, pair_launch, plan
-from bench.static import RENAMED
 from ptx_machine.mutate import candidates
 from tests.kernels.launched import pair_tools, tools
 from tests.loss.tools import draw, gradient_scale
@@ -74,9 +73,8 @@ class Kernel(NamedTuple):
 
     @property
     def code(self) -> str:
-        """A digest of the text, places left out, under the name that the committed table has the kernel by."""
-        text = re.sub(r"\n\s*\.(loc|file|section)[^\n]*|//[^\n]*|\$L__tmp\d+:", "", self.ptx)
-        text = text.replace(self.name, {new: old for old, new in RENAMED.items()}.get(self.name, self.name))
+        """A digest of the code: places and debug sections, which hold the checkout's path, left out."""
+        text = re.sub(r"\n\s*\.(loc|file)[^\n]*|//[^\n]*|\$L__tmp\d+:", "", self.ptx.partition("\n\t.section")[0])
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
