@@ -13,9 +13,10 @@ import itertools
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -26,8 +27,7 @@ import ptx_machine
 from adcorre import plain, torch_backend
 from adcorre.backends import resolve_options
 from adcorre_kernels import gpu
-from adcorre_kernels.gpu import pair_launch, plan
-from bench.static import RENAMED
+from adcorre_kernels.gpu import gpus, pair_launch, plan
 from ptx_machine.mutate import candidates
 from tests.kernels.launched import pair_tools, tools
 from tests.loss.tools import draw, gradient_scale
@@ -73,9 +73,8 @@ class Kernel(NamedTuple):
 
     @property
     def code(self) -> str:
-        """A digest of the text, places left out, under the name that the committed table has the kernel by."""
-        text = re.sub(r"\n\s*\.(loc|file|section)[^\n]*|//[^\n]*|\$L__tmp\d+:", "", self.ptx)
-        text = text.replace(self.name, {new: old for old, new in RENAMED.items()}.get(self.name, self.name))
+        """A digest of the code: places and debug sections, which hold the checkout's path, left out."""
+        text = re.sub(r"\n\s*\.(loc|file)[^\n]*|//[^\n]*|\$L__tmp\d+:", "", self.ptx.partition("\n\t.section")[0])
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -154,12 +153,11 @@ def steps_of(case: Case | PairCase) -> list[Step]:
         settings = {
             "LOCAL_SAMPLES": local,
             "SORT_PROGRAMS": 2 if k * d < 500 else 1,
-            "processors": lambda device, count=processors: count,
             "_chunk_of_samples": lambda n, processors, samples, steps=steps: steps * samples,
         }
 
-        def statistics(x, t=targets, c=num_classes, i=ignored, aim=aims[2], settings=settings):  # type: ignore[no-untyped-def]
-            with mock.patch.multiple(plan, **settings):
+        def statistics(x, t=targets, c=num_classes, i=ignored, aim=aims[2], settings=settings, count=processors):  # type: ignore[no-untyped-def]
+            with patched_plans(settings, count):
                 return (gpu.statistics(x, t, c, i, aim),)
 
         with machine(case.target, lockstep=True):
@@ -174,13 +172,20 @@ def steps_of(case: Case | PairCase) -> list[Step]:
         upstream = torch.cat((problem.upstream, torch.zeros(1))).float()
         arguments = (x, targets, upstream, *tables, ignored, aims[2])
 
-        def run_gradient(x, a=arguments[1:], settings=settings):  # type: ignore[no-untyped-def]
-            with mock.patch.multiple(plan, **settings):
+        def run_gradient(x, a=arguments[1:], settings=settings, count=processors):  # type: ignore[no-untyped-def]
+            with patched_plans(settings, count):
                 return (gpu.gradient(x, *a),)
 
         scale = gradient_scale(problem, ignore_index=ignored)
         found.append(Step("gradient", x, run_gradient, _gradient(arguments, scale)))
     return found
+
+
+@contextmanager
+def patched_plans(settings: dict[str, Any], processors: int) -> Iterator[None]:
+    """Plans with other sizes, for a GPU of so many multiprocessors."""
+    with mock.patch.multiple(plan, **settings), mock.patch.object(gpus, "multiprocessors", return_value=processors):
+        yield
 
 
 def pair_steps(case: PairCase) -> list[Step]:
