@@ -8,6 +8,7 @@ import difflib
 import multiprocessing
 import os
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -106,12 +107,18 @@ def _report(message: str, code: int) -> int:
 
 def _reader_is_gone() -> bool:
     """Whether stdout is a pipe that nobody reads any more, as after `| head`; if so, it is led to nowhere."""
+    gone = False
     try:
         sys.stdout.flush()
-        return False
+        if hasattr(select, "poll"):  # unbuffered, there is nothing left to flush
+            poll = select.poll()
+            poll.register(sys.stdout.fileno(), 0)
+            gone = bool(poll.poll(0))
     except BrokenPipeError:
+        gone = True
+    if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
+    return gone
 
 
 def explain(error: Exception) -> str:

@@ -45,9 +45,10 @@ def test_errors_in_ascii(tmp_path: Path) -> None:
     assert "f\\xe9e: no such file or folder" in done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [("-m", "train", "--help"), ("-m", "bench", "--help")])
-def test_a_reader_that_goes_away(words: tuple[str, ...]) -> None:
-    done = command(*words, shell="| true; exit ${PIPESTATUS[0]}")
+def test_a_reader_that_goes_away(words: tuple[str, ...], unbuffered: str) -> None:
+    done = command(*words, shell="| true; exit ${PIPESTATUS[0]}", PYTHONUNBUFFERED=unbuffered)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
     assert done.returncode in (0, 2, 141)  # as it happens, all was written before

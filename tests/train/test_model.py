@@ -138,7 +138,7 @@ def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_else(tmp_path: 
         nn.init.constant_(model.head.classifier.bias, epoch)
         folder.save("last", model, {**description(preprocessing), "epoch": epoch})
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == [".lock", "last", "settings.json", "tensorboard", "validation"]
+    assert names == [".adcorre.json", ".lock", "last", "settings.json", "tensorboard", "validation"]
     assert folder.saved_epoch("last") == 2
     assert folder.saved_epoch("best") == 0
     trained = load_trained(tmp_path / "run", name="last")
