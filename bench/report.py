@@ -143,7 +143,7 @@ def axes(row: dict[str, str]) -> list[str]:
     return [f"`{row['contender']}`", row["k"], row["d"], row["classes"], row["dtype"], *figures]
 
 
-STEP = ["part", "px", "batch", "step", "images/s", "speed", "the loss beyond CE", "MiB"]
+STEP = ["part", "px", "batch", "step", "images/s", "speed", "share of the terms", "MiB"]
 
 
 def step(row: dict[str, str]) -> list[str]:
@@ -170,7 +170,7 @@ def steps(gpu: bool) -> Table:
         ratios = [cells[name,]["ratio"] for name in ("all", "all but compile") if (name,) in cells]
         line = [newest["image_size"], newest["batch"], percent(share, 2), times(next(iter(ratios), ""))]
         lines.append([newest["backbone"], *line, *where(newest)])
-    return ["backbone", "px", "batch", "the loss beyond CE", "all levers, to timm's own step", *WHERE], lines
+    return ["backbone", "px", "batch", "share of the terms", "all speed options, against timm's step", *WHERE], lines
 
 
 def figures_of_gpu(parts: Sequence[str], columns: dict[str, tuple[str, str, Callable[[str], str]]], gpu: bool) -> Table:

@@ -280,6 +280,6 @@ def main(argv: list[str] | None = None) -> int:
 def _words(row: dict[str, Any]) -> str:
     if "note" in row:
         return str(row["note"])
-    share = f", the loss beyond CE {100 * float(row['loss_share']):.2f} % of it" if row.get("loss_share") else ""
+    share = f", share of the terms {100 * float(row['loss_share']):.2f} %" if row.get("loss_share") else ""
     memory = f", {row['peak_extra_mib']} MiB" if "peak_extra_mib" in row else ""
     return f"{row['images_per_second']:>8} images/s, {row['ratio']} times the speed of {row['against']}{share}{memory}"
