@@ -132,7 +132,8 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_drawing_ends_it_at_once(number: signal.Signals, tmp_path: Path) -> None:
     """Within two seconds, with no process left."""
-    code = "import os, sys, train.data.synthetic.dataset as s, train.entry, train.__main__\nreal = s.SyntheticFaces._draw_all\n"
+    code = "import os, sys, train.data.synthetic.dataset as s, train.entry, train.__main__\n"
+    code += "real = s.SyntheticFaces._draw_all\n"
     code += "def draw(*a):\n    print('drawing', os.getpid(), flush=True)\n    return real(*a)\n"
     code += "s.SyntheticFaces._draw_all = draw\n"
     code += "train.entry.leave(train.__main__.main(['--image-size', '128', '--device', 'cpu', '--out', sys.argv[1]]))"
