@@ -8,7 +8,7 @@ COMPILE = .ci/setup uv pip compile --universal --python-version 3.11 --generate-
 OLDEST = $(wildcard tests/loss tests/kernels) tests/package/test_import.py
 
 .DEFAULT_GOAL = help
-.PHONY: help train test test-oldest test-slow test-all ptx ptx-mutants bench gate lint requirements clean venv venv-oldest
+.PHONY: help train test test-oldest test-slow test-all soak ptx ptx-mutants bench gate lint requirements clean venv venv-oldest
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -23,14 +23,17 @@ test-oldest: VENV = .venv-oldest
 test-oldest: venv-oldest ## a selection on the oldest supported PyTorch, Triton and the rest
 	$(PYTEST) -m "not slow" $(OLDEST) $(ARGS)
 
-test-slow: venv ## only the slow tests, without those of make ptx
-	$(PYTEST) -m slow --ignore tests/ptx $(ARGS)
+test-slow: venv ## only the slow tests
+	$(PYTEST) -m slow $(ARGS)
 
-test-all: venv ## every test
-	$(PYTEST) $(ARGS)
+test-all: venv ## every test, with every case of those that the others sample and a soak of ten minutes
+	ADCORRE_SAMPLE=all ADCORRE_SOAK=600 $(PYTEST) $(ARGS)
+
+soak: venv ## ten minutes of random commands with faults (ARGS="--seconds 60 --seed 1")
+	PYTHONPATH=.:kernels $(RUN) -m tests.train.soak $(ARGS)
 
 ptx: venv ## the compiled kernels in a machine on the CPU, over the whole covering set
-	$(PYTEST) tests/ptx --ptx-table bench/results/ptx.csv $(ARGS)
+	ADCORRE_SAMPLE=all $(PYTEST) tests/ptx --ptx-table bench/results/ptx.csv $(ARGS)
 
 ptx-mutants: venv ## plant faults in the compiled kernels and count those found (ARGS=--help: how many)
 	PYTHONPATH=.:kernels OMP_NUM_THREADS=1 TRITON_DEFAULT_FP_FUSION=1 $(RUN) -m tests.ptx.mutants $(ARGS)

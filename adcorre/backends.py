@@ -72,11 +72,12 @@ def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: 
     checks.check_pairs(asked.pairs, asked.precision)
     if backend in ("torch", "reference"):
         return resolved
-    if backend == "numba" or (backend == "auto" and not embeddings.is_cuda):
-        reason = _why_not_numba(embeddings)
-        if reason is not None and backend == "numba":
+    if backend == "auto" and not embeddings.is_cuda:
+        return resolved._replace(backend="torch")
+    if backend == "numba":
+        if (reason := _why_not_numba(embeddings)) is not None:
             raise ValueError(f'backend="numba": {reason}')
-        return resolved._replace(backend="torch" if reason else "numba")
+        return resolved
     reason = _why_not_triton(embeddings, num_classes, k, resolved)
     if reason is None:
         return resolved._replace(backend="triton")
@@ -107,11 +108,10 @@ def backend_of(options: Options) -> Backend:
 def _triton_kernels() -> Any:
     """The kernels package, or the reason (a string) why it cannot be imported."""
     try:
-        import adcorre_kernels
-        from adcorre_kernels import support  # noqa: F401 - imports Triton
+        from adcorre_kernels import gpu
     except ImportError as error:
         return f"the Triton kernels cannot be imported ({error})"
-    return adcorre_kernels
+    return gpu
 
 
 def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, options: Options) -> str | None:

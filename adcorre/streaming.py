@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adcorre.checks import STATISTICS_DTYPE, label_masks
-from adcorre.normalize import inverse_length
+from adcorre.normalize import tolerance
 from adcorre.statistics import FlatStatistics, flat_size
 
 CHUNK_ELEMENTS = 1 << 18  # of x: 1 MiB in float32
@@ -166,4 +166,6 @@ def _inverse_length(gram: Tensor, mean: Tensor, d: int, inverse: Tensor, squared
     """From the Gram matrices of centred vectors: 1 / |x - mean|, 0 for a constant vector, and |x|^2, (b, k) each."""
     squared_length = gram.diagonal(dim1=1, dim2=2)
     torch.addcmul(squared_length, mean[..., 0], mean[..., 0], value=d, out=squared_length_of_x)
-    inverse.copy_(inverse_length(squared_length, squared_length_of_x))
+    constant = squared_length <= squared_length_of_x * tolerance(gram.dtype) ** 2
+    torch.rsqrt(squared_length, out=inverse).masked_fill_(constant, 0)
+    inverse.add_(squared_length, alpha=0)  # NaN on overflow: rsqrt(inf) = 0 would hide it

@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from train.entry import exit_code, nearest
+
 COMMANDS = {
     "all": "loss, step and scale, then report: what `make bench` runs",
     "loss": "time and memory of the loss against what a user would pick instead",
@@ -10,6 +12,8 @@ COMMANDS = {
     "scale": "as n, ranks and virtual batches grow",
     "loading": "training images per second from files, cache and shards, beside those that a step takes",
     "report": "the rows as tables in the README and docs, and as pictures",
+    "host": "what a step costs the host, with launches replaced by nothing: no GPU needed",
+    "spin": "how long OpenMP threads spin: images/s alone and beside another process",
     "gate": "what must not get worse, on a noisy machine: part of the tests",
     "targets": "where the terms lead free vectors, target by target",
     "static": "what the compiled kernels use, and how fast they can be: no GPU needed",
@@ -28,9 +32,12 @@ def main(argv: list[str]) -> int:
     asked = bool(argv) and argv[0] in ("-h", "--help")
     print(usage(), file=sys.stdout if asked else sys.stderr)
     if argv and not asked:
-        print(f"\nbench: expected one of {', '.join(COMMANDS)}; got {argv[0]!r}", file=sys.stderr)
+        print(
+            f"\nbench: expected one of {', '.join(COMMANDS)}; got {argv[0]!r}{nearest(argv[0], list(COMMANDS))}",
+            file=sys.stderr,
+        )
     return 0 if asked else 2
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
+import time
 
-from bench import measure
+from bench import rows
 
 PARTS = ("loss", "step", "scale")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench all", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = rows.parser("all", __doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--minutes", type=float, help="stop after so many; rows are kept; default: no limit")
+    busy = "measure while other processes use the CPU (default: stop)"
+    parser.add_argument("--busy", action="store_true", help=busy)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs")
     options = parser.parse_args(argv)
-    measure.check_device(parser, options.device)
+    rows.check_device(parser, options.device)
     if options.minutes is not None and not options.minutes > 0:
         parser.error("--minutes: expected more than 0")
-    deadline = measure.Deadline(options.minutes)
-    failed = 0
+    began, status = time.monotonic(), 0
     for name in options.parts:
-        if deadline.passed(name):
-            break
         print(f"== {name}", flush=True)
-        words = ["--device", options.device, "--seed", str(options.seed)]
-        words += ["--minutes", str(deadline.left() / 60)] if options.minutes else []
-        failed |= importlib.import_module(f"bench.{name}").main(words)
-    return importlib.import_module("bench.report").main([]) or failed
+        words = ["--device", options.device, "--seed", str(options.seed), *(["--busy"] if options.busy else [])]
+        if options.minutes:
+            words += ["--minutes", str(max(1e-6, options.minutes - (time.monotonic() - began) / 60))]
+        status |= importlib.import_module(f"bench.{name}").main(words)
+    return importlib.import_module("bench.report").main([]) or status

@@ -18,12 +18,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from adcorre_kernels.gpu.gpus import FAMILIES
+
 TARGETS = {
-    "sm_80": GPUTarget("cuda", 80, 32),
-    "sm_90": GPUTarget("cuda", 90, 32),
-    "sm_100": GPUTarget("cuda", 100, 32),
-    "sm_120": GPUTarget("cuda", 120, 32),
-    "gfx942": GPUTarget("hip", "gfx942", 64),
+    name: GPUTarget("hip", name, 64) if name.startswith("gfx") else GPUTarget("cuda", int(name[3:]), 32)
+    for name in FAMILIES
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
@@ -148,15 +147,16 @@ def loss_launches(
     between_target: float = -1.0,
     mean_target: float = -1.0,
     embedding_target: float = -1.0,
+    target: str = "sm_90",
 ) -> list[Launch]:
-    """The launches of one forward and backward pass, with the buffers of an H100's grids; nothing is allocated."""
-    from adcorre_kernels import launch, terms_supported
+    """One forward and backward pass with a target's settings and an H100's grids; nothing is allocated."""
+    from adcorre_kernels.gpu import gpus, launch, terms_supported
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     x, targets = empty(n, k, d, dtype=dtype), empty(n, dtype=torch.int64)
-    with recorded() as launches:
+    with recorded() as launches, mock.patch.object(gpus, "family", return_value=target):
         flat = launch.statistics(x, targets, num_classes, -100, embedding_target)
         if terms_supported(num_classes, k, d):
             launch.terms(flat, empty(num_classes), k, d, between_target, mean_target, embedding_target)
@@ -172,7 +172,7 @@ def pair_launches(
 
     "medium" takes embeddings in bfloat16, the others in float32.
     """
-    from adcorre_kernels import pair_launch, pair_plan
+    from adcorre_kernels.gpu import gpus, pair_launch
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -180,7 +180,7 @@ def pair_launches(
     x = empty(n, k, d, dtype=torch.bfloat16 if precision == "medium" else torch.float32)
     asked = (x, empty(n, dtype=torch.int64), empty(num_classes))
     options: tuple[Any, ...] = (between_target, -100, precision, 0, n)
-    with recorded() as launches, mock.patch.object(pair_plan, "family", return_value=target):
+    with recorded() as launches, mock.patch.object(gpus, "family", return_value=target):
         pair_launch.pair_values(*asked, *options)
         first = len(launches)
         pair_launch.pair_gradient(*asked, empty(), *options)

@@ -43,13 +43,16 @@ class Counted:
 def counted(dtype: torch.dtype, target: str) -> dict[str, Counted]:
     """By kernel: one forward and backward pass in lockstep. Caches hold what a launch reads twice, but for x."""
     import ptx_machine
-    from adcorre_kernels import launch, plan
+    from adcorre_kernels.gpu import gpus, launch, plan
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(SAMPLES, K, D, generator=generator).to(dtype)
     targets = torch.randint(CLASSES, (SAMPLES,), generator=generator)
-    remembered = (plan.of_statistics, plan.of_gradient)
-    with mock.patch.object(plan, "processors", return_value=1), ptx_machine.target(target, lockstep=True) as report:
+    remembered = (plan.plan_statistics, plan.plan_gradient)
+    with (
+        mock.patch.object(gpus, "multiprocessors", return_value=1),
+        ptx_machine.target(target, lockstep=True) as report,
+    ):
         flat = launch.statistics(x, targets, CLASSES, -100, -1.0)
         _, feature, mean, scale = launch.terms(flat, torch.full((CLASSES,), 0.5), K, D, -1.0, -1.0, -1.0)
         launch.gradient(x, targets, torch.ones(4), feature, mean, scale, -100, -1.0)

@@ -8,16 +8,15 @@ was set from; `--update` measures the figures again and leaves the limits. Exit 
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import measure
+from bench import host, measure, rows
 from bench.loss import Shape, Step, make_inputs
 from bench.rivals import CONTENDERS
 
@@ -37,43 +36,38 @@ def least(turns: dict[str, Callable[[], object]]) -> dict[str, float]:
     return {name: min(own) for name, own in times.items()}
 
 
-def times_faster_than_reference(seed: int) -> float:
-    found = least({name: step_of(name, 1024, seed) for name in ("torch", "reference")})
-    return found["reference"] / found["torch"]
+def times_faster_than_reference(backend: str, seed: int) -> float:
+    times = least({name: step_of(name, 1024, seed) for name in (backend, "reference")})
+    return times["reference"] / times[backend]
 
 
-def growth_per_sample(seed: int) -> float:
-    found = least({str(n): step_of("torch", n, seed) for n in (16384, 65536)})
-    return found["65536"] / found["16384"] / 4
+def growth_per_sample(backend: str, seed: int) -> float:
+    times = least({str(n): step_of(backend, n, seed) for n in (16384, 65536)})
+    return times["65536"] / times["16384"] / 4
 
 
-def copies(seed: int) -> float:
-    step = step_of("torch", 4096, seed)
+def copies(backend: str, seed: int) -> float:
+    step = step_of(backend, 4096, seed)
     x = next(step.inputs).detach()
     target = torch.empty_like(x)
-    found = least({"copy": lambda: target.copy_(x), "ours": step})
-    return found["ours"] / found["copy"]
+    times = least({"copy": lambda: target.copy_(x), "ours": step})
+    return times["ours"] / times["copy"]
 
 
-def operations(seed: int) -> float:
-    step = step_of("torch", 4096, seed)
-    step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        step()
-    return sum(event.name.startswith("aten::") for event in profile.events() or [])
+def operations(backend: str, seed: int) -> float:
+    return host.count(step_of(backend, 4096, seed)).aten
 
 
-def extra_memory(seed: int) -> float:
-    step = step_of("torch", 16384, seed)
+def extra_memory(backend: str, seed: int) -> float:
+    step = step_of(backend, 16384, seed)
     step()
     size = 16384 * 7 * 256 * 4
     return max(0, measure.peak_during(step, CPU) - size) / 2**20
 
 
 def launches(seed: int) -> float:
-    from bench.compiled import loss_launches
-
-    return len(loss_launches(4096, 7, 256, 7, torch.float32, -1.0, -1.0, -1.0))
+    with host.no_launches() as names:
+        return host.count(host.steps(4096, seed)["terms"], names).launches
 
 
 @cache
@@ -95,13 +89,13 @@ def instructions(kernel: str) -> Callable[[int], float]:
 
 
 RATIOS: dict[str, Callable[[int], float]] = {
-    "times faster than the reference, n = 1,024": times_faster_than_reference,
-    "time per sample, n = 65,536 over 16,384": growth_per_sample,
-    "copies of x in the time of a step, n = 4,096": copies,
+    "times faster than the reference, n = 1,024": partial(times_faster_than_reference, "torch"),
+    "time per sample, n = 65,536 over 16,384": partial(growth_per_sample, "torch"),
+    "copies of x in the time of a step, n = 4,096": partial(copies, "torch"),
 }
 EXACT: dict[str, Callable[[int], float]] = {
-    "ATen operations, n = 4,096": operations,
-    "MiB beyond x and dL/dx, n = 16,384": extra_memory,
+    "ATen operations, n = 4,096": partial(operations, "torch"),
+    "MiB beyond x and dL/dx, n = 16,384": partial(extra_memory, "torch"),
     "launches of a step on a GPU, n = 4,096": launches,
     "findings against bench/limits.csv, paper, sm_90": beyond_the_static_table,
     "statistics, sm_90: instructions in the loop": instructions("statistics"),
@@ -110,29 +104,22 @@ EXACT: dict[str, Callable[[int], float]] = {
 CHECKS = RATIOS | EXACT
 
 
-def beyond(figure: float, sign: str, limit: float) -> bool:
-    return figure < limit if sign == ">=" else figure > limit
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench gate", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = rows.parser("gate", __doc__)
     parser.add_argument("--only", help="checks whose name contains this text")
     parser.add_argument("--update", action="store_true", help="write the figures measured now beside the limits")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--device", choices=("cpu",), default="cpu", help="where to run; GPUs have bench gpu")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
-    rows: list[dict[str, Any]] = [dict(row) for row in measure.read(LIMITS)]
+    limits: list[dict[str, Any]] = [dict(row) for row in rows.read(LIMITS)]
     failed = 0
-    for row in rows:
+    for row in limits:
         if options.only and options.only not in row["check"]:
             continue
         for _ in range(3 if row["check"] in RATIOS else 1):
             figure = CHECKS[row["check"]](options.seed)
-            wrong = beyond(figure, row["sign"], float(row["limit"]))
+            wrong = rows.beyond(figure, row["sign"], float(row["limit"]))
             if not wrong:
                 break
         failed += wrong
@@ -142,5 +129,5 @@ def main(argv: list[str] | None = None) -> int:
             row["figure"] = f"{figure:.4g}"
     if options.update:
         LIMITS.unlink()
-        measure.append(LIMITS, FIELDS, rows)
+        rows.append(LIMITS, FIELDS, limits)
     return 1 if failed else 0

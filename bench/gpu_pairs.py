@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adcorre import adcorre_terms
-from bench.gpu_parts import DTYPES, Bench, Failed, step
+from bench.gpu_parts import DTYPES, Bench, Failed, repeat, step
 
 PRECISIONS = ("highest", "high", "medium")
 UNIT = {"highest": 2.0**-20, "high": 2.0**-15, "medium": 2.0**-7}  # of a correlation
@@ -21,7 +21,7 @@ def pairs_agree(bench: Bench) -> None:
     for dtype in ("float32", "bfloat16"):
         for precision in PRECISIONS:
             for target in (-1.0, -1 / 6, 0.0):
-                for n in bench.sizes(600, 61)[: 1 if bench.toy else 2]:
+                for n in bench.sizes(600, 61, toy=1):
                     x, targets, attention = _away_from_kinks(bench, n, dtype, target)
                     aims: dict[str, Any] = {"between_target": target, "pairs": "sample"}
                     exact = x.detach().double().requires_grad_()
@@ -97,7 +97,7 @@ def _forward(x: Tensor, targets: Tensor, attention: Tensor, **options: Any) -> T
 def pairs_rivals(bench: Bench) -> None:
     """Forward + backward over all pairs against the eager reference where that fits, and where it does not."""
     options: dict[str, Any] = {"pairs": "sample", "between_target": "simplex"}
-    for n in bench.sizes(4_096, 16_384, 32_768)[: 1 if bench.toy else 3]:
+    for n in bench.sizes(4_096, 16_384, 32_768, toy=1):
         x, targets, attention = bench.inputs(n, "bfloat16")
         ours = partial(step, x, targets, attention, "triton", precision="medium", **options)
         calls: dict[str, Callable[[], object]] = {"ours": ours}
@@ -105,9 +105,13 @@ def pairs_rivals(bench: Bench) -> None:
         if with_reference:
             calls["reference"] = partial(step, x, targets, attention, "reference", **options)
         elif not bench.toy:
-            with _out_of_memory() as wall:
+            wall = False
+            try:
                 step(x, targets, attention, "reference", **options)
-            bench.row("reference", "ran out of memory", wall.met, n=n, dtype="bfloat16")
+            except torch.OutOfMemoryError:
+                wall = True
+            torch.cuda.empty_cache()
+            bench.row("reference", "ran out of memory", wall, n=n, dtype="bfloat16")
         times = {
             name: bench.time_row(f"pairs, {name}", found, n=n, dtype="bfloat16")
             for name, found in bench.seconds(calls, runs=3).items()
@@ -119,56 +123,26 @@ def pairs_rivals(bench: Bench) -> None:
         del calls, ours
 
 
-class _out_of_memory:
-    """Within, running out of the device's memory is noted and no error."""
-
-    met = False
-
-    def __enter__(self) -> _out_of_memory:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        self.met = isinstance(error, torch.cuda.OutOfMemoryError)
-        torch.cuda.empty_cache()
-        return self.met
-
-
 def pairs_memory(bench: Bench) -> None:
     """Peak memory beyond the inputs and dL/dx over all pairs of 131,072 samples."""
-    if bench.device.type != "cuda":
-        return bench.row("memory", "skipped", "needs CUDA")
+    if bench.needs_cuda():
+        return
     for dtype, precision in (("bfloat16", "medium"), ("float32", "highest")):
         x, targets, attention = bench.inputs(131_072 if dtype == "bfloat16" else 32_768, dtype)
-        torch.cuda.empty_cache()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        times = bench.seconds(
-            {"all": partial(step, x, targets, attention, "triton", pairs="sample", precision=precision,
-                            between_target="simplex")}, runs=1
-        )["all"]  # fmt: skip
-        n = len(x)
-        bench.time_row(f"pairs, {precision}, forward + backward", times, n=n, dtype=dtype)
-        extra = torch.cuda.max_memory_allocated() - before - x.numel() * x.element_size()
-        case = f"pairs, {precision}"
-        bench.row(
-            case, "peak beyond inputs and dL/dx", f"{extra / 2**20:.1f}", "MiB", n=n, dtype=dtype, target="<= 4096"
-        )
+        options: dict[str, Any] = {"pairs": "sample", "precision": precision, "between_target": "simplex"}
+        call = partial(step, x, targets, attention, "triton", **options)
+        case, about = f"pairs, {precision}", {"n": len(x), "dtype": dtype}
+        extra = f"{bench.peak_mib(call, x):.1f}"
+        bench.time_row(f"{case}, forward + backward", bench.seconds({"all": call}, runs=2)["all"], **about)
+        bench.row(case, "peak beyond inputs and dL/dx", extra, "MiB", **about, target="<= 4096")
 
 
 def pairs_determinism(bench: Bench) -> None:
     """Five runs over all pairs, forward and backward, bit by bit."""
     for precision in PRECISIONS:
-        for n in bench.sizes(700, 16_384)[: 1 if bench.toy else 2]:
-            x, targets, attention = bench.inputs(n, "float32")
-            options: dict[str, Any] = {"pairs": "sample", "precision": precision, "between_target": "simplex"}
-            first = None
-            for _ in range(2 if bench.toy else 5):
-                found = _fd(x, targets, attention, "triton", **options)
-                first = first or found
-                if not all(torch.equal(one, other) for one, other in zip(first, found, strict=True)):
-                    raise Failed(f"two runs over all pairs at n = {n}, precision {precision}, differ")
-            bench.row(f"five runs, {precision}", "bitwise equal", True, n=n, dtype="float32")
+        for n in bench.sizes(700, 16_384, toy=1):
+            options = {"pairs": "sample", "precision": precision, "between_target": "simplex"}
+            repeat(bench, f"five runs, {precision}", n, "float32", 5, **options)
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {

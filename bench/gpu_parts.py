@@ -8,10 +8,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +17,10 @@ from torch import Tensor
 
 import adcorre
 from adcorre import adcorre_terms
+from bench import measure
+from bench.loss import Shape, make_inputs
+from bench.rows import ROOT, beyond
 
-ROOT = Path(__file__).resolve().parent.parent
 TESTS = ROOT / "tests" / "kernels" / "launched"
 PAPER = {"k": 7, "d": 256, "classes": 7}
 TOY = {"k": 2, "d": 16, "classes": 3}
@@ -32,26 +32,23 @@ class Failed(Exception):
 
 
 class Bench:
-    """The device, the sizes to run at, and the rows found so far."""
+    """The device, the sizes to run at, and the rows of one part so far."""
 
-    def __init__(self, device: str, seed: int) -> None:
+    def __init__(self, device: str, seed: int, part: str) -> None:
         self.device = torch.device(device)
         self.seed = seed
         self.toy = self.device.type == "cpu"
-        self.shape = TOY if self.toy else PAPER
+        self.shape: dict[str, Any] = TOY if self.toy else PAPER
         self.rows: list[dict[str, Any]] = []
-        self.part = ""
+        self.part = part
 
-    def sizes(self, *n: int) -> tuple[int, ...]:
-        return (6, 12)[: len(n)] if self.toy else n
+    def sizes(self, *n: int, toy: int = 2) -> tuple[int, ...]:
+        """`n`, or on a CPU the first `toy` of two small ones."""
+        return (6, 12)[: min(toy, len(n))] if self.toy else n
 
     def inputs(self, n: int, dtype: str = "float32") -> tuple[Tensor, Tensor, Tensor]:
         """x (n, k, d) that requires grad, targets, attention."""
-        rng = torch.Generator(self.device).manual_seed(self.seed)
-        k, d, classes = self.shape["k"], self.shape["d"], self.shape["classes"]
-        x = torch.empty(n, k, d, dtype=DTYPES[dtype], device=self.device).normal_(generator=rng).requires_grad_()
-        targets = torch.randint(0, classes, (n,), generator=rng, device=self.device)
-        return x, targets, torch.rand(classes, generator=rng, device=self.device)
+        return make_inputs(Shape(n=n, dtype=dtype, **self.shape), self.device, self.seed)
 
     def row(self, case: str, metric: str, value: object, unit: str = "", **more: Any) -> None:
         """Notes one finding; `target` is a text such as ">= 0.85", against which `value` is held."""
@@ -59,35 +56,31 @@ class Bench:
         met: bool | str = ""
         if target and not self.toy:
             sign, bound = target.split()
-            met = float(str(value)) >= float(bound) if sign == ">=" else float(str(value)) <= float(bound)
-        found = {"part": self.part, "case": case, "metric": metric, "value": value, "unit": unit, "met": met, **more}
-        self.rows.append({**self.shape, **found})
-        print("  " + ", ".join(f"{name} {word}" for name, word in found.items() if word != "" and name != "part"))
+            met = not beyond(float(str(value)), sign, float(bound))
+        finding = {"part": self.part, "case": case, "metric": metric, "value": value, "unit": unit, "met": met, **more}
+        self.rows.append({**self.shape, **finding})
+        print("  " + ", ".join(f"{name} {word}" for name, word in finding.items() if word != "" and name != "part"))
 
     def seconds(self, calls: dict[str, Callable[[], object]], runs: int, batch: int = 1) -> dict[str, list[float]]:
-        """Sorted seconds a call; the contenders take turns, so that a drift of the clock meets all of them."""
-        runs, batch = (1, 1) if self.toy else (runs, batch)
-        found: dict[str, list[float]] = {name: [] for name in calls}
-        for turn in range(runs + 2):
-            for name, call in calls.items():
-                self.synchronise()
-                start = time.perf_counter()
-                for _ in range(batch):
-                    call()
-                self.synchronise()
-                if turn >= min(2, runs):
-                    found[name].append((time.perf_counter() - start) / batch)
-        return {name: sorted(times) for name, times in found.items()}
-
-    def synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+        """Seconds a call of contenders that take turns."""
+        runs, batch, warm = (1, 1, 1) if self.toy else (runs, batch, 2)
+        return measure.in_turns(calls, self.device, seconds=float("inf"), most=runs, warm=warm, batch=batch)
 
     def time_row(self, case: str, times: list[float], **more: Any) -> float:
-        middle = statistics.median(times)
-        spread = {"p20": f"{times[len(times) // 5]:.3e}", "p80": f"{times[len(times) * 4 // 5]:.3e}"}
-        self.row(case, "time", f"{middle:.3e}", "s", **spread, **more)
-        return middle
+        figures = measure.spread(times)
+        self.row(case, "time", figures.pop("seconds"), "s", **figures, **more)
+        return statistics.median(times)
+
+    def needs_cuda(self) -> bool:
+        """Whether this is a CPU; notes that the part was skipped there."""
+        if self.toy:
+            self.row(self.part, "skipped", "needs CUDA")
+        return self.toy
+
+    def peak_mib(self, call: Callable[[], object], x: Tensor) -> float:
+        """MiB at the peak of a call beyond its inputs and dL/dx."""
+        torch.cuda.empty_cache()
+        return (measure.peak_during(call, self.device) - x.numel() * x.element_size()) / 2**20
 
 
 def step(x: Tensor, targets: Tensor, attention: Tensor, backend: str, **options: Any) -> Tensor:
@@ -105,7 +98,7 @@ def agrees(bench: Bench) -> None:
     """Gradients of the kernels against the reference in float64, at targets -1 and others."""
     for dtype in DTYPES:
         for target in (-1, 0.3):
-            for n in bench.sizes(300, 61)[: 1 if bench.toy else 2]:
+            for n in bench.sizes(300, 61, toy=1):
                 x, targets, attention = bench.inputs(n, dtype)
                 aims = {"between_target": target, "mean_target": target, "embedding_target": target}
                 truth = step(x.detach().double().requires_grad_(), targets, attention.double(), "reference", **aims)
@@ -113,9 +106,7 @@ def agrees(bench: Bench) -> None:
                 error = float((got - truth).abs().max() / truth.abs().max())
                 bench.row(f"target {target}", "largest error of dL/dx", f"{error:.2e}", n=n, dtype=dtype)
                 if not error < 8 * torch.finfo(DTYPES[dtype]).eps:
-                    raise Failed(
-                        f"dL/dx in {dtype} at target {target}, n = {n}: off by {error:.2e} of its largest entry"
-                    )
+                    raise Failed(f"dL/dx in {dtype} at target {target}, n = {n}: {error:.2e} of its largest entry off")
 
 
 def tests(file: str) -> Callable[[Bench], None]:
@@ -135,27 +126,32 @@ def tests(file: str) -> Callable[[Bench], None]:
     return part
 
 
+def repeat(bench: Bench, case: str, n: int, dtype: str, runs: int, **options: Any) -> None:
+    """Runs, forward and backward, that have to be equal bit by bit."""
+    x, targets, attention = bench.inputs(n, dtype)
+    first = None
+    for _ in range(2 if bench.toy else runs):
+        terms = adcorre_terms(x, targets, attention, backend="triton", validate=False, **options)
+        result = (torch.stack(terms).detach(), step(x, targets, attention, "triton", **options))
+        first = first or result
+        if not all(map(torch.equal, first, result)):
+            raise Failed(f"{case}: two runs at n = {n} in {dtype} differ")
+    bench.row(case, "bitwise equal", True, n=n, dtype=dtype)
+
+
 def determinism(bench: Bench) -> None:
     """Ten runs, forward and backward, bit by bit."""
     for dtype in ("float32", "bfloat16"):
-        for n in bench.sizes(600, 65_536, 1_048_576)[: 1 if bench.toy else 3]:
-            x, targets, attention = bench.inputs(n, dtype)
-            first = None
-            for _ in range(2 if bench.toy else 10):
-                terms = adcorre_terms(x, targets, attention, backend="triton", validate=False)
-                found = (torch.stack(terms).detach(), step(x, targets, attention, "triton"))
-                first = first or found
-                if not all(torch.equal(one, other) for one, other in zip(first, found, strict=True)):
-                    raise Failed(f"two runs at n = {n} in {dtype} differ")
-            bench.row("ten runs", "bitwise equal", True, n=n, dtype=dtype)
+        for n in bench.sizes(600, 65_536, 1_048_576, toy=1):
+            repeat(bench, "ten runs", n, dtype, 10)
 
 
 def graph(bench: Bench) -> None:
     """Forward and backward captured in a CUDA graph; a replay on new data equals the eager step."""
-    if bench.device.type != "cuda":
-        return bench.row("CUDA graph", "skipped", "needs CUDA")
+    if bench.needs_cuda():
+        return
     x, targets, attention = bench.inputs(600)
-    captured, replayed = _captured(partial(step, x, targets, attention, "triton"))
+    captured, replayed = measure.capture(partial(step, x, targets, attention, "triton"))
     with torch.no_grad():
         x.copy_(torch.randn_like(x))
         targets.copy_(torch.randint_like(targets, bench.shape["classes"]))
@@ -165,19 +161,6 @@ def graph(bench: Bench) -> None:
     bench.row("CUDA graph", "replay equals eager", True, n=600)
 
 
-def _captured(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        result = call()
-    return captured, result
-
-
 def sanitizer(bench: Bench) -> None:
     """compute-sanitizer's memcheck and racecheck over `small`: a few small shapes, each kernel among them."""
     tool = shutil.which("compute-sanitizer")
@@ -185,21 +168,10 @@ def sanitizer(bench: Bench) -> None:
         small(bench)
         return bench.row("compute-sanitizer", "skipped", "needs CUDA and the tool")
     for check in ("memcheck", "racecheck"):
-        command = [
-            tool,
-            "--tool",
-            check,
-            "--error-exitcode",
-            "9",
-            sys.executable,
-            "-m",
-            "bench",
-            "gpu",
-            "--parts",
-            "small",
-        ]
+        command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, "-m", "bench", "gpu"]
+        command += ["--parts", "small", "--again", "--busy"]
         environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        done = subprocess.run([*command, "--again"], cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         if "not supported" in done.stdout or "Unable to" in done.stdout:
             bench.row(check, "skipped", done.stdout.strip().splitlines()[-1][:150])
         elif done.returncode:
@@ -217,13 +189,13 @@ def small(bench: Bench) -> None:
             targets = torch.randint(0, classes, (n,), device=bench.device)
             aims = {"between_target": target, "mean_target": target, "embedding_target": target}
             step(x, targets, torch.rand(classes, device=bench.device), "triton", **aims)
-        bench.synchronise()
+        measure.synchronize(bench.device)
         bench.row("small", "ran", True, n=n, k=k, d=d, classes=classes)
 
 
 def bandwidth(bench: Bench) -> None:
     """Forward + backward against a device copy's bytes per second, counted on the least possible traffic, 3 n k d."""
-    import adcorre_kernels
+    from adcorre_kernels import gpu
 
     for dtype, target in (("float32", ">= 0.85"), ("bfloat16", ">= 0.80")):
         for n in bench.sizes(65_536, 1_048_576):
@@ -232,14 +204,14 @@ def bandwidth(bench: Bench) -> None:
             aims = (-1.0, -1.0, -1.0)
             k, d, classes = (bench.shape[name] for name in ("k", "d", "classes"))
             plain = x.detach()
-            flat = adcorre_kernels.statistics(plain, targets, classes, -100, -1.0)
-            _, *tables = adcorre_kernels.terms(flat, attention, k, d, *aims)
+            flat = gpu.statistics(plain, targets, classes, -100, -1.0)
+            _, *tables = gpu.terms(flat, attention, k, d, *aims)
             upstream = torch.ones(4, device=bench.device)
             calls: dict[str, Callable[[], object]] = {
                 "copy": partial(copy.copy_, plain),
-                "statistics": partial(adcorre_kernels.statistics, plain, targets, classes, -100, -1.0),
-                "terms": partial(adcorre_kernels.terms, flat, attention, k, d, *aims),
-                "gradient": partial(adcorre_kernels.gradient, plain, targets, upstream, *tables, -100, -1.0),
+                "statistics": partial(gpu.statistics, plain, targets, classes, -100, -1.0),
+                "terms": partial(gpu.terms, flat, attention, k, d, *aims),
+                "gradient": partial(gpu.gradient, plain, targets, upstream, *tables, -100, -1.0),
                 "forward + backward": partial(step, x, targets, attention, "triton"),
             }
             size = x.numel() * x.element_size()
@@ -274,7 +246,7 @@ def latency(bench: Bench) -> None:
             "Eq. 12, reference": partial(total, losses["reference"].to(bench.device), logits, x, targets),
         }
         if bench.device.type == "cuda":
-            captured, _ = _captured(partial(step, *inputs, "triton"))
+            captured, _ = measure.capture(partial(step, *inputs, "triton"))
             calls["terms, triton, graph replay"] = captured.replay
         times = {
             name: bench.time_row(name, found, n=n, dtype="float32")
@@ -291,8 +263,8 @@ def latency(bench: Bench) -> None:
 
 def kernels(bench: Bench) -> None:
     """Each kernel's own time in a step, as the profiler sees it: what is left where the host is not in the way."""
-    if bench.device.type != "cuda":
-        return bench.row("kernels", "skipped", "needs CUDA")
+    if bench.needs_cuda():
+        return
     runs = 10
     for dtype in ("float32", "bfloat16"):
         for n in (60, 600, 8_192, 65_536, 1_048_576):
@@ -302,7 +274,7 @@ def kernels(bench: Bench) -> None:
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
                 for _ in range(runs):
                     call()
-                bench.synchronise()
+                measure.synchronize(bench.device)
             for event in profile.key_averages():
                 if hasattr(_kernels(), event.key):
                     seconds = event.device_time_total / runs * 1e-6
@@ -310,7 +282,7 @@ def kernels(bench: Bench) -> None:
 
 
 def _kernels() -> Any:
-    from adcorre_kernels import launch
+    from adcorre_kernels.gpu import launch
 
     return launch
 
@@ -329,14 +301,8 @@ def scaling(bench: Bench) -> None:
             times = bench.seconds({"all": partial(step, *data, "triton")}, runs=10)["all"]
             middle = bench.time_row("forward + backward", times, n=n, dtype=dtype)
             if before is not None:
-                bench.row(
-                    "scaling",
-                    "time at 2 n over time at n",
-                    f"{middle / before:.3f}",
-                    n=n,
-                    dtype=dtype,
-                    target="<= 2.05",
-                )
+                ratio = f"{middle / before:.3f}"
+                bench.row("scaling", "time at 2 n over time at n", ratio, n=n, dtype=dtype, target="<= 2.05")
             before = middle
             del data
             if bench.device.type == "cuda":
@@ -345,25 +311,14 @@ def scaling(bench: Bench) -> None:
 
 def memory(bench: Bench) -> None:
     """Peak memory beyond the inputs and dL/dx."""
-    if bench.device.type != "cuda":
-        return bench.row("memory", "skipped", "needs CUDA")
+    if bench.needs_cuda():
+        return
     for dtype in ("float32", "bfloat16"):
         data = bench.inputs(1_048_576, dtype)
-        step(*data, "triton")
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step(*data, "triton")
-        extra = torch.cuda.max_memory_allocated() - before - data[0].numel() * data[0].element_size()
-        bench.row(
-            "memory",
-            "peak beyond inputs and dL/dx",
-            f"{extra / 2**20:.1f}",
-            "MiB",
-            n=1_048_576,
-            dtype=dtype,
-            target="<= 64",
-        )
+        call = partial(step, *data, "triton")
+        call()
+        extra, about = f"{bench.peak_mib(call, data[0]):.1f}", {"n": 1_048_576, "dtype": dtype}
+        bench.row("memory", "peak beyond inputs and dL/dx", extra, "MiB", **about, target="<= 64")
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {

@@ -16,22 +16,13 @@ from typing import Any
 
 import torch
 
-from bench import measure
+from bench import measure, rows
 
 FIELDS = (
-    *measure.ORIGIN,
-    "part",
-    "source",
-    "image_size",
-    "augmented",
-    "workers",
-    "cores",
-    "batch_size",
-    "images_per_second",
-    "per_process",
-    "note",
-)
-KEY = ("device", "torch", "part", "source", "image_size", "augmented", "workers", "batch_size")
+    *rows.ORIGIN, "part", "source", "image_size", "augmented", "workers", "cores", "batch_size", "images_per_second",
+    "per_process", "note",
+)  # fmt: skip
+KEY = ("part", "source", "image_size", "augmented", "workers", "batch_size")
 SOURCES = ("files", "cache", "shards")
 
 
@@ -52,11 +43,11 @@ def rate(batches: Iterator[int], device: torch.device, warm: int, seconds: float
     """Images per second over about so many seconds, after `warm` batches."""
     for _ in range(warm):
         next(batches)
-    measure.synchronise(device)
+    measure.synchronize(device)
     images, began = 0, time.perf_counter()
     while time.perf_counter() - began < seconds:
         images += next(batches)
-    measure.synchronise(device)
+    measure.synchronize(device)
     return images / (time.perf_counter() - began)
 
 
@@ -83,37 +74,20 @@ def loaded(
                 yield size
 
 
-def stepped(backbone: str, image_size: int, batch_size: int, device: torch.device) -> Iterator[int]:
+def stepped(options: argparse.Namespace, backbone: str, image_size: int, device: torch.device) -> Iterator[int]:
     """Sizes of batches that were trained on."""
-    from adcorre import AdCorreLoss
-    from train.model import build_model
-    from train.optimization import build_optimizer
-    from train.settings import ModelSettings, OptimizerSettings
+    from bench.step import Levers, Step
 
-    on_gpu = device.type == "cuda"
-    model, _ = build_model(ModelSettings(backbone), 7, image_size)
-    model.train().to(device).to(memory_format=torch.channels_last)
-    optimizer = build_optimizer(model, OptimizerSettings())
-    loss = AdCorreLoss(7).to(device)
-    images = torch.randn(batch_size, 3, image_size, image_size, device=device).contiguous(
-        memory_format=torch.channels_last
-    )
-    targets = torch.arange(batch_size, device=device) % 7
+    settings = argparse.Namespace(backbone=backbone, batch=options.batch_size, seed=options.seed, device=device)
+    step = Step(settings, image_size, "auto", Levers(channels_last=True, bf16=device.type == "cuda", fused=True))
     while True:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
-            output = loss(*model(images), targets)
-        output.loss.backward()
-        optimizer.step()
-        yield batch_size
+        step()
+        yield options.batch_size
 
 
 def main(argv: list[str]) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser = argparse.ArgumentParser(
-        prog="python -m bench loading", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    measure.add_options(parser, measure.RESULTS / "loading.csv")
+    parser = rows.parser("loading", __doc__, rows.RESULTS / "loading.csv")
     parser.add_argument("--data", default="synthetic", help="a dataset, as for python -m train")
     parser.add_argument("--sizes", type=int, nargs="+", default=[48, 112, 224], help="image sizes")
     parser.add_argument("--workers", type=int, nargs="+", default=sorted({0, 1, cores}), help="numbers of processes")
@@ -125,41 +99,38 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--batch-size", type=int, default=60, help="images of a batch")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     options = parser.parse_args(argv)
-    device = measure.check_options(parser, options)
     if min(options.sizes) < 16 or min(options.workers) < 0 or options.batch_size < 2 or not options.seconds > 0:
         parser.error("--sizes: expected at least 16; --workers: 0; --batch-size: 2; --seconds: more than 0")
-    torch.set_num_threads(options.threads)
-    origin, deadline = measure.origin(device), measure.Deadline(options.minutes)
-    done = set() if options.again else measure.done_before(options.out, KEY)
+    session = rows.Session(parser, options, FIELDS, KEY)
+    device = session.device
 
-    def note(batches: Iterator[int], warm: int, **case: Any) -> bool:
-        """Measure and append a case that is not there yet; False when time is up."""
-        row = origin | {"cores": cores, "batch_size": options.batch_size, "note": ""} | case
-        if tuple(str(row[name]) for name in KEY) in done:
+    def measure_case(batches: Iterator[int], warm: int, **case: Any) -> bool:
+        """Measure and append a case that is not there yet; False when the session stops."""
+        case["batch_size"] = options.batch_size
+        name = " ".join(str(value) for value in case.values() if value != "")
+        if session.done(**case):
             return True
-        name = " ".join(
-            str(case[key]) for key in ("part", "source", "image_size", "augmented", "workers") if case[key] != ""
-        )
-        if deadline.passed(name):
+        if session.stops(name):
             return False
-        found = rate(batches, device, warm, options.seconds)
-        row |= {"images_per_second": f"{found:.0f}", "per_process": f"{found / max(1, int(case['workers'] or 1)):.0f}"}
-        measure.append(options.out, FIELDS, [row])
-        print(f"{name}: {found:,.0f} images/s", flush=True)
+        per_second = rate(batches, device, warm, options.seconds)
+        per_process = per_second / max(1, int(case["workers"] or 1))
+        figures = {"images_per_second": f"{per_second:.0f}", "per_process": f"{per_process:.0f}"}
+        session.append({**case, "cores": cores, **figures})
+        print(f"{name}: {per_second:,.0f} images/s", flush=True)
         return True
 
     with tempfile.TemporaryDirectory() as work:
         for size in options.sizes:
             for backbone in options.backbones:
-                batches = stepped(backbone, size, options.batch_size, device)
+                batches = stepped(options, backbone, size, device)
                 case = {"part": "step", "source": backbone, "image_size": size, "augmented": "", "workers": ""}
-                if not note(batches, 5, **case):
-                    return 0
+                if not measure_case(batches, 5, **case):
+                    return session.status
             for source, faces in sources(options.data, size, Path(work), options.seed).items():
                 for augmented in options.augmented if source in options.sources else []:
                     for workers in options.workers:
                         batches = loaded(faces, size, augmented, workers, options.batch_size, device)
                         case = {"part": "loading", "source": source, "image_size": size}
-                        if not note(batches, 2 * workers + 2, **case, augmented=augmented, workers=workers):
-                            return 0
-    return 0
+                        if not measure_case(batches, 2 * workers + 2, **case, augmented=augmented, workers=workers):
+                            return session.status
+    return session.status

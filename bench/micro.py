@@ -7,13 +7,13 @@ import torch
 
 from adcorre import AdaptiveAttentionMap, AdCorreLoss
 from bench.loss import Shape, Step, make_inputs
-from bench.rivals import CONTENDERS
+from bench.rivals import CONTENDERS, ours_on
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("n", [60, 600, 4096])
-@pytest.mark.parametrize("name", ["torch", "factored"])
+@pytest.mark.parametrize("name", [*ours_on("cpu"), "factored"])
 def test_terms(benchmark: Any, name: str, n: int) -> None:
     x, targets, attention = make_inputs(Shape(n=n), CPU, 0)
     benchmark(Step(CONTENDERS[name], [x], targets, attention))

@@ -1,35 +1,45 @@
-"""`python -m bench report`: the rows of bench/results in README.md and docs/benchmarks.md, and as pictures.
+"""`python -m bench report`: the rows of bench/results as tables in README.md and docs/benchmarks.md, and as pictures.
 
-Tables and sentences stand between a line `<!-- bench: NAME -->` and a line `<!-- /bench -->`; what is between them is
-written anew, from the newest row of each case. With --check nothing is written: exit status 1 if a text would change.
+Tables stand between a line `<!-- bench: NAME -->` and a line `<!-- /bench -->`; what is between them is replaced. All
+figures of a table's row are of one run: the same machine, commit, versions and session. Of several runs a row shows the
+one that has most of its figures, and of these the newest. A figure that this run lacks is left empty, and the report
+prints the command that measures the whole row. With --check nothing is written: exit status 1 if a text would change.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from bench import measure
-from bench.claims import claims
+from bench import rows
 from bench.pictures import draw
-from bench.rivals import CONTENDERS, OURS
+from bench.rivals import CONTENDERS, OURS, ours_on
+from bench.rows import Rows
 
-TEXTS = (measure.ROOT / "README.md", measure.ROOT / "docs" / "benchmarks.md")
-PICTURES = measure.ROOT / "docs"
-Rows = measure.Rows
+TEXTS = (rows.ROOT / "README.md", rows.ROOT / "docs" / "benchmarks.md")
+PICTURES = rows.ROOT / "docs"
+Cells = dict[tuple[str, ...], dict[str, str]]
+Table = tuple[list[str], list[list[str]]]
+WHERE = ["device", "commit"]
+# README's columns: what is shown of several is the first that was measured.
+SHORT = {
+    "ours": tuple(name for name, ours in OURS.items() if ours.linear), "reference": ("reference",),
+    "SupCon": ("supcon",), "Multi-Similarity": ("multi-similarity",),
+}  # fmt: skip
+SIZES = ("60", "600", "4096", "65536")
 
 
 def seconds(text: str) -> str:
-    value = float(text)
-    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+    value = float(text or "nan")
+    return "" if value != value else f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 
 def times(text: str) -> str:
-    value = float(text)
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    value = float(text or "nan")
+    return "" if value != value else f"{value:,.0f}x" if value >= 100 else f"{value:.3g}x"
 
 
 def number(text: str, digits: int = 2) -> str:
@@ -40,131 +50,191 @@ def percent(text: str, digits: int = 1) -> str:
     return f"{100 * float(text):.{digits}f} %" if text else ""
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def run_of(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row.get(name, "") for name in (*rows.RUN, "session"))
 
 
-def conditions(rows: Rows) -> str:
-    """Where and when rows were measured, as a sentence."""
-    last = max(rows, key=lambda row: row["date"])
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
-    where = f"driver {last['driver']}" if last["driver"] else f"{last['threads']} threads"
-    versions = f"PyTorch {last['torch']}, Triton {last['triton']}"
-    walls = [f"`{row['contender']}` at n = {int(row['n']):,} {row['note']}" for row in rows if row["note"]]
-    said = f" Walls: {'; '.join(walls)}." if walls else ""
-    return f"{last['device']}, {where}, {versions}, commit {commits}, {last['date'][:10]}.{said}"
+def one_run(found: Rows, line: Sequence[str], cell: Sequence[str] = ()) -> Iterator[tuple[dict[str, str], Cells]]:
+    """By line of a table, in the order in which lines first came: its newest row, and its cells, all of one run.
 
-
-def loss_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
-    sizes = sorted({int(row["n"]) for row in rows})
-    by = {(row["contender"], int(row["n"])): row for row in rows}
-    lines = []
-    for name in [name for name in CONTENDERS if any(row["contender"] == name for row in rows)]:
-        line = [f"`{name}`"]
-        wall = False
-        for n in sizes:
-            row = by.get((name, n))
-            wall = wall or (row is not None and bool(row["note"]))
-            if row is None or wall:
-                line.append("wall" if wall else "")
-                continue
-            slower = f" ({times(row['times_slower'])}x)" if row["times_slower"] else ""
-            line.append(seconds(row["seconds"]) + slower)
-        lines.append(line)
-    return ["", *(f"n = {n:,}" for n in sizes)], lines
-
-
-def traffic_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
-    """The columns of the loss table that have no room beside the times, for ours."""
-    lines = [
-        [
-            f"`{row['contender']}`", f"{int(row['n']):,}", seconds(row["forward"]), seconds(row["backward"]),
-            number(row["gb_per_s"]), percent(row["copy_share"]), row["launches"], row["peak_extra_mib"], row["joules"],
+    A cell that was measured again begins another run: rows from before there were sessions have nothing else to tell.
+    """
+    lines: dict[tuple[str, ...], dict[tuple[str, ...], list[Cells]]] = {}
+    for row in found:
+        runs = lines.setdefault(tuple(row[name] for name in line), {}).setdefault(run_of(row), [{}])
+        key = tuple(row[name] for name in cell)
+        if key in runs[-1]:
+            runs.append({})
+        runs[-1][key] = row
+    for by_run in lines.values():
+        candidates = [
+            (len(cells), max(cells.values(), key=lambda row: row["date"]), cells)
+            for runs in by_run.values()
+            for cells in runs
         ]
-        for row in rows if row["contender"] in OURS and row["seconds"]
-    ]  # fmt: skip
-    head = [
-        "",
-        "n",
-        "forward",
-        "backward",
-        "GB/s of the least traffic",
-        "of a copy",
-        "launches",
-        "MiB more",
-        "J a call",
-    ]
-    return head, lines
+        _, newest, cells = max(reversed(candidates), key=lambda candidate: (candidate[0], candidate[1]["date"]))
+        yield newest, cells
 
 
-def axes_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
+def where(row: dict[str, str]) -> list[str]:
+    return [row["device"] if row["driver"] else f"{row['device']}, {row['threads']} threads", row["commit"]]
+
+
+def compare(columns: dict[str, tuple[str, ...]], sizes: Sequence[str], gpu: bool) -> Table:
+    """Time by n, and in brackets how many times ours; "wall": beyond what memory or time allowed at this or less n."""
+    every = rows.select("loss.csv", ("n",), gpu)
+    walls = [(run_of(row), row["contender"], int(row["n"])) for row in every if row["note"]]
+    named = {name for names in columns.values() for name in names}
+    found = [row for row in every if row["contender"] in named and (not sizes or row["n"] in sizes)]
     lines = []
-    for row in rows:
-        shape = [f"`{row['contender']}`", row["k"], row["d"], row["classes"], row["dtype"]]
-        figures = ["wall"] if row["note"] else [seconds(row["seconds"]), number(row["gb_per_s"]), row["peak_extra_mib"]]
-        lines.append(shape + figures + [""] * (3 - len(figures)))
-    return ["", "k", "d", "C", "dtype", "time", "GB/s of the least traffic", "MiB more"], lines
+    for newest, cells in sorted(one_run(found, ("n",), ("contender",)), key=lambda pair: int(pair[0]["n"])):
+        line = [f"{int(newest['n']):,}"]
+        for names in columns.values():
+            name = next((name for name in names if (name,) in cells), names[0])
+            walled = [run == run_of(newest) and name == other and n <= int(newest["n"]) for run, other, n in walls]
+            cell = cells.get((name,), {})
+            slower = f" ({times(cell['times_slower'])})" if cell.get("times_slower") else ""
+            line.append("wall" if any(walled) else seconds(cell.get("seconds", "")) + slower)
+        lines.append([*line, *where(newest)])
+    return ["n", *columns, *WHERE], lines
 
 
-def step_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
-    lines = [
-        [
-            row["part"], row["image_size"], row["batch"], row["contender"], row["images_per_second"],
-            f"{float(row['ratio']):.2f} x {row['against']}", percent(row["loss_share"], 2), row["peak_extra_mib"],
-        ]
-        for row in rows
-    ]  # fmt: skip
-    return ["part", "px", "batch", "step", "images/s", "speed", "the loss beyond CE", "MiB"], lines
+def missing(gpu: bool) -> str:
+    """The command that measures the rows of README's table that lack a figure; "" where none does."""
+    lines = compare(SHORT, SIZES, gpu)[1]
+    sizes = [line[0].replace(",", "") for line in lines if "" in line]
+    if not sizes:
+        return ""
+    kind = "cuda" if gpu else "cpu"
+    names = [ours_on(kind)[0], *(name for title, (name, *_) in SHORT.items() if title != "ours")]
+    command = f"python -m bench loss --device {kind} --parts n --n {' '.join(sizes)} --contenders {' '.join(names)}"
+    return f"README.md has no figure of one run for all of n = {', '.join(sizes)}; this measures them: {command}"
 
 
-def scale_lines(rows: Rows) -> tuple[list[str], list[list[str]]]:
-    lines = []
-    for row in rows:
-        figures = [row["microseconds_per_sample"], row["slope"], row["peak_extra_mib"], row["bytes_on_the_wire"]]
-        grown = [f"{int(row['n']):,}", row["classes"], row["virtual"], row["ranks"]]
-        lines.append([row["part"], *grown, seconds(row["seconds"]), *figures])
-    return ["grows", "n", "C", "b", "ranks", "time", "µs a sample", "slope", "MiB more", "bytes all-reduced"], lines
+def lines_of(
+    file: str,
+    parts: Sequence[str],
+    key: Sequence[str],
+    head: list[str],
+    line: Callable[[dict[str, str]], list[str]],
+    gpu: bool,
+) -> Table:
+    """A line for each case and device, of its newest row."""
+    found = [row for row in rows.select(file, parts, gpu) if row["contender"] in OURS or file != "loss.csv"]
+    newest = [row for row, _ in one_run(found, ("part", "device", *key)) if row["seconds"] or row["note"]]
+    return [*head, *WHERE], [[*line(row), *where(row)] for row in newest]
 
 
 CASE = ("contender", "n", "k", "d", "classes", "dtype")
-Lines = Callable[[Rows], tuple[list[str], list[list[str]]]]
-TABLES: dict[str, tuple[str, tuple[str, ...], tuple[str, ...], Lines]] = {
-    "loss": ("loss.csv", ("n",), CASE, loss_lines),
-    "traffic": ("loss.csv", ("n",), CASE, traffic_lines),
-    "axes": ("loss.csv", ("k", "d", "classes", "dtype"), CASE, axes_lines),
-    "step": ("step.csv", ("loss", "levers"), ("contender", "image_size", "batch"), step_lines),
-    "scale": ("scale.csv", ("n", "classes", "virtual", "ranks"), ("n", "classes", "virtual", "ranks"), scale_lines),
+TRAFFIC = ["", "n", "forward", "backward", "GB/s of the least traffic", "of a copy", "launches", "MiB more"]
+
+
+def traffic(row: dict[str, str]) -> list[str]:
+    passes = [seconds(row["forward"]), seconds(row["backward"])]
+    rates = [number(row["gb_per_s"]), percent(row["copy_share"])]
+    return [f"`{row['contender']}`", f"{int(row['n']):,}", *passes, *rates, row["launches"], row["peak_extra_mib"]]
+
+
+AXES = ["", "k", "d", "C", "dtype", "time", "GB/s of the least traffic", "MiB more"]
+
+
+def axes(row: dict[str, str]) -> list[str]:
+    figures = [seconds(row["seconds"]) or "wall", number(row["gb_per_s"]), row["peak_extra_mib"]]
+    return [f"`{row['contender']}`", row["k"], row["d"], row["classes"], row["dtype"], *figures]
+
+
+STEP = ["part", "px", "batch", "step", "images/s", "speed", "share of the terms", "MiB"]
+
+
+def step(row: dict[str, str]) -> list[str]:
+    speed = f"{float(row['ratio']):.2f} x {row['against']}"
+    case = [row["part"], row["image_size"], row["batch"], row["contender"]]
+    return [*case, row["images_per_second"], speed, percent(row["loss_share"], 2), row["peak_extra_mib"]]
+
+
+SCALE = ["grows", "n", "C", "b", "ranks", "time", "µs a sample", "slope", "MiB more", "bytes all-reduced"]
+
+
+def scale(row: dict[str, str]) -> list[str]:
+    case = [row["part"], f"{int(row['n']):,}", row["classes"], row["virtual"], row["ranks"]]
+    figures = [row["microseconds_per_sample"], row["slope"], row["peak_extra_mib"], row["bytes_on_the_wire"]]
+    return [*case, seconds(row["seconds"]), *figures]
+
+
+def steps(gpu: bool) -> Table:
+    """README's table of training steps."""
+    found = rows.select("step.csv", ("loss", "levers"), gpu)
+    lines = []
+    for newest, cells in one_run(found, ("image_size", "batch"), ("contender",)):
+        share = next((cells[name,]["loss_share"] for name in OURS if (name,) in cells), "")
+        ratios = [cells[name,]["ratio"] for name in ("all", "all but compile") if (name,) in cells]
+        line = [newest["image_size"], newest["batch"], percent(share, 2), times(next(iter(ratios), ""))]
+        lines.append([newest["backbone"], *line, *where(newest)])
+    return ["backbone", "px", "batch", "share of the terms", "all speed options, against timm's step", *WHERE], lines
+
+
+def figures_of_gpu(parts: Sequence[str], columns: dict[str, tuple[str, str, Callable[[str], str]]], gpu: bool) -> Table:
+    """From `python -m bench gpu`, a line for each n and dtype. columns: title -> case, metric, how it is written."""
+    named = [(case, metric) for case, metric, _ in columns.values()]
+    found = [row for row in rows.select("gpu.csv", parts, gpu) if (row["case"], row["metric"]) in named]
+    lines = []
+    for newest, cells in one_run(found, ("n", "dtype"), ("case", "metric")):
+        shown = [show(cells.get((case, metric), {}).get("value", "")) for case, metric, show in columns.values()]
+        lines.append([f"{int(newest['n']):,}", newest["dtype"], *shown, *where(newest)])
+    return ["n", "dtype", *columns, *WHERE], sorted(lines, key=lambda line: (line[1], int(line[0].replace(",", ""))))
+
+
+BOTH = "forward + backward"
+KERNELS: dict[str, tuple[str, str, Callable[[str], str]]] = {
+    "of a copy's bandwidth": (BOTH, "share of a copy's bandwidth", partial(percent, digits=0)),
+    "eager": ("terms, triton", "time", seconds),
+    "CUDA graph": ("terms, triton, graph replay", "time", seconds),
+    "faster than the reference": ("terms", "times faster than reference", times),
+    "faster than torch.compile": ("terms", "times faster than torch compiled", times),
 }
-NAMES = (*TABLES, "claims")
+PAIRS: dict[str, tuple[str, str, Callable[[str], str]]] = {
+    "forward, of a matrix product's rate": ("pairs, medium", "share of a product's rate", partial(percent, digits=0)),
+    BOTH: (f"pairs, medium, {BOTH}", "time", seconds),
+    "faster than the reference": (f"pairs, {BOTH}", "times faster than reference", times),
+    "MiB more": ("pairs, medium", "peak beyond inputs and dL/dx", number),
+}
+TABLES: dict[str, Callable[[bool], Table]] = {
+    "speed": partial(compare, SHORT, SIZES),
+    "steps": steps,
+    "kernels": partial(figures_of_gpu, ("bandwidth", "latency"), KERNELS),
+    "pairs": partial(figures_of_gpu, ("pairs-rate", "pairs-rivals", "pairs-memory"), PAIRS),
+    "loss": partial(compare, {f"`{name}`": (name,) for name in CONTENDERS}, ()),
+    "traffic": partial(lines_of, "loss.csv", ("n",), CASE, TRAFFIC, traffic),
+    "axes": partial(lines_of, "loss.csv", ("k", "d", "classes", "dtype"), CASE, AXES, axes),
+    "step": partial(lines_of, "step.csv", ("loss", "levers"), ("contender", "image_size", "batch"), STEP, step),
+    "scale": partial(lines_of, "scale.csv", ("n", "classes", "virtual", "ranks"),
+                     ("n", "classes", "virtual", "ranks"), SCALE, scale),
+}  # fmt: skip
 
 
-def written(name: str) -> str:
-    """What stands at a name of NAMES; `NAME-gpu` is the same of GPUs. A table for each device that has rows."""
-    base, gpu = name.removesuffix("-gpu"), name.endswith("-gpu")
-    if base == "claims":
-        return claims(gpu)
-    file, parts, key, lines = TABLES[base]
-    found = measure.newest(file, parts, gpu, key)
-    pieces = [f"{table(*lines(rows))}\n\n{conditions(rows)}" for rows in found.values()]
-    return "\n\n".join(pieces) or f"`{base}`: not measured yet."
+def write(name: str) -> str:
+    """The table of a name in TABLES; `NAME-gpu` is the same of GPUs. All but `speed` go without empty columns."""
+    head, lines = TABLES[name.removesuffix("-gpu")](name.endswith("-gpu"))
+    if not lines:
+        return f"`{name}`: not measured yet."
+    columns = [(title, *cells) for title, *cells in zip(head, *lines, strict=True) if any(cells) or "speed" in name]
+    texts = ["| " + " | ".join(line) + " |" for line in zip(*columns, strict=True)]
+    return "\n".join([texts[0], "| " + " | ".join(["---"] * len(columns)) + " |", *texts[1:]])
 
 
-def filled(text: str) -> str:
+def fill(text: str) -> str:
     """A text with its tables written anew. ValueError for a name that there is no table of."""
 
-    def anew(found: re.Match[str]) -> str:
-        if (name := found[1]).removesuffix("-gpu") not in NAMES:
-            raise ValueError(f"<!-- bench: {name} -->: expected one of {', '.join(NAMES)}, or with -gpu behind it")
-        return f"<!-- bench: {name} -->\n{written(name)}\n<!-- /bench -->"
+    def table(match: re.Match[str]) -> str:
+        if (name := match[1]).removesuffix("-gpu") not in TABLES:
+            raise ValueError(f"<!-- bench: {name} -->: expected one of {', '.join(TABLES)}, or with -gpu behind it")
+        return f"<!-- bench: {name} -->\n{write(name)}\n<!-- /bench -->"
 
-    return re.sub(r"(?s)<!-- bench: ([\w-]+) -->.*?<!-- /bench -->", anew, text)
+    return re.sub(r"(?s)<!-- bench: ([\w-]+) -->.*?<!-- /bench -->", table, text)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench report", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = rows.parser("report", __doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; tell whether a text is out of date")
     parser.add_argument("--pictures", type=Path, default=PICTURES, help="folder of the pictures")
     options = parser.parse_args(argv)
@@ -173,13 +243,16 @@ def main(argv: list[str] | None = None) -> int:
     stale = []
     for path in TEXTS:
         text = path.read_text() if path.exists() else ""
-        if filled(text) != text:
+        if fill(text) != text:
             stale.append(path)
             if not options.check:
-                path.write_text(filled(text))
+                path.write_text(fill(text))
+    for said in filter(None, map(missing, (False, True))):
+        print(said)
     if options.check:
         print("\n".join(f"{path}: its tables are not those of the rows" for path in stale) or "up to date")
         return 1 if stale else 0
+    options.pictures.mkdir(parents=True, exist_ok=True)
     for path in [*stale, *draw(options.pictures)]:
         print(f"written: {path}")
     return 0

@@ -6,11 +6,11 @@ pytorch-metric-learning see the same embeddings as (n, k d), with that library's
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,18 +22,25 @@ Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Contender:
-    """`growth`: the power of n by which time and memory grow, with which the next size is estimated before it is tried.
+    """`linear`: time and memory grow with n, not with its square.
 
     `same`: it computes FD + MD + ED, so that its gradient is held against the reference's before it is timed.
-    `package`: what has to be installed beside PyTorch. `sizes`: the only n to try, where each is compiled anew.
+    `package`: what has to be installed beside PyTorch. `device`: "cpu" or "cuda" where it runs on that alone.
+    `sizes`: the only n to try, where each is compiled anew.
     """
 
     make: Callable[[], Call]
-    growth: int
+    linear: bool
     same: bool = True
-    gradient: bool = True
     package: str = ""
+    device: str = ""
     sizes: tuple[int, ...] = ()
+
+    def fits(self, kind: str) -> bool:
+        return self.device in ("", kind)
+
+    def installed(self) -> bool:
+        return not self.package or importlib.util.find_spec(self.package) is not None
 
 
 def _terms(backend: str, **options: Any) -> Callable[[], Call]:
@@ -74,63 +81,34 @@ def factored(x: Tensor, targets: Tensor, attention: Tensor) -> Tensor:
     return fd + md + ed
 
 
-def numpy_rows(x: Tensor, targets: Tensor, attention: Tensor) -> Tensor:
-    """Eqs. 9 to 11 sample by sample in NumPy. Like whatever leaves PyTorch on the way, it passes no gradient."""
-    z = x.detach().float().cpu().numpy()
-    y, w = targets.cpu().numpy(), attention.cpu().numpy()
-    n, k, _ = z.shape
-    means = np.stack([z[y == a].mean(0) for a in np.unique(y)])
-    z, means = (v - v.mean(-1, keepdims=True) for v in (z, means))
-    z, means = (v / np.linalg.norm(v, axis=-1, keepdims=True) for v in (z, means))
-    fd = ed = 0.0
-    for i in range(n):
-        phi = np.where(y == y[i], 1, -1)
-        correlation = np.einsum("ld,nld->nl", z[i], z)
-        deviation = np.abs(phi[:, None] - correlation).sum(1) * (w[y] + w[y[i]])
-        fd += deviation.sum() - deviation[i]
-        among = np.abs(1 + z[i] @ z[i].T)
-        ed += among.sum() - np.trace(among)
-    among = np.abs(1 + np.einsum("ald,bld->lab", means, means))
-    md = among.sum() - np.trace(among, axis1=1, axis2=2).sum()
-    return torch.tensor(fd / (k * n**2) + md / (k * len(w) ** 2) + ed / (n * k**2))
-
-
-def _metric_learning(name: str, miner: str = "") -> Callable[[], Call]:
+def _metric_learning(name: str) -> Contender:
     def make() -> Call:
-        from pytorch_metric_learning import losses, miners
+        from pytorch_metric_learning import losses
 
         loss = getattr(losses, name)()
-        mine = getattr(miners, miner)() if miner else None
+        return lambda x, targets, attention: loss(x.flatten(1), targets)
 
-        def call(x: Tensor, targets: Tensor, attention: Tensor) -> Tensor:
-            flat = x.flatten(1)
-            return loss(flat, targets, *([mine(flat, targets)] if mine else []))
-
-        return call
-
-    return make
+    return Contender(make, False, same=False, package="pytorch_metric_learning")
 
 
-def _rival(name: str, growth: int = 2, miner: str = "") -> Contender:
-    return Contender(_metric_learning(name, miner), growth, same=False, package="pytorch_metric_learning")
-
-
+# Linear backends, from the fastest: on each kind of device the first that runs there is what ratios are to.
 OURS = {
-    "triton": Contender(_terms("triton"), 1),  # the fused kernels
-    "torch": Contender(_terms("torch"), 1),  # streamed on a CPU, whole tensors elsewhere
-    "pairs": Contender(_terms("auto", pairs="sample"), 2),  # every pair of samples, tile by tile
+    "triton": Contender(_terms("triton"), True, device="cuda"),  # the fused kernels
+    "torch": Contender(_terms("torch"), True),  # streamed on a CPU, whole tensors elsewhere
+    "pairs": Contender(_terms("auto", pairs="sample"), False),  # every pair of samples, tile by tile
 }
 COMPILED_AT = (600, 4096, 65536)
 RIVALS = {
-    "reference": Contender(_terms("reference"), 2),  # Eqs. 1 to 11 with n x n matrices
-    "factored": Contender(lambda: factored, 1),
-    "supcon": _rival("SupConLoss"),
-    "multi-similarity": _rival("MultiSimilarityLoss"),
-    "circle": _rival("CircleLoss"),
-    "triplet": _rival("TripletMarginLoss", 3),  # all triplets
-    "triplet-hard": _rival("TripletMarginLoss", miner="BatchHardMiner"),
-    "numpy-rows": Contender(lambda: numpy_rows, 2, gradient=False),
-    "factored-compiled": Contender(_compiled(lambda: factored), 1, sizes=COMPILED_AT),
-    "reference-compiled": Contender(_compiled(_terms("reference")), 2, sizes=COMPILED_AT),
+    "reference": Contender(_terms("reference"), False),  # Eqs. 1 to 11 with n x n matrices
+    "factored": Contender(lambda: factored, True),
+    "supcon": _metric_learning("SupConLoss"),
+    "multi-similarity": _metric_learning("MultiSimilarityLoss"),
+    "factored-compiled": Contender(_compiled(lambda: factored), True, sizes=COMPILED_AT),
+    "reference-compiled": Contender(_compiled(_terms("reference")), False, sizes=COMPILED_AT),
 }
 CONTENDERS = OURS | RIVALS
+
+
+def ours_on(kind: str) -> list[str]:
+    """The linear backends that run on "cpu" or "cuda" here, the fastest first; ratios are to that one."""
+    return [name for name, ours in OURS.items() if ours.linear and ours.fits(kind) and ours.installed()]

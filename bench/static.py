@@ -23,41 +23,21 @@ from typing import Any
 import torch
 import triton
 
+from adcorre_kernels.gpu.gpus import FAMILIES, MODELS
 from bench.compiled import TARGETS, Launch, compile_launch, loss_launches, machine_code, pair_launches, resources
 from bench.counted import counted, placed_code
+from train.entry import SuggestingParser
 
 RESULTS = Path(__file__).parent / "results" / "static.csv"
 LIMITS = Path(__file__).parent / "limits.csv"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 SCHEDULERS = 4
 REGISTER_FILE = 65536
-MAX_WARPS = {"sm_80": 64, "sm_90": 64, "sm_100": 64, "sm_120": 48}
-MAX_PROGRAMS = {"sm_80": 32, "sm_90": 32, "sm_100": 32, "sm_120": 24}
-SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10, "gfx942": 64 << 10}
-MATRIX_FLOPS = {"sm_80": 2048, "sm_90": 4096, "sm_100": 8192, "sm_120": 1024}  # a cycle and multiprocessor, bfloat16
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Bytes per second that a copy reaches, multiprocessors, and cycles per second under load."""
-
-    target: str
-    bandwidth: float
-    processors: int
-    clock: float
-
-    def cycles(self, nbytes: float) -> float:
-        """Cycles that the memory takes for so many bytes of each multiprocessor's work."""
-        return nbytes / (self.bandwidth / self.processors) * self.clock
-
-
-# 90 % of the data sheets' bandwidth, about what copies reach (H200: the figure that KERNEL writers report).
-GPUS = {
-    "H100": Gpu("sm_90", 3.0e12, 132, 1.755e9),
-    "H200": Gpu("sm_90", 4.3e12, 132, 1.755e9),
-    "A100": Gpu("sm_80", 1.8e12, 108, 1.41e9),
-}
-
+# Kernels under the names that committed rows of bench/results have them by.
+RENAMED = {
+    "finish": "terms_kernel", "narrow_statistics": "warp_statistics", "narrow_gradient": "warp_gradient",
+    "wide_statistics": "program_statistics", "wide_embedding": "program_embedding", "wide_gradient": "program_gradient",
+}  # fmt: skip
 # n, k, d, C, targets: what each case is for stands in kernels/README.md.
 PAPER = (1 << 20, 7, 256, 7, -1.0)
 CASES = {
@@ -73,14 +53,14 @@ PAIR_CASES = {"pairs": (1 << 16, 7, 256, 7), "pairs-long-rows": (1 << 14, 7, 512
 PRECISIONS = ("highest", "high", "medium")
 # The most of H100's budget that issuing a loop's instructions may take.
 MOST_OF_H100 = {
-    ("narrow_statistics", "float32"): 0.55,
-    ("narrow_gradient", "float32"): 0.55,
-    ("narrow_statistics", "bfloat16"): 0.75,
-    ("narrow_gradient", "bfloat16"): 0.65,
-    ("narrow_statistics", "float16"): 0.75,
-    ("narrow_gradient", "float16"): 0.65,
+    ("warp_statistics", "float32"): 0.55,
+    ("warp_gradient", "float32"): 0.55,
+    ("warp_statistics", "bfloat16"): 0.75,
+    ("warp_gradient", "bfloat16"): 0.65,
+    ("warp_statistics", "float16"): 0.75,
+    ("warp_gradient", "float16"): 0.65,
 }
-STREAMING = ("narrow_statistics", "narrow_gradient", "wide_statistics", "wide_gradient")
+STREAMING = ("warp_statistics", "warp_gradient", "program_statistics", "program_gradient")
 TILED = ("pair_values", "pair_gradient")
 
 
@@ -124,7 +104,7 @@ def launches_of(case: str, dtype: str, architecture: str = "sm_90") -> list[Laun
         launches = pair_launches(*PAIR_CASES[case], dtype, architecture)
         return [launch for launch in launches if launch.name in TILED or dtype != "high"]  # as for "highest"
     (n, k, d, num_classes, target), _ = CASES[case]
-    return loss_launches(n, k, d, num_classes, DTYPES[dtype], target, target, target if k <= 16 else -1.0)
+    return loss_launches(n, k, d, num_classes, DTYPES[dtype], target, target, target if k <= 16 else -1.0, architecture)
 
 
 def rows_of(case: str, dtype: str, target: str) -> list[Row]:
@@ -140,11 +120,12 @@ def row_of(case: str, dtype: str, launch: Launch, target: str) -> Row:
     compiled = compile_launch(launch, target)
     used = resources(compiled)
     row = Row(case, dtype, launch.name, target, triton.__version__, used.registers, used.stack, used.shared)
-    if target not in MAX_WARPS:
+    limits = FAMILIES[target]
+    if not limits.warps:
         return row
     warps = launch.options["num_warps"]
     per_warp = -(-used.registers * 32 // 256) * 256
-    row.programs_per_sm = min(MAX_PROGRAMS[target], MAX_WARPS[target] // warps, REGISTER_FILE // (per_warp * warps))
+    row.programs_per_sm = min(limits.programs, limits.warps // warps, REGISTER_FILE // (per_warp * warps))
     instructions, loops = machine_code(compiled)
     if launch.name in TILED:
         _tiles(row, launch, instructions, loops)
@@ -170,7 +151,7 @@ def _model(row: Row, launch: Launch, compiled: Any, loop: tuple[int, int]) -> No
     row.bytes_in_flight = (
         row.programs_per_sm * samples * launch.constants["K"] * launch.constants["D"] * x.element_size()
     )
-    gpus = {name: gpu for name, gpu in GPUS.items() if gpu.target == row.target}
+    gpus = {name: gpu for name, gpu in MODELS.items() if gpu.family == row.target}
     if not gpus:
         return
     counts = counted(x.dtype, row.target)[row.kernel]
@@ -203,7 +184,7 @@ def _tiles(row: Row, launch: Launch, instructions: list[str], loops: list[tuple[
     row.matrix_share = round(row.matrix_instructions / row.loop_instructions, 3)
     products = 3 if constants["PIECES"] == 2 else 1
     columns = width + constants.get("BV", 0)
-    matrix_cycles = 2 * constants["BM"] * constants["BN"] * columns * products / MATRIX_FLOPS[row.target]
+    matrix_cycles = 2 * constants["BM"] * constants["BN"] * columns * products / FAMILIES[row.target].matrix_flops
     issue_cycles = (row.loop_instructions - row.matrix_instructions) * launch.options["num_warps"] / SCHEDULERS
     row.matrix_cycles, row.issue_cycles = matrix_cycles, issue_cycles
     row.binds = "matrix units" if matrix_cycles > issue_cycles else "issue"
@@ -256,7 +237,7 @@ def complaints(row: Row, allowed: dict[str, float]) -> list[str]:
     """What in a row is beyond its limits. A streaming loop never spills: where it cannot be looked at, nothing may."""
     if row.kernel in STREAMING and row.loop_instructions == "":
         allowed = {**allowed, "stack": 0}
-    allowed = {**allowed, "shared": min(allowed["shared"], SHARED[row.target])}
+    allowed = {**allowed, "shared": min(allowed["shared"], FAMILIES[row.target].shared)}
     found: list[tuple[str, Any]] = [("registers", row.registers), ("stack", row.stack), ("shared", row.shared)]
     if row.loop_instructions != "":
         found += [("barriers", row.loop_barriers), ("spills", row.loop_spills)]
@@ -265,6 +246,12 @@ def complaints(row: Row, allowed: dict[str, float]) -> list[str]:
         found.append(("H100's budget", row.h100_share))
     where = f"{row.case}: {row.kernel}, {row.dtype}, {row.target}"
     return [f"{where}: {name} {value} > {allowed[name]:g}" for name, value in found if value > allowed[name]]
+
+
+def read(path: Path = RESULTS) -> list[dict[str, str]]:
+    """The committed rows, under the kernels' present names."""
+    with path.open(newline="") as file:
+        return [row | {"kernel": RENAMED.get(row["kernel"], row["kernel"])} for row in csv.DictReader(file)]
 
 
 def write(rows: list[Row], path: Path) -> None:
@@ -276,7 +263,7 @@ def write(rows: list[Row], path: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog="python -m bench static",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

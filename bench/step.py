@@ -1,10 +1,10 @@
 """`python -m bench step`: a whole training step, and what the loss and each lever of speed are in it.
 
 Images are drawn noise that is on the device already: the step is forward pass, loss, backward pass and optimizer. Part
-`loss` holds cross-entropy alone against Ad-Corre, by backend, batch and virtual batch. Its columns `forward`, `loss`,
-`backward` and `optimizer` are of rounds with a halt between them, and `loss_share` is what the loss took there beyond
-cross-entropy, over the whole step: a difference of two steps would be too noisy to show it. Part `levers` switches each
-lever on by itself and all of them together, beside a step made of timm's own pieces with the defaults of timm's script.
+`loss` compares cross-entropy alone with Ad-Corre, by backend, batch and virtual batch. Its column `loss` is the loss by
+itself, forward and backward, and `loss_share` what that takes beyond cross-entropy, over the whole step: a difference
+of two steps would be too noisy to show it. Part `levers` switches each lever on by itself and all of them, beside
+a step made of timm's own pieces with the defaults of timm's script.
 All contenders of a size take turns within one process. Sizes that the file has already are not run again.
 """
 
@@ -13,48 +13,37 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torchvision.transforms.v2.functional import to_pil_image
 
 from adcorre import AdCorreLoss, EmbeddingSpace, VirtualBatch
-from bench import measure
-from train.settings import DataSettings
-from train.transforms import DRAWS, BatchAugmentation, Preprocessing
+from bench import measure, rows
+from bench.rivals import ours_on
 
-RESULTS = measure.RESULTS / "step.csv"
 FIELDS = (
-    *measure.ORIGIN, "part", "contender", "backbone", "image_size", "batch", "virtual", "seconds", "p20", "p80",
+    *rows.ORIGIN, "part", "contender", "backbone", "image_size", "batch", "virtual", "seconds", "p20", "p80",
     "images_per_second", "against", "ratio", "forward", "loss", "backward", "optimizer", "loss_share",
     "peak_extra_mib", "joules", "clock_mhz", "celsius", "note",
 )  # fmt: skip
-KEY = ("commit", "device", "torch", "triton", "threads", "part", "contender", "backbone", "image_size", "batch")
-AUGMENT = ("batch", "loading")
-PHASES = ("forward", "loss", "backward", "optimizer")
+KEY = ("part", "contender", "backbone", "image_size", "batch")
 CLASSES = 7
 
 
 @dataclass(frozen=True)
 class Levers:
-    """What is switched on. `graph`: a CUDA graph of the whole step.
-
-    `augment`: the training script's augmentation is in the step: "batch", a batch at once on the device, or "loading",
-    image by image in this process, as a worker of a loader does it.
-    """
+    """What is switched on. `graph`: a CUDA graph of the whole step."""
 
     channels_last: bool = False
     bf16: bool = False
     fused: bool = False
     compiled: bool = False
-    augment: str = ""
     graph: bool = False
 
 
@@ -97,26 +86,19 @@ class Step:
         images = torch.rand(options.batch * virtual, 3, image_size, image_size, device=self.device)
         self.images = images.contiguous(memory_format=layout)
         self.targets = torch.randint(0, CLASSES, (len(images),), device=self.device)
-        if levers.augment:
-            settings, self.pixels = DataSettings(), (255 * images).to(torch.uint8)
-            preprocessing = Preprocessing(image_size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-            self.in_batch = BatchAugmentation(preprocessing, settings)
-            self.one_by_one = preprocessing.training(settings)
-            self.pictures = [to_pil_image(image) for image in self.pixels.cpu()]
         if levers.compiled:
             self.model.compile()
         self.loss = None
         if loss is not None:
             self.loss = AdCorreLoss(CLASSES, validate=False, backend=loss).to(self.device)
         self.virtual_batch = VirtualBatch(self.model, self.loss, options.batch) if self.loss and virtual > 1 else None
-        self.can_halt = virtual == 1 and not levers.graph and not levers.augment
+        self.can_halt = virtual == 1 and not levers.graph
+        self.outputs: list[Tensor] | None = None
         self.replay: Callable[[], None] | None = None
         if levers.graph:
-            self._capture()
+            self.replay = measure.capture(self._step)[0].replay
 
     def __call__(self) -> None:
-        if self.levers.augment:
-            self.images.copy_(self.augmented())
         if self.replay is not None:
             self.replay()
         else:
@@ -138,43 +120,12 @@ class Step:
             return cross_entropy(logits.float(), self.targets)
         return self.loss(logits, embeddings, self.targets).loss
 
-    def augmented(self) -> Tensor:
-        if self.levers.augment == "batch":
-            return self.in_batch(self.pixels, torch.rand(len(self.pixels), DRAWS, device=self.device))
-        return torch.stack([self.one_by_one(image) for image in self.pictures])
-
-    def phases(self) -> list[float]:
-        """Seconds of each of PHASES in one step with a halt after each; `loss` is the loss forward and backward."""
-        marks = [self._mark()]
-        self.optimizer.zero_grad()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.levers.bf16):
-            outputs = self.model(self.images)
-        marks.append(self._mark())
-        cut = [tensor.detach().requires_grad_() for tensor in outputs]
-        upstream = torch.autograd.grad(self._loss(*cut), cut, allow_unused=True)
-        marks.append(self._mark())
-        used = [(tensor, g) for tensor, g in zip(outputs, upstream, strict=True) if g is not None]
-        torch.autograd.backward([tensor for tensor, _ in used], [g for _, g in used])
-        marks.append(self._mark())
-        self.optimizer.step()
-        marks.append(self._mark())
-        return [after - before for before, after in pairwise(marks)]
-
-    def _mark(self) -> float:
-        measure.synchronise(self.device)
-        return time.perf_counter()
-
-    def _capture(self) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self._step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
-        self.replay = graph.replay
+    def loss_alone(self) -> None:
+        """The loss, forward and backward, on outputs of the model that are there already."""
+        if self.outputs is None:
+            with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.levers.bf16):
+                self.outputs = [tensor.requires_grad_() for tensor in self.model(self.images)]
+        torch.autograd.grad(self._loss(*self.outputs), self.outputs, allow_unused=True)
 
 
 def timm_default(options: argparse.Namespace, image_size: int) -> Callable[[], None]:
@@ -211,7 +162,8 @@ class Group:
 def loss_part(options: argparse.Namespace, image_size: int) -> Group:
     on_gpu = options.device != "cpu"
     base = Levers(channels_last=on_gpu, bf16=on_gpu, fused=True)
-    backends = ["triton", "torch", "reference"] if on_gpu else ["torch", "reference"]
+    kind = "cuda" if on_gpu else "cpu"
+    backends = [*ours_on(kind), "reference"]
     made = partial(Step, options, image_size)
     steps: dict[str, Callable[[], Callable[[], None]]] = {"ce": partial(made, None, base)}
     steps |= {backend: partial(made, backend, base) for backend in backends}
@@ -232,20 +184,19 @@ def levers_part(options: argparse.Namespace, image_size: int) -> Group:
     steps["all but compile"] = partial(made, together)
     if options.compiled:
         steps["all"] = partial(made, replace(together, compiled=True))
-    steps |= {f"all but compile, augment: {way}": partial(made, replace(together, augment=way)) for way in AUGMENT}
     return Group(steps, "timm")
 
 
 PARTS = {"loss": loss_part, "levers": levers_part}
 
 
-def rows_of(group: Group, options: argparse.Namespace, deadline: measure.Deadline) -> Iterator[dict[str, Any]]:
+def rows_of(group: Group, options: argparse.Namespace, session: rows.Session) -> Iterator[dict[str, Any]]:
     """The rows of one size: all contenders that could be made before the deadline, then those that could not."""
     device = torch.device(options.device)
     made: dict[str, Callable[[], None]] = {}
     peaks: dict[str, int] = {}
     for name, make in group.steps.items():
-        if deadline.passed(name):
+        if session.left() <= 0:
             break
         try:
             step = make()
@@ -257,15 +208,12 @@ def rows_of(group: Group, options: argparse.Namespace, deadline: measure.Deadlin
                 raise
             said = str(error).strip().partition("\n")[0]
             yield {"contender": name, "note": f"failed: {type(error).__name__}: {said}"[:200]}
-    seconds = min(options.seconds, deadline.left())
+    seconds = min(options.seconds, session.left())
     times = measure.in_turns(made, device, seconds=seconds, most=options.runs)
-    halted = {name: step for name, step in made.items() if isinstance(step, Step) and step.can_halt}
-    parts: dict[str, list[list[float]]] = {name: [] for name in halted}
-    if group.against in halted:
-        for _ in range(max(3, len(times[group.against]) // 3)):
-            for name, step in halted.items():
-                parts[name].append(step.phases())
-    nvml = measure.Nvml(device)
+    alone = {name: step.loss_alone for name, step in made.items() if isinstance(step, Step) and step.can_halt}
+    if group.against not in alone:
+        alone = {}
+    losses = measure.in_turns(alone, device, seconds=seconds / 4, most=options.runs)
     for name, own in times.items():
         virtual = group.virtual.get(name, 1)
         middle = statistics.median(own)
@@ -276,20 +224,15 @@ def rows_of(group: Group, options: argparse.Namespace, deadline: measure.Deadlin
         }  # fmt: skip
         if peaks[name]:  # the memory of a captured graph is taken before
             row["peak_extra_mib"] = f"{peaks[name] / 2**20:.0f}"
-        if parts.get(name):
-            middles = [statistics.median(seconds) for seconds in zip(*parts[name], strict=True)]
-            row |= {phase: f"{value:.4g}" for phase, value in zip(PHASES, middles, strict=True)}
-            beyond = statistics.median(
-                own[1] - other[1] for own, other in zip(parts[name], parts[group.against], strict=True)
-            )
-            row["loss_share"] = f"{beyond / middle:.4g}" if name != group.against else ""
-        yield row | nvml.during(made[name], device)
+        if name in losses:
+            row["loss"] = f"{statistics.median(losses[name]):.4g}"
+            if name != group.against:
+                row["loss_share"] = f"{measure.difference(losses[name], losses[group.against]) / middle:.4g}"
+        yield row
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench step", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = rows.parser("step", __doc__, rows.RESULTS / "step.csv")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
     parser.add_argument("--backbone", default="legacy_xception", help="any timm model")
     parser.add_argument("--image-size", type=int, nargs="+", default=[96, 224], help="sides of the images")
@@ -302,9 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--runs", type=int, default=30, help="most counted rounds")
     parser.add_argument("--seconds", type=float, help="no further round begins after so many; default: 30, on a GPU 10")
-    measure.add_options(parser, RESULTS)
     options = parser.parse_args(argv)
-    on_gpu = measure.check_options(parser, options).type == "cuda"
     if importlib.util.find_spec("timm") is None:
         parser.error("timm is not installed: the models are its models")
     import timm
@@ -313,39 +254,32 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--backbone: timm has no model {options.backbone!r}")
     if min(options.runs, options.virtual, *(options.batch or [1]), *options.image_size) < 1:
         parser.error("--runs, --virtual, --batch and --image-size: expected at least 1")
+    session = rows.Session(parser, options, FIELDS, KEY)
+    on_gpu = session.device.type == "cuda"
     batches = options.batch or ([60, 240] if on_gpu else [12])
     options.seconds = (10.0 if on_gpu else 30.0) if options.seconds is None else options.seconds
     options.compiled = on_gpu if options.compiled is None else options.compiled
-    torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True  # as timm's script has it, and TensorFloat-32 too: for every contender
     torch.set_float32_matmul_precision("high")
-    deadline = measure.Deadline(options.minutes)
-    origin = measure.origin(options.device)
-    done = set() if options.again else measure.done_before(options.out, KEY)
-    failed = False
     for part, image_size, batch in product(options.parts, options.image_size, batches):
         if part == "levers" and batch != batches[0]:
             continue
         options.batch = batch
         group = PARTS[part](options, image_size)
-        shared = {
-            **origin, "part": part, "backbone": options.backbone, "image_size": image_size, "batch": batch,
-        }  # fmt: skip
-        keys = [tuple(str({**shared, "contender": name}[key]) for key in KEY) for name in group.steps]
-        if all(key in done for key in keys):
+        case = {"part": part, "backbone": options.backbone, "image_size": image_size, "batch": batch}
+        if all(session.done(**case, contender=name) for name in group.steps):
             continue
-        if deadline.passed(f"{part} at {image_size} px, {batch} a step"):
+        if session.stops(f"{part} at {image_size} px, {batch} a step"):
             break
-        for row in rows_of(group, options, deadline):
-            measure.append(options.out, FIELDS, [{**shared, **row}])
-            failed |= "note" in row
+        for row in rows_of(group, options, session):
+            session.append({**case, **row})
             print(f"{part:7} {image_size:4} px {batch:4} a step  {row['contender']:16} {_words(row)}", flush=True)
-    return 1 if failed else 0
+    return session.status
 
 
 def _words(row: dict[str, Any]) -> str:
     if "note" in row:
         return str(row["note"])
-    share = f", the loss beyond CE {100 * float(row['loss_share']):.2f} % of it" if row.get("loss_share") else ""
+    share = f", share of the terms {100 * float(row['loss_share']):.2f} %" if row.get("loss_share") else ""
     memory = f", {row['peak_extra_mib']} MiB" if "peak_extra_mib" in row else ""
     return f"{row['images_per_second']:>8} images/s, {row['ratio']} times the speed of {row['against']}{share}{memory}"

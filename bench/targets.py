@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adcorre import adcorre_terms
 from adcorre.checks import Target
+from train.entry import SuggestingParser
 
 NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
 # A hundredth of FER-2013's training images per class, and w = 1 - recall of a network that finds fear and disgust hard.
@@ -124,7 +125,7 @@ def draw(path: Path, seed: int, device: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
+    parser = SuggestingParser(
         prog="python -m bench targets",
         description="Optimise free vectors under FD at each between-class target and draw their class correlations.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

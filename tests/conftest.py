@@ -1,8 +1,9 @@
-"""What holds for every test: seeds, hypothesis' settings, and the skip where nothing can be compiled."""
+"""For every test: seeds, hypothesis' settings, the sampling of long matrices, the skip without a C++ compiler."""
 
 import os
 import random
 import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -13,6 +14,8 @@ from hypothesis import settings
 settings.register_profile("adcorre", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("adcorre")
 
+SAMPLE = "ADCORRE_SAMPLE"
+
 
 def can_compile() -> bool:
     """Whether Inductor can build C++: it needs a compiler and Python's headers, which a bare machine has not."""
@@ -21,11 +24,50 @@ def can_compile() -> bool:
     return any(name and shutil.which(name) for name in compilers) and headers.exists()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def seed_of_commit() -> int:
+    """A number that changes with the commit; 0 outside of a repository."""
+    try:
+        command = ["git", "rev-parse", "--short=7", "HEAD"]
+        commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False).stdout
+    except OSError:
+        commit = ""
+    return int(commit.strip()[:7] or "0", 16)
+
+
+def pytest_configure() -> None:
+    """Set one number for all of this run's processes. A GPU is fast enough for every case."""
+    os.environ.setdefault(SAMPLE, "all" if "ADCORRE_DEVICE" in os.environ else str(seed_of_commit()))
+
+
+def pytest_report_header() -> str:
+    return f"{SAMPLE}={os.environ[SAMPLE]} selects the cases of tests marked sample; {SAMPLE}=all runs every case"
+
+
+def left_out(items: list[pytest.Item], seed: int) -> list[pytest.Item]:
+    """Of a test marked sample(m), shuffle the cases and leave out all but each m-th, starting at `seed`."""
+    tests: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sample"):
+            tests.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    cases = []
+    for test, own in tests.items():
+        [m] = own[0].get_closest_marker("sample").args  # type: ignore[union-attr]
+        random.Random(test).shuffle(own)  # in order, m could divide the number of dtypes and select one of them alone
+        cases += [item for place, item in enumerate(own) if (place - seed) % m]
+    return cases
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not can_compile():
         for item in items:
             if item.get_closest_marker("compiles"):
                 item.add_marker(pytest.mark.skip(reason="no C++ compiler, or no Python.h"))
+    names_tests = config.option.keyword or any("::" in argument for argument in config.args)
+    if os.environ[SAMPLE] != "all" and not names_tests:
+        deselected = left_out(items, int(os.environ[SAMPLE]))
+        config.hook.pytest_deselected(items=deselected)
+        names = {item.nodeid for item in deselected}
+        items[:] = [item for item in items if item.nodeid not in names]
 
 
 @pytest.fixture(autouse=True)

@@ -1,23 +1,15 @@
 """`python -m train`: one training run from the command line, or one process of it under torchrun."""
 
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 
-from train.errors import UserError, message_of
+from train.entry import exit_code, leave
 from train.settings import layers, parser, resolve
-
-DISK = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk's quota is used up",
-    errno.EFBIG: "a file is too large",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    rank = os.environ.get("RANK", "0")
-    try:
+    def call() -> int:
         given = vars(parser().parse_args(arguments))
         settings = resolve(given)
         from train.loop import Stopped, run  # after the arguments: --help and their errors do not wait for PyTorch
@@ -25,27 +17,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             run(settings, layers(given))
         except Stopped as stopped:
-            if rank == "0":
+            if os.environ.get("RANK", "0") == "0":
                 print(f"\n{stopped}", file=sys.stderr)
             return 128 + stopped.number
-    except UserError as error:
-        print(f"error{f' (process {rank})' if rank != '0' else ''}: {message_of(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno not in DISK:
-            raise
-        print(f"error: {DISK[error.errno]} ({error}); the last checkpoints are kept, --resume goes on", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted before training began", file=sys.stderr)
-        return 130
-    return 0
+        return 0
+
+    return exit_code(call)
 
 
 if __name__ == "__main__":
     entry: Callable[..., int | None] = main
     if "TORCHELASTIC_RUN_ID" in os.environ:
+        from train.entry import prepare_process
+
+        prepare_process()  # before PyTorch
         from torch.distributed.elastic.multiprocessing.errors import record
 
         entry = record(main)  # torchrun's last words are then the failed process's own traceback
-    sys.exit(entry())
+    leave(entry() or 0)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from train import owned_folder
 from train.ablation.studies import STUDIES
-from train.command import CommandParser, check_at_least, execute, made
+from train.command import CommandParser, at_least, execute, make_folder
+from train.disk import expand
 from train.errors import UserError
 from train.settings import add_settings
 
@@ -24,7 +26,7 @@ def parser() -> CommandParser:
         "it varies. Called again, it goes on where it stopped; processes with other seeds may work in one folder.",
     )
     result.add_argument("studies", metavar="STUDY", nargs="+", choices=[*STUDIES, "table11"], help="what to compare")
-    result.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds: --seed and the next ones")
+    result.add_argument("--seeds", type=at_least(1), default=3, metavar="N", help="seeds: --seed and the next ones")
     result.add_argument("--out", default=OUT, help="folder of runs and tables")
     add_settings(result, but=("out", "overwrite", "resume"))
     return result
@@ -32,26 +34,30 @@ def parser() -> CommandParser:
 
 def run(options: Any) -> None:
     from train.ablation import complexity, runs, tables
+    from train.run_folder import is_run
 
-    check_at_least(options, seeds=1)
     if "WORLD_SIZE" in os.environ:
         raise UserError("ablate runs without torchrun: start a process per GPU, each with seeds of its own")
     given = dict(vars(options))
-    studies, out = dict.fromkeys(given.pop("studies")), Path(given.pop("out")).expanduser()
+    studies, out = dict.fromkeys(given.pop("studies")), expand(given.pop("out"))
     first = given.pop("seed", 0)
     seeds = range(first, first + given.pop("seeds"))
     trained = [name for name in studies if name != "table11"]
     planned = runs.plan(trained, given, out, seeds)
     wanted = runs.in_order(planned, seeds)
+    runs.check_same_data(planned)
     left = [one for one in wanted if not one.failure and not one.result()]
-    made(out)
+    if any(is_run(folder) for folder in out.glob("runs/*/seed-*")):
+        owned_folder.mark(make_folder(out), "ablation")  # of a version without marks
+    else:
+        owned_folder.prepare(out, "ablation", ())
     if wanted:
         print(f"{len(wanted)} runs, {len(left)} of them to train, in {out / 'runs'}", flush=True)
     for number, one in enumerate(left, 1):
         print(f"\n=== run {number} of {len(left)}: {one.folder.parent.name}, seed {one.seed}", flush=True)
         _train(one, out)
+        runs.check_same_data(planned)
         tables.write(out, planned, seeds)
-    runs.check_same_data(planned)
     text = tables.write(out, planned, seeds) if wanted else ""
     if "table11" in studies:
         text += ("\n" if text else "") + complexity.write(out, given)

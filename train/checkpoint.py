@@ -1,6 +1,8 @@
-"""Checkpoints to resume from: RUN/checkpoints/epoch<e>-step<s>-<SHA-256's beginning>.pt, the newest two."""
+"""Checkpoints to resume from: RUN/checkpoints/epoch<e>-step<s>-<SHA-256's beginning>.pt, the newest two.
 
-import errno
+Files of other names in there are the user's: they are neither read nor deleted.
+"""
+
 import hashlib
 import os
 import random
@@ -10,18 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from train.disk import sync_folder, write_error
 from train.errors import UserError
 
 FORMAT = 1
 KEPT = 2
+FOLDER, PARTIAL = "checkpoints", "checkpoint.partial"
+NAME = f"epoch{'[0-9]' * 5}-step{'[0-9]' * 9}-{'[0-9a-f]' * 16}.pt"
 State = dict[str, Any]
 
 
 def write_checkpoint(run: Path, state: State) -> Path:
-    """Write it and only then delete what is older than the one before. Raises OSError, with no trace left."""
-    folder = run / "checkpoints"
+    """Write it and only then delete the checkpoints older than the one before. Raises OSError, with no trace left."""
+    folder = run / FOLDER
     folder.mkdir(exist_ok=True)
-    partial = folder / f"{os.getpid()}.partial"
+    partial = folder / PARTIAL
     try:
         with partial.open("w+b") as file:
             try:
@@ -39,23 +44,10 @@ def write_checkpoint(run: Path, state: State) -> Path:
         raise
     sync_folder(folder)
     before = [other for other in checkpoints(run) if _place(other) < _place(path)]
-    for other in folder.iterdir():  # killed half written, or from after a checkpoint that was gone back to
+    for other in checkpoints(run):  # older, or later than a checkpoint that the run has gone back to
         if other != path and other not in before[: KEPT - 1]:
             other.unlink()
     return path
-
-
-def write_error(error: BaseException) -> OSError:
-    """The failed write behind what a library made of it."""
-    behind: BaseException | None = error
-    while behind is not None:
-        if isinstance(behind, OSError):
-            return behind
-        behind = behind.__cause__ or behind.__context__
-    number = next(
-        (number for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if os.strerror(number) in str(error)), 0
-    )
-    return OSError(number, str(error))
 
 
 def _place(path: Path) -> str:
@@ -64,7 +56,7 @@ def _place(path: Path) -> str:
 
 def checkpoints(run: Path) -> list[Path]:
     """Newest first."""
-    return sorted((run / "checkpoints").glob("epoch*-step*-*.pt"), reverse=True)
+    return sorted((path for path in (run / FOLDER).glob(NAME) if path.is_file()), reverse=True)
 
 
 def read_checkpoint(run: Path) -> State:
@@ -109,12 +101,3 @@ def restore_random(state: State, device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def sync_folder(folder: Path) -> None:
-    """What was renamed in it is on disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

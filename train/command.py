@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train.errors import UserError, message_of
-from train.settings import Parser
+from train.entry import Parser, exit_code
+from train.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-
-    from train.data import Splits
 
 
 class _ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -30,8 +26,6 @@ class _ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class CommandParser(Parser):
-    """An option that does not exist is what is wrong with a command line, before anything that is missing."""
-
     def __init__(self, name: str, description: str) -> None:
         super().__init__(
             prog=f"python -m train.{name}",
@@ -41,16 +35,15 @@ class CommandParser(Parser):
         )
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        words = sys.argv[1:] if arguments is None else list(arguments)
-        options = {name for action in self._actions for name in action.option_strings}
-        for word in words:
-            if word.startswith("--") and word.split("=")[0] not in options:
-                self.error(f"unrecognized argument {word}")
-        return self.parse_args(words)
+        return self.parse_args(arguments)
 
 
 def add_seed_and_device(parser: argparse.ArgumentParser, seeds: str) -> None:
-    parser.add_argument("--seed", type=int, default=0, help=f"seed of {seeds}")
+    parser.add_argument("--seed", type=at_least(0), default=0, help=f"seed of {seeds}")
+    add_device(parser)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run; auto = a GPU if there is one"
     )
@@ -61,29 +54,21 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", help="dataset to look at (default: the run's)")
     parser.add_argument("--protocol", help="its protocol, as of python -m train (default: the run's)")
     parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="which part of it")
-    parser.add_argument("--limit", type=int, help="at most so many images of it; 0: all (default: the run's)")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
+    parser.add_argument("--limit", type=at_least(0), help="at most so many images of it; 0: all (default: the run's)")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="images per forward pass")
+    parser.add_argument("--workers", type=at_least(0), default=0, help="processes that load images")
 
 
-def check_at_least(options: Any, **least: int) -> None:
-    """UserError for an option that is below its least value."""
-    for name, value in least.items():
-        given = getattr(options, name)
-        if given is not None and given < value:
-            raise UserError(f"--{name.replace('_', '-')} {given}: expected at least {value}")
+def at_least(least: int, number: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """The type of an option that is a number of at least `least`."""
 
+    def parse(text: str) -> Any:
+        if not (value := number(text)) >= least:
+            raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")
+        return value
 
-def exit_code(call: Callable[[], int]) -> int:
-    """What `call` returns; 2 and one message for a user's error."""
-    try:
-        return call()
-    except UserError as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+    parse.__name__ = number.__name__  # which argparse names where the text is no number
+    return parse
 
 
 def execute(parser: CommandParser, command: Callable[[Any], Any], arguments: Sequence[str] | None = None) -> int:
@@ -103,8 +88,7 @@ def device_of(name: str) -> torch.device:
     return ALONE.device(name)
 
 
-def made(folder: Path) -> Path:
-    """The folder, which is there afterwards."""
+def make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -122,31 +106,3 @@ def run_settings(path: Path) -> dict[str, Any]:
             except ValueError as error:
                 raise UserError(f"{file}: cannot read the settings: {error}") from error
     return {}
-
-
-def data_of(run: Path, options: Any, class_names: tuple[str, ...], image_size: int) -> Splits:
-    """The run's data, or what --data, --protocol and --limit say in their place; drawn with the run's seed.
-
-    Raises UserError where nothing says which, or the classes are not those that the model tells apart.
-    """
-    from train.data import Request, load_data
-
-    stored = run_settings(run).get("settings", {})
-    values = dict(stored.get("data", {}))
-    data = options.data or values.get("data")
-    if not data:
-        raise UserError(f"{run}: no settings.json says what it was trained on; give --data")
-    values |= {"image_size": image_size, "seed": stored.get("run", {}).get("seed", 0)}
-    for name in ("protocol", "limit"):
-        if getattr(options, name) is not None:
-            values[name] = getattr(options, name)
-        elif options.data:
-            values.pop(name, None)  # another dataset's
-    names = {field.name for field in dataclasses.fields(Request)}
-    splits = load_data(data, Request(**{name: value for name, value in values.items() if name in names}))
-    if splits.test.class_names != class_names:
-        raise UserError(
-            f"--data {data} has the classes {', '.join(splits.test.class_names)}; "
-            f"the model was trained on {', '.join(class_names)}"
-        )
-    return splits

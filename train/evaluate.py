@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.command import CommandParser, add_data, add_seed_and_device, execute
+from train.command import CommandParser, add_data, add_seed_and_device, at_least, execute
 
 
 def parser() -> CommandParser:
@@ -18,9 +18,9 @@ def parser() -> CommandParser:
     result.add_argument("run", metavar="RUN", type=Path, help="run folder, or a checkpoint folder in it")
     add_data(result)
     result.add_argument("--flip", action="store_true", help="average the probabilities with the mirror image's")
-    result.add_argument("--resamples", type=int, default=1000, help="of the bootstrap")
-    result.add_argument("--tsne", type=int, default=1000, metavar="N", help="samples of the t-SNE picture; 0: none")
-    result.add_argument("--samples", type=int, default=4, metavar="N", help="faces right and wrong a class; 0: none")
+    result.add_argument("--resamples", type=at_least(1), default=1000, help="of the bootstrap")
+    result.add_argument("--tsne", type=at_least(0), default=1000, metavar="N", help="samples of the t-SNE; 0: none")
+    result.add_argument("--samples", type=at_least(0), default=4, metavar="N", help="faces right and wrong; 0: none")
     result.add_argument("--out", type=Path, help="folder of what comes out (default: RUN/evaluation-SPLIT)")
     add_seed_and_device(result, "the bootstrap, t-SNE and the samples shown")
     return result
@@ -29,7 +29,7 @@ def parser() -> CommandParser:
 def run(options: Any) -> None:
     from train.analysis.evaluation_folder import evaluate_run
 
-    evaluate_run(options)
+    evaluate_run(**vars(options))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.command import CommandParser, add_seed_and_device, execute
+from train.command import CommandParser, add_seed_and_device, at_least, execute
 
 
 def parser() -> CommandParser:
@@ -18,7 +18,7 @@ def parser() -> CommandParser:
     result.add_argument("run", metavar="RUN", type=Path, help="run folder, or a checkpoint folder in it")
     result.add_argument("out", metavar="DIR", type=Path, help="folder to write, new or empty")
     result.add_argument("--to", required=True, choices=("onnx", "torch_export", "hub"), help="format (required)")
-    result.add_argument("--opset", type=int, default=18, help="ONNX opset")
+    result.add_argument("--opset", type=at_least(1), default=18, help="ONNX opset")
     add_seed_and_device(result, "the images that the exported model is checked on")
     return result
 
@@ -26,7 +26,7 @@ def parser() -> CommandParser:
 def run(options: Any) -> None:
     from train.analysis.exported import export
 
-    export(options)
+    export(**vars(options))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

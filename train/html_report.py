@@ -1,4 +1,4 @@
-"""`python -m train.html_report RUN`: one self-contained HTML file about a run."""
+"""`python -m train.html_report RUN ...`: one self-contained HTML file about a run, or several side by side."""
 
 import sys
 from collections.abc import Sequence
@@ -11,12 +11,13 @@ from train.command import CommandParser, add_seed_and_device, execute
 def parser() -> CommandParser:
     result = CommandParser(
         "html_report",
-        "Write RUN/report.html: curves of the loss's parts, class weights, confusion matrix, correlations, t-SNE and "
-        "settings, in one file without a script or anything from a network. What it shows of test images comes from "
-        "RUN/evaluation-test, made first, as python -m train.evaluate does, if there is none of the best checkpoint.",
+        "Write one HTML file about a run: curves of the loss's parts, class weights, confusion matrix, correlations, "
+        "t-SNE and settings, without a script or anything from a network. Several runs are compared side by side. What "
+        "it shows of test images comes from RUN/evaluation-test; if that is not of the best checkpoint, the run is "
+        "evaluated first, as by python -m train.evaluate.",
     )
-    result.add_argument("run", metavar="RUN", type=Path, help="run folder")
-    result.add_argument("--out", type=Path, help="file to write (default: RUN/report.html)")
+    result.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folder")
+    result.add_argument("--out", type=Path, help="file to write (default: report.html in RUN, or beside several runs)")
     result.add_argument("--data", help="dataset to evaluate on (default: the run's)")
     result.add_argument("--no-evaluate", action="store_true", help="leave out what needs an evaluation; reads no data")
     result.add_argument("--samples", action="store_true", help="show faces of the data, predicted right and wrong")
@@ -27,7 +28,8 @@ def parser() -> CommandParser:
 def run(options: Any) -> None:
     from train.analysis.html import write_report
 
-    write_report(options)
+    values = vars(options)
+    write_report(evaluate=not values.pop("no_evaluate"), **values)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from train.command import run_settings
+from train.data.decode import to_rgb
 from train.model import build_model
 from train.run_folder import Trained
 from train.settings import ModelSettings
@@ -61,9 +62,9 @@ class HubClassifier(nn.Module, PyTorchModelHubMixin):
 
     @torch.inference_mode()
     def predict(self, image: Image.Image) -> dict[str, float]:
-        """The probability of each class, of one picture of a face; in eval mode."""
+        """The probability of each class, of one picture of a face, as `Image.open` gives it; in eval mode."""
         device = next(self.parameters()).device
-        images = self.preprocessing.evaluation()(image.convert("RGB"))[None].to(device)
+        images = self.preprocessing.evaluation()(to_rgb(image))[None].to(device)
         return dict(zip(self.class_names, self(images)[0][0].double().softmax(0).tolist(), strict=True))
 
 

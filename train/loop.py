@@ -17,14 +17,25 @@ from train.checkpoint import State, random_state, restore_random, write_checkpoi
 from train.data import Request, Splits, load_data
 from train.data.decoded import uniform_side
 from train.data.loading import evaluation_batches, train_batches
+from train.entry import explain
 from train.errors import Diverged, UserError
 from train.evaluation import evaluate
 from train.model import build_model
 from train.objective import build_objective, check_objective
-from train.optimization import build_optimizer, learning_rate
+from train.optimization import build_optimizer, learning_rate, warmup_notes
 from train.ranks import Ranks, quiet
 from train.report import Totals, check_finite, log_epoch, log_steps, progress
-from train.resume import check_same_data, conditions, describe_data, differences, find_run, go_on
+from train.resume import (
+    check_same_data,
+    conditions,
+    describe_data,
+    differences,
+    find_run,
+    go_on,
+    has_ended,
+    origin,
+    what_is_left,
+)
 from train.run_folder import RunFolder, free_folder, load_trained
 from train.settings import Settings, describe
 from train.speed import DTYPES, algorithms, choose, keep_freed_memory, settle
@@ -48,8 +59,16 @@ def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
         with ranks.joined(device), algorithms(settings.speed.deterministic, device):
             if len(set(ranks.gathered(state and (state["epoch"], state["step"])))) > 1:
                 raise UserError("the processes see different checkpoints: the run folder has to be on a shared disk")
+            if settings.speed.threads:
+                torch.set_num_threads(settings.speed.threads)
             with Watch(ranks, settings.run.checkpoint_minutes) as watch:
-                Run(settings, ranks, device, state, watch).train()
+                trained = Run(settings, ranks, device, state, watch)
+                try:
+                    trained.train()
+                except (OSError, RuntimeError) as error:
+                    if message := explain(error):
+                        raise UserError(f"{message}; {what_is_left(Path(settings.run.out))}") from error
+                    raise
 
 
 class Run:
@@ -124,6 +143,8 @@ class Run:
         measured = f" (images/s measured, forward and backward: {', '.join(map(str, trials))})" if trials else ""
         print(f"{speed.amp if speed.amp != 'none' else 'float32'}, {layout}{measured}", end="")
         print("; freed memory is kept" if kept else "", flush=True)
+        for note in warmup_notes(settings, len(self.steps)):
+            print(note, flush=True)
         if ranks.world > 1:
             print(f"{ranks.world} processes: {self.steps.sampler.sizes[0]:,} images a step", flush=True)
         if not ranks.first:
@@ -142,6 +163,7 @@ class Run:
             "data": self.data,
             "versions": self.conditions,
             "processes": self.ranks.world,
+            "started": origin(),
         }
         return RunFolder.again(out, about, state["logs"]) if state else RunFolder(out, about)
 
@@ -152,8 +174,7 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        epochs, patience = self.settings.optimizer.epochs, self.settings.optimizer.patience
-        return self.epoch > epochs or 0 < patience <= self.epoch - 1 - self.best_epoch
+        return has_ended(self.settings, self.epoch, self.best_epoch)
 
     def train(self) -> None:
         epochs, patience = self.settings.optimizer.epochs, self.settings.optimizer.patience
@@ -161,6 +182,7 @@ class Run:
         if self.ranks.first_ones(self.ended and results.exists()):
             print(f"this run has ended: {results}")
             return
+        self.watch.training = True
         while not self.ended:
             try:
                 self.one_epoch()
@@ -283,7 +305,7 @@ class Run:
         if not self.totals.finite() or not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise Diverged(
                 f"the loss or a weight is no longer finite (epoch {self.epoch}, step {self.step}): no checkpoint was "
-                f"written; the one before is kept in {self.folder.path}. A lower --lr or --lambd, or --clip, may help"
+                f"written; {what_is_left(self.folder.path)}. A lower --lr or --lambd, or --clip, may help"
             )
         state = {
             "settings": self.settings.as_dict(),
@@ -321,7 +343,8 @@ class Run:
         print(f"going on in epoch {self.epoch}, after step {self.step}", flush=True)
         if note := differences(state["conditions"], self.conditions):
             print(note, flush=True)
-        restore_random(state["random"][self.ranks.rank], self.device)
+        if state["processes"] == self.ranks.world:  # else nothing is drawn any more
+            restore_random(state["random"][self.ranks.rank], self.device)
 
 
 def load(settings: Settings) -> Splits:

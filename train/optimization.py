@@ -6,7 +6,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from train.settings import OptimizerSettings
+from train.settings import OptimizerSettings, Settings
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
@@ -33,3 +33,23 @@ def learning_rate(settings: OptimizerSettings, step: int, steps_per_epoch: int) 
         return settings.lr / (1 + settings.lr_decay * step)
     through = (step - warmup) / max(1, settings.epochs * steps_per_epoch - warmup)
     return settings.lr * (1 + math.cos(math.pi * min(1.0, through))) / 2
+
+
+def warmup_notes(settings: Settings, steps_per_epoch: int) -> list[str]:
+    """What to say about warm-ups that the run does not live to see the end of."""
+    steps = settings.optimizer.epochs * steps_per_epoch
+    rate = learning_rate(settings.optimizer, steps - 1, steps_per_epoch)
+    lambd = settings.loss.lambd_at(steps - 1)
+    notes = []
+    if round(settings.optimizer.warmup_epochs * steps_per_epoch) > steps:
+        notes.append(
+            f"note: --warmup-epochs {settings.optimizer.warmup_epochs:g} is longer than the run of "
+            f"{settings.optimizer.epochs} epochs: the learning rate ends at {rate:.3g}, below --lr "
+            f"{settings.optimizer.lr:g}"
+        )
+    if settings.loss.lambd and settings.loss.lambd_warmup >= steps:
+        notes.append(
+            f"note: --lambd-warmup {settings.loss.lambd_warmup:,} is longer than the run of {steps:,} steps: λ ends at "
+            f"{lambd:.3g}, below --lambd {settings.loss.lambd:g}"
+        )
+    return notes

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.command import CommandParser, add_seed_and_device, execute
+from train.command import CommandParser, add_device, at_least, execute
 
 
 def parser() -> CommandParser:
@@ -17,20 +17,22 @@ def parser() -> CommandParser:
     )
     result.add_argument("run", metavar="RUN", type=Path, help="run folder, or a checkpoint folder in it")
     result.add_argument("images", metavar="IMAGES", type=Path, nargs="+", help="pictures, or folders of them")
-    result.add_argument("--out", type=Path, default=Path("predictions"), help="folder of what comes out")
+    result.add_argument(
+        "--out", type=Path, default=Path("predictions"), help="folder to write, new, empty or an earlier one's"
+    )
     result.add_argument(
         "--pictures", action=argparse.BooleanOptionalAction, default=True, help="write annotated pictures too"
     )
     result.add_argument("--flip", action="store_true", help="average the probabilities with the mirror image's")
-    result.add_argument("--batch-size", type=int, default=32, help="pictures per forward pass")
-    add_seed_and_device(result, "nothing yet: predictions draw no random numbers")
+    result.add_argument("--batch-size", type=at_least(1), default=32, help="pictures per forward pass")
+    add_device(result)
     return result
 
 
 def run(options: Any) -> None:
     from train.analysis.prediction import predict
 
-    predict(options)
+    predict(**vars(options))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from adcorre import AdCorreLoss, AdCorreOutput
 from train.data.loading import TrainSteps
 from train.errors import Diverged
 from train.evaluation import Evaluation
+from train.resume import what_is_left
 from train.run_folder import RunFolder
 from train.settings import Settings
 
@@ -97,7 +99,7 @@ def check_finite(figures: dict[str, float], epoch: int, step: int, settings: Set
         shown = ", ".join(f"{key} {figures[key]:.4g}" for key in ("ce", "fd", "md", "ed"))
         raise Diverged(
             f"the loss is no longer finite (epoch {epoch}, within the last steps up to {step}: {shown}). "
-            f"A lower --lr or --lambd, or --clip, may help; the checkpoints before it are kept in {settings.run.out}"
+            f"A lower --lr or --lambd, or --clip, may help; {what_is_left(Path(settings.run.out))}"
         )
 
 

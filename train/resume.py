@@ -2,7 +2,11 @@
 
 import copy
 import platform
+import shlex
+import subprocess
+import sys
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +17,34 @@ import torchvision
 import adcorre
 from train.checkpoint import State, checkpoints, read_checkpoint
 from train.data import Splits
+from train.disk import expand
 from train.errors import UserError
 from train.ranks import Ranks
+from train.run_folder import is_run
 from train.settings import Settings, flag
 
 # What the weights do not depend on. The data are known by their fingerprints, wherever they lie.
-FREE = {"data", "cache", "workers", "device", "recipe", "out", "overwrite", "resume"}
+FREE = {"data", "cache", "workers", "device", "recipe", "out", "overwrite", "resume", "threads"}
 FREE |= {"checkpoint_every", "checkpoint_minutes", "log_every"}
 
 
 def find_run(settings: Settings) -> Path | None:
     """The run folder to go on in; None where `--resume auto` begins a run."""
     if settings.run.resume != "auto":
-        path = Path(settings.run.resume).expanduser()
-        if settings.run.out and Path(settings.run.out).expanduser().absolute() != path.absolute():
+        path = expand(settings.run.resume)
+        if settings.run.out and expand(settings.run.out).absolute() != path.absolute():
             raise UserError(f"--resume {path} goes on in that folder; --out {settings.run.out} is another")
         return path
     if not settings.run.out:
         raise UserError("--resume auto: say by --out in which folder")
-    path = Path(settings.run.out).expanduser()
+    path = expand(settings.run.out)
     if checkpoints(path):
         return path
+    if not is_run(path):
+        return None
     if any((path / name).exists() for name in ("last", "results.json")):
         raise UserError(f"--resume auto: {path} holds a run without a checkpoint to go on from; choose another --out")
-    settings.run.overwrite |= (path / "settings.json").is_file()  # it ended before its first checkpoint
+    settings.run.overwrite = True  # it ended before its first checkpoint
     return None
 
 
@@ -46,8 +54,6 @@ def go_on(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Settings,
     Raises UserError naming whatever was chosen otherwise than the run has it.
     """
     state = read_checkpoint(run)
-    if state["processes"] != ranks.world:
-        raise UserError(f"{run} was trained by {state['processes']} processes, this is {ranks.world}: start as many")
     settings = Settings.of(copy.deepcopy(state["settings"]))
     groups = [vars(group) for group in vars(settings).values()]
     refused = []
@@ -59,8 +65,37 @@ def go_on(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Settings,
             refused.append(f"{flag(name)} {_text(group[name])}, not {_text(value)}")
     if refused:
         raise UserError(f"--resume {run}: the run has {'; '.join(refused)}. A run goes on as it began")
+    _check_processes(run, settings, state, ranks)
     settings.run.out, settings.run.resume = str(run), str(run)
     return settings, state
+
+
+def _check_processes(run: Path, settings: Settings, state: State, ranks: Ranks) -> None:
+    """What is left of a run has to be the same on this number of processes: the test of the best model is, a step not.
+
+    UserError, with the reason, where a step is left.
+    """
+    before = state["processes"]
+    left = state["done"] or not has_ended(settings, state["epoch"], state["best"][0])
+    if before != ranks.world and left:
+        images = settings.data.batch_size * settings.data.virtual_batch
+        raise UserError(
+            f"{run} was trained by {before} processes, this is {ranks.world}: start as many. A step would be of "
+            f"{images * ranks.world:,} images, not {images * before:,}, and BatchNorm's batches and dropout's random "
+            "numbers are each process's own"
+        )
+
+
+def has_ended(settings: Settings, epoch: int, best_epoch: int) -> bool:
+    """Whether a run whose next epoch is `epoch` has no step left."""
+    epochs, patience = settings.optimizer.epochs, settings.optimizer.patience
+    return epoch > epochs or 0 < patience <= epoch - 1 - best_epoch
+
+
+def what_is_left(run: Path) -> str:
+    """What a run that ends by an error leaves to go on from."""
+    newest = next(iter(checkpoints(run)), None)
+    return f"the checkpoint {newest.name} is kept in {run}" if newest else "no checkpoint was written before it"
 
 
 def _may_end_later(settings: Settings, state: State, epochs: int) -> bool:
@@ -98,6 +133,17 @@ def conditions(device: torch.device) -> dict[str, Any]:
     """What the last bits of a run depend on beside its settings."""
     versions = {package.__name__: str(package.__version__) for package in (adcorre, torch, torchvision, timm)}
     return {"device": device.type, "threads": torch.get_num_threads(), "python": platform.python_version(), **versions}
+
+
+def origin() -> dict[str, str]:
+    """When, how and at which commit of this checkout a run was started."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git
+        commit = ""
+    date = datetime.now().strftime("%Y-%m-%d %H:%M")
+    return {"date": date, "command": shlex.join(["python", *sys.orig_argv[1:]]), "commit": commit}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -6,12 +6,14 @@ validation/                 per-class figures and confusion matrix after each ep
 last/, best/                the model for use: model.safetensors, model.json
 checkpoints/                the whole state of the run, to resume it
 results.json, test-*        the best checkpoint on the validation and test splits
+.adcorre.json               the mark by which a run folder is known
+
+Files of other names are the user's, wherever they lie: nothing deletes them.
 """
 
 import csv
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,7 +25,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from train.checkpoint import sync_folder, write_error
+from train import checkpoint, owned_folder
+from train.disk import expand, lock, sync, sync_folder, write_error, write_json
 from train.errors import UserError
 from train.evaluation import Evaluation
 from train.model import FaceClassifier, build_model
@@ -31,8 +34,19 @@ from train.settings import ModelSettings
 from train.transforms import Preprocessing
 
 FORMAT = 1
+KIND = "run"
 LOCK = ".lock"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+MODEL_FILES = (WEIGHTS, DESCRIPTION, f"{DESCRIPTION}.partial")
+EVENTS = "tensorboard/events.out.tfevents.*"
+# What a run writes, as patterns: what is deleted where it is replaced.
+OUTPUTS = (
+    *("settings.json", "settings.json.partial", "results.json", "results.json.partial", "steps.csv", "epochs.csv"),
+    *("test-confusion.csv", "test-confusion.png", "test-per-class.csv", "failed.txt", EVENTS),
+    *(f"validation/epoch-{'[0-9]' * 3}{end}" for end in ("-confusion.csv", "-confusion.png", "-per-class.csv")),
+    *(f"{name}{end}/{file}" for name in ("last", "best") for end in ("", ".partial", ".old") for file in MODEL_FILES),
+    *(f"{checkpoint.FOLDER}/{name}" for name in (checkpoint.NAME, checkpoint.PARTIAL)),
+)
 LOGS = {"steps": "step", "epochs": "epoch"}  # and the column that TensorBoard plots them over
 
 
@@ -46,20 +60,35 @@ class Trained:
     description: dict[str, Any]
 
 
+def is_run(path: Path) -> bool:
+    """Whether a run lies in the folder: by its mark, or, of a run before there were marks, by all that it has written.
+
+    Those before have settings.json as this program writes it, and a checkpoint or a model.
+    """
+    if owned_folder.is_owned(path, KIND):
+        return True
+    try:
+        about = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+        ours = about["settings"].keys() >= {"data", "model", "loss", "run"} and {"data", "versions"} <= about.keys()
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        return False
+    return ours and bool(checkpoint.checkpoints(path) or (path / "last" / DESCRIPTION).is_file())
+
+
 def free_folder(out: str, overwrite: bool) -> Path:
     """The run folder's path. Raises UserError where something is there already that may not be replaced."""
-    path = Path(out).expanduser() if out else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
-    if path.exists() and not path.is_dir():
+    path = expand(out) if out else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
+    if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"--out {path}: there is a file of that name")
-    if path.is_dir() and any(entry.name != LOCK and entry.suffix != ".partial" for entry in path.iterdir()):
-        if not overwrite:
-            raise UserError(
-                f"--out {path} is not empty: choose another folder, or replace an earlier run by --overwrite"
-            )
-        if not (path / "settings.json").is_file():
-            raise UserError(
-                f"--out {path} is not empty and holds no run (no settings.json): --overwrite leaves it alone"
-            )
+    if owned_folder.is_free(path, (LOCK, "settings.json.partial")):
+        return path
+    if not is_run(path):
+        raise UserError(
+            f"--out {path} is not empty and holds no run (no mark {owned_folder.MARK}), so nothing in it was touched: "
+            "choose a new or an empty folder"
+        )
+    if not overwrite:
+        raise UserError(f"--out {path} is not empty: choose another folder, or replace the run in it by --overwrite")
     return path
 
 
@@ -67,16 +96,17 @@ class RunFolder:
     """A run folder that this process alone writes to."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Make the folder at `path` empty, but for settings.json. Call `free_folder` first."""
+        """Make the folder at `path`, without the files of an earlier run. Call `free_folder` first."""
         try:
             path.mkdir(parents=True, exist_ok=True)
             self.path = path
-            self._take()
-            if (path / "settings.json").exists():
-                _empty(path, but=(LOCK, "settings.json"))  # which is what makes it a run folder, whenever this ends
+            self._lock_folder()
+            if is_run(path):
+                owned_folder.clear(path, OUTPUTS)
+            owned_folder.mark(path, KIND)
             write_json(path / "settings.json", settings)
         except OSError as error:
-            raise UserError(f"--out {path}: cannot make the folder: {error}") from error
+            raise UserError(f"--out {path}: cannot write the folder: {error}") from error
         self._open()
 
     @classmethod
@@ -84,7 +114,13 @@ class RunFolder:
         """The folder of a run that goes on from a checkpoint: its logs cut back to the lengths of then, in bytes."""
         self = cls.__new__(cls)
         self.path = path
-        self._take()
+        if not is_run(path) and (path / "settings.json").exists():
+            raise UserError(
+                f"--resume {path}: settings.json there is of no run, so nothing was touched: "
+                f"resume in a folder that has {checkpoint.FOLDER}/ alone"
+            )
+        self._lock_folder()
+        owned_folder.mark(path, KIND)
         for name, length in lengths.items():
             file = path / f"{name}.csv"
             there = file.stat().st_size if file.exists() else 0
@@ -92,7 +128,9 @@ class RunFolder:
                 print(f"{file} is shorter than it was at the checkpoint: some of its rows are lost", flush=True)
             elif there:
                 os.truncate(file, length)
-        write_json(path / "settings.json", settings)
+        file = path / "settings.json"
+        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        write_json(file, {**settings, "started": before.get("started", settings["started"])})
         self._open()
         return self
 
@@ -101,7 +139,7 @@ class RunFolder:
         from torch.utils.tensorboard import SummaryWriter  # here: it takes long to import
 
         (self.path / "validation").mkdir(exist_ok=True)
-        shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+        owned_folder.clear(self.path, (EVENTS,))
         self._board = SummaryWriter(self.path / "tensorboard")
         for name, over in LOGS.items():
             file = self.path / f"{name}.csv"
@@ -113,16 +151,11 @@ class RunFolder:
                         self._plot(name, int(row[over]), {key: float(value) for key, value in row.items()})
         self._board.flush()
 
-    def _take(self) -> None:
+    def _lock_folder(self) -> None:
         """A lock that ends with the process, and that its children do not inherit."""
-        self._lock = (self.path / LOCK).open("w")
         try:
-            import fcntl
-        except ImportError:  # Windows
-            return
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            self._lock = lock(self.path, LOCK)
+        except BlockingIOError as error:
             raise UserError(f"{self.path}: another process is training in this folder") from error
 
     def log(self, name: str, step: int, figures: Mapping[str, float | int]) -> None:
@@ -147,7 +180,7 @@ class RunFolder:
         for name in LOGS:
             file = self.path / f"{name}.csv"
             if file.exists():
-                _sync(file)
+                sync(file)
             result[name] = file.stat().st_size if file.exists() else 0
         return result
 
@@ -160,24 +193,27 @@ class RunFolder:
         write_json(self.path / "results.json", results)
 
     def save(self, name: str, model: nn.Module, description: Mapping[str, Any]) -> None:
-        """Write the model `name`, replacing an earlier one only once all of it is on disk."""
+        """Write the model `name`, replacing an earlier one only once all of it is on disk.
+
+        What else lies in its folder, an evaluation say, stays there.
+        """
         partial, target, old = (self.path / f"{name}{end}" for end in (".partial", "", ".old"))
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        weights = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        owned_folder.clear(self.path, (f"{partial.name}/{file}" for file in MODEL_FILES))
+        partial.mkdir(exist_ok=True)
         try:
-            save_file(weights, partial / WEIGHTS, metadata={"format": "pt"})
+            save_file(_weights(model), partial / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:
             raise write_error(error) from error
         write_json(partial / DESCRIPTION, {"format": FORMAT, **description})
-        for file in partial.iterdir():
-            _sync(file)
-        shutil.rmtree(old, ignore_errors=True)
+        sync(partial / WEIGHTS)
+        if old.is_dir():  # killed between the two renames, or before the end
+            _move_rest(old, target if target.is_dir() else partial)
         if target.exists():
             target.rename(old)
         partial.rename(target)
         sync_folder(self.path)
-        shutil.rmtree(old, ignore_errors=True)
+        if old.is_dir():
+            _move_rest(old, target)
 
     def saved_epoch(self, name: str) -> int:
         """The epoch of the model of that name; 0 if there is none."""
@@ -224,25 +260,26 @@ def load_trained(path: Path, device: torch.device | str = "cpu", name: str = "be
     return Trained(model.eval().to(device), class_names, preprocessing, description)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Atomically, and strictly JSON (a NaN is an error)."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
-    _sync(partial)
-    os.replace(partial, path)
+def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The model's tensors on the CPU, each with memory of its own: safetensors stores none that share it."""
+    result, seen = {}, set()
+    for key, value in model.state_dict().items():
+        tensor = value.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        result[key] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return result
 
 
-def _empty(folder: Path, but: tuple[str, ...]) -> None:
-    for entry in folder.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        elif entry.name not in but:
-            entry.unlink()
-
-
-def _sync(file: Path) -> None:
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
+def _move_rest(old: Path, target: Path) -> None:
+    """Delete the model in the folder `old` and move what is the user's to `target`."""
+    owned_folder.clear(old, MODEL_FILES)
+    for entry in old.iterdir():
+        place = target / entry.name
+        while os.path.lexists(place):
+            place = place.with_name(f"{place.name}.old")
+        entry.rename(place)
+    owned_folder.remove_if_empty(old)
 
 
 def _write_evaluation(stem: Path, evaluation: Evaluation, title: str) -> None:

@@ -6,12 +6,12 @@ what the user gave. A run that is resumed has those it began with.
 
 import argparse
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
+from train.entry import Parser, nearest
 from train.errors import UserError
 from train.recipe import names as recipe_names
 from train.recipe import read_recipe
@@ -215,6 +215,7 @@ class SpeedSettings:
         "auto", "memory layout; auto = whichever is faster, measured", choices=("auto", "yes", "no")
     )
     compile: bool = option(False, "torch.compile the model")
+    threads: int = option(0, "CPU threads of each process (0: PyTorch's number, one per core)", low=0, high=4096)
     deterministic: bool = option(False, "PyTorch's deterministic algorithms only; auto is then none and no")
 
 
@@ -277,8 +278,7 @@ def recipe_values(name: str) -> dict[str, Any]:
     values = {}
     for key, value in read_recipe(name).items():
         if key not in fields:
-            close = difflib.get_close_matches(str(key), fields, n=1)
-            raise UserError(f"--recipe {name}: no setting is called {key!r}" + (f"; {close[0]}?" if close else ""))
+            raise UserError(f"--recipe {name}: no setting is called {key!r}{nearest(str(key), list(fields))}")
         try:
             values[key] = _parsed(fields[key], value)
             _check(fields[key], values[key])
@@ -350,11 +350,6 @@ def _help(item: dataclasses.Field[Any]) -> str:
     recipe = f"; {_text(drawn[item.name])} with --data {SYNTHETIC}" if item.name in drawn else ""
     recipe += f"; there are {', '.join(recipe_names())}" if item.name == "recipe" else ""
     return f"{item.metadata['help']} (default: {shown}{recipe})".replace("%", "%%")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def parser() -> Parser:

@@ -22,6 +22,11 @@ from train.settings import SpeedSettings
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STEP_SECONDS, SECONDS = 0.25, 4.0  # a measured step takes about this long, the measurement at most about that
 GAIN = 1.05  # what is not the plain setting has to be faster by this factor
+SHARE = 0.75  # of a processor that the measuring thread has where nothing else computes: 0.95 and more
+
+
+class Busy(Exception):
+    """Something else computes on this machine: what is measured now is not worth keeping."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +46,33 @@ def choose(
     """Forward and backward passes in each of the settings that "auto" leaves open; the one to take comes first.
 
     Where nothing is open the list is empty. The answer is kept in the user's cache, so that the next run of this model
-    on this machine is trained alike.
+    on this machine is trained alike, unless the machine is busy with something else, which is said.
     """
     if settings.deterministic or "auto" not in (settings.amp, settings.channels_last):
         return []
     machine = (platform.node(), torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     asked = (image_size, batch_size, settings.amp, settings.channels_last)
-    key = digest("1", repr(model), *map(str, (*machine, card, *asked)))
+    key = digest("2", repr(model), *map(str, (*machine, card, *asked)))
     found: list[Trial] = []
 
     def make(folder: Path) -> None:
+        began, cpu = time.perf_counter(), time.thread_time()
         found.extend(measure(model, settings, image_size, batch_size, device))
+        share = (time.thread_time() - cpu) / (time.perf_counter() - began)
+        if device.type == "cpu" and share < SHARE:
+            raise Busy(f"{share:.0%}")
         (folder / "trials.json").write_text(json.dumps([asdict(trial) for trial in found]), encoding="utf-8")
 
-    folder = kept(f"speed-{key}", make)
+    try:
+        folder = kept(f"speed-{key}", make)
+    except Busy as busy:
+        print(
+            f"note: something else computes on this machine (speed was measured with {busy} of a processor): the "
+            "measurement is not kept for the next run; --amp and --channels-last choose without one",
+            flush=True,
+        )
+        return found
     if folder is None:
         return found or measure(model, settings, image_size, batch_size, device)
     return [Trial(**row) for row in json.loads((folder / "trials.json").read_text(encoding="utf-8"))]

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from train.errors import Aborted
 from train.ranks import Ranks
 
 T = TypeVar("T")
@@ -31,6 +32,8 @@ class Interrupted(Exception):
 class Watch:
     """SIGTERM, SIGINT and the clock. The first signal is kept until somebody asks; a second one kills as ever.
 
+    Before `training` is set there is nothing to save: a signal then ends the run at once, by Aborted.
+
     Ranks add up what they know in a small all-reduce of its own, which is read one step later: no step waits for it.
     """
 
@@ -38,6 +41,7 @@ class Watch:
         self.ranks = ranks
         self.minutes = minutes
         self.number = 0
+        self.training = False
         self.since = time.monotonic()
         self.group: Any = torch.distributed.new_group(backend="gloo") if ranks.world > 1 else None
         self.pending: tuple[Any, torch.Tensor] | None = None
@@ -55,6 +59,8 @@ class Watch:
         self.number = number
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
+        if not self.training:
+            raise Aborted(number)
 
     def poll(self) -> tuple[int, bool]:
         """(the signal that came, or 0; whether a checkpoint is due by the clock). Once a step, by every rank."""

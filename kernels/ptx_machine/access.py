@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ptx_machine.copies import Copy
-from ptx_machine.decode import Mask, Op, Run, Step, instruction
-from ptx_machine.numbers import DTYPES, from_bf16, to_bf16
+from ptx_machine import copies
+from ptx_machine.decode import Op, Run, Step, instruction
+from ptx_machine.numbers import DTYPES, Mask, from_bf16, to_bf16
 from ptx_machine.requests import Request, grant
-
-if TYPE_CHECKING:
-    from ptx_machine.warps import Warps
+from ptx_machine.warps import Copy, Warps
 
 _SEMANTICS = ("relaxed", "acquire", "release", "acq_rel")
 
@@ -66,7 +63,7 @@ def load(op: Op) -> Step:
                 return
             where = addresses(mask)
             if semantics:
-                warps.synchronise(where, op, semantics)
+                warps.synchronise(where, op.has("cta"), semantics)
             access = grant(warps, Request(space, op.at, where, lanes, size * count, strong=strong))
             if access is None:
                 return
@@ -137,7 +134,7 @@ def store(op: Op) -> Step:
                         "lane conflict", op.at, "lanes of a warp store different bits to one place", access.lanes
                     )
             if semantics:
-                warps.synchronise(where, op, semantics)
+                warps.synchronise(where, op.has("cta"), semantics)
 
         return run
 
@@ -149,10 +146,10 @@ def copy(op: Op) -> Step:
     if op.parts[1] != "async" or op.has("bulk", "mbarrier"):
         raise op.unknown()
     if op.has("commit_group"):
-        return Step(lambda warps: lambda mask: warps.copies.commit(mask))
+        return Step(lambda warps: lambda mask: copies.commit(warps))
     if op.has("wait_group", "wait_all"):
         left = int(op.operands[0], 0) if op.has("wait_group") else -1
-        return Step(lambda warps: lambda mask: warps.copies.wait(left))
+        return Step(lambda warps: lambda mask: copies.wait(warps, left))
     nbytes = int(op.operands[2], 0)
     rest = [text for text in op.operands[3:] if not text.startswith("%rd")]  # a %rd is a cache policy
 
@@ -164,8 +161,10 @@ def copy(op: Op) -> Step:
         def run(mask: Mask) -> None:
             lanes = _lanes_of(mask, every)
             if len(lanes):
-                kept = np.full(len(lanes), nbytes) if size is None else np.minimum(size[lanes], nbytes).astype(np.int64)
-                warps.copies.issue(Copy(op.at, lanes, to(mask), of(mask), nbytes, kept))
+                source_bytes = np.full(len(lanes), nbytes)
+                if size is not None:
+                    source_bytes = np.minimum(size[lanes], nbytes).astype(np.int64)
+                copies.issue(warps, Copy(op.at, lanes, to(mask), of(mask), nbytes, source_bytes))
 
         return run
 
@@ -202,7 +201,7 @@ def atomic(op: Op) -> Step:
             if access is None:
                 return
             if semantics != "relaxed":
-                warps.synchronise(where, op, semantics)
+                warps.synchronise(where, op.has("cta"), semantics)
             words: np.ndarray = access.buffer.typed(size).view(DTYPES[kind])
             with np.errstate(all="ignore"):
                 for lane, at in zip(access.lanes.tolist(), (access.offsets // size).tolist(), strict=True):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from ptx_machine.decode import Compute, Mask, Op, Run, Step, assign, instruction
-from ptx_machine.numbers import DTYPES, from_bf16, is_float
-
-if TYPE_CHECKING:
-    from ptx_machine.warps import Warps
+from ptx_machine.decode import Compute, Op, Run, Step, assign, instruction
+from ptx_machine.numbers import DTYPES, Mask, from_bf16, is_float
+from ptx_machine.warps import Warps
 
 
 @instruction("testp")  # 9.7.3.1

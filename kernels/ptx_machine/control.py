@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ptx_machine.decode import Mask, Op, Run, Step, instruction
-
-if TYPE_CHECKING:
-    from ptx_machine.warps import Warps
+from ptx_machine.decode import Op, Run, Step, instruction
+from ptx_machine.numbers import Mask
+from ptx_machine.warps import Warps
 
 
 def _nothing(warps: Warps) -> Run:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from ptx_machine.decode import Compute, Mask, Op, Run, Step, assign, instruction
-from ptx_machine.numbers import DTYPES, from_bf16, is_float, to_bf16, to_integer, to_tf32
-
-if TYPE_CHECKING:
-    from ptx_machine.warps import Warps
+from ptx_machine.decode import Compute, Op, Run, Step, assign, instruction
+from ptx_machine.numbers import DTYPES, Mask, from_bf16, is_float, to_bf16, to_integer, to_tf32
+from ptx_machine.warps import Warps
 
 
 @instruction("mov", "cvta", "createpolicy")  # 9.7.9.4, 9.7.9.20: addresses are the same in every space here

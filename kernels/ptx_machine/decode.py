@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import re
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ptx_machine.memory import SHARED_BASE
-from ptx_machine.numbers import DTYPES, flushing, from_bf16, is_float, to_bf16
+from ptx_machine.numbers import Mask, flushing, from_bf16, is_float, to_bf16
 from ptx_machine.parse import Entry, Instruction, MachineError
+from ptx_machine.warps import Warps
 
-if TYPE_CHECKING:
-    from ptx_machine.warps import Warps
-
-Mask = np.ndarray | None
-Run = Callable[[Mask], None]  # the mask: lanes that take part, None for all
-Bind = Callable[["Warps"], Run]
+Run = Callable[[Mask], None]
+Bind = Callable[[Warps], Run]
 Compute = Callable[..., np.ndarray]
 
 _TABLE: dict[str, Callable[[Op], Step]] = {}
@@ -161,33 +155,6 @@ def _saturating(fn: Compute) -> Compute:
         return np.where(np.isnan(value), 0, np.clip(value, 0, 1)).astype(value.dtype)
 
     return saturated
-
-
-def constant(text: str, kind: str, entry: Entry) -> Any:
-    """An immediate operand as a numpy scalar of the type."""
-    dtype = np.dtype(DTYPES[kind])
-    if text in entry.shared:
-        bits = SHARED_BASE + entry.shared[text]
-    elif text in ("true", "false"):
-        bits = int(text == "true")
-    elif text.startswith("%envreg") or text == "_":
-        bits = 0
-    elif match := re.fullmatch(r"0[fF]([0-9a-fA-F]{8})", text):
-        bits = int(match[1], 16)
-        if kind == "f64":
-            bits = int.from_bytes(struct.pack("<d", struct.unpack("<f", struct.pack("<I", bits))[0]), "little")
-    elif match := re.fullmatch(r"0[dD]([0-9a-fA-F]{16})", text):
-        bits = int(match[1], 16)
-        if kind == "f32":
-            bits = int.from_bytes(np.float32(struct.unpack("<d", struct.pack("<Q", bits))[0]).tobytes(), "little")
-    elif re.fullmatch(r"-?\d+\.\d+(e[+-]?\d+)?", text) and is_float(kind):
-        return dtype.type(float(text))
-    else:
-        bits = int(text.rstrip("U"), 0)
-    if dtype == np.bool_:
-        return np.bool_(bits != 0)
-    bits &= (1 << 8 * dtype.itemsize) - 1
-    return np.frombuffer(bits.to_bytes(8, "little")[: dtype.itemsize], dtype)[0]
 
 
 _NAME = re.compile(r"%[\w$.]+|[A-Za-z_$][\w$]*")

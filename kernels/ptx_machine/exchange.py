@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ptx_machine.decode import Mask, Op, Run, Step, instruction
-from ptx_machine.numbers import from_bf16
+from ptx_machine.decode import Op, Run, Step, instruction
+from ptx_machine.numbers import Mask, from_bf16
 from ptx_machine.requests import Request, grant
-
-if TYPE_CHECKING:
-    from ptx_machine.warps import Warps
+from ptx_machine.warps import Warps
 
 LANE = np.arange(32)
 GROUP, THREAD = LANE >> 2, LANE & 3  # where a lane stands in a matrix fragment (9.7.14)

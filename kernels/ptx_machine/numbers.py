@@ -15,6 +15,7 @@ DTYPES: dict[str, type] = {
     "s64": np.int64, "f16": np.float16, "f32": np.float32, "f64": np.float64, "bf16": np.uint16, "tf32": np.uint32,
     "f16x2": np.float16, "bf16x2": np.uint16, "f32x2": np.float32, "u16x2": np.uint16, "s16x2": np.int16,
 }  # fmt: skip
+Mask = np.ndarray | None  # the lanes that take part, None for all
 WIDER = {"s16": "s32", "u16": "u32", "s32": "s64", "u32": "u64"}
 
 

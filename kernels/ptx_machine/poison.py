@@ -9,30 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ptx_machine.decode import Mask, decode_one
-from ptx_machine.parse import Entry, Instruction
-
-if TYPE_CHECKING:
-    from ptx_machine.program import Program
-    from ptx_machine.warps import Warps
-
-_SHOWS = ("st", "red", "atom", "cp", "stmatrix", "ldmatrix", "ld", "mma", "bra")
-
-
-def reached(entry: Entry, registers: list[tuple[list[str], list[str]]], suspects: frozenset[str]) -> frozenset[str]:
-    """Suspects and all that can be computed from them."""
-    watched = set(suspects)
-    size = -1
-    while watched and size != len(watched):
-        size = len(watched)
-        for source, (reads, writes) in zip(entry.instructions, registers, strict=True):
-            if source.name not in _SHOWS and not watched.isdisjoint(reads):
-                watched.update(writes)
-    return frozenset(watched)
+from ptx_machine.decode import decode_one
+from ptx_machine.numbers import Mask
+from ptx_machine.parse import Instruction
+from ptx_machine.program import SHOWS, Program
+from ptx_machine.warps import Warps
 
 
 class Poison:
@@ -70,7 +54,7 @@ class Poison:
         carry = self._carrier(at, source, read, written)
 
         def watched(mask: Mask) -> None:
-            if source.name in _SHOWS:
+            if source.name in SHOWS:
                 for name in read:
                     self._report(at, name, mask)
             marked = carry()
@@ -89,7 +73,7 @@ class Poison:
         self, at: int, source: Instruction, read: list[str], written: list[str]
     ) -> Callable[[], dict[str, np.ndarray]]:
         """Computes the marks of the results."""
-        if source.name in _SHOWS or not read:
+        if source.name in SHOWS or not read:
             clean = {name: np.zeros(self.warps.lanes, np.uint8) for name in written}
             return lambda: clean
         if source.name == "mov" and "{" in source.text:

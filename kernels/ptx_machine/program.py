@@ -8,8 +8,9 @@ from functools import lru_cache
 
 from ptx_machine.decode import decode, reads_and_writes
 from ptx_machine.parse import SPECIAL, Entry, Instruction, MachineError, parse
-from ptx_machine.poison import reached
 
+# Instructions in which a register without a value shows: in memory, in an address, in a branch.
+SHOWS = ("st", "red", "atom", "cp", "stmatrix", "ldmatrix", "ld", "mma", "bra")
 _CLASSES = {
     "shfl": "shuffle", "redux": "shuffle", "vote": "shuffle", "bar": "barrier", "bra": "branch", "ret": "branch",
     "exit": "branch", "mma": "matrix", "ldmatrix": "shared load", "stmatrix": "shared store", "atom": "atomic",
@@ -50,7 +51,7 @@ class Program:
         self.leaders = {0, *entry.labels.values()}
         self.leaders |= {at + 1 for at, step in enumerate(self.steps) if step.control}
         self.classes = [class_of(source) for source in entry.instructions]
-        self.watched = reached(entry, self.registers, self._maybe_unwritten())
+        self.watched = _tainted(entry, self.registers, self._maybe_unwritten())
         self._origins = self._follow_parameters()
         self.written = self._written_parameters()
         self.loops = {
@@ -180,6 +181,18 @@ class Program:
             if times:
                 counts[name] += times
         return counts
+
+
+def _tainted(entry: Entry, registers: list[tuple[list[str], list[str]]], suspects: frozenset[str]) -> frozenset[str]:
+    """Suspects and all that can be computed from them."""
+    watched = set(suspects)
+    size = -1
+    while watched and size != len(watched):
+        size = len(watched)
+        for source, (reads, writes) in zip(entry.instructions, registers, strict=True):
+            if source.name not in SHOWS and not watched.isdisjoint(reads):
+                watched.update(writes)
+    return frozenset(watched)
 
 
 def _is_name(operand: str, name: str) -> bool:

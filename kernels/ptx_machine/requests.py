@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,9 +21,7 @@ from ptx_machine.memory import (
 )
 from ptx_machine.parse import MachineError
 from ptx_machine.races import Granules, shift
-
-if TYPE_CHECKING:
-    from ptx_machine.warps import Warps
+from ptx_machine.warps import Warps
 
 
 @dataclass(slots=True)
@@ -215,7 +212,7 @@ def _order(warps: Warps, request: Request, access: Access) -> None:
         values = request.values
         changed = (lambda: _changed(access, at, size, nbytes, values)) if values is not None else None
         first = int(warps.number - warps.warp[0])
-        block = range(first, first + warps.launch.program.threads // 32)
+        block = range(first, first + warps.threads // 32)
         found = shadow.on_write(at, warps.vector, warps.number, block, request.pc, changed, request.atomic)
     else:
         found = shadow.on_read(at, warps.vector, warps.number, int(warps.warp[0]), request.pc, request.strong)

@@ -9,8 +9,9 @@ from functools import partial
 
 import numpy as np
 
-from ptx_machine.decode import Mask, Step
+from ptx_machine.decode import Step
 from ptx_machine.memory import GlobalMemory, Shared
+from ptx_machine.numbers import Mask
 from ptx_machine.parse import MachineError
 from ptx_machine.poison import Poison
 from ptx_machine.program import Program
@@ -59,9 +60,10 @@ class Launch:
 class Runner:
     """Steps warps through a program. Lanes that part meet again where the lowest of their places comes by."""
 
-    def __init__(self, warps: Warps) -> None:
+    def __init__(self, launch: Launch, count: int, shared: Shared) -> None:
+        self.launch, self.program = launch, launch.program
+        warps = Warps(self.program.entry, self.program.threads, self.program.watched, count, shared)
         self.warps = warps
-        self.program = warps.launch.program
         self.pc = 0
         self.pcs: np.ndarray | None = None  # one a lane while they differ
         self.waiting = np.zeros(warps.lanes, bool)  # at a barrier, in lockstep
@@ -70,7 +72,9 @@ class Runner:
         self._guards: dict[int, tuple[np.ndarray, bool]] = {}
         self._poison = Poison(warps, self.program)
 
-    def begin(self, blocks: np.ndarray, warps: np.ndarray) -> None:
+    def begin(self, launch: Launch, clocks: Clocks | None, blocks: np.ndarray, warps: np.ndarray) -> None:
+        self.launch = launch
+        self.warps.attach(launch.grid, launch.memory, launch.parameters, launch.counts, launch.report, clocks)
         self.warps.begin(blocks, warps)
         self.pc, self.pcs = 0, None
         self.waiting[:] = False
@@ -108,7 +112,7 @@ class Runner:
                     chosen = chosen & mask
                 if chosen.any():
                     count = 1 if self.warps.count == 1 else int(chosen.reshape(-1, 32).any(1).sum())
-                    self.warps.launch.active[at] += count
+                    self.launch.active[at] += count
                     plain(None if chosen.all() else chosen)
 
         self._single[at] = run
@@ -133,7 +137,7 @@ class Runner:
 
     def run(self, budget: int) -> str:
         """Until "barrier", "done", or "ready" when the budget is used up."""
-        launch, warps, steps = self.warps.launch, self.warps, self.program.steps
+        launch, warps, steps = self.launch, self.warps, self.program.steps
         executed = launch.executed
         while budget > 0:
             if self.pcs is not None:
@@ -220,7 +224,7 @@ class Runner:
         others = alive & ~active
         stop = int(pcs[others].min()) if others.any() else OVER
         count = int(active.reshape(-1, 32).any(1).sum())
-        executed, used = self.warps.launch.executed, 0
+        executed, used = self.launch.executed, 0
         while True:
             step = self.program.steps[at]
             executed[at] += count
@@ -250,10 +254,10 @@ class Runner:
 class BlockSlot:
     """A resident block: its warps and their shared memory. Serves one block after another."""
 
-    def __init__(self, launch: Launch, clocks: Clocks) -> None:
+    def __init__(self, launch: Launch) -> None:
         per_block = launch.program.threads // 32
         self.shared = Shared(launch.program.shared, 1, per_block, races=True)
-        self.runners = [Runner(Warps(launch, 1, self.shared, clocks)) for _ in range(per_block)]
+        self.runners = [Runner(launch, 1, self.shared) for _ in range(per_block)]
         self.states = ["done"] * per_block
         self.block = -1
 
@@ -262,11 +266,9 @@ class BlockSlot:
         self.shared.reset()
         for i, runner in enumerate(self.runners):
             warps = runner.warps
-            warps.launch, warps.memory, warps.parameters = launch, launch.memory, launch.parameters
-            warps.counts, warps.report, warps.clocks = launch.counts, launch.report, clocks
             warps.number = block * len(self.runners) + i
             warps.vector = clocks.fresh(warps.number)
-            runner.begin(np.array([block]), np.array([i]))
+            runner.begin(launch, clocks, np.array([block]), np.array([i]))
         self.states = ["ready"] * len(self.runners)
 
     def meet(self, launch: Launch) -> bool:
@@ -303,7 +305,7 @@ def run_scheduled(launch: Launch, seed: int, resident: int, limit: int) -> None:
     with np.errstate(all="ignore"):
         while waiting or live:
             while waiting and len(live) < resident:
-                slot = program.pool.pop() if program.pool else BlockSlot(launch, clocks)
+                slot = program.pool.pop() if program.pool else BlockSlot(launch)
                 assert isinstance(slot, BlockSlot)
                 slot.begin(launch, clocks, waiting.pop())
                 live.append(slot)
@@ -340,10 +342,10 @@ def run_lockstep(launch: Launch, limit: int) -> None:
 def _lockstep(launch: Launch, blocks: np.ndarray, per_block: int) -> None:
     count = len(blocks) * per_block
     shared = Shared(launch.program.shared, len(blocks), per_block, races=False)
-    warps = Warps(launch, count, shared, None)
+    runner = Runner(launch, count, shared)
+    warps = runner.warps
     warps.shared_offset = np.repeat(np.arange(len(blocks)) * shared.stride, launch.program.threads)
-    runner = Runner(warps)
-    runner.begin(np.repeat(blocks, per_block), np.tile(np.arange(per_block), len(blocks)))
+    runner.begin(launch, None, np.repeat(blocks, per_block), np.tile(np.arange(per_block), len(blocks)))
     while True:
         state = runner.run(1 << 30)
         if state == "done":

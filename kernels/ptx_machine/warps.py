@@ -5,35 +5,38 @@ One warp when a schedule is followed, the warps of many blocks in lockstep: inst
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+import struct
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ptx_machine.copies import Copies
-from ptx_machine.decode import Mask, Op, constant
-from ptx_machine.memory import UNSIGNED, GlobalMemory, Shared
-from ptx_machine.numbers import DTYPES
+from ptx_machine.memory import SHARED_BASE, UNSIGNED, GlobalMemory, Shared
+from ptx_machine.numbers import DTYPES, Mask, is_float
 from ptx_machine.parse import Entry, MachineError
 from ptx_machine.races import Clocks, Conflict
 from ptx_machine.report import Finding, LaunchCounts, Report
 
-if TYPE_CHECKING:
-    from ptx_machine.schedule import Launch
-
 ALL_LANES = np.arange(32)
 
 
-class Warps:
-    """`count` warps side by side. `clocks` is None where orderings are not watched."""
+class Copy(NamedTuple):
+    """The copies of one `cp.async`: `nbytes` a lane, of which `source_bytes` are read and the rest are zeros."""
 
-    def __init__(self, launch: Launch, count: int, shared: Shared, clocks: Clocks | None) -> None:
-        self.launch, self.count, self.lanes, self.shared, self.clocks = launch, count, 32 * count, shared, clocks
-        self.entry: Entry = launch.program.entry
-        self.memory: GlobalMemory = launch.memory
-        self.parameters: bytes = launch.parameters
-        self.counts: LaunchCounts = launch.counts
-        self.report: Report = launch.report
-        self.copies = Copies(self)
+    pc: int
+    lanes: np.ndarray
+    to: np.ndarray
+    of: np.ndarray
+    nbytes: int
+    source_bytes: np.ndarray
+
+
+class Warps:
+    """`count` warps side by side, of blocks of `threads` threads. `watched`: registers that may be read unwritten."""
+
+    def __init__(self, entry: Entry, threads: int, watched: frozenset[str], count: int, shared: Shared) -> None:
+        self.entry, self.threads, self.watched = entry, threads, watched
+        self.count, self.lanes, self.shared = count, 32 * count, shared
         self.block = np.zeros(count, np.int64)  # of each warp
         self.warp = np.zeros(count, np.int64)  # within its block
         self.shared_offset = np.zeros(self.lanes, np.int64)  # of a lane's block, where several share an array
@@ -43,6 +46,19 @@ class Warps:
         self._constants: dict[tuple[str, str], np.ndarray] = {}
         self.exited = np.zeros(self.lanes, bool)
         self.checking = True  # off while marks are shuffled, not values
+
+    def attach(
+        self,
+        grid: tuple[int, int, int],
+        memory: GlobalMemory,
+        parameters: bytes,
+        counts: LaunchCounts,
+        report: Report,
+        clocks: Clocks | None,
+    ) -> None:
+        """Serve a launch. `clocks` is None where orderings are not watched."""
+        self.grid, self.memory, self.parameters = grid, memory, parameters
+        self.counts, self.report, self.clocks = counts, report, clocks
 
     # Registers
 
@@ -85,13 +101,14 @@ class Warps:
 
     def begin(self, blocks: np.ndarray, warps: np.ndarray) -> None:
         """Forget everything: these warps of these blocks are about to start."""
-        for name in self.launch.program.watched & self._registers.keys():  # others are written before they are read
+        for name in self.watched & self._registers.keys():  # others are written before they are read
             register = self._registers[name]
             register.view(np.uint8)[...] = 0 if register.dtype == np.bool_ else 0xFF
         self.block[:], self.warp[:] = blocks, warps
         self.exited[:] = False
-        self.copies.reset()
-        grid, threads = self.launch.grid, self.launch.program.threads
+        self.open_copies: list[Copy] = []  # not committed
+        self.copy_groups: list[list[Copy]] = []
+        grid, threads = self.grid, self.threads
         thread = (np.repeat(warps, 32) * 32 + np.tile(ALL_LANES, self.count)).astype(np.uint32)
         block = np.repeat(blocks, 32)
         values: dict[str, np.ndarray | int] = {
@@ -122,7 +139,7 @@ class Warps:
             kind, self.entry.name, message, place, text, int(self.block[first // 32]), int(self.warp[first // 32])
         )
         if other is not None:
-            per_block = self.launch.program.threads // 32
+            per_block = self.threads // 32
             finding.other_place, finding.other_instruction = self.describe(other[2])
             finding.other_block, finding.other_warp = divmod(other[1], per_block)
         self.report.add(finding)
@@ -142,8 +159,36 @@ class Warps:
         if bad.any():
             self.find("divergence", pc, "reached by a part of the lanes that it names", np.repeat(bad, 32))
 
-    def synchronise(self, addresses: np.ndarray, op: Op, semantics: str) -> None:
+    def synchronise(self, addresses: np.ndarray, within_block: bool, semantics: str) -> None:
+        """An atomic with ordering, whose scope is the block or the GPU."""
         if self.clocks is not None:
-            scope = int(self.block[0]) if op.has("cta") else -1
+            scope = int(self.block[0]) if within_block else -1
             for address in np.unique(addresses).tolist():
                 self.clocks.synchronise(self.vector, self.number, address, scope, semantics)
+
+
+def constant(text: str, kind: str, entry: Entry) -> Any:
+    """An immediate operand as a numpy scalar of the type."""
+    dtype = np.dtype(DTYPES[kind])
+    if text in entry.shared:
+        bits = SHARED_BASE + entry.shared[text]
+    elif text in ("true", "false"):
+        bits = int(text == "true")
+    elif text.startswith("%envreg") or text == "_":
+        bits = 0
+    elif match := re.fullmatch(r"0[fF]([0-9a-fA-F]{8})", text):
+        bits = int(match[1], 16)
+        if kind == "f64":
+            bits = int.from_bytes(struct.pack("<d", struct.unpack("<f", struct.pack("<I", bits))[0]), "little")
+    elif match := re.fullmatch(r"0[dD]([0-9a-fA-F]{16})", text):
+        bits = int(match[1], 16)
+        if kind == "f32":
+            bits = int.from_bytes(np.float32(struct.unpack("<d", struct.pack("<Q", bits))[0]).tobytes(), "little")
+    elif re.fullmatch(r"-?\d+\.\d+(e[+-]?\d+)?", text) and is_float(kind):
+        return dtype.type(float(text))
+    else:
+        bits = int(text.rstrip("U"), 0)
+    if dtype == np.bool_:
+        return np.bool_(bits != 0)
+    bits &= (1 << 8 * dtype.itemsize) - 1
+    return np.frombuffer(bits.to_bytes(8, "little")[: dtype.itemsize], dtype)[0]

@@ -1,7 +1,6 @@
 """`python -m bench gpu` from end to end in Triton's interpreter, at toy size; and the dispatcher of the benchmarks."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -38,19 +37,22 @@ def test_parts_run_once_and_go_on_where_they_stopped(tmp_path) -> None:
     second = bench("gpu", "--device", "cpu", "--parts", "agrees", "graph", "--out", out)
     assert "agrees: done before" in second.stdout
     assert {row["part"] for row in rows_of(out)} == {"agrees", "determinism", "graph"}
-    assert len(rows_of(out)) == len(rows) + 1
-    assert set(json.loads(out.with_suffix(".done.json").read_text())) == {"agrees", "determinism", "graph"}
+    passed = [row["part"] for row in rows_of(out) if row["metric"] == "passed"]
+    assert passed == ["agrees", "determinism", "graph"]
 
 
 @pytest.mark.slow
 def test_every_part(tmp_path) -> None:
-    out = tmp_path / "gpu.csv"
-    done = bench("gpu", "--device", "cpu", "--out", out)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "all parts passed" in done.stdout
+    """Of the parts that run a file of tests one: tests/kernels/test_interpreted.py runs them all."""
     from bench.gpu import PARTS
 
-    assert {row["part"] for row in rows_of(out)} == set(PARTS)
+    files = [part for part in PARTS if part.startswith("tests-")]
+    parts = [part for part in PARTS if part not in files[1:]]
+    out = tmp_path / "gpu.csv"
+    done = bench("gpu", "--device", "cpu", "--parts", *parts, "--out", out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all parts passed" in done.stdout
+    assert {row["part"] for row in rows_of(out)} == set(parts)
 
 
 def test_users_errors_are_one_message() -> None:

@@ -1,6 +1,5 @@
 """Every kernel compiled ahead of time for every target, held to bench/limits.csv; and the static model's claims."""
 
-import csv
 import os
 from dataclasses import fields
 
@@ -11,7 +10,8 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-from adcorre_kernels import plan
+from adcorre_kernels.gpu import plan
+from adcorre_kernels.gpu.gpus import FAMILIES
 from bench import static
 from bench.compiled import TARGETS, loss_launches
 
@@ -22,13 +22,14 @@ def assert_within_limits(case: str, dtype: str, target: str) -> None:
     assert rows
     assert [complaint for row in rows for complaint in static.complaints(row, allowed[case, row.kernel])] == []
     for row in rows:
-        if case == "paper" and row.kernel in static.STREAMING and target in static.MAX_WARPS:
+        if case == "paper" and row.kernel in static.STREAMING and FAMILIES[target].warps:
             assert (row.load_bits, row.store_bits if "gradient" in row.kernel else 128) == (128, 128), row
             assert row.bytes_in_flight >= 28 * 1024
-        if row.kernel in static.TILED and target in static.MAX_WARPS:
+        if row.kernel in static.TILED and FAMILIES[target].warps:
             assert row.matrix_instructions > 0, row
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case, dtype", [("paper", "float32"), ("paper", "bfloat16"), ("blocks", "float32")])
 def test_every_kernel_compiles_within_its_limits(case, dtype, target) -> None:
@@ -42,6 +43,7 @@ def test_kernels_over_pairs_compile_within_their_limits(precision, target) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case", static.cases())
 def test_every_case_compiles_within_its_limits(case, target) -> None:
@@ -62,10 +64,10 @@ def test_these_are_all_the_kernels() -> None:
 def test_three_launches_forward_or_five_and_one_backward(n, num_classes) -> None:
     """Five where one order serves all programs."""
     order = ["count_labels", "place_samples"] if n > plan.LOCAL_SAMPLES else []
-    forward = [*order, "narrow_statistics", "reduce_slots", "finish"]
+    forward = [*order, "warp_statistics", "reduce_slots", "terms_kernel"]
     for dtype in (torch.float32, torch.bfloat16):
         launches = [launch.name for launch in loss_launches(n, 7, 256, num_classes, dtype)]
-        assert launches == forward + ["narrow_gradient"] * (n > 0)
+        assert launches == forward + ["warp_gradient"] * (n > 0)
 
 
 def test_buffers_stay_small() -> None:
@@ -80,8 +82,7 @@ def test_buffers_stay_small() -> None:
 
 
 def test_the_committed_table_is_whole_and_within_limits() -> None:
-    with static.RESULTS.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = static.read()
     assert list(rows[0]) == [field.name for field in fields(static.Row)]
     found = {(row["case"], row["dtype"], row["kernel"], row["target"]) for row in rows}
     for case, dtypes in static.cases().items():
@@ -95,25 +96,24 @@ def test_the_committed_table_is_whole_and_within_limits() -> None:
 
 
 def test_a_kernel_that_got_worse_is_named() -> None:
-    row = static.Row("paper", "float32", "narrow_gradient", "sm_90", "3.9.0", 300, 72, 0, 2, 900, 1, 3)
+    row = static.Row("paper", "float32", "warp_gradient", "sm_90", "3.9.0", 300, 72, 0, 2, 900, 1, 3)
     row.h100_share = 0.9
-    words = " ".join(static.complaints(row, static.limits()["paper", "narrow_gradient"]))
+    words = " ".join(static.complaints(row, static.limits()["paper", "warp_gradient"]))
     for said in ("registers 300 > 128", "stack 72 > 64", "barriers 1 > 0", "spills 3 > 0", "H100's budget 0.9 > 0.55"):
         assert said in words
     row = static.Row("pairs", "medium", "pair_values", "sm_120", "3.9.0", 90, 0, 100 << 10)
     assert "shared 102400 > 101376" in static.complaints(row, static.limits()["pairs", "pair_values"])[0]
-    row = static.Row("paper", "float32", "narrow_gradient", "gfx942", "3.9.0", 80, 8, 0)
-    assert "stack 8 > 0" in static.complaints(row, static.limits()["paper", "narrow_gradient"])[0]
+    row = static.Row("paper", "float32", "warp_gradient", "gfx942", "3.9.0", 80, 8, 0)
+    assert "stack 8 > 0" in static.complaints(row, static.limits()["paper", "warp_gradient"])[0]
 
 
 def test_the_readme_quotes_the_table() -> None:
     """kernels/README.md's figures for sm_90 are those of bench/results/static.csv."""
-    with static.RESULTS.open(newline="") as file:
-        rows = {
-            (row["kernel"].removeprefix("narrow_"), row["dtype"]): row
-            for row in csv.DictReader(file)
-            if row["case"] == "paper" and row["target"] == "sm_90"
-        }
+    rows = {
+        (row["kernel"].removeprefix("warp_"), row["dtype"]): row
+        for row in static.read()
+        if row["case"] == "paper" and row["target"] == "sm_90"
+    }
     readme = (static.LIMITS.parents[1] / "kernels" / "README.md").read_text()
     for kernel in ("statistics", "gradient"):
         for dtype in ("float32", "bfloat16"):
@@ -125,10 +125,9 @@ def test_the_readme_quotes_the_table() -> None:
 
 
 def test_the_readme_quotes_the_table_of_pairs() -> None:
-    with static.RESULTS.open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["case"] == "pairs" and row["kernel"] in static.TILED]
+    rows = [row for row in static.read() if row["case"] == "pairs" and row["kernel"] in static.TILED]
     readme = (static.LIMITS.parents[1] / "kernels" / "README.md").read_text()
-    quoted = [row for row in rows if row["dtype"] != "high" and row["target"] in static.MAX_WARPS]
+    quoted = [row for row in rows if row["dtype"] != "high" and FAMILIES[row["target"]].warps]
     assert len(quoted) == 2 * 2 * 4
     for row in quoted:
         share = f"{float(row['matrix_share']):.0%}".replace("%", " %")

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton")
-from adcorre_kernels import support
+from adcorre_kernels.gpu import support
 
 GPUS = [
     ("NVIDIA H100", 9, 0, None, None),
@@ -47,7 +47,7 @@ def test_cpu_tensors_need_the_interpreter(monkeypatch) -> None:
 
 
 def test_launches_happen_on_the_tensors_device(monkeypatch) -> None:
-    from adcorre_kernels import ops
+    from adcorre_kernels.gpu import ops
 
     entered = []
 

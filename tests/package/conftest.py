@@ -1,6 +1,8 @@
 import os
+import runpy
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -31,5 +33,21 @@ def run() -> Run:
             text=True,
             timeout=timeout,
         )
+
+    return run
+
+
+@pytest.fixture
+def run_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """`python -m MODULE ARGUMENT...` in this process, where PyTorch and the rest are imported once for all commands."""
+
+    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["python -m", *arguments])
+        monkeypatch.setenv("COLUMNS", "120")
+        with pytest.raises(SystemExit) as end, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess([module, *arguments], int(end.value.code or 0), said.out, said.err)
 
     return run

@@ -24,7 +24,7 @@ import triton
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from adcorre_kernels import plan
+from adcorre_kernels.gpu import gpus
 from ptx_machine.launch import Settings, run
 from ptx_machine.parse import MachineError
 from tests.kernels.launched import pair_tools, tools
@@ -47,7 +47,7 @@ def record(path: Path, chosen: list[str]) -> None:
     assert tools.DEVICE.type == "cuda", "set ADCORRE_DEVICE=cuda"
     torch.use_deterministic_algorithms(True, warn_only=True)  # fresh buffers hold NaN
     launches: list[dict[str, Any]] = []
-    with mock.patch.object(plan, "processors", return_value=FEW):
+    with mock.patch.object(gpus, "multiprocessors", return_value=FEW):
         for name, make in cases():
             if chosen and not name.startswith(tuple(chosen)):
                 continue

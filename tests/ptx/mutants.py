@@ -28,6 +28,7 @@ from unittest import mock
 import torch
 
 import ptx_machine
+from bench import static
 from ptx_machine import launch as machine_launch
 from ptx_machine.mutate import Mutant, draw, drop
 from ptx_machine.parse import parse
@@ -127,8 +128,7 @@ def side_by_side(options: argparse.Namespace) -> int:
 def read(path: Path) -> dict[int, Row]:
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        return {int(row["number"]): Row(**{**row, "number": int(row["number"])}) for row in csv.DictReader(file)}
+    return {int(row["number"]): Row(**{**row, "number": int(row["number"])}) for row in static.read(path)}
 
 
 def write(path: Path, rows: dict[int, Row]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ptx_machine
-from adcorre_kernels import pair_plan, plan, support
+from adcorre_kernels.gpu import gpus, plan, support
 from tests.kernels.launched import pair_tools, tools
 from tests.loss.tools import Problem, draw
 from tests.loss.tools import run as run_on_cpu
@@ -110,11 +110,11 @@ def _complete(rows: Sequence[tuple], factors: tuple[Sequence, ...]) -> list[tupl
 @contextmanager
 def machine(target: str, seed: int = 0, **options: object) -> Iterator[ptx_machine.Report]:
     """`ptx_machine.target` with the package told that CPU tensors can be launched; fresh buffers hold NaN."""
-    before = support.cpu_tensors, plan.processors, plan.LOCAL_SAMPLES, tools.INTERPRETED, pair_plan.family
-    remembered = (plan.of_statistics, plan.of_gradient, plan.of_terms)
-    support.cpu_tensors, plan.processors, plan.LOCAL_SAMPLES = True, lambda device: FEW, LOCAL
+    before = support.cpu_tensors, gpus.multiprocessors, plan.LOCAL_SAMPLES, tools.INTERPRETED, gpus.family
+    remembered = (plan.plan_statistics, plan.plan_gradient, plan.plan_terms)
+    support.cpu_tensors, gpus.multiprocessors, plan.LOCAL_SAMPLES = True, lambda device: FEW, LOCAL
     tools.INTERPRETED = False
-    pair_plan.family = lambda device: target
+    gpus.family = lambda device: target
     torch.use_deterministic_algorithms(True, warn_only=True)
     for function in remembered:
         function.cache_clear()
@@ -122,7 +122,7 @@ def machine(target: str, seed: int = 0, **options: object) -> Iterator[ptx_machi
         with ptx_machine.target(target, seed=seed, **options) as report:
             yield report
     finally:
-        support.cpu_tensors, plan.processors, plan.LOCAL_SAMPLES, tools.INTERPRETED, pair_plan.family = before
+        support.cpu_tensors, gpus.multiprocessors, plan.LOCAL_SAMPLES, tools.INTERPRETED, gpus.family = before
         torch.use_deterministic_algorithms(False)
         for function in remembered:
             function.cache_clear()

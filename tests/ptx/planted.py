@@ -13,29 +13,30 @@ import itertools
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
 import triton
 from torch import Tensor
 
-import adcorre_kernels
 import ptx_machine
 from adcorre import plain, torch_backend
 from adcorre.backends import resolve_options
-from adcorre_kernels import pair_launch, plan
+from adcorre_kernels import gpu
+from adcorre_kernels.gpu import gpus, pair_launch, plan
 from ptx_machine.mutate import candidates
 from tests.kernels.launched import pair_tools, tools
 from tests.loss.tools import draw, gradient_scale
 from tests.ptx.package import FEW, LOCAL, PAIR_SHAPES, SHAPES, Case, PairCase, machine
 
 OPERATORS = {
-    "count_labels": "statistics", "place_samples": "statistics", "narrow_statistics": "statistics",
-    "wide_statistics": "statistics", "wide_embedding": "statistics", "reduce_slots": "statistics", "finish": "terms",
-    "narrow_gradient": "gradient", "wide_gradient": "gradient", "pair_values": "pair values",
+    "count_labels": "statistics", "place_samples": "statistics", "warp_statistics": "statistics",
+    "program_statistics": "statistics", "program_embedding": "statistics", "reduce_slots": "statistics",
+    "terms_kernel": "terms", "warp_gradient": "gradient", "program_gradient": "gradient", "pair_values": "pair values",
     "pair_tables": "pair gradient", "pair_gradient": "pair gradient", "pair_project": "pair gradient",
 }  # fmt: skip
 EPS = torch.finfo(torch.float32).eps
@@ -72,8 +73,8 @@ class Kernel(NamedTuple):
 
     @property
     def code(self) -> str:
-        """A digest of the text, places left out."""
-        text = re.sub(r"\n\s*\.(loc|file|section)[^\n]*|//[^\n]*|\$L__tmp\d+:", "", self.ptx)
+        """A digest of the code: places and debug sections, which hold the checkout's path, left out."""
+        text = re.sub(r"\n\s*\.(loc|file)[^\n]*|//[^\n]*|\$L__tmp\d+:", "", self.ptx.partition("\n\t.section")[0])
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -151,14 +152,13 @@ def steps_of(case: Case | PairCase) -> list[Step]:
         steps = 3 if processors == 1 else 1  # of a program that keeps nothing
         settings = {
             "LOCAL_SAMPLES": local,
-            "ORDERING": 2 if k * d < 500 else 1,
-            "processors": lambda device, count=processors: count,
+            "SORT_PROGRAMS": 2 if k * d < 500 else 1,
             "_chunk_of_samples": lambda n, processors, samples, steps=steps: steps * samples,
         }
 
-        def statistics(x, t=targets, c=num_classes, i=ignored, aim=aims[2], settings=settings):  # type: ignore[no-untyped-def]
-            with mock.patch.multiple(plan, **settings):
-                return (adcorre_kernels.statistics(x, t, c, i, aim),)
+        def statistics(x, t=targets, c=num_classes, i=ignored, aim=aims[2], settings=settings, count=processors):  # type: ignore[no-untyped-def]
+            with patched_plans(settings, count):
+                return (gpu.statistics(x, t, c, i, aim),)
 
         with machine(case.target, lockstep=True):
             (flat,) = statistics(x)
@@ -166,19 +166,26 @@ def steps_of(case: Case | PairCase) -> list[Step]:
         if len(x) > 500:  # for the order of many labels; the other operators have seen all that is in it
             continue
         tables = torch_backend.terms(flat, w.float(), k, d, *aims)[1:]
-        if adcorre_kernels.terms_supported(num_classes, k, d):
-            run = lambda _, f=flat, w=w, k=k, d=d, aims=aims: adcorre_kernels.terms(f, w.float(), k, d, *aims)  # noqa: E731
+        if gpu.terms_supported(num_classes, k, d):
+            run = lambda _, f=flat, w=w, k=k, d=d, aims=aims: gpu.terms(f, w.float(), k, d, *aims)  # noqa: E731
             found.append(Step("terms", x, run, _terms(flat, w, k, d, aims)))
         upstream = torch.cat((problem.upstream, torch.zeros(1))).float()
         arguments = (x, targets, upstream, *tables, ignored, aims[2])
 
-        def run_gradient(x, a=arguments[1:], settings=settings):  # type: ignore[no-untyped-def]
-            with mock.patch.multiple(plan, **settings):
-                return (adcorre_kernels.gradient(x, *a),)
+        def run_gradient(x, a=arguments[1:], settings=settings, count=processors):  # type: ignore[no-untyped-def]
+            with patched_plans(settings, count):
+                return (gpu.gradient(x, *a),)
 
         scale = gradient_scale(problem, ignore_index=ignored)
         found.append(Step("gradient", x, run_gradient, _gradient(arguments, scale)))
     return found
+
+
+@contextmanager
+def patched_plans(settings: dict[str, Any], processors: int) -> Iterator[None]:
+    """Plans with other sizes, for a GPU of so many multiprocessors."""
+    with mock.patch.multiple(plan, **settings), mock.patch.object(gpus, "multiprocessors", return_value=processors):
+        yield
 
 
 def pair_steps(case: PairCase) -> list[Step]:

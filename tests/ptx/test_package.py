@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from adcorre_kernels import plan
+from adcorre_kernels.gpu import gpus, plan
 from tests.kernels.launched import pair_tools, tools
 from tests.ptx import package
 from tests.ptx.package import (
@@ -54,12 +54,14 @@ def test_the_covering_set_covers_every_pair(cases: list[tuple], factors: tuple) 
 
 
 @pytest.mark.slow
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("case", COVERING, ids=str)
 def test_the_covering_set(case: Case, record_property: Callable[[str, object], None]) -> None:
     record_property("ptx", check(case).row(case))
 
 
 @pytest.mark.slow
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("case", PAIRS, ids=str)
 def test_the_covering_set_of_pairs(case: PairCase, record_property: Callable[[str, object], None]) -> None:
     record_property("ptx", check_pairs(case).row(case))
@@ -94,6 +96,7 @@ def test_the_same_bits_of_pairs_in_every_schedule(precision: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_traffic_is_three_passes(dtype: torch.dtype) -> None:
     """Bytes to and from memory, all arguments: n k d elements forward, 2 n k d backward, within 2 %.
@@ -103,13 +106,13 @@ def test_traffic_is_three_passes(dtype: torch.dtype) -> None:
     n, k, d, num_classes = 8256, 7, 256, 7
     problem, x = tools.rounded(package.draw(n, k, d, num_classes), dtype)
     with machine("sm_90", lockstep=True) as report:
-        plan.processors = lambda device: 1  # two programs, each of as many samples as at n = 1,048,576 on an H100
+        gpus.multiprocessors = lambda device: 1  # two programs, each of as many samples as at n = 1,048,576 on an H100
         plan.LOCAL_SAMPLES = 8192
         tools.launch(problem, x)
     report.raise_if_any()
     moved = {launch.kernel: launch for launch in report.counts}
     one = n * k * d * x.element_size()
-    statistics, gradient = moved["narrow_statistics"], moved["narrow_gradient"]
+    statistics, gradient = moved["warp_statistics"], moved["warp_gradient"]
     assert statistics.distinct_bytes == pytest.approx(one, rel=0.02)
     assert gradient.distinct_bytes == pytest.approx(2 * one, rel=0.02)
     assert 32 * statistics.global_sectors["x_ptr read"] == one
@@ -121,6 +124,6 @@ def test_traffic_is_three_passes(dtype: torch.dtype) -> None:
     assert ordering == pytest.approx(n * (2 * 8 + 5), rel=0.02)
     assert statistics.distinct_bytes == pytest.approx(one + 4 * n + slots, rel=0.002)
     assert moved["reduce_slots"].distinct_bytes == pytest.approx(slots + flat, rel=0.02)
-    assert moved["finish"].distinct_bytes == pytest.approx(flat + tables, rel=0.02)
+    assert moved["terms_kernel"].distinct_bytes == pytest.approx(flat + tables, rel=0.02)
     assert gradient.distinct_bytes == pytest.approx(2 * one + 8 * n + tables, rel=0.002)
     assert sum(launch.distinct_bytes for launch in report.counts) == pytest.approx(3 * one, rel=0.02)

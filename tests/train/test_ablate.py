@@ -183,7 +183,7 @@ PLAIN = [0.01, 0.02, 0.03]
         (("--lambd", "0.3"), "--lambd: figure6 itself varies it"),
         (("--lr", "0.1"), "base/seed-0 holds a run of other settings (--lr 0.001, not 0.1)"),
         (("--data", "b", "--seeds", "2", "--seed", "0"), "did not see the same images: choose another --out"),
-        (("--seeds", "0"), "--seeds 0: expected at least 1"),
+        (("--seeds", "0"), "--seeds: expected at least 1, got 0"),
         (("table8", "--components", "fd"), "--components: table8 itself varies it"),
         (("losses", "--virtual-batch", "2"), "--objective center is defined on one batch"),
         (("table12",), "invalid choice: 'table12'"),

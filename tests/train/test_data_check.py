@@ -81,7 +81,10 @@ def test_long_lists_are_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for number in range(12):
         (root / f"train/x/broken{number}.png").touch()
     assert main(["check", str(root)]) == 1
-    assert "and 2 more (--all lists them)" in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert "and 2 more (--all lists them)" in output.out
+    assert output.err.count("\n") == 1
+    assert output.err.endswith("; to look at: unreadable\n")
     assert main(["check", str(root), "--all"]) == 1
     assert capsys.readouterr().out.count("broken") == 12
 
@@ -124,7 +127,7 @@ def test_missing_pictures_are_findings(tmp_path: Path, capsys: pytest.CaptureFix
     lines = [(f"train_{n:05d}.jpg", n) for n in range(1, 8)] + [("test_0001.jpg", 1)]
     root = layouts.raf_original(tmp_path / "d", lines)
     (root / "Image/aligned/train_00003_aligned.jpg").unlink()
-    assert kinds(found(root, capsys, 1)) == ["missing", "counts"]
+    assert kinds(found(root, capsys, 1)) == ["missing", "absent classes", "absent classes", "counts"]
 
 
 def test_many_processes_find_the_same(tmp_path: Path) -> None:

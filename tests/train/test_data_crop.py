@@ -12,7 +12,7 @@ from tests.train import layouts
 from train.data import crop as cropping
 from train.data.__main__ import main
 from train.data.crop import CASCADE, Box, face_box, haar, yunet
-from train.data.synthetic import SyntheticFaces
+from train.data.synthetic.dataset import SyntheticFaces
 from train.errors import UserError
 
 

@@ -62,7 +62,7 @@ BAD = {
     "text.jpg": (b"this is no picture", "no image file that Pillow knows"),
     "torn.png": (encoded(RGB, "PNG")[:120], ""),
     "crc.png": (encoded(RGB, "PNG").replace(b"IDAT", b"IDAX"), ""),
-    "float.tif": (encoded(Image.fromarray(np.zeros((8, 8), np.float32)), "TIFF"), "pixels of 32 bits"),
+    "float.tif": (encoded(Image.fromarray(np.full((8, 8), 300, np.float32)), "TIFF"), "pixels of 32 bits"),
     "bomb.png": (
         b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 60000, 60000, 8, 2, 0, 0, 0) + b"\0" * 40,
         "",

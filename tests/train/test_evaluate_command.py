@@ -136,7 +136,7 @@ def test_mistakes(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         ((alone,), "no settings.json says what it was trained on; give --data"),
         ((finished_run, "--data", two), "has the classes cat, dog; the model was trained on Neutral, Happy"),
         ((tmp_path / "nowhere",), "no checkpoint there"),
-        ((finished_run, "--resamples", "0"), "--resamples 0: expected at least 1"),
+        ((finished_run, "--resamples", "0"), "--resamples: expected at least 1, got 0"),
         ((finished_run, "--split", "other"), "invalid choice: 'other'"),
     ):
         assert main([*map(str, arguments)]) == 2

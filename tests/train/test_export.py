@@ -4,6 +4,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 import numpy as np
@@ -55,6 +56,28 @@ def test_onnx(finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[s
         "values": "RGB, 0 to 1",
     }
     assert about["largest difference of logits"] < 1e-4
+
+
+def test_an_opset_that_was_not_written_is_refused(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import onnx
+
+    written = torch.onnx.export
+
+    def export(*arguments: Any, opset_version: int, **options: Any) -> Any:
+        """Writes opset 18 whatever it is asked for, as PyTorch's does where its converter fails."""
+        return written(*arguments, opset_version=18, **options)
+
+    assert main([str(finished_run), str(tmp_path / "newer"), "--to", "onnx", "--opset", "20"]) == 0
+    [opset] = [entry.version for entry in onnx.load(tmp_path / "newer/model.onnx").opset_import if not entry.domain]
+    assert opset == 20
+    capsys.readouterr()
+    monkeypatch.setattr(torch.onnx, "export", export)
+    assert main([str(finished_run), str(tmp_path / "out"), "--to", "onnx", "--opset", "13"]) == 2
+    assert capsys.readouterr().err == "error: --opset 13: PyTorch wrote opset 18 for this model; choose that one\n"
+    assert not (tmp_path / "out").exists()
+    assert main([str(finished_run), str(tmp_path / "out"), "--to", "onnx", "--opset", "0"]) == 2
 
 
 def test_torch_export(finished_run: Path, tmp_path: Path) -> None:
@@ -119,7 +142,7 @@ def test_a_model_that_differs_is_not_left_behind(
     monkeypatch.setattr(exported, "Deployed", Wrong)
     assert main([str(finished_run), str(tmp_path / "out"), "--to", "torch_export"]) == 2
     assert "logits differ by 0.0002 from PyTorch's" in capsys.readouterr().err
-    assert not list((tmp_path / "out").iterdir())
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_backbone_that_cannot_be_exported(

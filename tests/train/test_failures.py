@@ -13,6 +13,7 @@ import torch
 
 import train.loop
 from tests.train.conftest import even, write_folders
+from tests.train.test_command import QUICK
 from tests.train.trainer import assert_same, outcome, resumes
 from train.__main__ import main
 from train.checkpoint import checkpoints, read_checkpoint, write_checkpoint
@@ -92,7 +93,8 @@ def test_two_processes_do_not_share_a_folder(stopped: Path, tmp_path: Path, caps
             (tmp_path / "held").touch()
             time.sleep(300)
             os._exit(0)
-    while not (tmp_path / "held").exists():
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "held").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     try:
         resumes(stopped, code=2)
@@ -100,6 +102,17 @@ def test_two_processes_do_not_share_a_folder(stopped: Path, tmp_path: Path, caps
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     assert "another process is training in this folder" in capsys.readouterr().err
+
+
+def test_files_of_the_user_among_the_checkpoints_survive(tmp_path: Path) -> None:
+    theirs = ["notes.txt", "backup.pt", "epoch00001-step000000001-backup.pt", "123.partial", "old/x.pt"]
+    (tmp_path / "checkpoints/old").mkdir(parents=True)
+    for name in theirs:
+        (tmp_path / "checkpoints" / name).write_text("mine")
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, {"epoch": 1, "step": step})
+    assert len(checkpoints(tmp_path)) == 2
+    assert [(tmp_path / "checkpoints" / name).read_text() for name in theirs] == ["mine"] * len(theirs)
 
 
 def full_disk(*_: Any, **__: Any) -> None:
@@ -121,12 +134,28 @@ def test_a_full_disk_loses_nothing(
         resumes(stopped, code=2)
     error = capsys.readouterr().err
     assert error.startswith("error: the disk is full (")
-    assert "the last checkpoints are kept, --resume goes on" in error
+    kept = f"the checkpoint {checkpoints(stopped)[0].name} is kept in {stopped}"
+    assert error.rstrip().endswith(kept) or what == "weights"
     assert not list(stopped.rglob("*.partial")) or what == "weights"
     if what != "weights":
         assert {path.name: path.read_bytes() for path in checkpoints(stopped)} == before
     resumes(stopped)
     assert_same(outcome(stopped), undisturbed)
+
+
+@pytest.mark.parametrize("fault", ["disk", "diverged"])
+def test_no_checkpoint_is_promised_where_there_is_none(
+    fault: str, fer_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        if fault == "disk":
+            patch.setattr(train.loop.RunFolder, "log", full_disk)
+        options = () if fault == "disk" else ("--lr", "1e30")
+        assert main([*QUICK, "--data", str(fer_folders), "--out", str(tmp_path / "run"), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the disk is full (" if fault == "disk" else "error: the loss is no longer finite")
+    assert error.rstrip().endswith("no checkpoint was written before it")
+    assert not checkpoints(tmp_path / "run")
 
 
 def test_a_file_size_limit_as_the_disk_would_have_it(tmp_path: Path) -> None:
@@ -162,14 +191,15 @@ def test_a_loss_that_is_no_number_keeps_the_checkpoints(
     assert main(["--resume", str(stopped), "--log-every", "100"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: the loss or a weight is no longer finite (epoch 2, step 10)")
-    assert "the one before is kept" in error
+    assert "no checkpoint was written; the checkpoint epoch00002-step000000008" in error
+    assert f" is kept in {stopped}" in error
     assert before.items() <= {path.name: path.read_bytes() for path in checkpoints(stopped)}.items()
 
 
 def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, {"epoch": 1, "step": step})
-    (tmp_path / "checkpoints/123.partial").touch()
+    (tmp_path / "checkpoints/checkpoint.partial").touch()  # killed half written
     write_checkpoint(tmp_path, {"epoch": 2, "step": 4})
     assert [path.name[:25] for path in checkpoints(tmp_path)] == [
         "epoch00002-step000000004-",

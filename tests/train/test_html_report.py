@@ -1,17 +1,22 @@
 """`python -m train.html_report`: one file, whole, with the run's own numbers in it."""
 
+import itertools
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from train.analysis.svg import Line, lines, scatter
+from train import palette
+from train.analysis.html import _number
+from train.analysis.pictures import Line, lines_svg
 from train.html_report import main
 
-VOID = {"meta", "link", "img", "br", "polyline", "circle", "line"}
+VOID = {"meta", "link", "img", "br"}
 
 
 class Page(HTMLParser):
@@ -70,8 +75,9 @@ def test_it_is_one_file_without_a_script(page: Page) -> None:
     for tag, attributes in page.tags:
         for name, value in attributes.items():
             assert not name.startswith("on")
-            if name in ("src", "href"):
-                assert (value or "").startswith("data:"), (tag, value)
+            if name in ("src", "href", "xlink:href"):
+                assert (value or "").startswith(("data:", "#")), (tag, value)
+            assert name.startswith("xmlns") or "://" not in (value or ""), (tag, name, value)
     [policy] = [meta for meta in page.of("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     assert "default-src 'none'" in (policy["content"] or "")
     assert page.of("html")[0]["lang"] == "en"
@@ -86,8 +92,9 @@ def test_it_shows_the_run(page: Page, run: Path) -> None:
     for split in ("validation", "test"):
         assert f"{split} accuracy {100 * results[split]['accuracy']:.2f} %" in text
     for heading in (
+        "Total loss",
         "Cross-entropy",
-        "Accuracy",
+        "Accuracy, %",
         "Feature Discriminator",
         "NFD (w = 1/2)",
         "Mean Discriminator",
@@ -98,7 +105,7 @@ def test_it_shows_the_run(page: Page, run: Path) -> None:
         "Class means",
         "Pairs of images",
         "An image's embedding vectors, mean over images",
-        "Embeddings of 21 test images",
+        "Embeddings of the test images",
         "Samples",
         "Settings",
     ):
@@ -112,7 +119,6 @@ def test_it_shows_the_run(page: Page, run: Path) -> None:
     labels = [drawing["aria-label"] or "" for drawing in page.of("svg") if drawing.get("aria-label")]
     assert any(label.startswith("Cross-entropy. training from ") for label in labels)
     assert any("Points: 3 of Neutral" in label for label in labels)
-    assert len(page.of("circle")) >= 21
     assert (page.of("img")[0]["src"] or "").startswith("data:image/png;base64,")
 
 
@@ -158,33 +164,66 @@ def test_mistakes(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert error.count("\n") == 1
 
 
-def test_lines_leave_out_what_is_not_finite() -> None:
+def test_runs_side_by_side(run: Path, page: Page, tmp_path: Path) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    stored = json.loads((other / "settings.json").read_text())
+    stored["settings"]["optimizer"]["lr"] = 0.125
+    stored["started"] = {"date": "2026-01-02 03:04", "command": "python -m train <i>", "commit": "abc1234"}
+    (other / "settings.json").write_text(json.dumps(stored))
+    file = other / "evaluation-test/metrics.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"flip": True, "accuracy": 0.1234}))
+    assert main([str(run), str(other), "--no-evaluate", "--out", str(tmp_path / "two.html")]) == 0
+    text = Page((tmp_path / "two.html").read_text(encoding="utf-8")).text
+    assert text.startswith("2 runs side by side")
+    assert "2026-01-02 03:04" in text
+    assert "python -m train <i>" in text
+    assert "abc1234" in text
+    assert "test accuracy with flip – 12.34 %" in text
+    assert text.count("12.34") == 3  # comparison, tile, table: one number for one figure
+    assert re.search(r"optimizer.lr \S+ 0.125", text)
+    assert "optimizer.epochs" not in text  # equal in both
+
+
+def test_a_run_says_when_and_how_it_was_started(run: Path) -> None:
+    started = json.loads((run / "settings.json").read_text())["started"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d", started["date"])
+    assert started["command"].startswith("python ")
+
+
+def test_lines_leave_out_what_is_not_finite_and_escape_names() -> None:
     nan = float("nan")
-    drawing = lines("Title", [Line("a", [1, 2, 3], [0.5, nan, 0.7]), Line("none", [1], [nan])], "step")
+    name = "--><script>$x^</script>"
+    drawing = lines_svg("Title", [Line(name, [1, 2, 3], [0.5, nan, 0.7]), Line("none", [1], [nan])], "step")
     page = Page(drawing)
-    [line] = page.of("polyline")
-    assert len((line["points"] or "").split()) == 2
+    assert not page.of("script")
+    assert name in page.text
     assert "none" not in page.text
     assert "nan" not in drawing
-    assert lines("Title", [Line("none", [1], [nan])], "step") == ""
+    assert "from 0.5 to 0.7, minimum 0.5" in (page.of("svg")[0]["aria-label"] or "")
+    assert set(re.findall("#[0-9a-f]{6}", drawing)) <= {"#000000"}, "colours are the page's"
+    assert lines_svg("Title", [Line("none", [1], [nan])], "step") == ""
+    assert (_number(-0.001), _number(-0.006), _number(None)) == ("0.00", "-0.01", "–")
 
 
-def test_a_constant_is_drawn_flat_with_short_numbers() -> None:
-    page = Page(lines("Rate", [Line("lr", [0, 100], [1e-3, 0.9985e-3])], "step"))
-    first, last = ((point or "").split(",")[1] for point in (page.of("polyline")[0]["points"] or "").split())
-    assert abs(float(first) - float(last)) < 5
-    assert all(len(word) < 8 for word in page.words)
-    Page(lines("Zero", [Line("lr", [0], [0.0])], "step"))
+def test_twenty_lines_look_different() -> None:
+    assert len({(palette.color(i), palette.dash(i)) for i in range(20)}) == 20
+    assert len({(palette.color(i), palette.marker(i)) for i in range(20)}) == 20
 
 
-def test_nine_lines_look_different() -> None:
-    page = Page(lines("Weights", [Line(f"class {i}", [0, 1], [i, i]) for i in range(20)], "step"))
-    styles = [(line["class"], line["stroke-dasharray"]) for line in page.of("polyline")]
-    assert len(set(styles)) == 20
-
-
-def test_scatter_keeps_scales_equal() -> None:
-    page = Page(scatter("Points", [("a", 0.0, 0.0), ("b", 10.0, 0.0), ("b", 0.0, 5.0)], ["a", "b"]))
-    dots = [(float(dot["cx"] or 0), float(dot["cy"] or 0)) for dot in page.of("circle") if dot["r"] == "3"]
-    (x0, y0), (x1, _), (_, y2) = dots
-    assert (x1 - x0) == pytest.approx(2 * (y0 - y2), abs=0.2)
+@pytest.mark.parametrize("colors", [palette.COLORS, palette.DARK])
+def test_colours_can_be_told_apart(colors: tuple[str, ...]) -> None:
+    """Distances in OKLab, in normal sight and as Machado et al. (2009) simulate the three dichromacies."""
+    sights = {
+        "normal": np.eye(3),
+        "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+        "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+        "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+    }
+    to_lms = [[0.41222, 0.53633, 0.05145], [0.2119, 0.6807, 0.1074], [0.0883, 0.28172, 0.62998]]
+    to_lab = [[0.21045, 0.79362, -0.00407], [1.978, -2.42859, 0.45059], [0.0259, 0.78277, -0.80868]]
+    rgb = np.array([[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in colors])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    for sight, matrix in sights.items():
+        seen = np.cbrt(np.clip(linear @ np.transpose(matrix), 0, 1) @ np.transpose(to_lms)) @ np.transpose(to_lab)
+        for (a, x), (b, y) in itertools.combinations(zip(colors, seen, strict=True), 2):
+            assert np.linalg.norm(x - y) > (0.2 if sight == "normal" else 0.1), (sight, a, b)

@@ -138,7 +138,7 @@ def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_else(tmp_path: 
         nn.init.constant_(model.head.classifier.bias, epoch)
         folder.save("last", model, {**description(preprocessing), "epoch": epoch})
     names = sorted(path.name for path in (tmp_path / "run").iterdir())
-    assert names == [".lock", "last", "settings.json", "tensorboard", "validation"]
+    assert names == [".adcorre.json", ".lock", "last", "settings.json", "tensorboard", "validation"]
     assert folder.saved_epoch("last") == 2
     assert folder.saved_epoch("best") == 0
     trained = load_trained(tmp_path / "run", name="last")
@@ -185,5 +185,8 @@ def test_run_folders_are_not_overwritten_unasked(tmp_path: Path) -> None:
         free_folder(str(tmp_path), True)
     with pytest.raises(UserError, match="a file of that name"):
         free_folder(str(tmp_path / "thesis.txt"), True)
-    (tmp_path / "settings.json").touch()
-    assert free_folder(str(tmp_path), True) == tmp_path
+    (tmp_path / "settings.json").touch()  # anybody's
+    with pytest.raises(UserError, match="holds no run"):
+        free_folder(str(tmp_path), True)
+    RunFolder(tmp_path / "run", {})
+    assert free_folder(str(tmp_path / "run"), True) == tmp_path / "run"

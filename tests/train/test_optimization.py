@@ -114,6 +114,7 @@ def test_what_is_measured_is_kept_for_the_next_run(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADCORRE_CACHE", str(tmp_path))
+    monkeypatch.setattr("train.speed.SHARE", 0.0)  # however busy the machine is
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     torch.manual_seed(3)
     trials = choose(model, SpeedSettings(), 32, 8, CPU)

@@ -68,7 +68,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("epoch: 3", "no setting is called 'epoch'; epochs?"),
+        ("epoch: 3", "no setting is called 'epoch'; did you mean epochs?"),
         ("data: /x", "no setting is called 'data'"),
         ("lr: fast", "lr: could not convert string to float"),
         ("epochs: 0", "epochs: --epochs 0: expected at least 1"),

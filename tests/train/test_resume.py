@@ -11,11 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import train.loop
+from adcorre import AdCorreLoss
 from tests.train import trainer
 from tests.train.test_command import QUICK
 from tests.train.trainer import RUN, assert_same, outcome, resumes, steps_in, stop_after
+from train import owned_folder
 from train.__main__ import main
-from train.checkpoint import checkpoints, read_checkpoint
+from train.checkpoint import checkpoints, read_checkpoint, write_checkpoint
+from train.data.loading import TrainSteps
 from train.ranks import ALONE
 from train.stopping import Watch, ignore_in_worker
 
@@ -92,6 +96,63 @@ def test_stopped_and_resumed_with(options: tuple[str, ...], fer_folders: Path, t
     assert_same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
 
 
+def leave_out(piece: str, patch: pytest.MonkeyPatch) -> None:
+    """Have the next restore forget a piece of the state."""
+    if piece == "sampler":
+        patch.setattr(TrainSteps, "go_to", lambda self, epoch, start=0: None)
+        return
+    if piece == "generator":
+        patch.setattr("train.loop.restore_random", lambda *_: None)
+        return
+    classes = {"optimizer": torch.optim.Adam, "attention map": AdCorreLoss}
+    if piece == "EMA":
+        restore = train.loop.Run.restore
+
+        def without(self: train.loop.Run, state: Any) -> None:
+            fresh = {key: value.clone() for key, value in self.ema.module.state_dict().items()}  # type: ignore[union-attr]
+            restore(self, {**state, "ema": fresh})
+
+        patch.setattr(train.loop.Run, "restore", without)
+        return
+    patch.setattr(classes[piece], "load_state_dict", lambda *_, **__: None)
+
+
+@pytest.mark.parametrize("piece", ["", "optimizer", "generator", "sampler", "attention map", "EMA"])
+def test_each_piece_of_the_state_is_needed(
+    piece: str, stopped: Path, undisturbed: dict[str, Any], tmp_path: Path
+) -> None:
+    """The control of exact resume: with one piece left out the weights are others."""
+    torch.manual_seed(77)
+    with pytest.MonkeyPatch.context() as patch:
+        if piece:
+            leave_out(piece, patch)
+        resumes(stopped)
+    ours = outcome(stopped)
+    same_weights = ours["last"] == undisturbed["last"]
+    assert same_weights == (not piece)
+
+
+def test_on_another_number_of_processes(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Steps are not the same there, the test of the best model is."""
+    state = read_checkpoint(stopped)
+    write_checkpoint(stopped, {**state, "processes": 2, "random": state["random"] * 2})
+    resumes(stopped, code=2)
+    error = capsys.readouterr().err
+    assert "was trained by 2 processes, this is 1: start as many. A step would be of 8 images, not 16" in error
+    write_checkpoint(stopped, state)
+    resumes(stopped)
+    before = outcome(stopped)
+    state = read_checkpoint(stopped)
+    write_checkpoint(stopped, {**state, "processes": 2, "random": state["random"] * 2})
+    (stopped / "results.json").unlink()
+    resumes(stopped)
+    after = outcome(stopped)
+    assert after["results"] == before["results"]
+    assert after["last"] == before["last"]
+    resumes(stopped, "--epochs", "4", code=2)
+    assert "start as many" in capsys.readouterr().err
+
+
 def test_a_run_that_has_ended_says_so(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     resumes(stopped)
     capsys.readouterr()
@@ -114,7 +175,8 @@ def test_resume_auto(fer_folders: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "say by --out in which folder" in capsys.readouterr().err
     begin = ["--data", str(fer_folders), "--out", str(run), "--resume", "auto", *QUICK]
     run.mkdir()
-    (run / "settings.json").write_text("{}")  # it ended before its first checkpoint
+    owned_folder.mark(run, "run")  # it ended before its first checkpoint
+    (run / "settings.json").write_text("{}")
     assert main(begin) == 0
     assert main(begin) == 0
     assert "this run has ended" in capsys.readouterr().out

@@ -92,7 +92,7 @@ def test_values_are_parsed() -> None:
         (["--ce-weight", "even"], "expected none, balanced, effective or numbers"),
         (["--protocol", "other"], "invalid choice: 'other'"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
-        (["--epoch", "3"], "unrecognized arguments: --epoch"),
+        (["--epoch", "3"], "unrecognized argument --epoch"),
         (["3"], "unrecognized arguments: 3"),
     ],
 )

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from train.data.face_drawing import draw_face
-from train.data.face_model import ACTION_UNITS, EXPRESSIONS, NUM_UNITS, Person, View, sample_units
 from train.data.labels import CLASS_NAMES
-from train.data.synthetic import COUNTS, PEOPLE, SyntheticFaces
+from train.data.synthetic.dataset import COUNTS, PEOPLE, SyntheticFaces
+from train.data.synthetic.drawing import draw_face
+from train.data.synthetic.face import ACTION_UNITS, EXPRESSIONS, NUM_UNITS, Person, View, sample_units
 from train.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ def test_a_sample_does_not_depend_on_order_count_or_what_was_drawn_before() -> N
 def test_another_process_draws_the_same() -> None:
     code = (
         "import hashlib, numpy as np\n"
-        "from train.data.synthetic import SyntheticFaces\n"
+        "from train.data.synthetic.dataset import SyntheticFaces\n"
         "f = SyntheticFaces('validation', size=48, seed=11)\n"
         "print(f.fingerprint, hashlib.sha256(b''.join(np.asarray(f.image(i)).tobytes() for i in (9, 2))).hexdigest())"
     )
@@ -66,7 +66,7 @@ def test_the_array_holds_the_images_however_many_processes_draw_it() -> None:
 
 
 def test_labels_need_no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.data.synthetic.draw_face", lambda *_: pytest.fail("a face was drawn"))
+    monkeypatch.setattr("train.data.synthetic.dataset.draw_face", lambda *_: pytest.fail("a face was drawn"))
     faces = SyntheticFaces("train")
     assert faces.labels.dtype == np.int64
     assert faces.labels.shape == (len(faces),) == (COUNTS["train"],)

@@ -23,60 +23,103 @@ from train.analysis import pictures
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
 from train.analysis.outputs import Flipped, Outputs, collect, drawn
-from train.command import check_at_least, data_of, device_of, made
-from train.data.base import FaceDataset
+from train.command import device_of
 from train.data.loading import evaluation_batches
+from train.disk import write_json
 from train.errors import UserError
 from train.evaluation import Evaluation, evaluation_of
-from train.run_folder import load_trained, write_json
+from train.owned_folder import prepare
+from train.run_data import load_run_data
+from train.run_folder import DESCRIPTION, find_checkpoint, load_trained
+
+KIND = "evaluation"
+OUTPUTS = (
+    *("metrics.json", "metrics.json.partial", "tables.md", "per-class.csv", "confusion.csv", "confusion.png"),
+    *("predictions.csv", "correlations.json", "correlations.json.partial", "correlations.png", "vectors.png"),
+    *("tsne.csv", "tsne.png", "samples.png"),
+)
+OTHER_DATA = (
+    "NOTE: these are not the data that the run was trained on, by their fingerprints; whether some of the images were "
+    "trained on cannot be told"
+)
 
 
-def evaluate_run(options: Any) -> Path:
-    """`options` as `train.evaluate.parser` gives them. Returns the folder. Raises UserError."""
-    check_at_least(options, batch_size=1, resamples=1, tsne=0, samples=0, workers=0, limit=0)
-    device = device_of(options.device)
-    trained = load_trained(options.run, device)
-    splits = data_of(options.run, options, trained.class_names, trained.preprocessing.image_size)
-    faces: FaceDataset = getattr(splits, options.split)
+def evaluate_run(
+    run: Path,
+    *,
+    data: str | None = None,
+    protocol: str | None = None,
+    split: str = "test",
+    limit: int | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    flip: bool = False,
+    resamples: int = 1000,
+    tsne: int = 1000,
+    samples: int = 4,
+    out: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Path:
+    """Evaluate the run's best checkpoint on a split of its data, or of `data`. Returns the folder of the results.
+
+    Files of an earlier evaluation in that folder are replaced. Raises UserError, above all where images that the run
+    was trained on would be among those it is evaluated on.
+    """
+    on = device_of(device)
+    trained = load_trained(run, on)
+    faces, splits, own = load_run_data(run, trained, split, data=data, protocol=protocol, limit=limit)
     if not len(faces):
-        raise UserError(f"the {options.split} split has no images")
-    batches = evaluation_batches(
-        faces, trained.preprocessing.evaluation(), options.batch_size, options.workers, device.type == "cuda"
-    )
-    model = Flipped(trained.model) if options.flip else trained.model
-    sample = drawn(len(faces), options.tsne, options.seed)
-    print(f"{splits.report}\n\nevaluating {len(faces):,} images of {options.split} on {device}", flush=True)
-    outputs = collect(model, batches, len(trained.class_names), device, sample)
+        raise UserError(f"the {split} split has no images")
+    batches = evaluation_batches(faces, trained.preprocessing.evaluation(), batch_size, workers, on.type == "cuda")
+    model = Flipped(trained.model) if flip else trained.model
+    sample = drawn(len(faces), tsne, seed)
+    print(f"{splits.report}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
+    if not own:
+        print(OTHER_DATA, flush=True)
+    outputs = collect(model, batches, len(trained.class_names), on, sample)
 
-    out = made(options.out or options.run / f"evaluation-{options.split}")
+    out = prepare(out or default_folder(run, split), KIND, OUTPUTS)
     about = {
-        "split": options.split,
+        "split": split,
         "layout": splits.layout,
         "fingerprint": faces.fingerprint,
+        "own_data": own,
         "epoch": trained.description["epoch"],
-        "flip": options.flip,
-        "seed": options.seed,
+        "flip": flip,
+        "seed": seed,
     }
     names = [faces.name(index) for index in range(len(faces))]
-    found = write_figures(out, outputs, trained.class_names, names, about, options.resamples, options.seed)
-    title = f"{options.split}, {len(faces):,} images, epoch {about['epoch']}"
+    found = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
+    title = f"{split}, {len(faces):,} images, epoch {about['epoch']}"
     found.draw_confusion(out / "confusion.png", title)
     write_correlations(out, outputs, trained.class_names, title)
     if len(sample) > 3:
-        write_tsne(out, outputs, trained.class_names, options.seed, title)
-    if options.samples:
+        write_tsne(out, outputs, trained.class_names, seed, title)
+    if samples:
         probabilities = outputs.logits.softmax(1).numpy()
-        pictures.draw_samples(
-            out / "samples.png",
-            faces.image,
-            outputs.targets.numpy(),
-            probabilities,
-            trained.class_names,
-            options.samples,
-            options.seed,
-        )
+        targets = outputs.targets.numpy()
+        file = out / "samples.png"
+        pictures.draw_samples(file, faces.image, targets, probabilities, trained.class_names, samples, seed)
     print(f"\n{(out / 'tables.md').read_text(encoding='utf-8')}\nwritten to {out}")
     return out
+
+
+def default_folder(run: Path, split: str) -> Path:
+    """RUN/evaluation-SPLIT, and RUN/evaluation-last-SPLIT for RUN/last: never inside a checkpoint of a run."""
+    run = run.resolve()
+    if not (run / DESCRIPTION).is_file() or not (run.parent / "settings.json").is_file():
+        return run / f"evaluation-{split}"
+    return run.parent / f"evaluation-{split}" if run.name == "best" else run.parent / f"evaluation-{run.name}-{split}"
+
+
+def is_current(folder: Path, run: Path) -> bool:
+    """Whether an evaluation of the run's best checkpoint on its own test split lies in the folder."""
+    if not (folder / "metrics.json").is_file():
+        return False
+    metrics, trained = read_json(folder / "metrics.json"), read_json(find_checkpoint(run) / DESCRIPTION)
+    expected = trained["epoch"], trained["data"]["fingerprints"]["test"]
+    return (metrics["epoch"], metrics["fingerprint"]) == expected
 
 
 def write_figures(
@@ -104,7 +147,8 @@ def write_figures(
         }
     write_json(out / "metrics.json", about | described)
     found.write_tables(out / "confusion.csv", out / "per-class.csv")
-    (out / "tables.md").write_text(tables(found, described, intervals), encoding="utf-8")
+    note = "" if about["own_data"] else f"\n{OTHER_DATA}\n"
+    (out / "tables.md").write_text(tables(found, described, intervals) + note, encoding="utf-8")
     probabilities = outputs.logits.double().softmax(1)
     with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)

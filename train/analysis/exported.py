@@ -3,19 +3,21 @@
 import contextlib
 import io
 import logging
+import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from train.command import device_of, made
+from train.command import device_of
+from train.disk import write_json
 from train.errors import UserError
 from train.hub import HubClassifier, model_card
-from train.run_folder import Trained, load_trained, write_json
+from train.run_folder import Trained, load_trained
 
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 5)
@@ -40,22 +42,49 @@ class Deployed(nn.Module):
         return logits, embeddings
 
 
-def export(options: Any) -> None:
-    """`options` as `train.export.parser` gives them. Raises UserError."""
-    trained = load_trained(options.run, device_of(options.device))
-    if options.out.is_file() or (options.out.is_dir() and any(options.out.iterdir())):
-        raise UserError(f"{options.out}: expected a new or an empty folder")
-    if options.to == "hub":
-        to_hub(trained, options.run, made(options.out))
-        return
+def export(run: Path, out: Path, *, to: str, opset: int = 18, seed: int = 0, device: str = "auto") -> Path:
+    """Export the run's best checkpoint in the format `to` into the folder `out`, new or empty; returns the file.
+
+    Nothing is left in it where that fails: the exporter does not follow the backbone, does not write the ONNX opset
+    that was asked for, or the result's logits are not PyTorch's. Raises UserError.
+    """
+    trained = load_trained(run, device_of(device))
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out}: expected a new or an empty folder")
+    with _all_or_nothing(out) as partial:
+        if to == "hub":
+            to_hub(trained, run, partial)
+            said = "model.safetensors, config.json, README.md; loads back with the same logits"
+        else:
+            said = _to_program(trained, partial, to, opset, seed)
+    print(f"{out}: {said}")
+    return out
+
+
+@contextmanager
+def _all_or_nothing(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its place at the end, and is gone where that is not reached."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f"{out.name}.", suffix=".partial", dir=out.parent) as outer:
+            partial = Path(outer) / out.name
+            partial.mkdir()
+            yield partial
+            if out.is_dir():
+                out.rmdir()
+            partial.rename(out)
+    except OSError as error:
+        raise UserError(f"{out}: cannot write the export: {error.strerror or error}") from error
+
+
+def _to_program(trained: Trained, out: Path, to: str, opset: int, seed: int) -> str:
+    """The model in the format `to` with model.json beside it. Returns what to say about it."""
     deployed = Deployed(trained).eval()
-    images = drawn_images(max(BATCHES), trained.preprocessing.image_size, options.seed).to(deployed.mean.device)
-    write = to_onnx if options.to == "onnx" else to_torch_export
-    with understandable(options.to, trained):
-        path, run = write(deployed, images[:2], made(options.out), options)
+    images = drawn_images(max(BATCHES), trained.preprocessing.image_size, seed).to(deployed.mean.device)
+    with understandable(to, trained):
+        path, run = to_onnx(deployed, images[:2], out, opset) if to == "onnx" else to_pt2(deployed, images[:2], out)
         worst = largest_difference(deployed, run, images)
     if not worst <= TOLERANCE:
-        path.unlink()
         raise UserError(
             f"the exported model's logits differ by {worst:.2g} from PyTorch's, at most {TOLERANCE:g} is right"
         )
@@ -64,7 +93,7 @@ def export(options: Any) -> None:
     }
     size = trained.preprocessing.image_size
     write_json(
-        options.out / "model.json",
+        out / "model.json",
         description
         | {
             "class_names": list(trained.class_names),
@@ -74,7 +103,7 @@ def export(options: Any) -> None:
             "largest difference of logits": worst,
         },
     )
-    print(f"{path}: logits within {worst:.2g} of PyTorch's on batches of {', '.join(map(str, BATCHES))}")
+    return f"{path.name}: logits within {worst:.2g} of PyTorch's on batches of {', '.join(map(str, BATCHES))}"
 
 
 def drawn_images(n: int, size: int, seed: int) -> Tensor:
@@ -88,7 +117,7 @@ def largest_difference(model: nn.Module, run: Callable[[Tensor], Tensor], images
     return float(torch.stack(differences).max())
 
 
-def to_onnx(model: nn.Module, example: Tensor, out: Path, options: Any) -> tuple[Path, Callable[[Tensor], Tensor]]:
+def to_onnx(model: nn.Module, example: Tensor, out: Path, opset: int) -> tuple[Path, Callable[[Tensor], Tensor]]:
     import onnx
     import onnxruntime
 
@@ -99,20 +128,21 @@ def to_onnx(model: nn.Module, example: Tensor, out: Path, options: Any) -> tuple
         input_names=["images"],
         output_names=["logits", "embeddings"],
         dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        opset_version=options.opset,
+        opset_version=opset,
         dynamo=True,
         verbose=False,
     )
     assert program is not None
     program.save(path)
     onnx.checker.check_model(path, full_check=True)
+    versions = {entry.domain: entry.version for entry in onnx.load(path, load_external_data=False).opset_import}
+    if versions.get("") != opset:
+        raise UserError(f"--opset {opset}: PyTorch wrote opset {versions.get('')} for this model; choose that one")
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return path, lambda images: torch.from_numpy(session.run(["logits"], {"images": images.cpu().numpy()})[0])
 
 
-def to_torch_export(
-    model: nn.Module, example: Tensor, out: Path, options: Any
-) -> tuple[Path, Callable[[Tensor], Tensor]]:
+def to_pt2(model: nn.Module, example: Tensor, out: Path) -> tuple[Path, Callable[[Tensor], Tensor]]:
     path = out / "model.pt2"
     program = torch.export.export(model, (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
     torch.export.save(program, path)
@@ -131,7 +161,6 @@ def to_hub(trained: Trained, run: Path, out: Path) -> None:
     with torch.inference_mode():
         if not torch.equal(loaded(images)[0], saved.eval()(images)[0]):
             raise UserError(f"{out}: the model loads back with other logits")
-    print(f"{out}: model.safetensors, config.json, README.md; loads back with the same logits")
 
 
 @contextmanager

@@ -1,47 +1,62 @@
-"""One self-contained HTML file about a run: no script, nothing from a network, light and dark."""
+"""One self-contained HTML file about one or several runs: no script, nothing from a network, light and dark."""
 
 import base64
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
-from string import Template
 from typing import Any
 
-from train.analysis.evaluation_folder import evaluate_run, read_json
-from train.analysis.svg import Line, lines, scatter
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from train import palette
+from train.analysis.evaluation_folder import evaluate_run, is_current, read_json
+from train.analysis.pictures import Line, lines_svg, tsne_svg
 from train.command import run_settings
 from train.errors import UserError
 from train.hub import described_loss
-from train.run_folder import DESCRIPTION, find_checkpoint
 
-TEMPLATE = Path(__file__).with_name("report.html")
 Rows = list[dict[str, str]]
+Charts = list[tuple[str, str]]  # title, SVG
 
 
-def write_report(options: Any) -> Path:
-    """`options` as `train.html_report.parser` gives them. Raises UserError where there is no run."""
-    run: Path = options.run
-    steps, epochs = _rows(run / "steps.csv"), _rows(run / "epochs.csv")
-    if not epochs:
-        raise UserError(f"{run}: no run with a finished epoch there (looked for epochs.csv)")
-    folder = run / "evaluation-test"
-    if not options.no_evaluate and (options.data or not _current(folder, run)):
-        from train.evaluate import parser
+def write_report(
+    runs: Sequence[Path],
+    *,
+    out: Path | None = None,
+    data: str | None = None,
+    evaluate: bool = True,
+    samples: bool = False,
+    seed: int = 0,
+    device: str = "auto",
+) -> Path:
+    """Write the report of the runs and return its path. Evaluates those without an evaluation of their best epoch.
 
-        arguments = [str(run), "--seed", str(options.seed), "--device", options.device]
-        evaluate_run(parser().parse(arguments + (["--data", options.data] if options.data else [])))
-    sections = [
-        _head(run),
-        _curves(steps, epochs),
-        _evaluation(folder) if _current(folder, run) else _results(run),
-        _samples(folder / "samples.png") if options.samples and _current(folder, run) else "",
-        _settings(run),
-    ]
-    out: Path = options.out or run / "report.html"
-    title = f"Run {run.resolve().name}"
-    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(title=escape(title), body="\n".join(sections))
+    Raises UserError where there is no run.
+    """
+    for run in runs:
+        if not _rows(run / "epochs.csv"):
+            raise UserError(f"{run}: no run with a finished epoch there (looked for epochs.csv)")
+    for run in runs:
+        if evaluate and (data or not is_current(run / "evaluation-test", run)):
+            evaluate_run(run, data=data, seed=seed, device=device)
+    names = [run.resolve().name for run in runs]
+    if len(set(names)) < len(names):
+        names = list(map(str, runs))
+    described = [_describe_run(run, name, samples) for run, name in zip(runs, names, strict=True)]
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"percent": _percent, "number": _number, "text": _text}
+    page = environment.get_template("report.html.j2").render(
+        title=f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs side by side",
+        runs=described,
+        comparison=_compare(described) if len(runs) > 1 else None,
+        light=palette.COLORS,
+        dark=palette.DARK,
+    )
+    out = out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(page, encoding="utf-8")
@@ -51,191 +66,149 @@ def write_report(options: Any) -> Path:
     return out
 
 
-def _current(folder: Path, run: Path) -> bool:
-    """Whether an evaluation is there, and of the checkpoint that is the best by now."""
-    if not (folder / "metrics.json").is_file():
-        return False
-    return bool(read_json(folder / "metrics.json")["epoch"] == read_json(find_checkpoint(run) / DESCRIPTION)["epoch"])
+def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
+    """All that the template shows of a run. Every test figure comes from the same place: the evaluation, if any."""
+    stored = run_settings(run)
+    epochs = _rows(run / "epochs.csv")
+    steps = _rows(run / "steps.csv")
+    results = read_json(run / "results.json") if (run / "results.json").is_file() else {}
+    folder = run / "evaluation-test"
+    current = is_current(folder, run)
+    test: Any = read_json(folder / "metrics.json") if current else results.get("test")
+    confusion = folder / "confusion.csv" if current else run / "test-confusion.csv"
+    has_correlations = current and (folder / "correlations.json").is_file()
+    settings = {**stored.get("settings", {}), "versions": stored.get("versions", {})}
+    if images := stored.get("data", {}):
+        settings["dataset"] = {"layout": images.get("layout", "")} | images.get("images", {})
+    model = settings.get("model", {})
+    started = stored.get("started", {})
+    return {
+        "name": name,
+        "model": f"{model.get('backbone', '?')}, k = {model.get('k', '?')}, d = {model.get('d', '?')}; "
+        + described_loss(settings.get("loss", {})),
+        "origin": {key: started[key] for key in ("date", "command", "commit") if started.get(key)},
+        "figures": _figures(epochs, results, test, _test_note(test, stored) if current else ""),
+        "steps": steps,
+        "epochs": epochs,
+        "charts": _charts(steps, epochs),
+        "test": test,
+        "confusion": _confusion(confusion) if test and confusion.is_file() else None,
+        "correlations": read_json(folder / "correlations.json") if has_correlations else None,
+        "tsne": _tsne(folder / "tsne.csv", list(test["classes"])) if current else None,
+        "samples": _data_uri(folder / "samples.png") if samples and current else None,
+        "settings": settings,
+    }
 
 
-def _head(run: Path) -> str:
-    settings = run_settings(run).get("settings", {})
-    model, loss = settings.get("model", {}), settings.get("loss", {})
-    text = f"{model.get('backbone', '?')}, k = {model.get('k', '?')}, d = {model.get('d', '?')}"
-    text += f"; {described_loss(loss)}"
-    tiles = ""
-    if (run / "results.json").is_file():
-        results = read_json(run / "results.json")
-        figures = [("best epoch", str(results["epoch"]))]
-        for split in ("validation", "test"):
-            if split in results:
-                figures.append((f"{split} accuracy", _percent(results[split]["accuracy"]) + " %"))
-                figures.append((f"{split} average accuracy", _percent(results[split]["average_accuracy"]) + " %"))
-        tiles = "".join(f"<li>{escape(name)}<strong>{value}</strong></li>" for name, value in figures)
-        tiles = f'<ul class="tiles">{tiles}</ul>'
-    return f"<h1>Run {escape(run.resolve().name)}</h1><p class=dim>{escape(text)}</p>{tiles}"
+def _test_note(test: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
+    """What distinguishes these test figures from those of the run's own test split."""
+    own = stored.get("data", {}).get("fingerprints", {}).get("test")
+    other = f" on {test['layout']}" if test["fingerprint"] != own else ""
+    return other + (" with flip" if test["flip"] else "")
 
 
-def _curves(steps: Rows, epochs: Rows) -> str:
-    def column(rows: Rows, name: str, shown: str | None = None) -> Line:
-        kept = [row for row in rows if row.get(name)]
-        return Line(shown or name, [float(row["step"]) for row in kept], [float(row[name]) for row in kept])
+def _figures(epochs: Rows, results: Mapping[str, Any], test: Mapping[str, Any] | None, note: str) -> dict[str, str]:
+    best = results.get("epoch")
+    row = next((row for row in epochs if row["epoch"] == str(best)), epochs[-1])
+    minutes = sum(float(row["seconds"]) for row in epochs) / 60
+    figures = {
+        "epochs": epochs[-1]["epoch"],
+        "best epoch": str(best or "–"),
+        "minutes": f"{minutes:.{1 if minutes >= 1 else 2}f}",
+        "total loss": f"{float(row['train_loss']):.4f}",
+    }
+    for split, values, suffix in (("validation", results.get("validation"), ""), ("test", test, note)):
+        if values:
+            figures[f"{split} accuracy{suffix}"] = f"{_percent(values['accuracy'])} %"
+            figures[f"{split} average accuracy{suffix}"] = f"{_percent(values['average_accuracy'])} %"
+    return figures
 
-    short = steps if len(steps) > 1 else [_unprefixed(row) for row in epochs]
-    validation = column(epochs, "validation_cross_entropy", "validation")
-    weights = [name for name in (steps or epochs)[0] if name.startswith("weight_")]
-    weighted = steps if weights and steps else epochs
-    weights = weights or [name for name in epochs[0] if name.startswith("weight_")]
-    accuracies = [
-        column(epochs, "train_accuracy", "training"),
-        column(epochs, "validation_accuracy", "validation"),
-        column(epochs, "validation_average_accuracy", "validation, average"),
+
+def _line(rows: Rows, column: str, name: str) -> Line:
+    present = [row for row in rows if row.get(column)]
+    unit = 100 if column.endswith("accuracy") else 1
+    return Line(name, [float(row["step"]) for row in present], [unit * float(row[column]) for row in present])
+
+
+def _charts(steps: Rows, epochs: Rows) -> Charts:
+    training = steps
+    if len(steps) < 2:
+        training = [{key.removeprefix("train_"): value for key, value in row.items()} for row in epochs]
+    source = steps if any(key.startswith("weight_") for key in (steps or [{}])[0]) else epochs
+    weights = [key for key in source[0] if key.startswith("weight_")]
+    charts = {
+        "Total loss": [_line(training, "loss", "training")],
+        "Cross-entropy": [
+            _line(training, "ce", "training"),
+            _line(epochs, "validation_cross_entropy", "validation"),
+        ],
+        "Accuracy, %": [
+            _line(epochs, "train_accuracy", "training"),
+            _line(epochs, "validation_accuracy", "validation"),
+            _line(epochs, "validation_average_accuracy", "validation, average"),
+        ],
+        "Feature Discriminator": [_line(training, "fd", "FD"), _line(training, "nfd", "NFD (w = 1/2)")],
+        "Mean Discriminator": [_line(training, "md", "MD")],
+        "Embedding Discriminator": [_line(training, "ed", "ED")],
+        "Mean attention weight": [_line(training, "mean_weight", "mean weight")],
+        "Attention weight of each class": [_line(source, key, key.removeprefix("weight_")) for key in weights],
+        "Learning rate": [_line(steps, "lr", "learning rate")],
+    }
+    return _drawn_charts(charts)
+
+
+def _drawn_charts(charts: Mapping[str, Sequence[Line]]) -> Charts:
+    return [(title, svg) for title, lines in charts.items() if (svg := lines_svg(title, lines, "step"))]
+
+
+def _compare(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of the comparison, each (name, a cell for each run); charts of one line for each run."""
+    figures = [run["origin"] | run["figures"] for run in runs]
+    flat = [
+        {f"{group}.{key}": value for group, values in run["settings"].items() for key, value in values.items()}
+        for run in runs
     ]
-    charts = (
-        lines("Cross-entropy", [column(short, "ce", "training"), validation], "step"),
-        lines("Accuracy", accuracies, "step"),
-        lines("Feature Discriminator", [column(short, "fd", "FD"), column(short, "nfd", "NFD (w = 1/2)")], "step"),
-        lines("Mean Discriminator", [column(short, "md", "MD")], "step"),
-        lines("Embedding Discriminator", [column(short, "ed", "ED")], "step"),
-        lines("Mean attention weight", [column(short, "mean_weight", "mean weight")], "step"),
-        lines(
-            "Attention weight of each class", [column(weighted, w, w.removeprefix("weight_")) for w in weights], "step"
-        ),
-        lines("Learning rate", [column(steps, "lr", "learning rate")], "step"),
-    )
-    note = (
-        "FD is proportional to the mean attention weight: it fades as training accuracy rises, even where NFD, and so "
-        "no embedding, moves."
-    )
-    return f'<h2>Training</h2><p class="dim">{note}</p><div class="grid">{"".join(charts)}</div>'
+    settings = _side_by_side(flat)
+    columns = {
+        "Total loss, training": "train_loss",
+        "Cross-entropy, validation": "validation_cross_entropy",
+        "Accuracy, validation, %": "validation_accuracy",
+    }
+    charts = {title: [_line(run["epochs"], column, run["name"]) for run in runs] for title, column in columns.items()}
+    return {
+        "figures": [
+            (k, [one.get(k, "–") for one in figures]) for k in dict.fromkeys(k for one in figures for k in one)
+        ],
+        "settings": [(key, cells) for key, cells in settings if key != "run.out" and len(set(map(str, cells))) > 1],
+        "charts": _drawn_charts(charts),
+    }
 
 
-def _evaluation(folder: Path) -> str:
-    metrics = read_json(folder / "metrics.json")
-    names = list(metrics["classes"])
-    figures = []
-    for key, words in (("accuracy", "Accuracy"), ("average_accuracy", "Average accuracy"), ("macro_f1", "Macro F1")):
-        low, high = metrics["intervals"][key]
-        interval = f"{_percent(low)} to {_percent(high)}"
-        figures.append(f'<tr><th scope="row">{words}</th><td>{_percent(metrics[key])}</td><td>{interval}</td></tr>')
-    flip = ", with test-time flip" if metrics["flip"] else ""
-    parts = [
-        f"<h2>Test images</h2><p>{metrics['samples']:,} images of {escape(metrics['layout'])}, epoch "
-        f"{metrics['epoch']}{flip}. Intervals: 95 %, bootstrap.</p>",
-        '<table><thead><tr><td></td><th scope="col">%</th><th scope="col">interval</th></tr></thead>'
-        f"<tbody>{''.join(figures)}</tbody></table>",
-        _per_class(metrics["classes"]),
-        _confusion(folder / "confusion.csv"),
-    ]
-    if (folder / "correlations.json").is_file():
-        found = read_json(folder / "correlations.json")
-        vectors = [str(index + 1) for index in range(len(found["vectors"]))]
-        parts += [
-            f"<h2>Correlations</h2><p>Of two images of one class {_number(found['within'])}, of different classes "
-            f"{_number(found['between'])}, mean over k and all pairs of images. The loss asks for 1 and, with the "
-            "paper's targets, -1.</p>",
-            _heat("Class means", found["class_means"], names),
-            _heat("Pairs of images", found["samples"], names),
-            _heat("An image's embedding vectors, mean over images", found["vectors"], vectors),
-        ]
-    if (folder / "tsne.csv").is_file():
-        points = [(row["class"], float(row["x"]), float(row["y"])) for row in _rows(folder / "tsne.csv")]
-        parts.append("<h2>t-SNE</h2>" + scatter(f"Embeddings of {len(points):,} test images", points, names))
-    return "\n".join(parts)
+def _side_by_side(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any]]]:
+    return [(key, [run.get(key, "–") for run in runs]) for key in dict.fromkeys(key for run in runs for key in run)]
 
 
-def _results(run: Path) -> str:
-    """The little that a run leaves by itself."""
-    if not (run / "results.json").is_file():
-        return ""
-    return f"<h2>Test images</h2>{_per_class(read_json(run / 'results.json')['test']['classes'])}" + _confusion(
-        run / "test-confusion.csv"
-    )
-
-
-def _per_class(classes: Mapping[str, Mapping[str, Any]]) -> str:
-    def cell(row: Mapping[str, Any], key: str) -> str:
-        text = _percent(row[key])
-        low, high = row.get("intervals", {}).get(key, (None, None))
-        return f"<td>{text}</td>" if low is None else f'<td title="{_percent(low)} to {_percent(high)}">{text}</td>'
-
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(cell(row, key) for key in ("precision", "recall", "f1"))}'
-        f"<td>{row['samples']:,}</td></tr>"
-        for name, row in classes.items()
-    )
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("precision", "recall", "F1", "images"))
-    return (
-        f'<h3>Classes</h3><div class="wide"><table><caption>In percent</caption><thead><tr><td></td>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _confusion(file: Path) -> str:
-    if not file.is_file():
-        return ""
+def _confusion(file: Path) -> tuple[list[str], list[tuple[str, list[tuple[int, float]]]]]:
+    """The classes, and for each true class the counts and shares of the predictions."""
     with file.open(newline="", encoding="utf-8") as opened:
         [_, *names], *rows = csv.reader(opened)
-    body = []
+    table = []
     for name, *cells in rows:
-        counts = [int(cell) for cell in cells]
-        total = sum(counts)
-        shares = [count / total if total else 0.0 for count in counts]
-        row = "".join(
-            f'<td class="heat" style="{_tint("--blue", share)}">{100 * share:.1f}<br><small>{count:,}</small></td>'
-            for share, count in zip(shares, counts, strict=True)
-        )
-        body.append(f'<tr><th scope="row">{escape(name)}</th>{row}</tr>')
-    return _matrix("Confusion matrix: % of the true class (rows), and images", names, body)
+        counts = list(map(int, cells))
+        table.append((name, [(count, count / (sum(counts) or 1)) for count in counts]))
+    return names, table
 
 
-def _heat(title: str, matrix: Sequence[Sequence[float | None]], names: Sequence[str]) -> str:
-    body = []
-    for name, row in zip(names, matrix, strict=True):
-        cells = "".join(
-            f'<td class="heat" style="{_tint("--red" if (value or 0) > 0 else "--blue", abs(value or 0))}">'
-            f"{_number(value)}</td>"
-            for value in row
-        )
-        body.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
-    return _matrix(title, names, body)
+def _tsne(file: Path, names: Sequence[str]) -> str | None:
+    rows = _rows(file)
+    points = np.array([(float(row["x"]), float(row["y"])) for row in rows])
+    return tsne_svg(points, np.array([names.index(row["class"]) for row in rows]), names) if rows else None
 
 
-def _matrix(title: str, names: Sequence[str], body: Sequence[str]) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
-    return (
-        f'<h3>{escape(title)}</h3><div class="wide"><table><thead><tr><td></td>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def _tint(color: str, share: float) -> str:
-    """At most two thirds of the colour: the text stays readable on it, light or dark."""
-    return f"background: color-mix(in srgb, var({color}) {65 * min(share, 1):.0f}%, transparent)"
-
-
-def _samples(picture: Path) -> str:
+def _data_uri(picture: Path) -> str | None:
     if not picture.is_file():
-        return ""
-    data = base64.b64encode(picture.read_bytes()).decode()
-    words = "Test images of each class, predicted right on the left and wrong on the right, with the prediction"
-    return f'<h2>Samples</h2><img alt="{words}" src="data:image/png;base64,{data}">'
-
-
-def _settings(run: Path) -> str:
-    stored = run_settings(run)
-    groups = {**stored.get("settings", {}), "versions": stored.get("versions", {})}
-    data = stored.get("data", {})
-    if data:
-        groups["dataset"] = {"layout": data.get("layout", "")} | data.get("images", {})
-    parts = []
-    for group, values in groups.items():
-        body = "".join(
-            f'<tr><th scope="row">{escape(str(key))}</th><td>{escape(_text(value))}</td></tr>'
-            for key, value in values.items()
-        )
-        parts.append(f'<div><table class="words"><caption>{escape(group)}</caption><tbody>{body}</tbody></table></div>')
-    return f'<h2>Settings</h2><div class="grid">{"".join(parts)}</div>'
+        return None
+    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def _rows(file: Path) -> Rows:
@@ -243,10 +216,6 @@ def _rows(file: Path) -> Rows:
         return []
     with file.open(newline="", encoding="utf-8") as opened:
         return list(csv.DictReader(opened))
-
-
-def _unprefixed(row: Mapping[str, str]) -> dict[str, str]:
-    return {key.removeprefix("train_"): value for key, value in row.items()}
 
 
 def _text(value: Any) -> str:
@@ -258,4 +227,4 @@ def _percent(value: float | None) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"
+    return "–" if value is None else f"{value:z.2f}"

@@ -1,20 +1,60 @@
-"""Pictures of what a model does: t-SNE (Fig. 5), correlations, samples right and wrong (Fig. 7)."""
+"""Pictures of a run and of its model, as PNG files or as inline SVG for the report."""
 
+import re
 from collections.abc import Callable, Sequence
+from html import escape
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-matplotlib.use("agg")
-from matplotlib import pyplot
+from train import palette
 
-# Told apart by the colour-blind too (Okabe and Ito); beyond eight classes the marker changes.
-COLORS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#56B4E9")
-MARKERS = "o^sDvP"
+VARIABLES = {hex: f"var(--c{index})" for index, hex in enumerate(palette.COLORS)}
+VARIABLES |= {palette.TEXT: "var(--dim)", palette.GRID: "var(--grid)"}
+
+
+class Line(NamedTuple):
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@matplotlib.rc_context(palette.STYLE)
+def lines_svg(title: str, series: Sequence[Line], x_label: str) -> str:
+    """Inline SVG of lines with a legend; "" if no point is finite."""
+    finite = []
+    for name, xs, ys in series:
+        points = [(x, y) for x, y in zip(xs, ys, strict=True) if np.isfinite(x) and np.isfinite(y)]
+        if points:
+            finite.append(Line(name, *zip(*points, strict=True)))
+    if not finite:
+        return ""
+    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, x, y) in enumerate(finite):
+        style: dict[str, Any] = {"marker": "o"} if len(x) == 1 else {"linestyle": palette.dash(index)}
+        axes.plot(x, y, label=name, color=palette.color(index), **style)
+    low, high = min(min(line.y) for line in finite), max(max(line.y) for line in finite)
+    if high - low < 0.02 * max(abs(low), abs(high), 1e-9):  # nearly constant
+        margin = abs(low) * 0.1 or 1.0
+        axes.set_ylim(low - margin, high + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.set_xlabel(x_label)
+    axes.grid(axis="y")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(length=0)
+    longest = max(len(line.name) for line in finite)
+    figure.legend(loc="outside lower left", ncols=max(1, min(4, 60 // (longest + 9))))
+    values = "; ".join(f"{name} from {y[0]:.3g} to {y[-1]:.3g}, minimum {min(y):.3g}" for name, _, y in finite)
+    return _svg(figure, f"{title}. {values}.")
 
 
 def tsne(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
@@ -23,51 +63,76 @@ def tsne(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
 
     flat = embeddings.reshape(len(embeddings), -1)
     perplexity = min(30.0, (len(flat) - 1) / 3)
-    found = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed).fit_transform(flat)
-    return np.asarray(found, dtype=np.float64)
+    points = TSNE(2, perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed).fit_transform(flat)
+    return np.asarray(points, dtype=np.float64)
 
 
+def _tsne_figure(points: NDArray[np.float64], labels: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
+    """The square is filled: each axis has a scale of its own."""
+    figure = Figure(figsize=(5.8, 6.4), layout="constrained")
+    axes = figure.subplots()
+    for index, name in enumerate(class_names):
+        x, y = points[labels == index].T
+        style: dict[str, Any] = {
+            "marker": palette.marker(index),
+            "color": palette.color(index),
+            "label": f"{name} ({len(x)})",
+        }
+        axes.scatter(x, y, s=26 if len(points) < 600 else 12, lw=0, **style)
+    axes.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2", box_aspect=1)
+    axes.margins(0.03)
+    longest = max(map(len, class_names))
+    figure.legend(loc="outside lower center", ncols=max(1, min(4, 72 // (longest + 12))), markerscale=1.5)
+    return figure
+
+
+@matplotlib.rc_context(palette.STYLE)
+def tsne_svg(points: NDArray[np.float64], labels: NDArray[np.int64], class_names: Sequence[str]) -> str:
+    counts = ", ".join(f"{(labels == index).sum()} of {name}" for index, name in enumerate(class_names))
+    return _svg(_tsne_figure(points, labels, class_names), f"t-SNE of the embeddings. Points: {counts}.")
+
+
+@matplotlib.rc_context(palette.STYLE)
 def draw_tsne(
     path: Path, points: NDArray[np.float64], labels: NDArray[np.int64], class_names: Sequence[str], title: str
 ) -> None:
-    figure, axes = pyplot.subplots(figsize=(7.5, 6), layout="constrained")
-    for index, name in enumerate(class_names):
-        mine = points[labels == index]
-        marker = MARKERS[index // len(COLORS) % len(MARKERS)]
-        color = COLORS[index % len(COLORS)]
-        axes.scatter(mine[:, 0], mine[:, 1], s=9, marker=marker, color=color, label=f"{name} ({len(mine)})", lw=0)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_aspect("equal", "datalim")
-    figure.legend(loc="outside right center", markerscale=2.5, frameon=False)
-    axes.set_title(title, fontsize=10)
-    _save(figure, path)
+    figure = _tsne_figure(points, labels, class_names)
+    figure.axes[0].set_title(title)
+    figure.savefig(path)
 
 
+@matplotlib.rc_context(palette.STYLE)
 def draw_correlations(
-    path: Path, matrices: Sequence[tuple[str, NDArray[np.float64]]], names: Sequence[str], title: str
+    path: Path, matrices: Sequence[tuple[str, NDArray[np.float64]]], names: Sequence[str], title: str, axis: str = ""
 ) -> None:
-    """Square matrices of correlations side by side, each (title, matrix), on one scale from -1 to 1."""
-    size = 1.6 + 0.55 * len(names)
-    figure, every = pyplot.subplots(
-        1, len(matrices), figsize=(size * len(matrices) + 0.9, size + 0.6), squeeze=False, layout="constrained"
-    )
-    for axes, (heading, matrix) in zip(every[0], matrices, strict=True):
-        drawn = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
-        for row, column in np.ndindex(*matrix.shape):
-            value = matrix[row, column]
-            text = "–" if np.isnan(value) else f"{value:.2f}"
-            axes.text(
-                column, row, text, ha="center", va="center", fontsize=7, color="white" if abs(value) > 0.6 else "black"
-            )
-        axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    """Square matrices of correlations side by side, each (title, matrix), on one scale from -1 to 1.
+
+    `axis` names what the rows and columns are.
+    """
+    size = 1.6 + 0.6 * len(names)
+    figure = Figure(figsize=(size * len(matrices) + 0.9, size + 0.5), layout="constrained")
+    every = figure.subplots(1, len(matrices), squeeze=False)[0]
+    upright = max(map(len, names)) <= 3
+    for axes, (heading, matrix) in zip(every, matrices, strict=True):
+        image = axes.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1)
+        for (row, column), value in np.ndenumerate(matrix):
+            text, color = "–" if np.isnan(value) else f"{value:z.2f}", "white" if abs(value) > 0.6 else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=9, color=color)
+        axes.set_xticks(
+            range(len(names)),
+            names,
+            rotation=0 if upright else 45,
+            ha="center" if upright else "right",
+            rotation_mode="anchor",
+        )
         axes.set_yticks(range(len(names)), names)
-        axes.set_title(heading, fontsize=9)
-    figure.colorbar(drawn, ax=every[0].tolist(), shrink=0.7, label="correlation")
-    figure.suptitle(title, fontsize=10)
-    _save(figure, path)
+        axes.set(title=_capitalized(heading), xlabel=axis, ylabel=axis)
+    figure.colorbar(image, ax=every.tolist(), shrink=0.7, label="correlation")
+    figure.suptitle(_capitalized(title))
+    figure.savefig(path)
 
 
+@matplotlib.rc_context(palette.STYLE)
 def draw_samples(
     path: Path,
     image: Callable[[int], Image.Image],
@@ -77,34 +142,43 @@ def draw_samples(
     each: int,
     seed: int,
 ) -> None:
-    """Of each class, `each` samples drawn from those predicted right (left) and from those predicted wrong (right)."""
+    """`each` random samples of each class predicted right (left), and of those predicted wrong (right)."""
     predicted = probabilities.argmax(1)
     rng = np.random.default_rng(seed)
     present = [index for index in range(len(class_names)) if (labels == index).any()]
-    figure, cells = pyplot.subplots(
-        len(present), 2 * each + 1, figsize=(1.25 * (2 * each + 1), 1.5 * len(present) + 0.5), squeeze=False
-    )
-    for row, label in zip(cells, present, strict=True):
-        for axes in row:
-            axes.axis("off")
-        of_class = labels == label
-        for start, choice, color in ((0, predicted == label, "#00694b"), (each + 1, predicted != label, "#b3261e")):
-            members = rng.permutation(np.flatnonzero(of_class & choice))[:each]
+    figure = Figure(figsize=(2.7 * each + 1.2, 1.6 * len(present) + 0.4), layout="constrained")
+    sides: Any = figure.subfigures(1, 2, width_ratios=[1.35 * each + 1.0, 1.35 * each + 0.2])
+    grids = [side.subplots(len(present), each, squeeze=False) for side in sides]
+    sides[0].suptitle("Predicted right")
+    sides[1].suptitle("Predicted wrong")
+    for row, label in enumerate(present):
+        grids[0][row, 0].set_ylabel(class_names[label], rotation=0, ha="right", va="center", labelpad=8)
+        choices = (predicted == label, palette.RIGHT), (predicted != label, palette.WRONG)
+        for cells, (choice, color) in zip((grid[row] for grid in grids), choices, strict=True):
+            members = rng.permutation(np.flatnonzero((labels == label) & choice))[:each]
+            for axes in cells:
+                axes.set(xticks=[], yticks=[], box_aspect=1, title=" ")  # a title, so that both sides have equal rows
+                axes.spines[:].set_visible(False)
             if not len(members):
-                row[start].text(0.5, 0.5, "none", transform=row[start].transAxes, ha="center", fontsize=8, color=color)
-            for axes, index in zip(row[start:], members, strict=False):
+                cells[0].text(0.5, 0.5, "none", transform=cells[0].transAxes, ha="center", va="center", color=color)
+            for axes, index in zip(cells, members, strict=False):
                 axes.imshow(image(int(index)))
                 guess = predicted[index]
-                share = f"{100 * probabilities[index, guess]:.0f}%"
-                axes.set_title(f"{class_names[guess]} {share}", fontsize=7, color=color, pad=2)
-        row[0].text(-0.12, 0.5, class_names[label], transform=row[0].transAxes, ha="right", va="center", fontsize=9)
-    left, right, top = 0.09, 0.99, 0.93
-    for place, words in ((0.22, "predicted right"), (0.78, "predicted wrong, as")):
-        figure.text(left + place * (right - left), 0.965, words, ha="center", fontsize=10)
-    figure.subplots_adjust(left, 0.01, right, top, 0.08, 0.25)
-    _save(figure, path)
+                name = class_names[guess]
+                name = name if len(name) <= 12 else f"{name[:11]}…"
+                axes.set_title(f"{name} {100 * probabilities[index, guess]:.0f} %", fontsize=9, color=color, pad=3)
+    figure.savefig(path)
 
 
-def _save(figure: Any, path: Path) -> None:
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as inline SVG. Its colours are the page's CSS variables, so it follows light and dark mode."""
+    file = StringIO()
+    figure.savefig(file, format="svg", transparent=True)
+    text = file.getvalue()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(r"(?<=: )#[0-9a-f]{6}", lambda match: VARIABLES.get(match[0], match[0]), text)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
+
+
+def _capitalized(text: str) -> str:
+    return text[:1].upper() + text[1:]

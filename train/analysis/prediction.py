@@ -1,6 +1,7 @@
 """Pictures in, probabilities and annotated pictures out."""
 
 import csv
+import glob
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -8,95 +9,127 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont
 
 from train.analysis.outputs import Flipped
-from train.command import check_at_least, device_of, made
+from train.command import device_of
+from train.data.base import broken, printable
+from train.data.decode import read_picture
+from train.data.files import ignored, list_images
+from train.data.tables import read_table
 from train.errors import UserError
+from train.owned_folder import prepare
 from train.run_folder import load_trained
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
-Named = tuple[Path, Path]  # where a picture is, and its name in the output folder
+TABLE = "predictions.csv"
+WIDTH, TALLEST = 320, 640  # pixels of an annotated picture, without its bars
+Named = tuple[Path, str]  # where a picture is, and its name in the output folder
 
 
-def predict(options: Any) -> None:
-    """`options` as `train.predict.parser` gives them. Raises UserError where no picture at all can be read."""
-    check_at_least(options, batch_size=1)
-    pictures = list(found_pictures(options.images))
-    device = device_of(options.device)
-    trained = load_trained(options.run, device)
-    model = Flipped(trained.model) if options.flip else trained.model
+def predict(
+    run: Path,
+    images: Sequence[Path],
+    *,
+    out: Path = Path("predictions"),
+    pictures: bool = True,
+    flip: bool = False,
+    batch_size: int = 32,
+    device: str = "auto",
+) -> Path:
+    """Predict the class of pictures and of those in folders; write predictions.csv and annotated pictures into `out`.
+
+    Pictures are read as training reads them. Those that cannot be read are named on stderr and left out. Files of an
+    earlier prediction in `out` are replaced. Raises UserError where no picture at all can be read.
+    """
+    places = list(list_pictures(images, out))
+    on = device_of(device)
+    trained = load_trained(run, on)
+    model = Flipped(trained.model) if flip else trained.model
     transform = trained.preprocessing.evaluation()
-    out = made(options.out)
-    annotated = made(out / "pictures") if options.pictures else None
-    remaining, broken, read = iter(pictures), 0, 0
-    with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
+    prepare(out, "predictions", _earlier_files(out))
+    remaining, read = iter(places), 0
+    with (out / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "class", *trained.class_names])
-        while batch := list(islice(remaining, options.batch_size)):
-            opened = [(named, image) for named in batch if (image := opened_picture(named[0])) is not None]
-            broken += len(batch) - len(opened)
+        writer.writerow(["path", "class", *trained.class_names, *(["picture"] if pictures else [])])
+        while batch := list(islice(remaining, batch_size)):
+            opened = [(path, name, image) for path, name in batch if (image := open_picture(path)) is not None]
             if not opened:
                 continue
             with torch.inference_mode():
-                logits, _ = model(torch.stack([transform(image) for _, image in opened]).to(device))
-            for ((path, name), image), row in zip(opened, logits.double().softmax(1).tolist(), strict=True):
-                best = max(range(len(row)), key=row.__getitem__)
-                writer.writerow([path, trained.class_names[best], *(f"{value:.6f}" for value in row)])
-                if annotated:
-                    target = annotated / name.with_name(name.name + ".png")
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    annotate(image, trained.class_names, row).save(target)
+                logits, _ = model(torch.stack([transform(image) for _, _, image in opened]).to(on))
+            rows = logits.double().softmax(1).tolist()
+            for (path, name, _), row in zip(opened, rows, strict=True):
+                best = trained.class_names[row.index(max(row))]
+                target = [f"pictures/{name}.png"] if pictures else []
+                writer.writerow([printable(str(path)), best, *(f"{value:.6f}" for value in row), *target])
+            file.flush()  # before the pictures: the table names all that are there, whenever this ends
+            for (_, name, image), row in zip(opened, rows, strict=True) if pictures else ():
+                target_file = out / "pictures" / f"{name}.png"
+                target_file.parent.mkdir(parents=True, exist_ok=True)
+                annotate(image, trained.class_names, row).save(target_file)
             read += len(opened)
     if not read:
-        raise UserError(f"none of {len(pictures):,} pictures could be read")
-    left_out = f", {broken:,} left out" if broken else ""
-    print(f"{read:,} pictures{left_out}; {out / 'predictions.csv'}{f', {annotated}' if annotated else ''}")
+        raise UserError(f"none of {len(places):,} pictures could be read")
+    left_out = f", {len(places) - read:,} left out" if read < len(places) else ""
+    annotated = f", {out / 'pictures'}" if pictures else ""
+    print(f"{read:,} pictures{left_out}; {out / TABLE}{annotated}")
+    return out
 
 
-def found_pictures(places: Sequence[Path]) -> Iterator[Named]:
-    """The pictures at the places: a file as it is, whatever its name, of a folder all that are called as pictures are.
+def _earlier_files(out: Path) -> list[str]:
+    """Patterns of the files that an earlier prediction wrote into `out`, as its table names them."""
+    try:
+        rows = list(read_table(out / TABLE, ("picture",)))
+    except (OSError, UserError):  # none, or without pictures
+        return [TABLE]
+    names = [row["picture"] for _, row in rows if ".." not in Path(row["picture"]).parts]
+    return [TABLE, *(glob.escape(name) for name in names if name.startswith("pictures/"))]
 
-    No two get the same name, and none one that leads out of a folder.
+
+def list_pictures(places: Sequence[Path], out: Path) -> Iterator[Named]:
+    """The pictures at the places: a file as it is, whatever its name, of a folder those that training would read.
+
+    What lies in `out` is left out. No two get the same name, and none one that leads out of a folder.
     """
-    taken: set[Path] = set()
+    taken: set[str] = set()
     for place in places:
         if place.is_dir():
-            inside = [path for path in sorted(place.rglob("*")) if path.suffix.lower() in SUFFIXES and path.is_file()]
-            if not inside:
+            listing = list_images(place)
+            names = [file.name for file in listing.images if out.resolve() not in (place / file.name).resolve().parents]
+            for note in ignored(listing.others):
+                print(f"{place}: {note}", file=sys.stderr)
+            if not names:
                 raise UserError(f"{place}: no pictures in this folder")
         elif place.is_file():
-            inside = [place]
+            names = [place.name]
         else:
             raise UserError(f"{place}: no such file or folder")
-        for path in inside:
-            name = path.relative_to(place) if place.is_dir() else Path(path.name)
-            number = 2
-            plain = name
-            while name in taken:
-                name = plain.with_name(f"{plain.stem}-{number}{plain.suffix}")
+        for name in names:
+            plain = Path(printable(name))
+            unique, number = plain, 2
+            while str(unique) in taken:
+                unique = plain.with_name(f"{plain.stem}-{number}{plain.suffix}")
                 number += 1
-            taken.add(name)
-            yield path, name
+            taken.add(str(unique))
+            yield place / name if place.is_dir() else place, unique.as_posix()
 
 
-def opened_picture(path: Path) -> Image.Image | None:
-    """The picture in RGB, upright; None, and its name on stderr, where it cannot be read."""
+def open_picture(path: Path) -> Image.Image | None:
+    """The picture as training reads it; None, and its name on stderr, where it cannot be read."""
     try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+        return read_picture(path)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more for broken files
-        print(f"left out: cannot read the image {path}: {error}", file=sys.stderr)
+        print(f"left out: {broken(printable(str(path)), error)}", file=sys.stderr)
         return None
 
 
 def annotate(image: Image.Image, class_names: Sequence[str], probabilities: Iterable[float]) -> Image.Image:
-    """The picture, enlarged if small, with a bar per class below it, the most likely one in bold colour."""
-    width = 320
-    height = max(1, round(image.height * width / image.width))
-    line = 22
+    """The picture, enlarged or shrunk, with a bar per class below it, the most likely one in bold colour."""
+    scale = min(WIDTH / image.width, TALLEST / image.height)
+    across, height = (max(1, round(side * scale)) for side in image.size)
+    width, line = WIDTH, 22
     canvas = Image.new("RGB", (width, height + line * len(class_names) + 8), "white")
-    canvas.paste(image.resize((width, height), Image.Resampling.BICUBIC), (0, 0))
+    canvas.paste(image.resize((across, height), Image.Resampling.BICUBIC), ((width - across) // 2, 0))
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(14)
     row = list(probabilities)

@@ -18,7 +18,8 @@ from train.data.base import (
     count_table,
     printable,
 )
-from train.data.splitting import make_splits
+from train.data.splitting import counts_by_part, make_splits
+from train.data.store import unreadable, without
 from train.errors import UserError
 
 __all__ = ["SYNTHETIC", "FaceDataset", "Request", "Splits", "find_data", "load_data"]
@@ -43,12 +44,22 @@ def load_data(data: str, request: Request) -> Splits:
     if data == SYNTHETIC:
         return _synthetic(request)
     found = find_data(data, request)
-    if request.limit:
-        return _usable_parts(make_splits(found, request).limited(request.limit, request.seed), request)
-    whole, left_out = _usable(found.whole, request)
-    part = np.delete(found.part, np.fromiter(left_out, np.int64)) if left_out else found.part
-    findings = (*found.findings, *_about(left_out))
-    return make_splits(replace(found, whole=whole, part=part, findings=findings), request)
+    whole = found.whole
+    left_out: dict[int, str] = {}
+    if request.cache and not request.limit:
+        whole, left_out = _cached(whole, request)
+    elif request.on_broken == "skip":
+        left_out = unreadable(whole)
+    if left_out:  # before the draw: with or without a limit or a cache it is the same
+        part = np.delete(found.part, np.fromiter(left_out, np.int64))
+        found = replace(found, part=part, findings=(*found.findings, _about(left_out)))
+    found = replace(found, whole=without(whole, left_out))
+    found = replace(found, findings=tuple(dict.fromkeys((*found.findings, *_absent(found)))))
+    splits = make_splits(found, request).limited(request.limit, request.seed)
+    if request.cache and request.limit:
+        train, validation, test = (_cached(part, request)[0] for part in (splits.train, splits.validation, splits.test))
+        splits = replace(splits, train=train, validation=validation, test=test)
+    return splits
 
 
 def find_data(data: str, request: Request) -> Found:
@@ -62,41 +73,36 @@ def find_data(data: str, request: Request) -> Found:
     if layout is None:
         raise UserError(_nothing_fits(path))
     try:
-        return layout.load(path, request)
+        found = layout.load(path, request)
     except OSError as error:
         raise UserError(f"{path}: {layout.name}: {error.filename}: {error.strerror}") from error
+    return replace(found, findings=(*found.findings, *_absent(found)))
 
 
-def _usable(faces: FaceDataset, request: Request) -> tuple[FaceDataset, dict[int, str]]:
-    """The samples to work with, decoded and kept where asked for, and those that were left out as unreadable."""
+def _cached(faces: FaceDataset, request: Request) -> tuple[FaceDataset, dict[int, str]]:
     from train.data.decoded import cached
-    from train.data.store import unreadable, without
 
-    left_out: dict[int, str] = {}
-    if request.cache:
-        faces, left_out = cached(faces, Path(request.cache).expanduser(), request.image_size, request.on_broken)
-    elif request.on_broken == "skip":
-        left_out = unreadable(faces)
-    return without(faces, left_out), left_out
+    return cached(faces, Path(request.cache).expanduser(), request.image_size, request.on_broken)
 
 
-def _usable_parts(splits: Splits, request: Request) -> Splits:
-    parts, findings = [], []
-    for part in (splits.train, splits.validation, splits.test):
-        faces, left_out = _usable(part, request)
-        parts.append(faces)
-        findings += [f"{part.split}: {finding.message}" for finding in _about(left_out)]
-    train, validation, test = parts
-    return Splits(train, validation, test, splits.layout, "\n".join([splits.report, *findings]))
-
-
-def _about(left_out: dict[int, str]) -> tuple[Finding, ...]:
-    if not left_out:
-        return ()
+def _about(left_out: dict[int, str]) -> Finding:
     reasons = tuple(left_out.values())
     more = (f"  and {len(reasons) - 10:,} more",) if len(reasons) > 10 else ()
     lines = (f"left out {len(reasons):,} unreadable:", *(f"  {reason}" for reason in reasons[:10]), *more)
-    return (Finding("unreadable", "\n".join(lines), reasons),)
+    return Finding("unreadable", "\n".join(lines), reasons)
+
+
+def _absent(found: Found) -> tuple[Finding, ...]:
+    """Classes that some part has no image of."""
+    lacking = {
+        part: [name for name, count in zip(found.whole.class_names, counts, strict=True) if not count]
+        for part, counts in counts_by_part(found).items()
+    }
+    return tuple(
+        Finding("absent classes", f"{part} has no image of {', '.join(absent)}")
+        for part, absent in lacking.items()
+        if absent
+    )
 
 
 def _recognise(path: Path) -> Layout | None:
@@ -117,7 +123,7 @@ def _nothing_fits(path: Path) -> str:
 
 
 def _synthetic(request: Request) -> Splits:
-    from train.data.synthetic import COUNTS, SyntheticFaces
+    from train.data.synthetic.dataset import COUNTS, SyntheticFaces
 
     if request.protocol != "official":
         raise UserError(f"--protocol {request.protocol} is for FER-2013; drawn faces have splits of their own")

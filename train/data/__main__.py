@@ -6,8 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from train.command import CommandParser, check_at_least, exit_code
+from train.command import CommandParser, at_least
 from train.data.base import Request
+from train.entry import exit_code, nearest
 from train.errors import UserError
 
 COMMANDS = {
@@ -57,10 +58,11 @@ def crop(arguments: Sequence[str]) -> int:
     parser.add_argument("source", metavar="IN", type=Path, help="folder of pictures, at any depth")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, new or empty")
     parser.add_argument("--detector", metavar="ONNX", type=Path, help="YuNet's file (default: OpenCV's Haar cascade)")
-    parser.add_argument("--margin", type=float, default=0.1, help="added on each side, as a share of the box")
-    parser.add_argument("--score", type=float, default=0.6, help="YuNet's least score of a face")
+    parser.add_argument(
+        "--margin", type=at_least(0, float), default=0.1, help="added on each side, as a share of the box"
+    )
+    parser.add_argument("--score", type=at_least(0, float), default=0.6, help="YuNet's least score of a face")
     options = parser.parse(arguments)
-    check_at_least(options, margin=0, score=0)
 
     from train.data import crop as cropping
 
@@ -69,17 +71,18 @@ def crop(arguments: Sequence[str]) -> int:
 
 def shard(arguments: Sequence[str]) -> int:
     parser = CommandParser("data shard", "Write the splits of the dataset at PATH to OUT as tar shards.")
-    parser.add_argument("--seed", type=int, default=0, help="of held-out samples")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of held-out samples")
     parser.add_argument("path", metavar="PATH", help="the dataset's folder or file")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, new or empty")
-    parser.add_argument("--samples-per-shard", type=int, default=4096, metavar="N", help="the last one has fewer")
+    parser.add_argument(
+        "--samples-per-shard", type=at_least(1), default=4096, metavar="N", help="the last one has fewer"
+    )
     parser.add_argument("--protocol", choices=("official", "paper"), default="official", help="FER-2013's test split")
     parser.add_argument("--validation-fraction", type=float, default=0.1, help="held out where there is no such split")
-    parser.add_argument("--limit", type=int, default=0, help="at most so many images of each split; 0: all")
+    parser.add_argument("--limit", type=at_least(0), default=0, help="at most so many images of each split; 0: all")
     parser.add_argument("--on-broken", choices=("fail", "skip"), default="fail", help="what to do at unreadable images")
     _add_request(parser)
     options = parser.parse(arguments)
-    check_at_least(options, samples_per_shard=1, limit=0, seed=0)
     if not 0 < options.validation_fraction < 1:
         raise UserError(f"--validation-fraction {options.validation_fraction}: expected between 0 and 1")
 
@@ -112,7 +115,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(usage())
             return 0
         if name not in commands:
-            raise UserError(f"expected one of {', '.join(COMMANDS)}; got {name!r}\n{usage()}")
+            raise UserError(
+                f"expected one of {', '.join(COMMANDS)}; got {name!r}{nearest(name, list(COMMANDS))}\n{usage()}"
+            )
         return commands[name](rest)
 
     return exit_code(call)

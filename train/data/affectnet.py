@@ -1,18 +1,18 @@
 """AffectNet: the old release (tables of paths, boxes and codes) and that of 2021 (cropped faces, .npy annotations)."""
 
-import csv
 import io
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from train.data.base import Finding, Found, ImageFiles, Layout, Request, digest
-from train.data.files import File, as_dataset, header, list_images, listed
+from train.data.files import File, as_dataset, is_hidden, list_images, listed, one_of
 from train.data.labels import CLASS_NAMES_8
 from train.data.store import kept
+from train.data.tables import header, read_table
 from train.errors import UserError
 
 # AffectNet's codes are this project's order. 8 None, 9 Uncertain and 10 No-Face are no classes.
@@ -24,6 +24,7 @@ COLUMNS = (
     "subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks", "expression",
     "valence", "arousal",
 )  # fmt: skip
+USED = (*COLUMNS[:5], "expression")
 TABLES = {"train": "training.csv", "validation": "validation.csv"}
 TABLE_FOLDERS = ("", "Manually_Annotated_file_lists")
 IMAGE_FOLDERS = ("Manually_Annotated_Images", "Manually_Annotated/Manually_Annotated_Images")
@@ -56,7 +57,7 @@ def _tables(path: Path) -> dict[str, Path]:
     for part, name in TABLES.items():
         for folder in TABLE_FOLDERS:
             file = path / folder / name
-            if file.is_file() and (part == "validation" or header(file)[:1] == [COLUMNS[0]]):
+            if file.is_file() and (part == "validation" or COLUMNS[0] in header(file)):
                 found[part] = file
                 break
     return found
@@ -78,16 +79,17 @@ def load_old(path: Path, request: Request) -> Found:
     missing: list[str] = []
     skipped = 0
     for part, table in tables.items():
-        for number, row in _rows(table):
+        headed = COLUMNS[0] in header(table)  # validation.csv is seen without a header too
+        for number, row in read_table(table, USED if headed else COLUMNS, headed):
             try:
                 label = int(row["expression"])
                 if label >= len(class_names) or float(row["face_width"]) < 0:
                     skipped += 1
                     continue
                 x, y, width, height = (round(float(row[f"face_{side}"])) for side in ("x", "y", "width", "height"))
-            except (ValueError, TypeError) as error:
+            except ValueError as error:
                 raise UserError(f"{table}, line {number}: expected numbers for the box and the expression") from error
-            name = row["subDirectory_filePath"].strip()
+            name = row["subDirectory_filePath"]
             if name not in there:
                 missing.append(name)
                 continue
@@ -103,24 +105,18 @@ def load_old(path: Path, request: Request) -> Found:
     return _found(layout, path, whole, parted, OFFICIAL_COUNTS, notes, findings if missing else ())
 
 
-def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row by COLUMNS); validation.csv is also seen without a header."""
-    headed = header(table)[:1] == [COLUMNS[0]]
-    with table.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
-        yield from enumerate(csv.DictReader(lines, None if headed else COLUMNS), start=2 if headed else 1)
-
-
 # The release of 2021: cropped to 224 x 224, <id>.jpg with <id>_exp.npy.
 
 
 def _sets(path: Path) -> dict[str, Path]:
-    found = {}
+    """Raises UserError where two folders are the same part."""
+    sets = {}
     for part, names in SETS.items():
-        for name in names:
-            if all((path / name / inner).is_dir() for inner in ("images", "annotations")):
-                found[part] = path / name
-                break
-    return found
+        there = [path / name for name in names]
+        there = [folder for folder in there if all((folder / inner).is_dir() for inner in ("images", "annotations"))]
+        if folder := one_of(there, f"AffectNet's {part} images"):
+            sets[part] = folder
+    return sets
 
 
 def load_2021(path: Path, request: Request) -> Found:
@@ -158,7 +154,7 @@ def load_2021(path: Path, request: Request) -> Found:
 def expressions(annotations: Path) -> dict[str, int]:
     """The code of each <id>_exp.npy, by id in sorted order: opened once, then only when a size or time changes."""
     with os.scandir(annotations) as entries:
-        files = [entry for entry in entries if entry.name.endswith("_exp.npy")]
+        files = [entry for entry in entries if entry.name.endswith("_exp.npy") and not is_hidden(entry.name)]
         scanned = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     stems = [name.removesuffix("_exp.npy") for name, _, _ in scanned]
     key = digest(str(annotations.resolve()), *(f"{name} {size} {time}" for name, size, time in scanned), "1")

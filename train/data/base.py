@@ -72,6 +72,8 @@ class Splits:
             return self
         train, validation, test = (limit(part, count, seed) for part in (self.train, self.validation, self.test))
         report = f"{self.report}\nlimited to {len(train):,} train, {len(validation):,} validation, {len(test):,} test"
+        if lost := [self.train.class_names[at] for at in sorted({*self.train.labels} - {*train.labels})]:
+            report += f"\ntrain has no image of {', '.join(lost)} under this limit"
         return Splits(train, validation, test, self.layout, report)
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -120,7 +121,7 @@ def check(data: str, request: Request, as_json: bool, every: bool) -> int:
             "findings": [asdict(finding) for finding in findings],
         }
         print(json.dumps(content, indent=2, ensure_ascii=True))
-        return int(bool(findings))
+        return _status(found, findings)
     print(describe(found))
     print(f"fingerprint {found.whole.fingerprint}; {len(found.whole):,} images decoded")
     where = "".join(f"; {count:,} in {parts}" for parts, count in figures["across"].items())
@@ -137,4 +138,13 @@ def check(data: str, request: Request, as_json: bool, every: bool) -> int:
             print(f"  {item}")
         if len(shown) < len(finding.items):
             print(f"  and {len(finding.items) - len(shown):,} more (--all lists them)")
+    return _status(found, findings)
+
+
+def _status(found: Found, findings: Sequence[Finding]) -> int:
+    """The exit status, its reason on stderr: the report itself may be piped elsewhere."""
+    if findings:
+        parts = ", ".join(f"{name} {sum(row):,}" for name, row in counts_by_part(found).items())
+        kinds = ", ".join(dict.fromkeys(finding.kind for finding in findings))
+        print(f"{found.layout}, images: {parts}; to look at: {kinds}", file=sys.stderr)
     return int(bool(findings))

@@ -3,8 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from PIL import Image
 
 from train.data.base import FaceDataset, GreyArray, Subset, digest
 from train.data.store import over_samples
+from train.disk import allocate, lock, sync_handle
 from train.errors import UserError
 
 SAVE_SECONDS = 5.0  # of work that a killed process loses
@@ -101,7 +101,7 @@ def decode(dataset: FaceDataset, folder: Path, size: int, processes: int | None 
     name = f"{dataset.fingerprint}-{digest(dataset.stamp)[:8]}-{size}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / f"{name}.lock"):
+        with lock(folder, f"{name}.lock", wait=True):  # of a killed process it is free again
             about = folder / f"{name}.json"
             if not about.exists():
                 for side in (_native_side(dataset, size), size):
@@ -138,12 +138,11 @@ def _fill(dataset: FaceDataset, stem: Path, side: int, native: bool, processes: 
     handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         os.ftruncate(handle, row * len(dataset))
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(handle, 0, max(row * len(dataset), 1))  # a full disk is an error here, not later
+        allocate(handle, max(row * len(dataset), 1))
         print(f"decoding {len(dataset) - state['done']:,} images, once, to {stem}.u8", flush=True)
 
         def save() -> None:
-            os.fsync(handle)
+            sync_handle(handle, stem.parent)
             _write(progress, state)
 
         saved = time.monotonic()
@@ -156,7 +155,7 @@ def _fill(dataset: FaceDataset, stem: Path, side: int, native: bool, processes: 
             if time.monotonic() > saved + SAVE_SECONDS:
                 save()
                 saved = time.monotonic()
-        os.fsync(handle)
+        sync_handle(handle, stem.parent)
     except BaseException:
         save()
         raise
@@ -193,16 +192,6 @@ def resized(picture: Image.Image, side: int) -> Image.Image:
 
     pixels = functional.resize(functional.pil_to_tensor(picture), [side, side], antialias=True)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().to(torch.uint8).numpy())
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """One process at a time; the lock of a killed one is free again."""
-    import fcntl
-
-    with file.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _write(file: Path, content: Any) -> None:

@@ -1,7 +1,7 @@
 """FER-2013 in its three public layouts: class folders, fer2013.csv and icml_face_data.csv."""
 
-import csv
 import hashlib
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.base import FaceDataset, Found, GreyArray, Layout, Request, digest
-from train.data.files import File, as_dataset, find_csv, folders_in, ignored, list_images
-from train.data.labels import CLASS_NAMES, FER_CSV_CODES, FOLDER_NAMES, VALIDATION_NAMES
+from train.data.files import File, as_dataset, folders_in, ignored, image_names, list_images
+from train.data.labels import CLASS_NAMES, FER_CSV_CODES, FOLDER_NAMES, PART_NAMES
 from train.data.store import kept
+from train.data.tables import find_csv, read_table
 from train.errors import UserError
 
 SIDE = 48
@@ -25,6 +26,8 @@ OFFICIAL_COUNTS: Mapping[str, tuple[int, ...]] = {
 }
 USAGES = tuple(OFFICIAL_COUNTS)
 TEST = "test"  # the usage of a test image whose name does not tell PublicTest from PrivateTest
+COLUMNS = ("emotion", "pixels", "Usage")
+IMAGE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.")
 ARRAYS = ("pixels.npy", "labels.npy", "usage.npy")
 
 
@@ -48,10 +51,23 @@ def found_at(source: Path, layout: str, whole: FaceDataset, usage: NDArray[np.st
 
 
 def is_folders(path: Path) -> bool:
-    """True where train/ and test/ both hold folders named after FER-2013's classes, and there is no third part."""
-    named = [[entry.name.lower() in FOLDER_NAMES for entry in folders_in(path / part)] for part in ("train", "test")]
-    others = {entry.name.lower() for entry in folders_in(path)} & VALIDATION_NAMES
-    return all(part and all(part) for part in named) and not others
+    """True where train/ and test/, and no third part, hold classes of FER-2013, and the images are FER-2013's.
+
+    They are by their names, or by their counts. Others' own pictures of expressions are class folders.
+    """
+    if [folder.name for folder in folders_in(path) if folder.name.lower() in PART_NAMES] != ["test", "train"]:
+        return False
+    classes = {part: folders_in(path / part) for part in ("train", "test")}
+    if not all(inner and all(folder.name.lower() in FOLDER_NAMES for folder in inner) for inner in classes.values()):
+        return False
+    if any(IMAGE_NAME.match(name) for inner in classes.values() for folder in inner for name in image_names(folder, 5)):
+        return True
+    counts = {part: [0] * len(CLASS_NAMES) for part in classes}
+    for part, inner in classes.items():
+        for folder in inner:
+            counts[part][FOLDER_NAMES[folder.name.lower()]] += sum(1 for _ in image_names(folder))
+    training, *tests = OFFICIAL_COUNTS.values()
+    return counts == {"train": list(training), "test": [sum(both) for both in zip(*tests, strict=True)]}
 
 
 def load_folders(path: Path, request: Request) -> Found:
@@ -78,7 +94,7 @@ def load_folders(path: Path, request: Request) -> Found:
 
 
 def find_fer2013_csv(path: Path) -> Path | None:
-    return find_csv(path, "fer2013.csv", ["emotion", "pixels", "Usage"])
+    return find_csv(path, "fer2013.csv", COLUMNS)
 
 
 def find_icml_csv(path: Path) -> Path | None:
@@ -90,22 +106,20 @@ def _parse_csv(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArra
     pixels: list[NDArray[np.uint8]] = []
     labels: list[int] = []
     usage: list[str] = []
-    with file.open(newline="", encoding="utf-8", errors="replace") as lines:
-        for number, row in enumerate(csv.DictReader(lines), start=2):
-            record = {(key or "").strip(): value for key, value in row.items()}
-            values = _numbers(record["pixels"] or "")
-            if len(values) != SIDE * SIDE or values.min() < 0 or values.max() > 255:
-                raise UserError(f"{file}, line {number}: expected {SIDE * SIDE} pixels, numbers from 0 to 255")
-            code, use = (record["emotion"] or "").strip(), (record["Usage"] or "").strip()
-            if not (code.isdigit() and int(code) < len(FER_CSV_CODES)):
-                raise UserError(
-                    f"{file}, line {number}: expected an emotion from 0 to {len(FER_CSV_CODES) - 1}, got {code!r}"
-                )
-            if use not in USAGES:
-                raise UserError(f"{file}, line {number}: expected a Usage of {', '.join(USAGES)}, got {use!r}")
-            pixels.append(values.astype(np.uint8).reshape(SIDE, SIDE))
-            labels.append(FER_CSV_CODES[int(code)])
-            usage.append(use)
+    for number, row in read_table(file, COLUMNS):
+        code, text, use = (row[name] for name in COLUMNS)
+        values = _numbers(text)
+        if len(values) != SIDE * SIDE or values.min() < 0 or values.max() > 255:
+            raise UserError(f"{file}, line {number}: expected {SIDE * SIDE} pixels, numbers from 0 to 255")
+        if not (code.isdecimal() and int(code) < len(FER_CSV_CODES)):
+            raise UserError(
+                f"{file}, line {number}: expected an emotion from 0 to {len(FER_CSV_CODES) - 1}, got {code!r}"
+            )
+        if use not in USAGES:
+            raise UserError(f"{file}, line {number}: expected a Usage of {', '.join(USAGES)}, got {use!r}")
+        pixels.append(values.astype(np.uint8).reshape(SIDE, SIDE))
+        labels.append(FER_CSV_CODES[int(code)])
+        usage.append(use)
     if not pixels:
         raise UserError(f"{file}: no row below the header")
     return np.stack(pixels), np.array(labels, dtype=np.int64), np.array(usage)
@@ -169,7 +183,12 @@ def refuse_competition_csv(path: Path, request: Request) -> Found:
 
 
 LAYOUTS = (
-    Layout("FER-2013 folders", "train/<class>/ and test/<class>/ (angry, disgust, fear, …)", is_folders, load_folders),
+    Layout(
+        "FER-2013 folders",
+        "train/<class>/Training_<id>.jpg and test/<class>/ (angry, disgust, fear, …), or FER-2013's counts",
+        is_folders,
+        load_folders,
+    ),
     Layout(
         "fer2013.csv", "fer2013.csv (emotion,pixels,Usage)", lambda p: find_fer2013_csv(p) is not None, load_fer2013_csv
     ),

@@ -1,6 +1,5 @@
 """FERPlus: fer2013new.csv, ten votes a row, beside the fer2013.csv that holds the pictures."""
 
-import csv
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +8,8 @@ from numpy.typing import NDArray
 
 from train.data.base import Found, GreyArray, Layout, Request, Subset, digest
 from train.data.fer2013 import find_fer2013_csv, find_icml_csv, found_at, read_csv
-from train.data.files import header
 from train.data.labels import CLASS_NAMES_8, FERPLUS_COLUMNS
+from train.data.tables import find_csv, read_table
 from train.errors import UserError
 
 VOTES = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "NF")
@@ -22,8 +21,7 @@ RULES = {
 
 
 def find_votes(path: Path) -> Path | None:
-    file = path / "fer2013new.csv" if path.is_dir() else path
-    return file if file.suffix.lower() == ".csv" and file.is_file() and header(file) == COLUMNS else None
+    return find_csv(path, "fer2013new.csv", COLUMNS)
 
 
 def decide(votes: NDArray[np.int64], rule: str) -> NDArray[np.int64]:
@@ -40,16 +38,13 @@ def decide(votes: NDArray[np.int64], rule: str) -> NDArray[np.int64]:
 def read_votes(file: Path) -> tuple[NDArray[np.str_], NDArray[np.bool_], NDArray[np.int64]]:
     """(usage (n,), whether the row has an image's name (n,), votes (n, 10)), in the file's order."""
     usage, named, votes = [], [], []
-    with file.open(newline="", encoding="utf-8-sig", errors="replace") as lines:
-        for number, row in enumerate(csv.reader(lines), start=1):
-            if number == 1:
-                continue
-            cells = [cell.strip() for cell in row]
-            if len(cells) != len(COLUMNS) or not all(cell.isdigit() for cell in cells[2:]):
-                raise UserError(f"{file}, line {number}: expected a usage, a name and {len(VOTES)} numbers of votes")
-            usage.append(cells[0])
-            named.append(bool(cells[1]))
-            votes.append([int(cell) for cell in cells[2:]])
+    for number, row in read_table(file, COLUMNS):
+        use, name, *cells = row.values()
+        if not all(cell.isdecimal() for cell in cells):
+            raise UserError(f"{file}, line {number}: expected a usage, a name and {len(VOTES)} numbers of votes")
+        usage.append(use)
+        named.append(bool(name))
+        votes.append([int(cell) for cell in cells])
     return np.array(usage, np.str_), np.array(named, bool), np.array(votes, np.int64).reshape(-1, len(VOTES))
 
 

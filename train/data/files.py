@@ -1,17 +1,30 @@
-"""Image files of a folder, and what is kept of them between runs."""
+"""The image files and folders below a folder."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from train.data.base import ImageFiles, digest, printable
+from train.errors import UserError
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
 )
+# Folders that operating systems and network drives leave beside one's own
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out everywhere: .ipynb_checkpoints, ._1.jpg, __MACOSX."""
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def is_image_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not is_hidden(name)
 
 
 @dataclass(frozen=True)
@@ -52,10 +65,10 @@ def _walk(root: Path, name: str, above: tuple[tuple[int, int], ...], found: List
         return
     with os.scandir(here) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             inner = f"{name}/{entry.name}" if name else entry.name
-            is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+            is_image = is_image_name(entry.name)
             try:
                 if entry.is_dir():
                     _walk(root, inner, (*above, identity), found)
@@ -84,36 +97,33 @@ def listed(names: Sequence[str], most: int = 5, what: str = "file") -> str:
     return f"{len(names):,} {what}{'' if len(names) == 1 else 's'} ({shown}{more})"
 
 
-def has_images(folder: Path) -> bool:
-    """Whether an image lies in the folder itself: a look, for recognising."""
+def image_names(folder: Path, most: int | None = None) -> Iterator[str]:
+    """The names of images in the folder itself, in no order, at most so many: a look, for recognising."""
     try:
         with os.scandir(folder) as entries:
-            return any(os.path.splitext(entry.name)[1].lower() in SUFFIXES and entry.is_file() for entry in entries)
+            yield from islice((e.name for e in entries if is_image_name(e.name) and e.is_file()), most)
     except OSError:
-        return False
+        return
 
 
-def header(file: Path) -> list[str]:
-    """The names in the first line of a table, stripped; none where the file cannot be read."""
-    try:
-        with file.open(encoding="utf-8-sig", errors="replace") as lines:
-            return [name.strip() for name in lines.readline(1000).split(",")]
-    except OSError:
-        return []
-
-
-def find_csv(path: Path, name: str, columns: list[str]) -> Path | None:
-    """`path` itself, or the file of that name in it, where its header names these columns."""
-    file = path / name if path.is_dir() else path
-    return file if file.suffix.lower() == ".csv" and file.is_file() and header(file) == columns else None
+def has_images(folder: Path) -> bool:
+    return any(image_names(folder, 1))
 
 
 def folders_in(path: Path) -> list[Path]:
     """The folders in a folder, sorted by name, without hidden ones."""
     try:
-        return sorted(entry for entry in path.iterdir() if not entry.name.startswith(".") and entry.is_dir())
+        return sorted(entry for entry in path.iterdir() if not is_hidden(entry.name) and entry.is_dir())
     except OSError:
         return []
+
+
+def one_of(folders: Sequence[Path], what: str) -> Path | None:
+    """The one folder; None where there is none. Raises UserError that names them where there are several."""
+    if len(folders) > 1:
+        names = " and ".join(printable(folder.name) for folder in folders)
+        raise UserError(f"{folders[0].parent}: {names} are both {what}: merge them, or move one elsewhere")
+    return folders[0] if folders else None
 
 
 def as_dataset(

@@ -1,13 +1,14 @@
 """Any folder of class folders: train/<class>/…, val/, test/ where there are any, or <class>/… alone."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from train.data import fer2013, rafdb
-from train.data.base import Finding, Found, Layout, Request
-from train.data.files import File, as_dataset, folders_in, has_images, ignored, list_images
+from train.data.base import Finding, Found, Layout, Request, printable
+from train.data.files import File, as_dataset, folders_in, has_images, ignored, list_images, listed, one_of
 from train.data.labels import (
     CLASS_NAMES,
     CLASS_NAMES_8,
@@ -31,17 +32,19 @@ NUMBERINGS = {
 
 
 def find_parts(path: Path) -> dict[str, Path]:
-    """The folders of parts that hold class folders; "train" is `path` itself where it has no such parts."""
+    """The folders of parts that hold class folders; "train" is `path` itself where it has no such parts.
+
+    Raises UserError where two folders are the same part.
+    """
     inner = folders_in(path)
-    found = {
-        part: folder
-        for part, names in PARTS.items()
-        for folder in inner
-        if folder.name.lower() in names and _classes(folder)
-    }
-    if "train" in found:
-        return found
-    return {"train": path} if not found and len(_classes(path)) >= 2 else {}
+    parts = {}
+    for part, names in PARTS.items():
+        there = [folder for folder in inner if folder.name.lower() in names and _classes(folder)]
+        if folder := one_of(there, f"the {part} images"):
+            parts[part] = folder
+    if "train" in parts:
+        return parts
+    return {"train": path} if not parts and len(_classes(path)) >= 2 else {}
 
 
 def _classes(part: Path) -> list[Path]:
@@ -57,8 +60,13 @@ def order_classes(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]
         used = [CLASS_NAMES_8[label] for label in sorted(set(labels.values()))]
         mapped = {name: CLASS_NAMES_8[label] for name, label in labels.items()}
         return tuple(used), mapped, f"classes are expressions, in the canonical order: {', '.join(used)}"
-    ordered = sorted(set(names), key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
-    return tuple(ordered), {name: name for name in ordered}, f"classes are the folders' names: {', '.join(ordered)}"
+    mapped = {name: printable(name) for name in names}
+    ordered = sorted(set(mapped.values()), key=lambda name: (not name.isdecimal(), _int(name), name))
+    return tuple(ordered), mapped, f"classes are the folders' names: {', '.join(ordered)}"
+
+
+def _int(name: str) -> int:
+    return int(name) if name.isdecimal() else 0
 
 
 def load(path: Path, request: Request) -> Found:
@@ -91,7 +99,7 @@ def load(path: Path, request: Request) -> Found:
         )
     whole = as_dataset(path, files, labels, class_names)
     findings = _numbers(names, np.bincount(labels, minlength=len(class_names)).tolist())
-    findings += _absent(class_names, labels, usage)
+    findings += (*_misspelt(names), *_unread(path, parts))
     layout = "class folders, " + (f"{', '.join(parts)}" if parts["train"] != path else "no parts")
     roles = ordinary_roles(list(parts))
     return Found(
@@ -101,7 +109,7 @@ def load(path: Path, request: Request) -> Found:
 
 def _numbers(names: Sequence[str], counts: list[int]) -> tuple[Finding, ...]:
     """Classes that are numbers could be anyone's codes: which of the known ones they may be, by their counts if so."""
-    if not all(name.isdigit() for name in names):
+    if not all(name.isdecimal() for name in names):
         return ()
     lines = ["classes are numbers; what they mean cannot be seen. Rename the folders to expressions. Known codes:"]
     fits = [title for title, codes in NUMBERINGS.items() if set(names) <= set(codes)]
@@ -114,18 +122,25 @@ def _numbers(names: Sequence[str], counts: list[int]) -> tuple[Finding, ...]:
     return (Finding("class numbers", "\n".join(lines)),) if len(lines) > 1 else ()
 
 
-def _absent(class_names: Sequence[str], labels: list[int], usage: list[str]) -> tuple[Finding, ...]:
-    """Classes that some part has no image of."""
-    seen = set(zip(usage, labels, strict=True))
-    lacking = {
-        part: [name for label, name in enumerate(class_names) if (part, label) not in seen]
-        for part in dict.fromkeys(usage)
-    }
-    return tuple(
-        Finding("absent classes", f"{part} has no image of {', '.join(absent)}")
-        for part, absent in lacking.items()
-        if absent
+def _misspelt(names: Sequence[str]) -> tuple[Finding, ...]:
+    """Class folders that are almost called by an expression, beside others that are."""
+    others = [name for name in names if name.lower() not in EXPRESSIONS]
+    close = {printable(name): difflib.get_close_matches(name.lower(), EXPRESSIONS, n=1) for name in others}
+    asked = ", ".join(f"{name} ({like[0]}?)" for name, like in close.items() if like)
+    message = f"a class of its own, beside expressions: {asked}; rename the folder if it is misspelt"
+    return (Finding("class names", message, tuple(close)),) if asked and len(others) < len(names) else ()
+
+
+def _unread(path: Path, parts: Mapping[str, Path]) -> tuple[Finding, ...]:
+    """Folders beside the parts that hold class folders too: misspelt parts, of which nothing is read."""
+    if parts["train"] == path:
+        return ()
+    others = [folder.name for folder in folders_in(path) if folder not in parts.values() and _classes(folder)]
+    message = (
+        f"{listed(others, what='folder')} beside {parts['train'].name}/ with class folders in it: not read; parts "
     )
+    message += f"are called {', '.join('/'.join(sorted(names)) for names in PARTS.values())}"
+    return (Finding("unread folders", message, tuple(map(printable, others))),) if others else ()
 
 
 LAYOUTS = (

@@ -34,6 +34,7 @@ FERPLUS_COLUMNS = (0, 1, 3, 2, 6, 5, 4, 7)
 TRAIN_NAMES = frozenset({"train", "training", "train_set"})
 VALIDATION_NAMES = frozenset({"val", "valid", "validation", "dev", "val_set"})
 TEST_NAMES = frozenset({"test", "testing", "test_set"})
+PART_NAMES = TRAIN_NAMES | VALIDATION_NAMES | TEST_NAMES
 
 # Folder names of expressions in any set, in lower case
 EXPRESSIONS = FOLDER_NAMES | {"contempt": 7, "contemptuous": 7}

@@ -10,6 +10,7 @@ from train.data.base import Finding, Found, ImageFiles, Layout, Request
 from train.data.files import File, Listing, as_dataset, folders_in, has_images, ignored, list_images, listed
 from train.data.labels import CLASS_NAMES, RAF_CODES
 from train.data.splitting import ordinary_roles
+from train.data.tables import read_table, read_text
 from train.errors import UserError
 
 LABEL_FILE = Path("EmoLabel") / "list_patition_label.txt"  # the misspelling is theirs
@@ -33,10 +34,10 @@ def load_original(path: Path, request: Request) -> Found:
     """Aligned faces where there are any, else the original pictures, cropped by their boxes."""
     file = path / LABEL_FILE
     entries: list[tuple[str, int]] = []
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
         if not (words := line.split()):
             continue
-        if len(words) != 2 or not words[1].isdigit():
+        if len(words) != 2 or not words[1].isdecimal():
             raise UserError(f"{file}, line {number}: expected an image's name and a label, got {line[:60]!r}")
         entries.append((words[0], int(words[1])))
     if any(label > max(CODES) for _, label in entries):
@@ -73,7 +74,7 @@ def load_original(path: Path, request: Request) -> Found:
 def _box(folder: Path, image: File) -> list[int]:
     file = folder / f"{Path(image.name).stem}_boundingbox.txt"
     try:
-        corners = [float(word) for word in file.read_text(encoding="utf-8").split()]
+        corners = [float(word) for word in read_text(file).split()]
         if len(corners) != 4:
             raise ValueError
     except OSError as error:
@@ -106,7 +107,7 @@ def load_numbered(path: Path, request: Request) -> Found:
     others: list[str] = []
     for part in OFFICIAL_COUNTS:
         if extra := sorted(_codes(root / part) - {str(code) for code in CODES}):
-            if all(name.isdigit() for name in extra):
+            if all(name.isdecimal() for name in extra):
                 raise UserError(f"{root / part} has classes up to {max(map(int, extra))}: {COMPOUND}")
             raise UserError(f"{root / part / extra[0]}: RAF-DB's classes are 1 to 7")
         for code in CODES:
@@ -127,8 +128,7 @@ def _against_tables(path: Path, root: Path, files: list[File], labels: list[int]
         for folder in dict.fromkeys((path, root, root.parent)):
             table = folder / f"{part}_labels.csv"
             if table.is_file():
-                lines = table.read_text(encoding="utf-8-sig", errors="replace").splitlines()[1:]
-                said |= dict(line.strip().rsplit(",", 1) for line in lines if "," in line)
+                said |= {row["image"]: row["label"] for _, row in read_table(table, ("image", "label"))}
                 break
     wrong = tuple(
         file.name

@@ -12,7 +12,6 @@ other disks.
 import io
 import json
 import os
-import shutil
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from train import owned_folder
 from train.data.base import SPLITS, FaceDataset, Found, Labels, Layout, Request, Splits, Subset, broken, digest
 from train.data.decode import read_picture
 from train.data.splitting import ordinary_roles
@@ -30,6 +30,7 @@ from train.errors import UserError
 
 FORMAT = "adcorre shards 1"
 INDEX = "index.json"
+SHARD_FILES = (INDEX, f"*-{'[0-9]' * 5}.tar")
 
 
 class Shards:
@@ -161,10 +162,8 @@ def write_shards(splits: Splits, out: Path, samples_per_shard: int, on_broken: s
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there already and not empty")
-    partial = out.with_name(out.name + ".partial")
+    partial = owned_folder.prepare(out.with_name(out.name + ".partial"), "shards", SHARD_FILES, "shards are written to")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
         index: dict[str, Any] = {"format": FORMAT, "class_names": list(splits.train.class_names)}
         index |= {"layout": splits.layout, "splits": {}, "left_out": []}
         for split in (splits.train, splits.validation, splits.test):
@@ -176,7 +175,8 @@ def write_shards(splits: Splits, out: Path, samples_per_shard: int, on_broken: s
     except OSError as error:
         raise UserError(f"{out}: cannot write the shards: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        owned_folder.clear(partial, (*SHARD_FILES, owned_folder.MARK))
+        owned_folder.remove_if_empty(partial)
     return index
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from train.data.base import SPLITS, Found, Request, Splits, Subset, count_table, draw_stratified
+from train.data.base import SPLITS, Found, Request, Splits, Subset, count_table, draw_stratified, printable
 from train.errors import UserError
 
 Counts = Mapping[str, tuple[int, ...]]
@@ -25,7 +25,7 @@ def describe(found: Found) -> str:
     for name in dict.fromkeys((*found.official, *counts)):
         rows += [(name, counts[name])] if name in counts else []
         rows += [("  official", found.official[name])] if name in found.official else []
-    lines = [f"{found.layout} at {found.source}", count_table(found.whole.class_names, rows)]
+    lines = [f"{found.layout} at {printable(str(found.source))}", count_table(found.whole.class_names, rows)]
     if found.official:
         lines.append(verdict(counts, found.official, found.dataset, found.whole.class_names))
     return "\n".join([*lines, *found.notes, *(finding.message for finding in found.findings)])

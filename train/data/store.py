@@ -5,28 +5,29 @@ appears under its final name only once it is whole, and under a name that change
 """
 
 import json
-import multiprocessing
 import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from train.data.base import FaceDataset, GreyArray, Subset, digest
+from train.disk import expand
 from train.errors import UserError
+from train.workers import default_processes, map_in_processes
 
 T = TypeVar("T")
 CHUNK = 64  # samples that a process is handed at a time
 
 
 def cache_folder() -> Path:
+    """Raises UserError where it would be in a home folder that is not known."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("ADCORRE_CACHE") or f"{base}/adcorre").expanduser()
+    return expand(os.environ.get("ADCORRE_CACHE") or f"{base}/adcorre")
 
 
 def kept(name: str, make: Callable[[Path], None]) -> Path | None:
@@ -34,7 +35,11 @@ def kept(name: str, make: Callable[[Path], None]) -> Path | None:
 
     Of several processes that make it at once, one puts its own in place and the others take that.
     """
-    target = cache_folder() / name
+    try:
+        target = cache_folder() / name
+    except UserError:
+        print("nothing is kept for the next run: no home folder; name one by $ADCORRE_CACHE", file=sys.stderr)
+        return None
     if target.is_dir():
         return target
     try:
@@ -55,25 +60,6 @@ def kept(name: str, make: Callable[[Path], None]) -> Path | None:
     return target
 
 
-def default_processes() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
-
-
-_at_work: tuple[FaceDataset, Callable[[FaceDataset, int], Any]]
-
-
-def _begin(dataset: FaceDataset, look: Callable[[FaceDataset, int], Any]) -> None:
-    global _at_work
-    _at_work = dataset, look
-    if "torch" in sys.modules:  # its threads do not live on in a forked process
-        sys.modules["torch"].set_num_threads(1)
-
-
-def _look(indices: range) -> list[Any]:
-    dataset, look = _at_work
-    return [look(dataset, index) for index in indices]
-
-
 def over_samples(
     dataset: FaceDataset, look: Callable[[FaceDataset, int], T], start: int = 0, processes: int | None = None
 ) -> Iterator[tuple[range, list[T]]]:
@@ -83,14 +69,11 @@ def over_samples(
     """
     chunks = [range(at, min(at + CHUNK, len(dataset))) for at in range(start, len(dataset), CHUNK)]
     processes = min(default_processes() if processes is None else processes, len(chunks) // 2)
-    if processes < 2:
-        yield from ((chunk, [look(dataset, index) for index in chunk]) for chunk in chunks)
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-        pool = multiprocessing.get_context("fork").Pool(processes, _begin, (dataset, look))
-    with pool:
-        yield from zip(chunks, pool.imap(_look, chunks), strict=True)
+
+    def look_at(chunk: range) -> list[T]:
+        return [look(dataset, index) for index in chunk]
+
+    yield from zip(chunks, map_in_processes(look_at, chunks, processes, "reading images"), strict=True)
 
 
 def fault(dataset: FaceDataset, index: int) -> str | None:
@@ -106,7 +89,7 @@ def unreadable(dataset: FaceDataset) -> dict[int, str]:
     """The samples that cannot be read and why. All are decoded the first time, and again when a file changes."""
 
     def scan(folder: Path) -> None:
-        (folder / "unreadable.json").write_text(json.dumps(look()))
+        (folder / "unreadable.json").write_text(json.dumps(look()), encoding="utf-8")
 
     def look() -> dict[int, str]:
         found = (pair for chunk, reasons in over_samples(dataset, fault) for pair in zip(chunk, reasons, strict=True))
@@ -117,7 +100,10 @@ def unreadable(dataset: FaceDataset) -> dict[int, str]:
     folder = kept(f"unreadable-{digest(dataset.stamp, '1')}", scan)
     if folder is None:
         return look()
-    return {int(index): reason for index, reason in json.loads((folder / "unreadable.json").read_text()).items()}
+    return {
+        int(index): reason
+        for index, reason in json.loads((folder / "unreadable.json").read_text(encoding="utf-8")).items()
+    }
 
 
 def without(dataset: FaceDataset, left_out: dict[int, str]) -> FaceDataset:

@@ -30,7 +30,7 @@ def why_unavailable() -> str | None:
         from numba import config
     except Exception as error:  # a Numba that does not know this Python or NumPy fails in many ways
         return f"Numba cannot be imported ({type(error).__name__}: {error})"
-    return "NUMBA_DISABLE_JIT is set" if config.DISABLE_JIT else None
+    return "NUMBA_DISABLE_JIT is set" if vars(config).get("DISABLE_JIT") else None
 
 
 @cache

@@ -1,7 +1,7 @@
 """The two passes over the embeddings: class statistics, and dL/dx from the tables. See kernels/README.md.
 
 Addresses are int64, `zero` tells the type of the arithmetic (float32 or float64), and everything else is a number, so
-that a kernel has one compiled variant for each of the two. float32 sums take up to GROUP samples and then enter float64.
+that a kernel has one compiled variant for each of the two. float32 sums take up to GROUP samples, then enter float64.
 
 A loop is vector code only if few of its arrays can overlap: LLVM compares at most 8 pairs of addresses.
 """
@@ -11,7 +11,19 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from adcorre_kernels.cpu.memory import BFLOAT16, EXACT, SUMS, cast, fill, prefetch, size_of, store, takes_part, view, widen
+from adcorre_kernels.cpu.memory import (
+    BFLOAT16,
+    EXACT,
+    SUMS,
+    cast,
+    fill,
+    prefetch,
+    size_of,
+    store,
+    takes_part,
+    view,
+    widen,
+)
 
 GROUP = 63  # samples: float32 sums of so many enter float64
 ORDER, SUM, FINISH, ALL = range(4)  # what a call of `statistics` does

@@ -91,7 +91,11 @@ def logits_sums(
     FINISH: `counts` (2, C), predicted right and seen, and `ce` (2,), the sums of cross-entropies and of weights, all in
     the samples' order. `counts` has n numbers more, the first pass's; `weight` and `adjustment` are float64, or 0.
     """
-    labels, own, right = view(targets, n * stride_targets, 0), view(losses, n, 0.0), view(counts, 2 * num_classes + n, 0)
+    labels, own, right = (
+        view(targets, n * stride_targets, 0),
+        view(losses, n, 0.0),
+        view(counts, 2 * num_classes + n, 0),
+    )
     w = view(weight, num_classes if weight else 0, 0.0)
     if part == SUM or part == ALL:
         total_weight = _sum(w) if weight else np.float64(num_classes)

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic, overload
 
-# Contraction and reassociation, so that sums run in vector lanes. Never nnan or ninf: NaN and infinity must come through.
+# Contraction and reassociation: sums run in vector lanes. Never nnan or ninf: NaN and infinity must come through.
 SUMS = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
 EXACT = {"error_model": "numpy"}
 

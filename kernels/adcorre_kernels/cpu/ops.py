@@ -23,7 +23,7 @@ def _register(schema: str, implementation: Callable[..., Any], fake: Callable[..
     return getattr(torch.ops.adcorre_cpu, name).default
 
 
-def _fake_statistics(x: Tensor, targets: Tensor, num_classes: int, *_: Any) -> Tensor:
+def _fake_statistics(x: Tensor, targets: Tensor, num_classes: int, *options: Any) -> Tensor:
     _, k, d = x.shape
     dtype = torch.promote_types(x.dtype, torch.float32)
     return x.new_empty(num_classes * k * (2 * d + 1) + 2 * num_classes + 1, dtype=dtype)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from adcorre_kernels import plan
+from adcorre_kernels.gpu import gpus, plan
 
 FEW = 4  # processors: small grids, since the interpreter runs one program after another
 
@@ -21,14 +21,14 @@ def filled_buffers() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def small_grids(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if "full_grids" not in request.fixturenames:
-        monkeypatch.setattr(plan, "processors", lambda _: FEW)
+        monkeypatch.setattr(gpus, "multiprocessors", lambda _: FEW)
 
 
 @pytest.fixture(autouse=True)
 def fresh_plans() -> Iterator[None]:
     """Tests change the numbers that plans are made from."""
     yield
-    for remembered in (plan.of_statistics, plan.of_gradient, plan.of_terms):
+    for remembered in (plan.plan_statistics, plan.plan_gradient, plan.plan_terms):
         remembered.cache_clear()
 
 

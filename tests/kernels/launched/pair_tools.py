@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adcorre_kernels import pair_launch
+from adcorre_kernels.gpu import pair_launch
 from tests.kernels.launched import tools
 
 PRECISIONS = ("highest", "high", "medium")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adcorre_kernels import plan
+from adcorre_kernels.gpu import plan
 from tests.kernels.launched.tools import check, draw
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
@@ -29,12 +29,14 @@ WIDE = [
 MANY_CLASSES = [(40, 3, 20, 33), (20, 2, 16, 100), (5, 9, 130, 33)]  # one order of all samples
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
 @pytest.mark.parametrize("shape", NARROW + WIDE)
 def test_terms_of_the_paper(shape, dtype) -> None:
     check(draw(*shape), dtype)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("shape", MANY_CLASSES)
 def test_many_classes(shape, dtype, monkeypatch) -> None:
@@ -52,12 +54,12 @@ def test_vectors_far_from_centred(shape) -> None:
 def test_one_order_of_all_samples(shape, monkeypatch) -> None:
     """The cut of large batches: two launches order all samples; a program walks over the runs of several classes."""
     monkeypatch.setattr(plan, "LOCAL_SAMPLES", 0)
-    monkeypatch.setattr(plan, "ORDER_TILE", 128)  # 16 labels x 8 classes: several programs order
+    monkeypatch.setattr(plan, "SORT_TILE", 128)  # 16 labels x 8 classes: several programs order
     for dtype in (F32, BF16):
         check(draw(*shape), dtype)
-    monkeypatch.setattr(plan, "ORDERING", 2)  # several tiles a program
+    monkeypatch.setattr(plan, "SORT_PROGRAMS", 2)  # several tiles a program
     monkeypatch.setattr(plan, "SLOT_NUMBERS", 0)  # slots of one row
-    plan.of_statistics.cache_clear()
+    plan.plan_statistics.cache_clear()
     check(draw(*shape), F32)
 
 

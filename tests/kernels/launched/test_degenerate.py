@@ -3,21 +3,24 @@
 import pytest
 import torch
 
-from adcorre_kernels import plan
+from adcorre_kernels.gpu import gpus, plan
 from tests.kernels.launched.tools import DEVICE, check, draw, launch, rounded, steps
 from tests.loss.tools import run as run_on_cpu
 
 TARGETS = (-1, "simplex", 0.3)
-KERNELS = ("narrow", "wide", "blocks")
+KERNELS = ("warp", "program", "blocks")
 
 
 @pytest.fixture
 def kernel(request, monkeypatch) -> str:
     """Which kernels take a small sample, so that the interpreter has little to do."""
-    if request.param != "narrow":
-        monkeypatch.setattr(plan, "NARROW_TILE", 0)
-    if request.param == "blocks":
-        monkeypatch.setattr(plan, "WIDE_TILE", 64)  # two embeddings of 16 entries
+    changes = {
+        "warp": {},
+        "program": {"sample_numbers": 0},
+        "blocks": {"sample_numbers": 0, "program_numbers": 64},  # two embeddings of 16 entries
+    }[request.param]
+    settings = {key: entry._replace(**changes) for key, entry in gpus.STREAMING.items()}
+    monkeypatch.setattr(gpus, "STREAMING", settings)
     return request.param
 
 
@@ -28,6 +31,7 @@ def all_targets(target: float | str) -> dict:
     return {"between": target, "mean": target, "embedding": target}
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("n, k, d, num_classes", [(1, 3, 8, 4), (6, 3, 8, 1), (6, 1, 8, 3), (6, 3, 2, 3), (0, 3, 8, 4)])
@@ -49,6 +53,7 @@ def test_all_samples_ignored(kernel, num_classes) -> None:
     assert gradient.abs().max() == 0
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("target", TARGETS)
 @every_kernel
 def test_constant_vectors_have_no_direction(kernel, target) -> None:
@@ -82,7 +87,7 @@ def test_a_class_mean_that_cancels_has_no_direction() -> None:
 
 
 @pytest.mark.parametrize(
-    "kernel, num_classes", [("narrow", 4), ("wide", 4), ("blocks", 4), ("narrow", 40)], indirect=["kernel"]
+    "kernel, num_classes", [("warp", 4), ("program", 4), ("blocks", 4), ("warp", 40)], indirect=["kernel"]
 )
 def test_ignored_samples_touch_nothing(kernel, num_classes) -> None:
     """n counts the others; a NaN in an ignored sample stays there and gets gradient 0; ignore_index within range."""
@@ -101,6 +106,7 @@ def test_ignored_samples_touch_nothing(kernel, num_classes) -> None:
     assert got[1][~keep].abs().max() == 0
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("bad", [4, -1, 2**40, -(2**40)])
 @every_kernel
 def test_a_bad_label_makes_everything_nan(kernel, bad) -> None:

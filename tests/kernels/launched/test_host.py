@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import adcorre_kernels
 from adcorre import AdCorreLoss, adcorre_terms
-from adcorre_kernels import launch as host
+from adcorre_kernels import gpu
+from adcorre_kernels.gpu import launch as host
 from tests.kernels.launched.tools import DEVICE, INTERPRETED, assert_within_budget, draw, launch, rounded, steps
 from tests.loss.tools import run as run_on_cpu
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("kind", ["transposed", "expanded", "strided", "every second entry", "odd start"])
 @pytest.mark.parametrize("k, d", [(3, 8), (17, 10)])
 def test_any_strides(kind, k, d) -> None:
@@ -115,12 +116,12 @@ def test_the_same_bits_every_time(shape, dtype) -> None:
 def test_opcheck(k, d, num_classes, target, dtype) -> None:
     problem, x = rounded(draw(5, k, d, num_classes), dtype)
     targets, attention = problem.targets.to(DEVICE), problem.attention.float().to(DEVICE)
-    torch.library.opcheck(adcorre_kernels.statistics, (x, targets, num_classes, -100, target))
-    flat = adcorre_kernels.statistics(x, targets, num_classes, -100, target)
+    torch.library.opcheck(gpu.statistics, (x, targets, num_classes, -100, target))
+    flat = gpu.statistics(x, targets, num_classes, -100, target)
     table, upstream, scale = (torch.randn(shape, device=DEVICE) for shape in ((num_classes, k, d), (4,), ()))
-    torch.library.opcheck(adcorre_kernels.gradient, (x, targets, upstream, table, table, scale, -100, target))
-    if adcorre_kernels.terms_supported(num_classes, k, d):
-        torch.library.opcheck(adcorre_kernels.terms, (flat, attention, k, d, -1.0, target, -1.0))
+    torch.library.opcheck(gpu.gradient, (x, targets, upstream, table, table, scale, -100, target))
+    if gpu.terms_supported(num_classes, k, d):
+        torch.library.opcheck(gpu.terms, (flat, attention, k, d, -1.0, target, -1.0))
 
 
 @pytest.mark.parametrize("target", [-1, 0.3])
@@ -196,13 +197,13 @@ def test_no_value_comes_back_to_the_host(monkeypatch) -> None:
     problem, x = rounded(draw(12, 3, 8, 4), torch.float32)
     many, many_x = rounded(draw(12, 3, 8, 40), torch.float32)
     launches: Counter[str] = Counter()
-    for kernel in ("narrow_statistics", "reduce_slots", "finish", "narrow_gradient"):
+    for kernel in ("warp_statistics", "reduce_slots", "terms_kernel", "warp_gradient"):
         monkeypatch.setattr(host, kernel, _Counted(getattr(host, kernel), launches))
     for name in ("item", "__bool__", "__int__", "__float__", "tolist", "nonzero", "cpu", "numpy"):
         if not (INTERPRETED and name in ("cpu", "numpy")):
             monkeypatch.setattr(torch.Tensor, name, refuse)
     steps(problem, x)
-    assert launches == {"narrow_statistics": 1, "reduce_slots": 1, "finish": 1, "narrow_gradient": 1}
+    assert launches == {"warp_statistics": 1, "reduce_slots": 1, "terms_kernel": 1, "warp_gradient": 1}
     steps(many, many_x)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from adcorre_kernels import terms_supported
+from adcorre_kernels.gpu import terms_supported
 from tests.kernels.launched.tools import DEVICE, assert_within_budget, draw, rounded
 from tests.loss.tools import Problem, run
 

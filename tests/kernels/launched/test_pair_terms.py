@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import adcorre_kernels
 from adcorre import adcorre_terms, pairs
-from adcorre_kernels import pair_launch
+from adcorre_kernels import gpu
+from adcorre_kernels.gpu import pair_launch
 from tests.kernels.launched.tools import DEVICE, check, draw, launch, rounded
 
 SAMPLE = {"pairs": "sample"}
@@ -81,10 +81,10 @@ def test_ops() -> None:
     scale = torch.tensor(0.5, device=DEVICE)
     for rows in ((0, 12), (3, 7)):
         options = (0.0, -100, "high", *rows)
-        torch.library.opcheck(adcorre_kernels.pair_values, (*asked, *options))
-        torch.library.opcheck(adcorre_kernels.pair_gradient, (*asked, scale, *options))
+        torch.library.opcheck(gpu.pair_values, (*asked, *options))
+        torch.library.opcheck(gpu.pair_gradient, (*asked, scale, *options))
     for name in ("pair_values", "pair_gradient"):
-        ours, theirs = getattr(adcorre_kernels, name), getattr(pairs, name)._opoverload
+        ours, theirs = getattr(gpu, name), getattr(pairs, name)._opoverload
         words = [[(a.name, str(a.type)) for a in op._schema.arguments] for op in (ours, theirs)]
         assert words[0] == words[1]
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-import adcorre_kernels
-from adcorre_kernels import pair_plan
+from adcorre_kernels import gpu
+from adcorre_kernels.gpu import gpus, pair_plan
 from tests.kernels.launched.pair_tools import (
     PRECISIONS,
     Pairs,
@@ -18,7 +18,6 @@ from tests.kernels.launched.pair_tools import (
 )
 from tests.kernels.launched.tools import DEVICE, INTERPRETED
 
-FAMILIES = ("sm_80", "sm_90", "sm_100", "sm_120", "gfx942")
 # n, k, d, C.
 SHAPES = [
     (60, 2, 256, 7),  # the paper's d: the longest row that is kept
@@ -33,6 +32,7 @@ def check(problem: Pairs, precision: str) -> None:
     assert_pairs_within_budget(problem, precision, launch_pairs(problem, precision))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_pairs(shape, precision) -> None:
@@ -49,10 +49,10 @@ def test_half_precision_in(dtype) -> None:
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(name, marks=[pytest.mark.slow] if name in ("sm_100", "gfx942") else []) for name in FAMILIES],
+    [pytest.param(name, marks=[pytest.mark.slow] if name in ("sm_100", "gfx942") else []) for name in gpus.FAMILIES],
 )
 def test_tiles_of_every_family(family, monkeypatch) -> None:
-    monkeypatch.setattr(pair_plan, "family", lambda _: family)
+    monkeypatch.setattr(gpus, "family", lambda _: family)
     for precision in ("highest", "medium"):
         check(draw_pairs(140, 1, 100, 3, target=-0.2, complete=precision == "medium"), precision)
     check(draw_pairs(70, 1, 270, 3, target=-0.2), "highest")
@@ -63,9 +63,9 @@ def test_blocks_of_tiles(n) -> None:
     """An odd and an even number of tiles a side; several tiles a block."""
     problem = draw_pairs(n, 1, 8, 4, target=0.0)
     options = (0.0, -100, "highest", 0, n)
-    plan = pair_plan.of_pairs(n, 1, 8, "highest", 0.0, False, 0, n, "sm_80")
+    plan = pair_plan.plan_pairs(n, 1, 8, "highest", 0.0, False, 0, n, "sm_80")
     assert (plan.tiles, plan.group) == {640: (5, 1), 700: (6, 1), 2000: (8, 2)}[n]
-    values = adcorre_kernels.pair_values(*(part.to(DEVICE) for part in problem[:3]), *options)
+    values = gpu.pair_values(*(part.to(DEVICE) for part in problem[:3]), *options)
     assert_values_within_budget(truth_of(problem), "highest", values.cpu())
 
 
@@ -76,6 +76,7 @@ def test_targets_where_nothing_bends(target) -> None:
     check(problem._replace(x=torch.randn(40, 2, 32, generator=generator)), "highest")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("likeness", [0.0, 1e-3, 1.0])
 def test_a_single_correlation(likeness, precision) -> None:
@@ -205,6 +206,7 @@ def test_thousands_of_classes() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("complete", [False, True])
 @pytest.mark.parametrize(
     "shape", [(150, 7, 256, 7), (40, 3, 4096, 2), (20, 20, 130, 4), (300, 2, 700, 5), (3, 64, 72, 2)]

@@ -9,6 +9,7 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 
 # -1, the simplex' target, one that is neither, and 1; each with another in the terms beside it.
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("targets", [("simplex", 0.3, -1), (0.3, 1, "simplex"), (1, "simplex", 0.3), (-1, 0, 0)])
 @pytest.mark.parametrize("shape", [(33, 3, 17, 5), (24, 8, 64, 7), (6, 9, 100, 3), (2, 3, 4096, 2), (1, 1, 8, 1)])
 def test_other_targets(shape, targets) -> None:
@@ -22,6 +23,7 @@ def test_other_targets_in_half_precision(dtype) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("targets", [("simplex", 0.3, -1), (0, 0, "simplex"), (1, 1, 1)])
 @pytest.mark.parametrize(
     "shape", [(60, 7, 256, 7), (21, 16, 100, 3), (13, 4, 300, 2), (6, 3, 16, 32), (10, 9, 300, 3), (12, 16, 256, 16)]

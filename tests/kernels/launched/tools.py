@@ -7,9 +7,9 @@ import os
 import torch
 from torch import Tensor
 
-import adcorre_kernels
 from adcorre import adcorre_terms, torch_backend
 from adcorre.backends import resolve_options
+from adcorre_kernels import gpu
 from tests.loss.tools import Problem, draw, gradient_scale
 from tests.loss.tools import run as run_on_cpu
 
@@ -89,14 +89,12 @@ def steps(problem: Problem, x: Tensor, ignore_index: int = -100) -> tuple[Tensor
     options = resolve_options(x, num_classes, "triton", *problem.options.values(), ignore_index)
     targets = problem.targets.to(DEVICE)
     aims = (options.between_target, options.mean_target, options.embedding_target)
-    flat = adcorre_kernels.statistics(x, targets, num_classes, ignore_index, options.embedding_target)
+    flat = gpu.statistics(x, targets, num_classes, ignore_index, options.embedding_target)
     attention = problem.attention.float().to(DEVICE)
-    of_terms = adcorre_kernels if adcorre_kernels.terms_supported(num_classes, k, d) else torch_backend
+    of_terms = gpu if gpu.terms_supported(num_classes, k, d) else torch_backend
     values, feature, mean, scale = of_terms.terms(flat, attention, k, d, *aims)
     upstream = torch.cat((problem.upstream.float(), torch.zeros(1))).to(DEVICE)
-    gradient = adcorre_kernels.gradient(
-        x, targets, upstream, feature, mean, scale, ignore_index, options.embedding_target
-    )
+    gradient = gpu.gradient(x, targets, upstream, feature, mean, scale, ignore_index, options.embedding_target)
     return flat, values, feature, mean, scale, gradient
 
 

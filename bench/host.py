@@ -1,0 +1,124 @@
+"""`python -m bench host`: what a step costs the host, without a GPU.
+
+The kernels' own path, forward and backward, with every launch replaced by nothing: microseconds, dispatcher calls,
+allocations and launches of the terms and of the whole loss. The ratio is to one addition of two float32 tensors of 8
+numbers, in turns with it on the same machine. The last line has that ratio (U) and the allocations (A) of both.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+
+from adcorre import AdCorreLoss, adcorre_terms
+from bench import measure, rows
+
+CPU = torch.device("cpu")
+CLASSES = 7
+ROUNDS = 60
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of one call: dispatcher calls, those of them that are PyTorch's own, allocations, launches of kernels."""
+
+    calls: int
+    aten: int
+    allocations: int
+    launches: int
+
+
+@contextmanager
+def no_launches() -> Iterator[list[str]]:
+    """Within, the kernels take CPU tensors and no launch does anything; the kernels' names are listed instead."""
+    from triton.runtime.jit import JITFunction
+
+    from adcorre_kernels.gpu import support
+
+    names: list[str] = []
+
+    def run(kernel: Any, *arguments: Any, **named: Any) -> None:
+        names.append(kernel.fn.__name__)
+
+    with mock.patch.object(JITFunction, "run", run), mock.patch.object(support, "cpu_tensors", True):
+        yield names
+
+
+def count(call: Callable[[], object], launches: list[str] | None = None) -> Counts:
+    """What the profiler sees of one call, after one that does not count; `launches` as `no_launches` lists them."""
+    call()
+    before = len(launches or ())
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    names = [event.name for event in profile.events() or [] if "::" in event.name]
+    names = [name for name in names if not name.startswith("autograd::")]
+    aten = sum(name.startswith("aten::") for name in names)
+    assert profile.profiler is not None
+    waiting, allocations = list(profile.profiler.kineto_results.experimental_event_tree()), 0
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        allocations += event.tag == torch._C._profiler._EventType.Allocation and event.extra_fields.alloc_size > 0
+    return Counts(len(names), aten, allocations, len(launches or ()) - before)
+
+
+def steps(n: int = 60, seed: int = 0, backend: str = "triton") -> dict[str, Callable[[], object]]:
+    """One step, forward and backward with given upstream gradients, of the terms and of Eq. 12; k = 7, d = 256."""
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 7, 256, generator=rng, requires_grad=True)
+    logits = torch.randn(n, CLASSES, generator=rng, requires_grad=True)
+    targets = torch.randint(0, CLASSES, (n,), generator=rng)
+    attention, upstream = torch.rand(CLASSES, generator=rng), torch.ones(())
+    loss = AdCorreLoss(CLASSES, backend=backend, validate=False)
+
+    def terms_step() -> object:
+        terms = adcorre_terms(x, targets, attention, backend=backend, validate=False)
+        return torch.autograd.grad(tuple(terms), x, (upstream,) * 3)
+
+    def loss_step() -> object:
+        return torch.autograd.grad(loss(logits, x, targets).loss, (logits, x), upstream)
+
+    return {"terms": terms_step, "loss": loss_step}
+
+
+def measure_host(n: int = 60, seed: int = 0) -> dict[str, tuple[Counts, float, float]]:
+    """By step: its counts, its microseconds, and its ratio to one small addition."""
+    a, b = torch.ones(8), torch.ones(8)
+    with no_launches() as launches:
+        calls = steps(n, seed)
+        counts = {name: count(call, launches) for name, call in calls.items()}
+        turns = {"addition": lambda: [torch.add(a, b) for _ in range(20)], **calls}
+        times = measure.in_turns(turns, CPU, seconds=20, most=ROUNDS, warm=3, batch=10)
+    addition = [seconds / 20 for seconds in times["addition"]]
+    return {
+        name: (counts[name], 1e6 * statistics.median(times[name]), measure.ratio(times[name], addition))
+        for name in calls
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = rows.parser("host", __doc__)
+    parser.add_argument("--n", type=int, default=60, help="samples of a batch")
+    parser.add_argument("--seed", type=int, default=0, help="of the inputs")
+    options = parser.parse_args(argv)
+    if options.n < 1:
+        parser.error("--n: expected at least 1")
+    if reason := measure.busy(1):
+        print(f"warning: {reason}; microseconds and ratios are of a busy machine")
+    torch.set_num_threads(1)
+    figures = measure_host(options.n, options.seed)
+    last = []
+    for name, (counts, microseconds, ratio) in figures.items():
+        print(
+            f"{name}: {microseconds:.1f} microseconds, {ratio:.1f} additions, {counts.calls} dispatcher calls "
+            f"({counts.aten} of PyTorch's own), {counts.allocations} allocations, {counts.launches} launches"
+        )
+        last.append(f"{name} {ratio:.1f} calls {counts.allocations}")
+    print("; ".join(last))
+    return 0

@@ -1,0 +1,148 @@
+"""Host code: buffers and launches. Everything follows from shapes; no value is read back."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adcorre_kernels.gpu import gpus, plan
+from adcorre_kernels.gpu.cached_launch import cached_launch, specialization_key
+from adcorre_kernels.gpu.class_sort import count_labels, place_samples
+from adcorre_kernels.gpu.program_per_sample import program_embedding, program_gradient, program_statistics
+from adcorre_kernels.gpu.reduce import reduce_slots
+from adcorre_kernels.gpu.terms import terms_kernel
+from adcorre_kernels.gpu.warp_per_sample import warp_gradient, warp_statistics
+
+
+def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float) -> Tensor:
+    """`ClassStatistics.flat` of x (n, k, d): one pass over x and one over the programs' sums."""
+    x, targets = _readable(x), _labels(targets)
+    n, k, d = x.shape
+    device, sn, sk = x.device, x.stride(0), x.stride(1)
+    launches = plan.plan_statistics(n, k, d, num_classes, embedding_target, *_layout(x))
+    if launches.local or launches.sort:
+        scratch = torch.empty(launches.scratch, dtype=torch.int32, device=device)
+    else:
+        scratch = _sort_by_class(targets, num_classes, ignore_index, launches.tile.BS, launches.capacity)
+    sums = torch.empty(launches.sums, dtype=torch.float32, device=device)
+    flat = torch.empty(launches.flat, dtype=torch.float32, device=device)
+    if launches.sort:
+        sort_arguments = (targets, scratch, n, launches.sort.share, ignore_index, num_classes, launches.capacity)
+        sort_key = (device.index, specialization_key(targets), ignore_index)
+        cached_launch(count_labels, launches.sort.grid, sort_arguments, launches.sort.counting, sort_key)
+        cached_launch(place_samples, launches.sort.grid, sort_arguments, launches.sort.placing, sort_key)
+    arguments = (
+        x, targets, scratch, sums, sn, sk, n, launches.chunk, ignore_index, num_classes, launches.capacity,
+        launches.offset,
+    )  # fmt: skip
+    key = (device.index, specialization_key(x), specialization_key(targets), sn, sk, ignore_index)
+    kernel = program_statistics if launches.tile.BK else warp_statistics
+    cached_launch(kernel, launches.grid, arguments, launches.streaming, key)
+    if launches.grid[2] > 1 and n > 0:
+        embedding_arguments = (x, targets, sums, sn, sk, n, launches.embedding_chunk, ignore_index, num_classes)
+        cached_launch(program_embedding, (launches.embeddings,), embedding_arguments, launches.embedding, key)
+    numbers = (launches.grid[0], launches.embeddings, launches.chunk, num_classes, launches.capacity, launches.offset)
+    cached_launch(reduce_slots, launches.reduce_grid, (sums, scratch, flat, *numbers), launches.reduce, device.index)
+    return flat
+
+
+def terms(
+    flat: Tensor,
+    attention: Tensor,
+    k: int,
+    d: int,
+    between_target: float | None,
+    mean_target: float,
+    embedding_target: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """values (4,) = (fd, md, ed, nfd), the tables G and H (C, k, d), and 2 / (n k^2) (): one launch, C <= 32.
+
+    `between_target` None: fd, nfd and G are those of the pairs within classes.
+    """
+    num_classes = attention.shape[0]
+    values, embedding_scale = flat.new_empty(4), flat.new_empty(())
+    feature, mean = flat.new_empty(num_classes, k, d), flat.new_empty(num_classes, k, d)
+    options = plan.plan_terms(k, d, num_classes, between_target, mean_target, embedding_target)
+    flat, attention = flat.contiguous(), attention.contiguous()
+    key = (flat.device.index, specialization_key(flat), specialization_key(attention))
+    arguments = (flat, attention, values, feature, mean, embedding_scale, num_classes)
+    cached_launch(terms_kernel, (k + 1,), arguments, options, key)
+    return values, feature, mean, embedding_scale
+
+
+def gradient(
+    x: Tensor,
+    targets: Tensor,
+    upstream: Tensor,
+    feature: Tensor,
+    mean: Tensor,
+    embedding_scale: Tensor,
+    ignore_index: int,
+    embedding_target: float,
+) -> Tensor:
+    """dL/dx, contiguous and in x's dtype: one pass that reads x and writes the gradient."""
+    x, targets = _readable(x), _labels(targets)
+    n, k, d = x.shape
+    device, num_classes = x.device, feature.shape[0]
+    out = torch.empty((n, k, d), dtype=x.dtype, device=device)
+    if n == 0:
+        return out
+    launches = plan.plan_gradient(n, k, d, num_classes, embedding_target, *_layout(x))
+    order = targets  # not read
+    if launches.sorted:
+        order = torch.sort(_class_or_last(targets, num_classes, ignore_index)[0], stable=True)[1]
+    upstream, feature, mean = upstream.to(torch.float32).contiguous(), feature.contiguous(), mean.contiguous()
+    tensors = (x, targets, order, upstream, feature, mean, embedding_scale)
+    sn, sk = x.stride(0), x.stride(1)
+    cached_launch(
+        warp_gradient if launches.warp_per_sample else program_gradient,
+        launches.grid,
+        (*tensors, out, sn, sk, n, launches.chunk, ignore_index, num_classes),
+        launches.options,
+        (device.index, *map(specialization_key, tensors), sn, sk, ignore_index),
+    )
+    return out
+
+
+def _readable(x: Tensor) -> Tensor:
+    return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _layout(x: Tensor) -> tuple[int, bool, str, int]:
+    """What launch settings depend on beside shapes: element size, alignment, the GPU's family and multiprocessors."""
+    return x.element_size(), _aligned(x), gpus.family(x.device), gpus.multiprocessors(x.device)
+
+
+def _aligned(x: Tensor) -> bool:
+    """Whether rows of x and of the tables begin at multiples of 16 bytes, and Triton's specialisation says so."""
+    return all(number % 16 == 0 for number in (x.shape[2], x.stride(0), x.stride(1), x.data_ptr()))
+
+
+def _labels(targets: Tensor) -> Tensor:
+    targets = targets if targets.dtype in (torch.int64, torch.int32) else targets.to(torch.int64)
+    return targets.contiguous()
+
+
+def _class_or_last(targets: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Labels in a short dtype, `num_classes` for samples that take no part; and whether a label is bad."""
+    in_range = (targets >= 0) & (targets < num_classes)
+    ignored = targets == ignore_index
+    return torch.where(in_range & ~ignored, targets, num_classes).to(torch.int16), ~(in_range | ignored).all()
+
+
+def _sort_by_class(targets: Tensor, num_classes: int, ignore_index: int, step: int, capacity: int) -> Tensor:
+    """One order of all samples, as `adcorre_kernels.gpu.class_sort` describes it."""
+    n, device = targets.shape[0], targets.device
+    labels, bad = _class_or_last(targets, num_classes, ignore_index)
+    labels, permutation = torch.sort(labels, stable=True)
+    classes = torch.arange(num_classes + 1, dtype=torch.int16, device=device)
+    begin = torch.searchsorted(labels, classes)  # the last one: samples that take part
+    count = begin.diff()
+    steps = (count + (step - 1)) // step
+    run_end = steps.cumsum(0)
+    run_class = torch.searchsorted(run_end, torch.arange(capacity, device=device), right=True)
+    shift = torch.cat(((run_end - steps) * step, run_end.new_full((1,), capacity * step))) - begin
+    place = (torch.arange(n, device=device) + shift[labels.long()]).clamp(max=capacity * step)
+    order = torch.full((capacity * step + 1,), -1, dtype=torch.int64, device=device).scatter(0, place, permutation)
+    parts = (order[:-1], run_class, run_end, count, bad[None])
+    return torch.cat([part.to(torch.int32) for part in parts])

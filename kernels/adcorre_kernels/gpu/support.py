@@ -1,0 +1,74 @@
+"""What the kernels can compute, told from the host without a look at any value."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from triton import knobs
+
+from adcorre_kernels.gpu import gpus
+
+MAX_K = 64
+MAX_K_OF_PAIRS = 16  # where ED's target is not -1, a sample's k x k correlations are taken one by one
+D_RANGE = (2, 4096)
+MAX_C = 10_000
+MAX_C_OF_TERMS = 32
+MAX_N = 2**30  # indices of samples, and what programs add to them, stay in 32 bits
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Whether launches on CPU tensors work: in Triton's interpreter, or where a test has put a machine of its own in the
+# GPU's place.
+cpu_tensors: bool = knobs.runtime.interpret
+
+
+def why_unsupported(x: Tensor, num_classes: int, k: int, embedding_target: float) -> str | None:
+    """None if the kernels take x (n, k, d) or (n, d), else a sentence that says what came and what is supported."""
+    if not (x.is_cuda or (cpu_tensors and x.device.type == "cpu")):
+        return (
+            f"embeddings on {x.device}; the Triton kernels take CUDA and ROCm tensors (TRITON_INTERPRET=1: CPU tensors)"
+        )
+    if x.is_cuda and (reason := _why_unsupported_gpu(x.device.index)):
+        return reason
+    if x.dtype not in DTYPES:
+        return f"embeddings are {str(x.dtype)[6:]}; the Triton kernels take float32, bfloat16 and float16"
+    n, d = x.shape[0], x.shape[-1]
+    if not D_RANGE[0] <= d <= D_RANGE[1]:
+        return f"d = {d}; the Triton kernels take d from {D_RANGE[0]} to {D_RANGE[1]}"
+    if k > MAX_K:
+        return f"k = {k}; the Triton kernels take k from 1 to {MAX_K}"
+    if embedding_target != -1.0 and k > MAX_K_OF_PAIRS:
+        return (
+            f"embedding_target = {embedding_target} with k = {k}; "
+            f"the Triton kernels take targets other than -1 up to k = {MAX_K_OF_PAIRS}"
+        )
+    if num_classes > MAX_C:
+        return f"{num_classes} classes; the Triton kernels take up to {MAX_C}"
+    if n > MAX_N:
+        return f"n = {n}; the Triton kernels take up to {MAX_N} samples"
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _why_unsupported_gpu(index: int) -> str | None:
+    return _of_gpu(index)
+
+
+@cache
+def _of_gpu(index: int) -> str | None:
+    properties = torch.cuda.get_device_properties(index)
+    if torch.version.hip is not None:
+        architecture = properties.gcnArchName.partition(":")[0]
+        supported = architecture.startswith(gpus.AMD)
+        wanted = ", ".join(f"{prefix}*" for prefix in gpus.AMD)
+    else:
+        architecture = f"sm_{properties.major}{properties.minor}"
+        supported = (properties.major, properties.minor) >= gpus.OLDEST_CUDA
+        wanted = "sm_80 or newer"
+    return None if supported else f"GPU {properties.name} ({architecture}); the Triton kernels take {wanted}"
+
+
+def terms_supported(num_classes: int, k: int, d: int) -> bool:
+    """Whether `terms` takes these shapes. Beyond, plain operations on the statistics serve as well."""
+    return num_classes <= MAX_C_OF_TERMS and k <= MAX_K and d <= D_RANGE[1]

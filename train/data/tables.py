@@ -1,0 +1,78 @@
+"""Tables as people save them: with a byte order mark, quotes, semicolons, an index column or spaces in the header."""
+
+import codecs
+import csv
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from train.errors import UserError
+
+
+def encoding_of(file: Path) -> str:
+    """UTF-16 where the file begins with its mark (Notepad's "Unicode"), else UTF-8 with a mark or without."""
+    with file.open("rb") as opened:
+        return "utf-16" if opened.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def read_text(file: Path) -> str:
+    return file.read_text(encoding=encoding_of(file), errors="replace")
+
+
+@contextmanager
+def _open(file: Path) -> Iterator[TextIO]:
+    try:
+        with file.open(newline="", encoding=encoding_of(file), errors="replace") as lines:
+            yield lines
+    except csv.Error as error:
+        raise UserError(f"{file}: expected a table of comma-separated values: {error}") from error
+
+
+def _split(line: str) -> tuple[list[str], str]:
+    """The cells of a first line, and what separates them: a comma, or Excel's semicolon or tab."""
+    delimiter = next((mark for mark in ",;\t" if mark in line), ",")
+    return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])], delimiter
+
+
+def _is_index(name: str) -> bool:
+    """Whether a column is the row number that pandas writes."""
+    return not name or name.startswith("Unnamed:")
+
+
+def header(file: Path) -> list[str]:
+    """The column names of a table, without an index column; none where the file cannot be read."""
+    try:
+        with _open(file) as lines:
+            return [name for name in _split(lines.readline(1000))[0] if not _is_index(name)]
+    except (OSError, UserError):
+        return []
+
+
+def read_table(file: Path, columns: Sequence[str], headed: bool = True) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, cell by column name) of each row, stripped. `columns` have to be there, in any order.
+
+    Without a header the cells are those of `columns` in their order. Raises UserError for a row that lacks a cell.
+    """
+    with _open(file) as lines:
+        names, delimiter = _split(lines.readline())
+        if not headed:
+            lines.seek(0)
+            names = list(columns)
+        if lacking := [name for name in columns if name not in names]:
+            raise UserError(f"{file}: expected the columns {','.join(columns)}; there is no {', '.join(lacking)}")
+        at = {name: names.index(name) for name in columns}
+        reader = csv.reader(lines, delimiter=delimiter)
+        for row in reader:
+            number = reader.line_num + headed
+            if not any(map(str.strip, row)):
+                continue
+            if len(row) <= max(at.values()):
+                raise UserError(f"{file}, line {number}: expected {len(names)} cells, got {len(row)}")
+            yield number, {name: row[place].strip() for name, place in at.items()}
+
+
+def find_csv(path: Path, name: str, columns: Sequence[str]) -> Path | None:
+    """`path` itself, or the file of that name in it, where its header names these columns."""
+    file = path / name if path.is_dir() else path
+    return file if file.suffix.lower() == ".csv" and file.is_file() and header(file) == list(columns) else None

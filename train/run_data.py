@@ -1,0 +1,111 @@
+"""The data that a run was trained on, loaded again to evaluate it, and nothing that it has learnt from among them."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from train.command import run_settings
+from train.data import Request, Splits, load_data
+from train.data.base import FaceDataset
+from train.errors import UserError
+from train.resume import describe_data
+from train.run_folder import Trained
+
+KEEP = (
+    "Put the images back as they were (what was added, to another folder), or evaluate on other data by --data. "
+    "What the run itself measured stands in its results.json"
+)
+
+
+def load_run_data(
+    run: Path,
+    trained: Trained,
+    split: str,
+    *,
+    data: str | None = None,
+    protocol: str | None = None,
+    limit: int | None = None,
+) -> tuple[FaceDataset, Splits, bool]:
+    """(the split of that name, all splits, whether they are of the data that the run was trained on).
+
+    They are drawn as for the run, with its seed, unless the arguments say otherwise. Raises UserError where nothing
+    says which data, where the classes are not the model's, and where the run's own data have changed or the split
+    would hold images that the run was trained on.
+    """
+    stored = run_settings(run).get("settings", {})
+    values = dict(stored.get("data", {}))
+    path = data or values.get("data")
+    if not path:
+        raise UserError(f"{run}: no settings.json says what it was trained on; give --data")
+    values |= {"image_size": trained.preprocessing.image_size, "seed": stored.get("run", {}).get("seed", 0)}
+    names = {field.name for field in dataclasses.fields(Request)}
+    request = Request(**{name: value for name, value in values.items() if name in names})
+    asked: dict[str, Any] = {
+        name: value for name, value in (("protocol", protocol), ("limit", limit)) if value is not None
+    }
+
+    before = trained.description.get("data", {})
+    if data is None or _same_place(data, values.get("data", "")):
+        splits = _load(path, request, trained)
+        if changed := _changes(before, splits, split):
+            raise UserError(f"{path} is not what the run was trained on ({changed}). {KEEP}")
+    else:
+        copy = _own_data_elsewhere(path, request, trained, split)
+        if copy is None:
+            default = Request()
+            other = dataclasses.replace(request, protocol=default.protocol, limit=default.limit)
+            splits = _load(path, dataclasses.replace(other, **asked), trained)
+            return getattr(splits, split), splits, False
+        splits = copy
+    if any(getattr(request, name) != value for name, value in asked.items()):
+        learnt = _names(splits.train)
+        splits = _load(path, dataclasses.replace(request, **asked), trained)
+        seen = len(learnt & _names(getattr(splits, split))) if split != "train" else 0
+        if seen:
+            options = " ".join(f"--{name} {value}" for name, value in asked.items())
+            raise UserError(f"{options}: the run was trained on {seen:,} images of this {split} split; leave it out")
+    return getattr(splits, split), splits, True
+
+
+def _load(path: str, request: Request, trained: Trained) -> Splits:
+    splits = load_data(path, request)
+    if splits.test.class_names != trained.class_names:
+        raise UserError(
+            f"--data {path} has the classes {', '.join(splits.test.class_names)}; "
+            f"the model was trained on {', '.join(trained.class_names)}"
+        )
+    return splits
+
+
+def _same_place(one: str, other: str) -> bool:
+    return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
+
+
+def _own_data_elsewhere(path: str, request: Request, trained: Trained, split: str) -> Splits | None:
+    """The splits of a copy of the run's data; None where these are others."""
+    try:
+        splits = load_data(path, request)
+    except UserError:
+        return None
+    before = trained.description.get("data", {})
+    return None if not before or _changes(before, splits, split) else splits
+
+
+def _changes(before: dict[str, Any], splits: Splits, split: str) -> str:
+    """What differs from the data that the run began with; "" where the split is the same."""
+    now = describe_data(splits)
+    if not before:
+        return "its checkpoint does not say which images those were"
+    if before["fingerprints"][split] == now["fingerprints"][split]:
+        return ""
+    counts = [
+        f"{name} {before['images'][name]:,} images then, {now['images'][name]:,} now"
+        for name in now["images"]
+        if before["images"][name] != now["images"][name]
+    ]
+    layout = f"{before['layout']} then, {now['layout']} now; " if before["layout"] != now["layout"] else ""
+    return f"{layout}{'; '.join(counts) or 'as many images, with other names, sizes or labels'}; fingerprints differ"
+
+
+def _names(faces: FaceDataset) -> set[str]:
+    return {faces.name(index) for index in range(len(faces))}
