@@ -15,6 +15,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -105,7 +106,8 @@ class Soak:
             os.environ.update(before)
         if fault in ("kill", "stop"):
             process.join(self.rng.uniform(0, 4))
-            os.kill(process.pid or 0, signal.SIGKILL if fault == "kill" else signal.SIGTERM)
+            with suppress(ProcessLookupError):  # it has ended before
+                os.kill(process.pid or 0, signal.SIGKILL if fault == "kill" else signal.SIGTERM)
         process.join(200)
         code, said = process.exitcode, log.read_text() if log.exists() else ""
         context = f"{kind}, {fault or 'no fault'}: {' '.join(words)}\nexit {code}\n{said}"

@@ -217,10 +217,10 @@ def test_a_signal_to_all_processes_and_a_resume(fer_folders: Path, tmp_path: Pat
         process.wait(100)
     assert "stopped by SIGTERM, with a checkpoint" in (tmp_path / "log").read_text()
     assert 7 <= read_checkpoint(run)["step"] <= 17
+    done = torchrun(1, *MODULE, "--resume", run)
+    assert done.returncode != 0
+    assert "was trained by 2 processes, this is 1: start as many" in done.stderr
     done = torchrun(2, *MODULE, "--out", run, "--resume", "auto")
     assert done.returncode == 0, done.stderr
     for name in ("last", "best"):
         assert (run / name / "model.safetensors").read_bytes() == (whole / name / "model.safetensors").read_bytes()
-    done = torchrun(1, *MODULE, "--resume", run)
-    assert done.returncode != 0
-    assert "was trained by 2 processes, this is 1: start as many" in done.stderr
