@@ -46,7 +46,7 @@ def test_terms_name_what_came_and_what_was_expected(x, y, w, error, words) -> No
 @pytest.mark.parametrize(
     "options, error, words",
     [
-        ({"backend": "cuda"}, ValueError, "backend: expected one of auto, triton, torch, reference; got 'cuda'"),
+        ({"backend": "cuda"}, ValueError, "backend: expected one of auto, triton, numba, torch, reference; got 'cuda'"),
         ({"between_target": "Simplex"}, ValueError, "between_target: expected \"simplex\" or a number .* 'Simplex'"),
         ({"mean_target": 1.5}, ValueError, r"mean_target: .*\[-1, 1\], got 1.5"),
         ({"embedding_target": float("nan")}, ValueError, "embedding_target: .*got nan"),
