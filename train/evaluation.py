@@ -177,3 +177,8 @@ def _evaluation(computed: dict[str, Tensor], cross_entropy: float, class_names: 
         support=tuple(support.tolist()),
         confusion=confusion,
     )
+
+
+def percent(value: float | None) -> str:
+    """Percent with two decimals; a dash for a figure that is not defined."""
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.2f}"

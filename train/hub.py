@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from train.command import run_settings
 from train.data.decode import to_rgb
+from train.evaluation import percent
 from train.model import build_model
 from train.run_folder import Trained
 from train.settings import ModelSettings
@@ -93,7 +94,7 @@ def model_card(trained: Trained, run: Path) -> str:
         ],
     )
     rows = [
-        f"| {name} | {' | '.join(_percent(row[key]) for key in ('precision', 'recall', 'f1'))} | {row['samples']:,} |"
+        f"| {name} | {' | '.join(percent(row[key]) for key in ('precision', 'recall', 'f1'))} | {row['samples']:,} |"
         for name, row in shown["classes"].items()
     ]
     settings = run_settings(run).get("settings", {})
@@ -130,7 +131,7 @@ print(model.predict(Image.open("face.jpg")))
 
 ## Figures
 {layout}, {split} split, {shown["samples"]:,} images, epoch {description["epoch"]}, one training run:
-accuracy {_percent(shown["accuracy"])} %, average accuracy {_percent(shown["average_accuracy"])} %.
+accuracy {percent(shown["accuracy"])} %, average accuracy {percent(shown["average_accuracy"])} %.
 
 | | precision | recall | F1 | images |
 |---|---|---|---|---|
@@ -165,10 +166,6 @@ def _results(run: Path) -> dict[str, Any]:
         if (folder / "results.json").is_file():
             return dict(json.loads((folder / "results.json").read_text(encoding="utf-8")))
     return {}
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -118,7 +118,7 @@ def log_steps(
     row: dict[str, float | int] = {"epoch": epoch, "step": step, "lr": lr, "lambd": settings.loss.lambd_at(step - 1)}
     folder.log("steps", step, row | figures | _weights(class_names, totals.attention.tolist()))
     if bar.disable:
-        line = f"{_text(figures)}  {figures['images_per_second']:.0f} images/s"
+        line = f"{_format_figures(figures)}  {figures['images_per_second']:.0f} images/s"
         print(f"epoch {epoch}/{settings.optimizer.epochs}  step {step}  {line}", flush=True)
     else:
         short = {"mean_weight": "weight", "accuracy": "acc"}
@@ -146,7 +146,7 @@ def log_epoch(
     folder.log("epochs", epoch, figures)
     folder.write_validation(epoch, found)
     title = f"epoch {epoch}/{settings.optimizer.epochs}"
-    print(f"{title}  training: {_text(train_figures)}  {seconds:.0f} s")
+    print(f"{title}  training: {_format_figures(train_figures)}  {seconds:.0f} s")
     print(f"{title}  validation: {found.summary()}{'  best so far' if better else ''}", flush=True)
 
 
@@ -155,5 +155,5 @@ def _weights(class_names: Sequence[str], weights: Sequence[float]) -> dict[str, 
     return {f"weight_{name}": weight for name, weight in zip(class_names, weights, strict=True)}
 
 
-def _text(figures: dict[str, float]) -> str:
+def _format_figures(figures: dict[str, float]) -> str:
     return "  ".join(f"{key.replace('_', ' ')} {figures[key]:.4f}" for key in FIGURES)

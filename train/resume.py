@@ -21,7 +21,7 @@ from train.disk import expand
 from train.errors import UserError
 from train.ranks import Ranks
 from train.run_folder import is_run
-from train.settings import Settings, flag
+from train.settings import Settings, flag, format_value
 
 # What the weights do not depend on. The data are known by their fingerprints, wherever they lie.
 FREE = {"data", "cache", "workers", "device", "recipe", "out", "overwrite", "resume", "threads"}
@@ -62,7 +62,7 @@ def go_on(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Settings,
         if name in FREE or (name == "epochs" and _may_end_later(settings, state, value)):
             group[name] = value
         elif value not in (group[name], "auto"):
-            refused.append(f"{flag(name)} {_text(group[name])}, not {_text(value)}")
+            refused.append(f"{flag(name)} {format_value(group[name])}, not {format_value(value)}")
     if refused:
         raise UserError(f"--resume {run}: the run has {'; '.join(refused)}. A run goes on as it began")
     _check_processes(run, settings, state, ranks)
@@ -101,10 +101,6 @@ def what_is_left(run: Path) -> str:
 def _may_end_later(settings: Settings, state: State, epochs: int) -> bool:
     """The inverse schedule does not know the number of epochs."""
     return settings.optimizer.schedule == "inverse" and epochs >= state["epoch"] - 1
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def check_same_data(state: State, data: Splits) -> None:

@@ -338,16 +338,17 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _text(value: Any) -> str:
+def format_value(value: Any, separator: str = ",") -> str:
+    """A setting as the command line takes it: fd,md or fd=1,md=0.3 or none."""
     if isinstance(value, dict):
         value = tuple(f"{name}={weight:g}" for name, weight in value.items())
-    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
+    return separator.join(map(str, value)) or "none" if isinstance(value, (tuple, list)) else str(value)
 
 
 def _help(item: dataclasses.Field[Any]) -> str:
-    shown = item.metadata["shown"] or _text(item.default)
+    shown = item.metadata["shown"] or format_value(item.default)
     drawn = recipe_values(SYNTHETIC)
-    recipe = f"; {_text(drawn[item.name])} with --data {SYNTHETIC}" if item.name in drawn else ""
+    recipe = f"; {format_value(drawn[item.name])} with --data {SYNTHETIC}" if item.name in drawn else ""
     recipe += f"; there are {', '.join(recipe_names())}" if item.name == "recipe" else ""
     return f"{item.metadata['help']} (default: {shown}{recipe})".replace("%", "%%")
 
@@ -387,5 +388,5 @@ def describe(settings: Settings) -> str:
     """The resolved settings as text, a line per group."""
     lines = []
     for name, group in settings.as_dict().items():
-        lines.append(f"{name:<10}" + "  ".join(f"{key}={_text(value)}" for key, value in group.items()))
+        lines.append(f"{name:<10}" + "  ".join(f"{key}={format_value(value)}" for key, value in group.items()))
     return "\n".join(lines)

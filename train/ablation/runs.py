@@ -14,7 +14,7 @@ from train.ablation.studies import STUDIES
 from train.errors import Diverged, UserError
 from train.ranks import ALONE
 from train.resume import FREE
-from train.settings import Settings, flag, resolve
+from train.settings import Settings, flag, format_value, resolve
 
 FAILED = "failed.txt"
 
@@ -158,7 +158,7 @@ def _speed_found(out: Path) -> dict[str, str]:
 
 def _folder_name(base: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     different = [
-        f"{key}={_text(value)}"
+        f"{key}={format_value(value, '+')}"
         for group, fields in values.items()
         for key, value in fields.items()
         if value != base[group][key]
@@ -166,13 +166,9 @@ def _folder_name(base: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     return ",".join(different) or "base"
 
 
-def _text(value: Any) -> str:
-    return "+".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
-
-
 def _check_same(folder: Path, there: Settings, wanted: Settings) -> None:
     different = [
-        f"{flag(key)} {_text(vars(group)[key])}, not {_text(value)}"
+        f"{flag(key)} {format_value(vars(group)[key])}, not {format_value(value)}"
         for name, group in vars(there).items()
         for key, value in vars(vars(wanted)[name]).items()
         if key not in FREE and value not in (vars(group)[key], "auto")

@@ -27,7 +27,7 @@ from train.command import device_of
 from train.data.loading import evaluation_batches
 from train.disk import write_json
 from train.errors import UserError
-from train.evaluation import Evaluation, evaluation_of
+from train.evaluation import Evaluation, evaluation_of, percent
 from train.owned_folder import prepare
 from train.run_data import load_run_data
 from train.run_folder import DESCRIPTION, find_checkpoint, load_trained
@@ -162,7 +162,6 @@ def write_figures(
 
 def tables(found: Evaluation, described: dict[str, Any], intervals: dict[str, NDArray[np.float64]]) -> str:
     """Markdown: the figures of the whole split, and the paper's table of the classes; in percent, 95 % intervals."""
-    percent = _percent
     lines = ["| | % | 95 % interval |", "|---|---|---|"]
     for key, words in (("accuracy", "Accuracy"), ("average_accuracy", "Average accuracy"), ("macro_f1", "Macro F1")):
         low, high = intervals[key]
@@ -223,12 +222,8 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _percent(value: float) -> str:
-    return "–" if np.isnan(value) else f"{100 * value:.2f}"
-
-
 def _interval(low: float, high: float) -> str:
-    return "–" if np.isnan(low) else f"{_percent(low)} to {_percent(high)}"
+    return "–" if np.isnan(low) else f"{percent(low)} to {percent(high)}"
 
 
 def _nullable(value: Any) -> Any:

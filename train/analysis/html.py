@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from train.analysis.evaluation_folder import evaluate_run, is_current, read_json
 from train.analysis.pictures import Line, lines_svg, tsne_svg
 from train.command import run_settings
 from train.errors import UserError
+from train.evaluation import percent
 from train.hub import described_loss
+from train.settings import format_value
 
 Rows = list[dict[str, str]]
 Charts = list[tuple[str, str]]  # title, SVG
@@ -48,7 +49,7 @@ def write_report(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"percent": _percent, "number": _number, "text": _text}
+    environment.filters |= {"percent": percent, "number": _number, "text": _text}
     page = environment.get_template("report.html.j2").render(
         title=f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs side by side",
         runs=described,
@@ -119,8 +120,8 @@ def _figures(epochs: Rows, results: Mapping[str, Any], test: Mapping[str, Any] |
     }
     for split, values, suffix in (("validation", results.get("validation"), ""), ("test", test, note)):
         if values:
-            figures[f"{split} accuracy{suffix}"] = f"{_percent(values['accuracy'])} %"
-            figures[f"{split} average accuracy{suffix}"] = f"{_percent(values['average_accuracy'])} %"
+            figures[f"{split} accuracy{suffix}"] = f"{percent(values['accuracy'])} %"
+            figures[f"{split} average accuracy{suffix}"] = f"{percent(values['average_accuracy'])} %"
     return figures
 
 
@@ -219,11 +220,7 @@ def _rows(file: Path) -> Rows:
 
 
 def _text(value: Any) -> str:
-    return (", ".join(map(str, value)) if isinstance(value, list) else str(value)) or "none"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.2f}"
+    return format_value(value, ", ") or "none"
 
 
 def _number(value: float | None) -> str:
