@@ -90,10 +90,13 @@ def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: 
 
 def backend_of(options: Options) -> Backend:
     """The steps of `options.backend`; those that the kernels leave out are the torch backend's."""
-    if options.backend == "numba":
-        return _numba_backend()
-    if options.backend != "triton":
-        return _TORCH
+    if options.backend == "triton":
+        return _triton_backend()
+    return _numba_backend() if options.backend == "numba" else _TORCH
+
+
+@cache
+def _triton_backend() -> Backend:
     kernels = _triton_kernels()
     return _TORCH._replace(
         statistics=kernels.statistics,
@@ -102,6 +105,12 @@ def backend_of(options: Options) -> Backend:
         pair_values=kernels.pair_values,
         pair_gradient=kernels.pair_gradient,
     )
+
+
+@cache
+def _numba_backend() -> Backend:
+    kernels = _numba_kernels()
+    return _TORCH._replace(**{step: getattr(kernels, step) for step in Backend._fields if hasattr(kernels, step)})
 
 
 @cache
@@ -121,23 +130,16 @@ def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, options: Optio
     return kernels.why_unsupported(embeddings, num_classes, k, options.embedding_target)
 
 
-def _numba_terms_supported(num_classes: int, between_target: float | None, mean_target: float) -> bool:
-    from adcorre_kernels.cpu import terms_supported
-
-    return terms_supported(num_classes, between_target, mean_target)
-
-
 @cache
-def _numba_backend() -> Backend:
+def _numba_kernels() -> Any:
+    """The CPU kernels; Numba itself is not imported yet."""
     from adcorre_kernels import cpu
 
-    return _TORCH._replace(**{step: getattr(cpu, step) for step in Backend._fields if hasattr(cpu, step)})
+    return cpu
 
 
 def _why_not_numba(embeddings: Tensor) -> str | None:
-    from adcorre_kernels.cpu import why_unsupported
-
-    return why_unsupported(embeddings)
+    return _numba_kernels().why_unsupported(embeddings)
 
 
 @cache
@@ -150,14 +152,14 @@ def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Optio
 
     The torch backend's where the kernels leave many classes to whole-tensor operations.
     """
-    backend = backend_of(options)
-    if options.backend == "triton" and not _triton_kernels().terms_supported(attention.shape[0], k, d):
-        backend = _TORCH
+    num_classes = attention.shape[0]
     between_target = None if options.pairs == "sample" else options.between_target
-    if options.backend == "numba" and not _numba_terms_supported(
-        attention.shape[0], between_target, options.mean_target
-    ):
-        backend = _TORCH
+    supported = True
+    if options.backend == "triton":
+        supported = _triton_kernels().terms_supported(num_classes, k, d)
+    elif options.backend == "numba":
+        supported = _numba_kernels().terms_supported(num_classes, between_target, options.mean_target)
+    backend = backend_of(options) if supported else _TORCH
     values, *tables = backend.terms(
         flat, attention, k, d, between_target, options.mean_target, options.embedding_target
     )
