@@ -49,10 +49,12 @@ lint: venv ## ruff and mypy
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy $(wildcard adcorre train bench)
 
-requirements: ## resolve the three requirements files again (ARGS=--upgrade: to the newest versions)
-	$(COMPILE) $(ARGS) --extra train --extra bench --extra dev --output-file requirements.txt pyproject.toml
+requirements: ## resolve the requirements files again (ARGS=--upgrade: to the newest versions)
+	$(COMPILE) $(ARGS) $(foreach extra,train bench weights integrations demo dev,--extra $(extra)) \
+		--output-file requirements.txt pyproject.toml
 	$(COMPILE) $(ARGS) --extra train --extra dev --resolution lowest-direct --constraints requirements-oldest.in \
 		--output-file requirements-oldest.txt pyproject.toml
+	$(COMPILE) $(ARGS) --extra docs --output-file requirements-docs.txt pyproject.toml
 	echo uv | $(COMPILE) $(ARGS) --output-file requirements-uv.txt -
 
 clean: ## remove the environments and everything built, but no run folder

@@ -128,7 +128,7 @@ def explain(error: Exception) -> str:
         return f"{FULL[error.errno]} ({error})"
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    if re.search(r"out of shared memory|Bus error|shared memory object|/torch_\d+.*No space left", text):
+    if re.search(r"out of shared memory|Bus error|shared memory object|unable to \w+ (to )?file </torch_\d+", text):
         return (
             "/dev/shm is too small for the processes that load images: --workers 0, or enlarge it (docker run "
             "--shm-size 2g)"

@@ -120,6 +120,10 @@ def test_mistyped_options_of_the_benchmarks(capsys: pytest.CaptureFixture[str]) 
             RuntimeError("unable to write to file </torch_12_3_0>: No space left on device (28)"),
             "/dev/shm is too small",
         ),
+        (
+            RuntimeError("unable to resize file </torch_12_3_0> to the right size: File too large (27)"),
+            "/dev/shm is too small",
+        ),
         (RuntimeError("InvalidCxxCompiler: No working C++ compiler found in ..."), "install g++ or clang++"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "a smaller --batch-size needs less"),
         (ZeroDivisionError("0"), ""),
