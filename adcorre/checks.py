@@ -175,7 +175,7 @@ def check_weight(name: str, value: float) -> None:
 
 
 def check_lambda(lambd: float | Tensor) -> float | Tensor:
-    """λ, a number or 0-d tensor, finite and at least 0; a tensor's value is looked at where that is free (eager, CPU)."""
+    """λ: a number or 0-d tensor, finite, at least 0; a tensor's value is looked at where that is free (eager, CPU)."""
     if not isinstance(lambd, Tensor):
         check_weight("lambd", lambd)
         return float(lambd)
