@@ -113,7 +113,7 @@ def logits_sums(
     label_smoothing: float,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """counts (2, C) int64, of each class samples predicted right and seen; ce (2,), sums of cross-entropies and weights.
+    """counts (2, C) int64, of each class samples predicted right and seen; ce (2,), of cross-entropies and weights.
 
     One pass over the logits, C <= 1,024, and one over the programs' sums.
     """

@@ -1,8 +1,8 @@
 """The steps over the logits: predictions counted and cross-entropy summed, and the gradient of that sum.
 
-A tile is BN samples x BC classes. Programs write partial sums, (P, 2 C + 2) float64: of each class the samples that were
-predicted right and those that were seen, then the sums of cross-entropies and of weights, the latter NaN if a label is
-bad. They are added in the order of the programs: no atomics, the same bits every time.
+A tile is BN samples x BC classes. Programs write partial sums, (P, 2 C + 2) float64: of each class the samples that
+were predicted right and those that were seen, then the sums of cross-entropies and of weights, the latter NaN if a
+label is bad. They are added in the order of the programs: no atomics, the same bits every time.
 """
 
 import triton

@@ -62,7 +62,15 @@ def test_extreme_logits() -> None:
 def test_predictions_of_ties_nan_and_infinity_are_argmaxs() -> None:
     inf, nan = torch.inf, torch.nan
     logits = torch.tensor(
-        [[1, 1, 0], [nan, inf, 2], [0, nan, nan], [-inf, -inf, -inf], [-inf, -2, inf], [0.0, -0.0, -1], [inf, inf, nan]],
+        [
+            [1, 1, 0],
+            [nan, inf, 2],
+            [0, nan, nan],
+            [-inf, -inf, -inf],
+            [-inf, -2, inf],
+            [0.0, -0.0, -1],
+            [inf, inf, nan],
+        ],
         device=DEVICE,
     )
     for label in range(3):
