@@ -129,8 +129,8 @@ def logits_sums(
     key = (logits.device.index, *map(specialization_key, tensors), stride, ignore_index)
     arguments = (*tensors, partials, stride, n, launches.share, ignore_index, num_classes)
     cached_launch(logits_sums_kernel, (launches.programs,), arguments, launches.sums, key)
-    arguments = (partials, counts, ce, launches.programs, num_classes)
-    cached_launch(reduce_logits, (1,), arguments, launches.reduce, logits.device.index)
+    results = (partials, counts, ce, launches.programs, num_classes)
+    cached_launch(reduce_logits, (1,), results, launches.reduce, logits.device.index)
     return counts, ce
 
 
