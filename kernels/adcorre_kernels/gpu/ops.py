@@ -45,9 +45,8 @@ def _fake_statistics(x: Tensor, targets: Tensor, num_classes: int, *options: Any
     return x.new_empty(num_classes * k * (2 * d + 1) + 2 * num_classes + 1, dtype=torch.float32)
 
 
-def _fake_terms(flat: Tensor, attention: Tensor, k: int, d: int, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    table = (attention.shape[0], k, d)
-    return flat.new_empty(4), flat.new_empty(table), flat.new_empty(table), flat.new_empty(())
+def _fake_terms(flat: Tensor, attention: Tensor, k: int, d: int, *_: Any) -> tuple[Tensor, Tensor]:
+    return flat.new_empty(4), flat.new_empty(2 * attention.shape[0] * k * d + 1)
 
 
 def _fake_logits_sums(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -75,13 +74,13 @@ _register(
 )
 _register(
     "terms(Tensor flat, Tensor attention, SymInt k, SymInt d, float? between_target, float mean_target, "
-    "float embedding_target) -> (Tensor, Tensor, Tensor, Tensor)",
+    "float embedding_target) -> (Tensor, Tensor)",
     launch.terms,
     _fake_terms,
 )
 _register(
-    "gradient(Tensor x, Tensor targets, Tensor upstream, Tensor feature, Tensor mean, Tensor embedding_scale, "
-    "int ignore_index, float embedding_target) -> Tensor",
+    "gradient(Tensor x, Tensor targets, Tensor? fd, Tensor? md, Tensor? ed, Tensor feature, Tensor mean, "
+    "Tensor embedding_scale, int ignore_index, float embedding_target) -> Tensor",
     launch.gradient,
     _fake_gradient,
 )
@@ -109,9 +108,25 @@ _register(
 )
 
 statistics = torch.ops.adcorre_kernels.statistics.default
-terms = torch.ops.adcorre_kernels.terms.default
-gradient = torch.ops.adcorre_kernels.gradient.default
 logits_sums = torch.ops.adcorre_kernels.logits_sums.default
 logits_gradient = torch.ops.adcorre_kernels.logits_gradient.default
 pair_values = torch.ops.adcorre_kernels.pair_values.default
 pair_gradient = torch.ops.adcorre_kernels.pair_gradient.default
+
+
+def terms(flat: Tensor, attention: Tensor, k: int, d: int, *targets: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `launch.terms`: values, G, H and 2 / (n k^2) ()."""
+    values, tables = torch.ops.adcorre_kernels.terms.default(flat, attention, k, d, *targets)
+    return values, *split_tables(tables, attention.shape[0], k, d)
+
+
+def split_tables(tables: Tensor, num_classes: int, k: int, d: int) -> tuple[Tensor, Tensor, Tensor]:
+    """G and H (C, k, d), and 2 / (n k^2) ()."""
+    feature, mean = tables[: 2 * num_classes * k * d].view(2, num_classes, k, d).unbind()
+    return feature, mean, tables[2 * num_classes * k * d]
+
+
+def gradient(x: Tensor, targets: Tensor, upstream: Tensor, *rest: Any) -> Tensor:
+    """As `launch.gradient`, of the upstream gradients (4,) of `terms`' values."""
+    fd, md, ed, _ = upstream.unbind()
+    return torch.ops.adcorre_kernels.gradient.default(x, targets, fd, md, ed, *rest)

@@ -153,6 +153,10 @@ def plan_statistics(
         "BK": power_of_2(k),
         "ROWS": rows,
         "LOCAL": local,
+        "BC": 1,
+        "BL": 1,
+        "COUNT": False,
+        "RECORD": False,
     }
     return StatisticsPlan(
         tile=tile,
@@ -216,7 +220,9 @@ def plan_terms(
     embeddings = TERMS_TILE // (rows * columns) if between_target in (-1.0, None) and mean_target == -1.0 else 1
     tile = {"BK": max(1, min(power_of_2(k), embeddings)), "BC": rows, "BD": columns}
     targets = {"BETWEEN": between_target, "MEAN": mean_target, "EMBEDDING": embedding_target}
-    return KernelOptions(K=k, D=d, **tile, **targets, num_warps=8, enable_fp_fusion=False)  # see `SampleTile.options`
+    weights = {"FD": 1.0, "MD": 1.0, "ED": 1.0, "NAIVE": False}
+    options = {"num_warps": 8, "enable_fp_fusion": False}  # see `SampleTile.options`
+    return KernelOptions(K=k, D=d, **tile, **targets, **weights, **options)
 
 
 class LogitsPlan(NamedTuple):

@@ -45,6 +45,15 @@ def zeros(count: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
+def number(pointer):
+    """The number there, float32; 0 without a pointer."""
+    value = tl.full((), 0.0, tl.float32)
+    if pointer is not None:
+        value = tl.load(pointer).to(tl.float32)
+    return value
+
+
+@triton.jit
 def sign(x):
     """-1, 0 or 1 as `torch.sign`, but 0 for NaN."""
     return tl.where(x > 0, 1.0, 0.0) - tl.where(x < 0, 1.0, 0.0)
