@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -97,7 +96,7 @@ def backend_of(options: Options) -> Backend:
 
 @cache
 def _triton_backend() -> Backend:
-    kernels = _triton_kernels()
+    kernels = triton_kernels()
     return _TORCH._replace(
         statistics=kernels.statistics,
         terms=kernels.terms,
@@ -127,7 +126,7 @@ def _numba_backend() -> Backend:
 
 
 @cache
-def _triton_kernels() -> Any:
+def triton_kernels() -> Any:
     """The kernels package, or the reason (a string) why it cannot be imported."""
     try:
         from adcorre_kernels import gpu
@@ -137,7 +136,7 @@ def _triton_kernels() -> Any:
 
 
 def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, options: Options) -> str | None:
-    kernels = _triton_kernels()
+    kernels = triton_kernels()
     if isinstance(kernels, str):
         return kernels
     return kernels.why_unsupported(embeddings, num_classes, k, options.embedding_target)
@@ -169,7 +168,7 @@ def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Optio
     between_target = None if options.pairs == "sample" else options.between_target
     supported = True
     if options.backend == "triton":
-        supported = _triton_kernels().terms_supported(num_classes, k, d)
+        supported = triton_kernels().terms_supported(num_classes, k, d)
     elif options.backend == "numba":
         supported = _numba_kernels().terms_supported(num_classes, between_target, options.mean_target)
     backend = backend_of(options) if supported else _TORCH
@@ -179,16 +178,21 @@ def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Optio
     return values, Tables(*tables)
 
 
-def bound_once(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Decorate an autograd function: its `apply` binds arguments to `forward`'s signature at every call.
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """`function.apply` without the binding of arguments to `forward`'s signature, which takes longer than the rest.
 
-    A remembered signature halves that cost. Launch overhead dominates at small batch sizes.
+    Only functional transforms need it.
     """
-    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
-    return function
+    direct = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+    def apply(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return function.apply(*arguments)
+        return direct(*arguments)
+
+    return apply
 
 
-@bound_once
 class _Gradient(torch.autograd.Function):
     """A backward pass as a function of its own, so that a second derivative is refused and never silently wrong."""
 
@@ -205,8 +209,11 @@ class _Gradient(torch.autograd.Function):
         raise RuntimeError(f'adcorre: backend "{ctx.backend}" has no double backward; backend="reference" has one')
 
 
+_apply_gradient = apply_of(_Gradient)
+
+
 def without_double_backward(compute: Callable[..., Any], options: Options, *tensors: Tensor | None) -> Any:
     """compute(*tensors); a second derivative, where one can be asked for, is an error."""
     if torch.is_grad_enabled():
-        return _Gradient.apply(compute, options.backend, *tensors)
+        return _apply_gradient(compute, options.backend, *tensors)
     return compute(*tensors)

@@ -52,7 +52,7 @@ def attention_step(
             row = counts_ptr + step * 2 * C + column
             kept = inside
             if COUNT:
-                kept = inside & (step != position)
+                kept = column < tl.where(step == position, 0, C)
             all_correct += tl.load(row, mask=kept, other=0)
             all_seen += tl.load(row + C, mask=kept, other=0)
         share = all_correct.to(tl.float64) / tl.maximum(all_seen, 1).to(tl.float64)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adcorre_kernels.gpu import gpus, plan
-from adcorre_kernels.gpu.cached_launch import KernelOptions, cached_launch
+from adcorre_kernels.gpu.cached_launch import KernelOptions, cached_launch, specialization_key
 from adcorre_kernels.gpu.launch import add_up, readable
 from adcorre_kernels.gpu.logits import logits_gradient_kernel, logits_sums_kernel
 from adcorre_kernels.gpu.program_per_sample import program_gradient
@@ -58,6 +58,14 @@ def _layout(tensor: Tensor | None) -> Any:
 
 
 @lru_cache(maxsize=1024)
+def _terms_options(settings: Settings, k: int, d: int, num_classes: int) -> KernelOptions:
+    aims = (settings.between_target, settings.mean_target, settings.embedding_target)
+    options = KernelOptions(**plan.plan_terms(k, d, num_classes, *aims))
+    options.update(FD=settings.fd, MD=settings.md, ED=settings.ed, NAIVE=settings.naive)
+    return options
+
+
+@lru_cache(maxsize=1024)
 def _plan(
     settings: Settings,
     count: bool,
@@ -80,14 +88,10 @@ def _plan(
     reduce = KernelOptions(**statistics.reduce)
     groups, columns = statistics.reduce_grid
     if logits is not None:
-        reduce |= {"BC": over_logits.reduce["BC"], "BL": over_logits.reduce["BP"], "COUNT": count, "RECORD": record}
-        groups += 1
-    terms = KernelOptions(
-        **plan.plan_terms(
-            k, d, num_classes, settings.between_target, settings.mean_target, settings.embedding_target
+        reduce.update(
+            {"BC": over_logits.reduce["BC"], "BL": over_logits.reduce["BP"], "COUNT": count, "RECORD": record}
         )
-    )
-    terms |= {"FD": settings.fd, "MD": settings.md, "ED": settings.ed, "NAIVE": settings.naive}
+        groups += 1
     sort = statistics.sort
     if sort is not None:
         sort = sort._replace(counting=KernelOptions(**sort.counting), placing=KernelOptions(**sort.placing))
@@ -104,7 +108,7 @@ def _plan(
             reduce=reduce,
             reduce_grid=(groups, columns),
         ),
-        terms=terms,
+        terms=KernelOptions(**_terms_options(settings, k, d, num_classes)),
         gradient=gradient._replace(options=KernelOptions(**gradient.options)),
         num_classes=num_classes,
         parts=[plan.round_up(size, 32) for size in sizes],
@@ -124,8 +128,8 @@ def _plan_of(
 
 
 def forward(
-    logits: Tensor | None,
     x: Tensor,
+    logits: Tensor | None,
     targets: Tensor,
     ce_weight: Tensor | None,
     adjustment: Tensor | None,
@@ -143,8 +147,8 @@ def forward(
     w is `attention` (C,), or that of an attention map whose counts (window, 2, C) and position (1,) are given: COUNT
     and RECORD as in `attention.attention_step`. `values` as there.
     """
-    given = (logits, x, targets, ce_weight, adjustment, attention)
-    logits, x, targets, ce_weight, adjustment, attention = map(readable, given)  # type: ignore[assignment]
+    given = (x, logits, targets, ce_weight, adjustment, attention)
+    x, logits, targets, ce_weight, adjustment, attention = map(readable, given)
     num_classes = logits.shape[1] if logits is not None else attention.shape[0]  # type: ignore[union-attr]
     others = (targets, ce_weight, adjustment, attention, counts, position, lambd_tensor)
     made = _plan_of(settings, count, record, x, logits, num_classes, *others)
@@ -169,9 +173,35 @@ def forward(
     return loss, values, tables
 
 
+def from_sums(
+    flat: Tensor,
+    ce: Tensor,
+    attention: Tensor,
+    lambd_tensor: Tensor | None,
+    lambd: float,
+    factor: float,
+    k: int,
+    d: int,
+    settings: Settings,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`forward` from a batch's sums: `flat` as of `statistics`, ce (2,) as of `logits_sums`, and w. One launch.
+
+    factor: what the tables, hence the gradient, are multiplied by.
+    """
+    num_classes, device = attention.shape[0], flat.device
+    flat, ce, attention = map(readable, (flat, ce, attention))
+    options = _terms_options(settings, k, d, num_classes)
+    loss, values = ce.new_empty(()), ce.new_empty(5 + num_classes)
+    tables = flat.new_empty(2 * num_classes * k * d + 2)
+    tensors = (flat, attention, ce, lambd, lambd_tensor, factor, values, loss, tables)
+    key = (device.index, *map(specialization_key, (flat, attention, ce, lambd_tensor)))
+    cached_launch(terms_kernel, (k + 1,), (*tensors, num_classes), options, key)
+    return loss, values, tables
+
+
 def backward(
-    logits: Tensor | None,
     x: Tensor,
+    logits: Tensor | None,
     targets: Tensor,
     ce_weight: Tensor | None,
     adjustment: Tensor | None,
@@ -187,7 +217,7 @@ def backward(
 
     None for logits that are None, and where `of_x` is False.
     """
-    logits, x, targets, ce_weight, adjustment = map(readable, (logits, x, targets, ce_weight, adjustment))  # type: ignore[assignment]
+    x, logits, targets, ce_weight, adjustment = map(readable, (x, logits, targets, ce_weight, adjustment))
     made = _plan_of(settings, False, False, x, logits, num_classes, targets, ce_weight, adjustment)
     device, n, ignore_index = x.device, x.shape[0], settings.ignore_index
     feature, mean, embedding_scale, ce_scale = tables.split(made.tables)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adcorre_kernels.gpu import launch, pair_launch
+from adcorre_kernels.gpu import launch, loss, pair_launch
+from adcorre_kernels.gpu.loss import Settings
 
 _LIBRARY = torch.library.Library("adcorre_kernels", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
@@ -95,6 +96,74 @@ _register(
     launch.logits_gradient,
     _fake_gradient,
 )
+_SETTINGS = (
+    "int ignore_index, float label_smoothing, float between_target, float mean_target, float embedding_target, "
+    "float fd, float md, float ed, bool naive"
+)
+_SAMPLES = "Tensor targets, Tensor? ce_weight, Tensor? adjustment"
+_UPSTREAM = "Tensor? fd, Tensor? md, Tensor? ed, Tensor tables, bool of_x, SymInt num_classes"
+
+
+def _loss(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return loss.forward(*given[:12], Settings(*given[12:]))  # type: ignore[return-value]
+
+
+def _fake_loss(x: Tensor, logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    num_classes, dtype = logits.shape[1], torch.promote_types(logits.dtype, torch.float32)
+    tables = x.new_empty(2 * num_classes * x.shape[1] * x.shape[2] + 2, dtype=torch.float32)
+    return logits.new_empty((), dtype=dtype), logits.new_empty(3 * num_classes + 7, dtype=dtype), tables
+
+
+def _loss_from_sums(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return loss.from_sums(*given[:8], Settings(*given[8:]))
+
+
+def _fake_loss_from_sums(flat: Tensor, ce: Tensor, attention: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    num_classes, (k, d) = attention.shape[0], rest[3:5]
+    return ce.new_empty(()), ce.new_empty(5 + num_classes), flat.new_empty(2 * num_classes * k * d + 2)
+
+
+def _sample_terms(x: Tensor, targets: Tensor, attention: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+    own = (None, None, None, 0.0, False, False)
+    return loss.forward(x, None, targets, None, None, attention, *own, Settings(*settings))[1:]
+
+
+def _fake_sample_terms(x: Tensor, targets: Tensor, attention: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    size = 2 * attention.shape[0] * x.shape[1] * x.shape[2] + 2
+    return x.new_empty(4, dtype=torch.float32), x.new_empty(size, dtype=torch.float32)
+
+
+def _gradients(*given: Any) -> list[Tensor]:
+    return [one for one in loss.backward(*given[:11], Settings(*given[11:])) if one is not None]
+
+
+def _fake_gradients(x: Tensor, logits: Tensor | None, *rest: Any) -> list[Tensor]:
+    wanted = (logits, x if rest[7] else None)
+    return [torch.empty_like(one, memory_format=torch.contiguous_format) for one in wanted if one is not None]
+
+
+_register(
+    f"loss(Tensor x, Tensor logits, {_SAMPLES}, Tensor? attention, Tensor(a!)? counts, Tensor(b!)? position, "
+    f"Tensor? lambd_tensor, float lambd, bool count, bool record, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    _loss,
+    _fake_loss,
+)
+_register(
+    "loss_from_sums(Tensor flat, Tensor ce, Tensor attention, Tensor? lambd_tensor, float lambd, float factor, "
+    f"SymInt k, SymInt d, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
+    _loss_from_sums,
+    _fake_loss_from_sums,
+)
+_register(
+    f"sample_terms(Tensor x, Tensor targets, Tensor attention, {_SETTINGS}) -> (Tensor, Tensor)",
+    _sample_terms,
+    _fake_sample_terms,
+)
+_register(
+    f"gradients(Tensor x, Tensor? logits, {_SAMPLES}, {_UPSTREAM}, {_SETTINGS}) -> Tensor[]",
+    _gradients,
+    _fake_gradients,
+)
 _PAIRS = "float between_target, int ignore_index, str precision, SymInt row_start, SymInt row_stop"
 _register(
     f"pair_values(Tensor x, Tensor targets, Tensor attention, {_PAIRS}) -> Tensor",
@@ -130,3 +199,25 @@ def gradient(x: Tensor, targets: Tensor, upstream: Tensor, *rest: Any) -> Tensor
     """As `launch.gradient`, of the upstream gradients (4,) of `terms`' values."""
     fd, md, ed, _ = upstream.unbind()
     return torch.ops.adcorre_kernels.gradient.default(x, targets, fd, md, ed, *rest)
+
+
+def _direct(operator: Any, implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator, or its implementation itself where nothing would look on: a dispatch costs as much as a launch."""
+    run = _on_its_device(implementation)
+
+    def call(x: Tensor, *rest: Any) -> Any:
+        unseen = (
+            not torch.compiler.is_compiling()
+            and type(x) in (Tensor, torch.nn.Parameter)
+            and not torch._C._len_torch_dispatch_stack()
+            and not torch._C._are_functorch_transforms_active()
+        )
+        return (run if unseen else operator)(x, *rest)
+
+    return call
+
+
+whole_loss = _direct(torch.ops.adcorre_kernels.loss.default, _loss)
+loss_from_sums = _direct(torch.ops.adcorre_kernels.loss_from_sums.default, _loss_from_sums)
+sample_terms = _direct(torch.ops.adcorre_kernels.sample_terms.default, _sample_terms)
+gradients = _direct(torch.ops.adcorre_kernels.gradients.default, _gradients)

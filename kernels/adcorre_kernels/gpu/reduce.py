@@ -125,8 +125,8 @@ def reduce_slots(
             sums_ptr, scratch_ptr, flat_ptr, programs, embeddings, chunk, C, capacity, offset, K, D, SLOT, BS, BP, BJ,
             BK, ROWS, LOCAL,
         )  # fmt: skip
-    elif partials_ptr is not None:
-        if tl.program_id(1) == 0:  # noqa: SIM102: the first condition is the compiler's
+    elif partials_ptr is not None:  # noqa: SIM102
+        if tl.program_id(1) == 0:
             attention_step(
                 partials_ptr, counts_ptr, position_ptr, values_ptr, logits_programs, window, C, BC, BL, COUNT, RECORD
             )
