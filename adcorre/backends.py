@@ -179,16 +179,24 @@ def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Optio
 
 
 def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """`function.apply` without the binding of arguments to `forward`'s signature, which takes longer than the rest.
+    """`function.apply`, in eager mode of a twin without `setup_context`.
 
-    Only functional transforms need it.
+    With it PyTorch binds the arguments to the signature of `forward` in each call, which takes as long as ten small
+    operations. Functional transforms and `torch.compile` need it.
     """
-    direct = super(torch.autograd.Function, function).apply  # type: ignore[misc]
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    eager: Any = type(function.__name__, (torch.autograd.Function,), methods)
 
     def apply(*arguments: Any) -> Any:
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return function.apply(*arguments)
-        return direct(*arguments)
+        return eager.apply(*arguments)
 
     return apply
 
