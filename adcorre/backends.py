@@ -61,12 +61,14 @@ def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: 
     ValueError where none of that name can.
     """
     asked = Options(*given, **named)
-    backend, k = asked.backend, embeddings.shape[1] if embeddings.dim() == 3 else 1
-    resolved = asked._replace(
-        between_target=checks.resolve_target("between_target", asked.between_target, num_classes),
-        mean_target=checks.resolve_target("mean_target", asked.mean_target, num_classes),
-        embedding_target=checks.resolve_target("embedding_target", asked.embedding_target, k),
+    backend, between, mean, embedding, *others = asked
+    k = embeddings.shape[1] if embeddings.dim() == 3 else 1
+    aims = (
+        checks.resolve_target("between_target", between, num_classes),
+        checks.resolve_target("mean_target", mean, num_classes),
+        checks.resolve_target("embedding_target", embedding, k),
     )
+    resolved = Options(backend, *aims, *others)
     checks.check_backend(backend)
     checks.check_pairs(asked.pairs, asked.precision)
     if backend in ("torch", "reference"):
@@ -79,7 +81,7 @@ def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: 
         return resolved
     reason = _why_not_triton(embeddings, num_classes, k, resolved)
     if reason is None:
-        return resolved._replace(backend="triton")
+        return resolved if backend == "triton" else resolved._replace(backend="triton")
     if backend == "triton":
         raise ValueError(f'backend="triton": {reason}')
     if not torch.compiler.is_compiling():

@@ -97,9 +97,9 @@ class _Loss(torch.autograd.Function):
         kernels = triton_kernels()
         if len(rest) == 2:
             shape = x.shape[1:]
-            return kernels.loss_from_sums(counts, position, attention, lambd, *rest, *shape, *settings)
+            return kernels.loss_from_sums(counts, position, attention, lambd, *rest, *shape, settings)
         return kernels.whole_loss(
-            x, logits, targets, ce_weight, adjustment, attention, counts, position, lambd, *rest, *settings
+            x, logits, targets, ce_weight, adjustment, attention, counts, position, lambd, *rest, settings
         )
 
     @staticmethod
@@ -123,7 +123,7 @@ class _Loss(torch.autograd.Function):
             return tuple(
                 triton_kernels().gradients(
                     x, logits if of_logits else None, *labels, upstream, upstream, upstream, tables, of_x,
-                    logits.shape[1], *ctx.settings,
+                    logits.shape[1], ctx.settings,
                 )
             )  # fmt: skip
 
@@ -137,7 +137,7 @@ class _Terms(torch.autograd.Function):
     def forward(
         x: Tensor, targets: Tensor, attention: Tensor, options: Options, settings: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        values, tables = triton_kernels().sample_terms(x, targets, attention, *settings)
+        values, tables = triton_kernels().sample_terms(x, targets, attention, settings)
         return *values.unbind(), tables
 
     @staticmethod
@@ -155,7 +155,7 @@ class _Terms(torch.autograd.Function):
         def compute(x: Tensor, targets: Tensor, tables: Tensor, *upstream: Tensor | None) -> Any:
             return tuple(
                 triton_kernels().gradients(
-                    x, None, targets, None, None, *upstream, tables, True, ctx.num_classes, *ctx.settings
+                    x, None, targets, None, None, *upstream, tables, True, ctx.num_classes, ctx.settings
                 )
             )
 

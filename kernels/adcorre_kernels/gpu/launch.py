@@ -45,9 +45,13 @@ def add_up(
     num_classes: int,
     ignore_index: int,
     key: Hashable,
+    flat_offset: int = 0,
     attention: tuple[Any, ...] = (None, None, None, None, 0, 0),
 ) -> None:
-    """The launches of `statistics`, into given buffers; with `attention_step`'s arguments, its step too."""
+    """The launches of `statistics`, into given buffers; with `attention_step`'s arguments, its step too.
+
+    `flat` begins `flat_offset` numbers behind its beginning.
+    """
     n, sn, sk = x.shape[0], x.stride(0), x.stride(1)
     if launches.sort:
         sort_arguments = (targets, scratch, n, launches.sort.share, ignore_index, num_classes, launches.capacity)
@@ -63,7 +67,8 @@ def add_up(
         embedding_arguments = (x, targets, sums, sn, sk, n, launches.embedding_chunk, ignore_index, num_classes)
         cached_launch(program_embedding, (launches.embeddings,), embedding_arguments, launches.embedding, key)
     numbers = (launches.grid[0], launches.embeddings, launches.chunk, num_classes, launches.capacity, launches.offset)
-    cached_launch(reduce_slots, launches.reduce_grid, (sums, scratch, flat, *numbers, *attention), launches.reduce, key)
+    results = (sums, scratch, flat, *numbers, flat_offset, *attention)
+    cached_launch(reduce_slots, launches.reduce_grid, results, launches.reduce, key)
 
 
 def terms(
@@ -84,7 +89,7 @@ def terms(
     options = plan.plan_terms(k, d, num_classes, between_target, mean_target, embedding_target)
     flat, attention = flat.contiguous(), attention.contiguous()
     key = (flat.device.index, specialization_key(flat), specialization_key(attention))
-    arguments = (flat, attention, None, 0.0, None, 1.0, values, None, tables, num_classes)
+    arguments = (flat, attention, None, 0.0, None, 1.0, values, None, tables, 0, num_classes)
     cached_launch(terms_kernel, (k + 1,), arguments, options, key)
     return values, tables
 
@@ -175,7 +180,7 @@ def logits_gradient(
     tensors = (logits, targets, readable(ce_weight), readable(adjustment), upstream)
     stride = logits.stride(0)
     key = (logits.device.index, *map(specialization_key, tensors), stride, ignore_index)
-    arguments = (*tensors, None, out, stride, n, ignore_index, num_classes)
+    arguments = (*tensors, None, out, 0, stride, n, ignore_index, num_classes)
     cached_launch(logits_gradient_kernel, (launches.tiles,), arguments, launches.gradient, key)
     return out
 

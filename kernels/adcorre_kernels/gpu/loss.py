@@ -43,11 +43,12 @@ class LossPlan(NamedTuple):
     statistics: plan.StatisticsPlan
     terms: KernelOptions
     gradient: plan.GradientPlan
-    num_classes: int
-    parts: list[int]  # of the scratch: order, slots, flat, partial sums over the logits
+    partials: int  # where, in the scratch behind slots and `flat`, are the partial sums over the logits, in float64
+    order: int  # and where the order of the samples is, in int32
+    scratch: int  # numbers of 4 bytes
     values: int
     dtype: torch.dtype  # of loss and values
-    tables: list[int]  # G, H, 2 / (n k^2), and the loss's scale of cross-entropy
+    tables: int
 
 
 def _layout(tensor: Tensor | None) -> Any:
@@ -95,8 +96,8 @@ def _plan(
     sort = statistics.sort
     if sort is not None:
         sort = sort._replace(counting=KernelOptions(**sort.counting), placing=KernelOptions(**sort.placing))
-    partials = over_logits.programs * (2 * num_classes + 2) * 2 if logits is not None else 0
-    sizes = (statistics.scratch, statistics.sums, statistics.flat, partials)
+    partials = plan.round_up(statistics.sums + statistics.flat, 32)
+    order = partials + plan.round_up(over_logits.programs * (2 * num_classes + 2) * 2 if logits is not None else 0, 32)
     return LossPlan(
         logits=over_logits._replace(
             sums=KernelOptions(**over_logits.sums), gradient=KernelOptions(**over_logits.gradient)
@@ -110,11 +111,12 @@ def _plan(
         ),
         terms=KernelOptions(**_terms_options(settings, k, d, num_classes)),
         gradient=gradient._replace(options=KernelOptions(**gradient.options)),
-        num_classes=num_classes,
-        parts=[plan.round_up(size, 32) for size in sizes],
+        partials=partials // 2,
+        order=order,
+        scratch=order + statistics.scratch,
         values=5 + 3 * num_classes + 2 if logits is not None else 4,
         dtype=torch.float64 if double else torch.float32,
-        tables=[num_classes * k * d, num_classes * k * d, 1, 1],
+        tables=2 * num_classes * k * d + 2,
     )
 
 
@@ -153,23 +155,24 @@ def forward(
     others = (targets, ce_weight, adjustment, attention, counts, position, lambd_tensor)
     made = _plan_of(settings, count, record, x, logits, num_classes, *others)
     device, (n, k, _), ignore_index = x.device, x.shape, settings.ignore_index
-    scratch = torch.empty(sum(made.parts), dtype=torch.float32, device=device)
-    order, sums, flat, partials = scratch.split(made.parts)
+    scratch = torch.empty(made.scratch, dtype=torch.float32, device=device)
+    order = scratch.view(torch.int32)[made.order :]
     values = torch.empty(made.values, dtype=made.dtype, device=device)
-    tables = torch.empty(sum(made.tables), dtype=torch.float32, device=device)
+    tables = torch.empty(made.tables, dtype=torch.float32, device=device)
     step: tuple[Any, ...] = (None, None, None, None, 0, 0)
     loss = None
     if logits is not None:
         loss = torch.empty((), dtype=made.dtype, device=device)
-        partials = partials.view(torch.float64)
+        partials = scratch.view(torch.float64)[made.partials :]
         tensors = (logits, targets, ce_weight, adjustment, partials)
         programs = made.logits.programs
         arguments = (*tensors, logits.stride(0), n, made.logits.share, ignore_index, num_classes)
         cached_launch(logits_sums_kernel, (programs,), arguments, made.logits.sums, KEY)
         step = (partials, counts, position, values, programs, 0 if counts is None else counts.shape[0])
-    add_up(made.statistics, x, targets, order.view(torch.int32), sums, flat, num_classes, ignore_index, KEY, step)
-    results = (lambd, lambd_tensor, 1.0, values, loss, tables, num_classes)
-    cached_launch(terms_kernel, (k + 1,), (flat, attention, None, *results), made.terms, KEY)
+    flat_offset = made.statistics.sums
+    add_up(made.statistics, x, targets, order, scratch, scratch, num_classes, ignore_index, KEY, flat_offset, step)
+    results = (lambd, lambd_tensor, 1.0, values, loss, tables, flat_offset, num_classes)
+    cached_launch(terms_kernel, (k + 1,), (scratch, attention, None, *results), made.terms, KEY)
     return loss, values, tables
 
 
@@ -193,7 +196,7 @@ def from_sums(
     options = _terms_options(settings, k, d, num_classes)
     loss, values = ce.new_empty(()), ce.new_empty(5 + num_classes)
     tables = flat.new_empty(2 * num_classes * k * d + 2)
-    tensors = (flat, attention, ce, lambd, lambd_tensor, factor, values, loss, tables)
+    tensors = (flat, attention, ce, lambd, lambd_tensor, factor, values, loss, tables, 0)
     key = (device.index, *map(specialization_key, (flat, attention, ce, lambd_tensor)))
     cached_launch(terms_kernel, (k + 1,), (*tensors, num_classes), options, key)
     return loss, values, tables
@@ -220,13 +223,12 @@ def backward(
     x, logits, targets, ce_weight, adjustment = map(readable, (x, logits, targets, ce_weight, adjustment))
     made = _plan_of(settings, False, False, x, logits, num_classes, targets, ce_weight, adjustment)
     device, n, ignore_index = x.device, x.shape[0], settings.ignore_index
-    feature, mean, embedding_scale, ce_scale = tables.split(made.tables)
     of_logits = None
     if logits is not None:
         of_logits = torch.empty(logits.shape, dtype=logits.dtype, device=device)
-        tensors = (logits, targets, ce_weight, adjustment, fd, ce_scale, of_logits)
+        tensors = (logits, targets, ce_weight, adjustment, fd, tables, of_logits)
         if n:
-            arguments = (*tensors, logits.stride(0), n, ignore_index, num_classes)
+            arguments = (*tensors, made.tables - 1, logits.stride(0), n, ignore_index, num_classes)
             cached_launch(logits_gradient_kernel, (made.logits.tiles,), arguments, made.logits.gradient, KEY)
     if not of_x:
         return of_logits, None
@@ -234,7 +236,7 @@ def backward(
     if n:
         launch = made.gradient
         kernel = warp_gradient if launch.warp_per_sample else program_gradient
-        tensors = (x, targets, targets, fd, md, ed, feature, mean, embedding_scale, gradient)
+        tensors = (x, targets, targets, fd, md, ed, tables, None, None, gradient)
         arguments = (*tensors, x.stride(0), x.stride(1), n, launch.chunk, ignore_index, num_classes)
         cached_launch(kernel, launch.grid, arguments, launch.options, (fd is None, md is None, ed is None))
     return of_logits, gradient

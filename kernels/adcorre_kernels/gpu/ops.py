@@ -98,14 +98,10 @@ _register(
 )
 _SETTINGS = (
     "int ignore_index, float label_smoothing, float between_target, float mean_target, float embedding_target, "
-    "float fd, float md, float ed, bool naive"
+    "float fd_weight, float md_weight, float ed_weight, bool naive"
 )
 _SAMPLES = "Tensor targets, Tensor? ce_weight, Tensor? adjustment"
 _UPSTREAM = "Tensor? fd, Tensor? md, Tensor? ed, Tensor tables, bool of_x, SymInt num_classes"
-
-
-def _loss(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return loss.forward(*given[:12], Settings(*given[12:]))  # type: ignore[return-value]
 
 
 def _fake_loss(x: Tensor, logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,18 +110,15 @@ def _fake_loss(x: Tensor, logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tens
     return logits.new_empty((), dtype=dtype), logits.new_empty(3 * num_classes + 7, dtype=dtype), tables
 
 
-def _loss_from_sums(*given: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return loss.from_sums(*given[:8], Settings(*given[8:]))
-
-
 def _fake_loss_from_sums(flat: Tensor, ce: Tensor, attention: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     num_classes, (k, d) = attention.shape[0], rest[3:5]
     return ce.new_empty(()), ce.new_empty(5 + num_classes), flat.new_empty(2 * num_classes * k * d + 2)
 
 
-def _sample_terms(x: Tensor, targets: Tensor, attention: Tensor, *settings: Any) -> tuple[Tensor, Tensor]:
+def _sample_terms(x: Tensor, targets: Tensor, attention: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
     own = (None, None, None, 0.0, False, False)
-    return loss.forward(x, None, targets, None, None, attention, *own, Settings(*settings))[1:]
+    _, values, tables = loss.forward(x, None, targets, None, None, attention, *own, settings)
+    return values, tables
 
 
 def _fake_sample_terms(x: Tensor, targets: Tensor, attention: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -133,8 +126,14 @@ def _fake_sample_terms(x: Tensor, targets: Tensor, attention: Tensor, *_: Any) -
     return x.new_empty(4, dtype=torch.float32), x.new_empty(size, dtype=torch.float32)
 
 
-def _gradients(*given: Any) -> list[Tensor]:
-    return [one for one in loss.backward(*given[:11], Settings(*given[11:])) if one is not None]
+def _gradients(x: Tensor, *given: Any) -> list[Tensor]:
+    return [one for one in loss.backward(x, *given) if one is not None]
+
+
+def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The operator's last arguments are the fields of `Settings`."""
+    count = len(Settings._fields)
+    return wraps(function)(lambda *given: function(*given[:-count], Settings(*given[-count:])))
 
 
 def _fake_gradients(x: Tensor, logits: Tensor | None, *rest: Any) -> list[Tensor]:
@@ -145,23 +144,23 @@ def _fake_gradients(x: Tensor, logits: Tensor | None, *rest: Any) -> list[Tensor
 _register(
     f"loss(Tensor x, Tensor logits, {_SAMPLES}, Tensor? attention, Tensor(a!)? counts, Tensor(b!)? position, "
     f"Tensor? lambd_tensor, float lambd, bool count, bool record, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
-    _loss,
+    _with_settings(loss.forward),
     _fake_loss,
 )
 _register(
     "loss_from_sums(Tensor flat, Tensor ce, Tensor attention, Tensor? lambd_tensor, float lambd, float factor, "
     f"SymInt k, SymInt d, {_SETTINGS}) -> (Tensor, Tensor, Tensor)",
-    _loss_from_sums,
+    _with_settings(loss.from_sums),
     _fake_loss_from_sums,
 )
 _register(
     f"sample_terms(Tensor x, Tensor targets, Tensor attention, {_SETTINGS}) -> (Tensor, Tensor)",
-    _sample_terms,
+    _with_settings(_sample_terms),
     _fake_sample_terms,
 )
 _register(
     f"gradients(Tensor x, Tensor? logits, {_SAMPLES}, {_UPSTREAM}, {_SETTINGS}) -> Tensor[]",
-    _gradients,
+    _with_settings(_gradients),
     _fake_gradients,
 )
 _PAIRS = "float between_target, int ignore_index, str precision, SymInt row_start, SymInt row_stop"
@@ -202,22 +201,26 @@ def gradient(x: Tensor, targets: Tensor, upstream: Tensor, *rest: Any) -> Tensor
 
 
 def _direct(operator: Any, implementation: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator, or its implementation itself where nothing would look on: a dispatch costs as much as a launch."""
+    """The operator, or its implementation itself where nothing would look on: a dispatch costs as much as a launch.
+
+    The last argument is a `Settings`.
+    """
     run = _on_its_device(implementation)
 
     def call(x: Tensor, *rest: Any) -> Any:
-        unseen = (
+        if (
             not torch.compiler.is_compiling()
             and type(x) in (Tensor, torch.nn.Parameter)
             and not torch._C._len_torch_dispatch_stack()
             and not torch._C._are_functorch_transforms_active()
-        )
-        return (run if unseen else operator)(x, *rest)
+        ):
+            return run(x, *rest)
+        return operator(x, *rest[:-1], *rest[-1])
 
     return call
 
 
-whole_loss = _direct(torch.ops.adcorre_kernels.loss.default, _loss)
-loss_from_sums = _direct(torch.ops.adcorre_kernels.loss_from_sums.default, _loss_from_sums)
+whole_loss = _direct(torch.ops.adcorre_kernels.loss.default, loss.forward)
+loss_from_sums = _direct(torch.ops.adcorre_kernels.loss_from_sums.default, loss.from_sums)
 sample_terms = _direct(torch.ops.adcorre_kernels.sample_terms.default, _sample_terms)
 gradients = _direct(torch.ops.adcorre_kernels.gradients.default, _gradients)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from adcorre_kernels.gpu.class_sort import sort_buffers, sort_class
-from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, number, sign
+from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, number, sign, table_pointers
 
 
 @triton.jit
@@ -204,6 +204,7 @@ def program_gradient(
     """As `warp_gradient`."""
     entry = tl.arange(0, BD)
     low = tl.program_id(0) * chunk
+    mean_ptr, scale_ptr = table_pointers(feature_ptr, mean_ptr, scale_ptr, C, K * D)
     scale = tl.load(scale_ptr)
     to_feature = number(fd_ptr)
     to_mean = number(md_ptr)

@@ -98,6 +98,7 @@ def reduce_slots(
     C,
     capacity,
     offset,
+    flat_offset,
     partials_ptr,
     counts_ptr,
     position_ptr,
@@ -119,11 +120,11 @@ def reduce_slots(
     RECORD: tl.constexpr,
 ):
     """`ClassStatistics.flat`: programs (c, b) add up a class's slots. With `partials`, program (C, 0) takes a step of
-    the attention map."""
+    the attention map. `flat` begins `flat_offset` behind its pointer."""
     if tl.program_id(0) < C:
         _reduce_class(
-            sums_ptr, scratch_ptr, flat_ptr, programs, embeddings, chunk, C, capacity, offset, K, D, SLOT, BS, BP, BJ,
-            BK, ROWS, LOCAL,
+            sums_ptr, scratch_ptr, flat_ptr + flat_offset, programs, embeddings, chunk, C, capacity, offset,
+            K, D, SLOT, BS, BP, BJ, BK, ROWS, LOCAL,
         )  # fmt: skip
     elif partials_ptr is not None:  # noqa: SIM102
         if tl.program_id(1) == 0:

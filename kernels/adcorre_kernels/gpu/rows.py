@@ -54,6 +54,15 @@ def number(pointer):
 
 
 @triton.jit
+def table_pointers(feature_ptr, mean_ptr, scale_ptr, C, KD: tl.constexpr):
+    """Where H and the scale are; behind G if they have no pointers."""
+    if mean_ptr is None:
+        mean_ptr = feature_ptr + C.to(tl.int64) * KD
+        scale_ptr = mean_ptr + C.to(tl.int64) * KD
+    return mean_ptr, scale_ptr
+
+
+@triton.jit
 def sign(x):
     """-1, 0 or 1 as `torch.sign`, but 0 for NaN."""
     return tl.where(x > 0, 1.0, 0.0) - tl.where(x < 0, 1.0, 0.0)

@@ -86,6 +86,7 @@ def terms_kernel(
     values_ptr,
     loss_ptr,
     tables_ptr,
+    flat_offset,
     C,
     K: tl.constexpr,
     D: tl.constexpr,
@@ -112,6 +113,7 @@ def terms_kernel(
     OF_CLASSES: tl.constexpr = False if BETWEEN is None else BETWEEN != -1
     a = tl.arange(0, BC)
     size = C * K * D
+    flat_ptr += flat_offset
     centred_ptr = flat_ptr + size
     norm_ptr = centred_ptr + size
     square_ptr = norm_ptr + C * K

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from adcorre_kernels.gpu.class_sort import sort_buffers, sort_class
-from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, number, sign, zeros
+from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, number, sign, table_pointers, zeros
 
 
 @triton.jit
@@ -212,6 +212,7 @@ def warp_gradient(
     low = tl.program_id(0) * chunk
     entry = tl.arange(0, W)
     lane = tl.arange(0, BS)
+    mean_ptr, scale_ptr = table_pointers(feature_ptr, mean_ptr, scale_ptr, C, K * D)
     scale = tl.load(scale_ptr)
     blank = scale * 0.0  # the gradient of a sample that takes no part: NaN if a label is bad
     to_feature = number(fd_ptr)
