@@ -116,7 +116,7 @@ def _plan(
         scratch=order + statistics.scratch,
         values=5 + 3 * num_classes + 2 if logits is not None else 4,
         dtype=torch.float64 if double else torch.float32,
-        tables=2 * num_classes * k * d + 2,
+        tables=2 * num_classes * k * d + (1 if logits is None else 2),
     )
 
 

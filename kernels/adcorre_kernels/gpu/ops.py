@@ -122,7 +122,7 @@ def _sample_terms(x: Tensor, targets: Tensor, attention: Tensor, settings: Setti
 
 
 def _fake_sample_terms(x: Tensor, targets: Tensor, attention: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    size = 2 * attention.shape[0] * x.shape[1] * x.shape[2] + 2
+    size = 2 * attention.shape[0] * x.shape[1] * x.shape[2] + 1
     return x.new_empty(4, dtype=torch.float32), x.new_empty(size, dtype=torch.float32)
 
 
