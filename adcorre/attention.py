@@ -46,11 +46,9 @@ class AdaptiveAttentionMap(nn.Module):
 
     def __init__(self, num_classes: int, window: int = 5, *, ignore_index: int = -100) -> None:
         super().__init__()
-        checks.check_positive_int("num_classes", num_classes)
-        checks.check_positive_int("window", window)
-        self.num_classes = num_classes
-        self.window = window
-        self.ignore_index = ignore_index
+        self.num_classes = num_classes = checks.check_positive_int("num_classes", num_classes)
+        self.window = window = checks.check_positive_int("window", window)
+        self.ignore_index = checks.check_ignore_index(ignore_index)
         self.register_buffer("counts", torch.zeros(window, 2, num_classes, dtype=torch.int64))
         self.register_buffer("position", torch.zeros(1, dtype=torch.int64))
 

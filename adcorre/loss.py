@@ -54,11 +54,11 @@ def adcorre_loss(
     targets = _check_batch(logits, embeddings, targets, num_classes, ignore_index)
     checks.check_same_device(attention, embeddings)
     checks.check_ce_settings(ce_weight, logit_adjustment, label_smoothing, num_classes)
-    checks.check_lambda(lambd)
+    lambd = checks.check_lambda(lambd)
     chosen = checks.check_components(components)
     targets_asked = (between_target, mean_target, embedding_target)
     options = resolve_options(
-        embeddings, num_classes, backend, *targets_asked, ignore_index, pairs, precision, label_smoothing, chosen
+        embeddings, num_classes, backend, *targets_asked, ignore_index, pairs, precision, float(label_smoothing), chosen
     )
     x = three_dimensional(embeddings)
     part = part_of(Samples(logits, x, targets, ce_weight, logit_adjustment), options)
@@ -142,9 +142,8 @@ class AdCorreLoss(nn.Module):
                 f"adcorre.AttentionMap, got {type(attention_map).__name__}"
             )
         self.attention_map: Any = built_in if attention_map is None else attention_map
-        self.num_classes = num_classes
-        checks.check_lambda(lambd)
-        self.lambd = lambd
+        self.num_classes = built_in.num_classes
+        self.lambd = checks.check_lambda(lambd)
         self.components = checks.check_components(components)
         checks.check_backend(backend)
         for name, target in (
@@ -159,11 +158,11 @@ class AdCorreLoss(nn.Module):
         checks.check_ce_settings(ce_weight, logit_adjustment, label_smoothing, num_classes)
         self.register_buffer("ce_weight", ce_weight)
         self.register_buffer("logit_adjustment", logit_adjustment)
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = float(label_smoothing)
         checks.check_pairs(pairs, precision)
         self.pairs = pairs
         self.precision = precision
-        self.ignore_index = ignore_index
+        self.ignore_index = built_in.ignore_index
         self.backend = backend
         self.validate = validate
         distributed.check_group(process_group, gradient_reduction)
@@ -187,8 +186,7 @@ class AdCorreLoss(nn.Module):
         Raises:
             ValueError, TypeError, IndexError: as `adcorre_terms`.
         """
-        lambd = self.lambd if lambd is None else lambd
-        checks.check_lambda(lambd)
+        lambd = checks.check_lambda(self.lambd if lambd is None else lambd)
         part = self.part(logits, embeddings, targets)
         return loss_of(part, self.combine(part), lambd)
 

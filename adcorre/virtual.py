@@ -50,7 +50,7 @@ class VirtualBatch:
     """
 
     def __init__(self, model: nn.Module, loss: AdCorreLoss, chunk_size: int = 60, *, keep_graphs: bool = False) -> None:
-        checks.check_positive_int("chunk_size", chunk_size)
+        self.chunk_size = checks.check_positive_int("chunk_size", chunk_size)
         if not isinstance(model, nn.Module) or not isinstance(loss, AdCorreLoss):
             raise TypeError(
                 "VirtualBatch: expected a torch.nn.Module and an AdCorreLoss, "
@@ -58,7 +58,6 @@ class VirtualBatch:
             )
         self.model = model
         self.loss = loss
-        self.chunk_size = chunk_size
         self.keep_graphs = keep_graphs
 
     def __call__(
@@ -91,8 +90,7 @@ class VirtualBatch:
             its parameters' gradients are None, those from before the call too: a step would change nothing.
         """
         open_chunks = chunk_source(inputs, targets, self.chunk_size, keep=not self.keep_graphs)
-        lambd = self.loss.lambd if lambd is None else lambd
-        checks.check_lambda(lambd)
+        lambd = checks.check_lambda(self.loss.lambd if lambd is None else lambd)
         opening = RandomState(_cuda_devices(self.model))
         first, rest = open_ahead(open_chunks)
         if not first:

@@ -118,6 +118,8 @@ NARROW = (
     (torch.int16, 40_000, torch.arange(4), -100),
     (torch.int32, 5, torch.arange(5), -(2**32)),  # 0 in 32 bits
     (torch.uint8, 5, torch.arange(5), 256),
+    (torch.uint16, 300, torch.arange(0, 300, 7), -100),
+    (torch.uint64, 5, torch.arange(5), -100),
 )
 
 
