@@ -27,7 +27,7 @@ def parser() -> CommandParser:
 
 
 def run(options: Any) -> None:
-    from train.analysis.evaluation_folder import evaluate_run
+    from train.analysis.evaluate import evaluate_run
 
     evaluate_run(**vars(options))
 
