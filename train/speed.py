@@ -7,10 +7,11 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,12 +110,11 @@ def measure(
     return [chosen, *(trial for trial in trials if trial is not chosen)]
 
 
-def settle(settings: SpeedSettings, trials: list[Trial]) -> None:
-    """Put what was chosen, or for want of a measurement the plain settings, in place of "auto"."""
-    amp, layout = (trials[0].amp, trials[0].channels_last) if trials else ("none", False)
-    settings.amp = amp if settings.amp == "auto" else settings.amp
-    if settings.channels_last == "auto":
-        settings.channels_last = "yes" if layout else "no"
+def resolve_speed(settings: SpeedSettings, trials: Sequence[Trial]) -> SpeedSettings:
+    """With the fastest trial's dtype and layout, or without trials the plain ones, in place of "auto"."""
+    fastest = trials[0] if trials else Trial("none", False, 0.0)
+    measured: dict[str, Any] = {"amp": fastest.amp, "channels_last": "yes" if fastest.channels_last else "no"}
+    return replace(settings, **{name: value for name, value in measured.items() if vars(settings)[name] == "auto"})
 
 
 def _in_layout(model: nn.Module, channels_last: bool) -> nn.Module:

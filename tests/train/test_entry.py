@@ -189,9 +189,7 @@ def test_a_measurement_on_a_busy_machine_is_not_kept(
     ],
 )
 def test_warm_ups_longer_than_the_run(epochs: int, warmup: float, lambd_warmup: int, notes: list[str]) -> None:
-    settings = Settings()
-    settings.optimizer.epochs, settings.optimizer.warmup_epochs = epochs, warmup
-    settings.loss.lambd_warmup = lambd_warmup
+    settings = Settings().replace({"epochs": epochs, "warmup_epochs": warmup, "lambd_warmup": lambd_warmup})
     said = warmup_notes(settings, steps_per_epoch=10)
     assert len(said) == len(notes)
     assert all(note in line for note, line in zip(notes, said, strict=True))

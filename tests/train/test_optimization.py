@@ -16,7 +16,7 @@ from train.objective import build_objective, check_objective
 from train.optimization import build_optimizer, learning_rate
 from train.ranks import ALONE, Ranks
 from train.settings import LossSettings, ModelSettings, OptimizerSettings, Settings, SpeedSettings
-from train.speed import Trial, algorithms, choose, keep_freed_memory, settle
+from train.speed import Trial, algorithms, choose, keep_freed_memory, resolve_speed
 
 CPU = torch.device("cpu")
 
@@ -87,18 +87,15 @@ def test_class_weights_of_cross_entropy() -> None:
 
 
 def test_objectives_that_exclude_each_other() -> None:
-    settings = Settings()
-    settings.loss.backend = "reference"
+    settings = Settings().replace({"backend": "reference"})
     check_objective(settings, ALONE)
     with pytest.raises(UserError, match="--backend reference has no sums to add"):
         check_objective(settings, Ranks(0, 2))
-    settings = Settings()
-    settings.loss.objective, settings.loss.logit_adjustment = "center", 1.0
+    settings = Settings().replace({"objective": "center", "logit_adjustment": 1.0})
     with pytest.raises(UserError, match="--logit-adjustment is for --objective adcorre, not center"):
         check_objective(settings, ALONE)
-    settings.data.virtual_batch = 2
     with pytest.raises(UserError, match="--objective center is defined on one batch of one process"):
-        check_objective(settings, ALONE)
+        check_objective(settings.replace({"virtual_batch": 2}), ALONE)
 
 
 # Speed
@@ -148,12 +145,10 @@ def test_the_plain_setting_stays_unless_another_is_clearly_faster(
     assert str(choose(model, SpeedSettings(), 32, 8, CPU)[0]).startswith("bf16 channels_last")
 
 
-def test_settling() -> None:
-    settings = SpeedSettings()
-    settle(settings, [Trial("bf16", True, 2.0), Trial("none", False, 1.0)])
+def test_the_fastest_trial_takes_the_place_of_auto() -> None:
+    settings = resolve_speed(SpeedSettings(), [Trial("bf16", True, 2.0), Trial("none", False, 1.0)])
     assert (settings.amp, settings.channels_last) == ("bf16", "yes")
-    settings = SpeedSettings(amp="fp16")
-    settle(settings, [])
+    settings = resolve_speed(SpeedSettings(amp="fp16"), [])
     assert (settings.amp, settings.channels_last) == ("fp16", "no")
 
 
