@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from train import palette
-from train.analysis.evaluation_folder import evaluate_run, is_current
+from train.analysis.evaluate import evaluate_run, is_current
 from train.analysis.pictures import Line, lines_svg, tsne_svg
 from train.command import run_settings
 from train.disk import read_json, read_rows, read_text
