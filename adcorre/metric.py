@@ -38,6 +38,9 @@ except ImportError:
         ) -> Tensor:
             return self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)["loss"]["losses"]
 
+        def compute_loss(self, *batch: Any) -> dict[str, Any]:
+            raise NotImplementedError
+
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
 NO_CLASS = -100  # ignore_index among labels that were mapped to 0 ... C - 1
 
 
-class AdCorreMetricLoss(LossModule, _Base):  # type: ignore[misc, valid-type]
+class AdCorreMetricLoss(LossModule, _Base):
     """FD + MD + ED of (embeddings, labels), in linear time: `loss(embeddings, labels)` is a scalar.
 
     With pytorch-metric-learning installed it is a `BaseMetricLossFunction`, and its trainers, testers and
