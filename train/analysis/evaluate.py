@@ -11,7 +11,6 @@ samples.png                           Fig. 7, from the user's own data
 """
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from train.analysis.intervals import bootstrap, figures_of
 from train.analysis.outputs import Flipped, Outputs, collect, drawn
 from train.command import device_of
 from train.data.loading import evaluation_batches
-from train.disk import write_json
+from train.disk import read_json, write_json
 from train.errors import UserError
 from train.evaluation import Evaluation, evaluation_of, percent
 from train.owned_folder import prepare
@@ -231,10 +230,6 @@ def write_tsne(out: Path, outputs: Outputs, class_names: Sequence[str], seed: in
             writer.writerow([index, class_names[label], f"{x:.3f}", f"{y:.3f}"])
     shown = f"t-SNE of the embeddings of {len(points):,} images; {title}"
     pictures.draw_tsne(out / "tsne.png", points, labels, class_names, shown)
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _interval(low: float, high: float) -> str:
