@@ -19,6 +19,7 @@ SOURCES = {  # pages that are made from other files
     "hardware.md": "bench/HARDWARE.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
+    "digits.md": "docs/digits.ipynb",
 }
 PAGES = {path: page for page, path in SOURCES.items()} | {"README.md": "index.md"}
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]+)?\)")
