@@ -25,7 +25,7 @@ from train.transforms import Preprocessing
 
 
 class HubClassifier(nn.Module, PyTorchModelHubMixin):
-    """images (n, 3, s, s), normalised as `preprocessing` says -> (logits (n, C), embeddings (n, k, d))."""
+    """images (n, 3, s, s), normalized as `preprocessing` says -> (logits (n, C), embeddings (n, k, d))."""
 
     def __init__(
         self,
