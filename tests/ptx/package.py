@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ptx_machine
-from adcorre_kernels.gpu import gpus, plan, support
+from adcorre_kernels.gpu import gpus, loss, plan, support
 from tests.kernels.launched import pair_tools, tools
 from tests.loss.tools import Problem, draw
 from tests.loss.tools import run as run_on_cpu
@@ -111,7 +111,7 @@ def _complete(rows: Sequence[tuple], factors: tuple[Sequence, ...]) -> list[tupl
 def machine(target: str, seed: int = 0, **options: object) -> Iterator[ptx_machine.Report]:
     """`ptx_machine.target` with the package told that CPU tensors can be launched; fresh buffers hold NaN."""
     before = support.cpu_tensors, gpus.multiprocessors, plan.LOCAL_SAMPLES, tools.INTERPRETED, gpus.family
-    remembered = (plan.plan_statistics, plan.plan_gradient, plan.plan_terms)
+    remembered = (plan.plan_statistics, plan.plan_gradient, plan.plan_terms, loss._plan, loss._terms_options)
     support.cpu_tensors, gpus.multiprocessors, plan.LOCAL_SAMPLES = True, lambda device: FEW, LOCAL
     tools.INTERPRETED = False
     gpus.family = lambda device: target
