@@ -61,14 +61,14 @@ def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: 
     ValueError where none of that name can.
     """
     asked = Options(*given, **named)
-    backend, between, mean, embedding, *others = asked
+    backend, between, mean, embedding = asked[:4]
     k = embeddings.shape[1] if embeddings.dim() == 3 else 1
     aims = (
         checks.resolve_target("between_target", between, num_classes),
         checks.resolve_target("mean_target", mean, num_classes),
         checks.resolve_target("embedding_target", embedding, k),
     )
-    resolved = Options(backend, *aims, *others)
+    resolved = Options(backend, *aims, *asked[4:])
     checks.check_backend(backend)
     checks.check_pairs(asked.pairs, asked.precision)
     if backend in ("torch", "reference"):

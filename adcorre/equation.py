@@ -143,7 +143,7 @@ def _output(loss: Tensor, values: Tensor, num_classes: int) -> AdCorreOutput:
 
 def _settings(samples: Samples, options: Options) -> Any:
     logits, x, *_ = samples
-    return settings_of(options, logits.shape[1], *x.shape[1:], logits)
+    return settings_of(options, logits.shape[1], x, logits)
 
 
 def batch_of(

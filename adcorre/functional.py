@@ -134,7 +134,7 @@ def all_terms(x: Tensor, targets: Tensor, attention: Tensor, options: Options) -
                 )
             )
         return values._replace(nfd=values.nfd.detach())
-    settings = settings_of(options, attention.shape[0], *x.shape[1:])
+    settings = settings_of(options, attention.shape[0], x)
     if settings is not None:
         return Values(*fused_terms(x, targets, attention, options, settings))
     flat = class_sums(x, targets, attention.shape[0], options)

@@ -13,22 +13,24 @@ from adcorre.backends import Options, apply_of, triton_kernels, without_double_b
 class AttentionState(NamedTuple):
     """Where w comes from: given (C,), or a map's counts (window, 2, C) and position (1,).
 
-    count: this step counts in w. record: it enters the map.
+    counted: this step counts in w. record: it enters the map.
     """
 
     attention: Tensor | None
     counts: Tensor | None = None
     position: Tensor | None = None
-    count: bool = False
+    counted: bool = False
     record: bool = False
 
 
-def settings_of(options: Options, num_classes: int, k: int, d: int, logits: Tensor | None = None) -> Any:
+def settings_of(options: Options, num_classes: int, x: Tensor, logits: Tensor | None = None) -> Any:
     """The kernels' settings; None where they leave some step of these options to others."""
     if options.backend != "triton" or options.pairs != "class":
         return None
     kernels = triton_kernels()
-    if not kernels.terms_supported(num_classes, k, d) or not (logits is None or kernels.logits_supported(logits)):
+    if not kernels.terms_supported(num_classes, *x.shape[1:]) or not (
+        logits is None or kernels.logits_supported(logits)
+    ):
         return None
     weights = dict.fromkeys(("fd", "md", "ed"), 1.0) if logits is None else options.components
     fd = weights.get("fd", weights.get("nfd", 0.0))
@@ -51,8 +53,8 @@ def fused_loss(
     """Eq. 12 of a whole batch: the loss with its graph, and `values` as the kernels' attention.py describes them."""
     logits, x, targets, ce_weight, adjustment = samples
     number, tensor = (0.0, lambd) if isinstance(lambd, Tensor) else (float(lambd), None)
-    attention, counts, position, count, record = state
-    rest = (number, count, record)
+    attention, counts, position, counted, record = state
+    rest = (number, counted, record)
     return _apply(
         x, logits, targets, ce_weight, adjustment, attention, counts, position, tensor, rest, options, settings
     )[:2]

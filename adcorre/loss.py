@@ -62,7 +62,7 @@ def adcorre_loss(
         embeddings, num_classes, backend, *targets_asked, ignore_index, pairs, precision, float(label_smoothing), chosen
     )
     samples = Samples(logits, three_dimensional(embeddings), targets, ce_weight, logit_adjustment)
-    settings = settings_of(options, num_classes, *samples.x.shape[1:], logits)
+    settings = settings_of(options, num_classes, samples.x, logits)
     if settings is not None:
         checks.check_labels(targets, num_classes, ignore_index, validate)
         return whole_loss(samples, AttentionState(attention), lambd, options, settings)[0]
@@ -202,13 +202,12 @@ class AdCorreLoss(LossModule):
         checks.check_labels(targets, self.num_classes, self.ignore_index, self.validate)
         samples = Samples(logits, three_dimensional(embeddings), targets, self.ce_weight, self.logit_adjustment)
         attention: AdaptiveAttentionMap = self.attention_map
-        count = attention.training
-        state = AttentionState(
-            None, attention.counts, attention.position, count, record=count and torch.is_grad_enabled()
-        )
+        training = attention.training
+        record = training and torch.is_grad_enabled()
+        state = AttentionState(None, attention.counts, attention.position, training, record)
         output, values = whole_loss(samples, state, lambd, call.options, call.settings)
-        if count and not torch.compiler.is_compiling():
-            self._steps.append(_FusedStep(values, self.num_classes, state.record))
+        if training and not torch.compiler.is_compiling():
+            self._steps.append(_FusedStep(values, self.num_classes, record))
         return output
 
     def _call(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> _Call:
@@ -237,8 +236,7 @@ class AdCorreLoss(LossModule):
     def _resolve(self, logits: Tensor, embeddings: Tensor, targets: Tensor, *settings: Any) -> _Call:
         _check_batch(logits, embeddings, targets, self.num_classes, self.ignore_index)
         options = resolve_options(embeddings, self.num_classes, *settings, self.components)
-        k, d = three_dimensional(embeddings).shape[1:]
-        return _Call(options, settings_of(options, self.num_classes, k, d, logits))
+        return _Call(options, settings_of(options, self.num_classes, three_dimensional(embeddings), logits))
 
     def part(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> Part:
         """Check a batch, or a part of one, and sum over its samples. Nothing changes. `Part.sums` of parts add.

@@ -151,7 +151,7 @@ def forward(
     """
     given = (x, logits, targets, ce_weight, adjustment, attention)
     x, logits, targets, ce_weight, adjustment, attention = map(readable, given)
-    num_classes = logits.shape[1] if logits is not None else attention.shape[0]  # type: ignore[union-attr]
+    num_classes = logits.shape[1] if logits is not None else attention.shape[0]
     others = (targets, ce_weight, adjustment, attention, counts, position, lambd_tensor)
     made = _plan_of(settings, count, record, x, logits, num_classes, *others)
     device, (n, k, _), ignore_index = x.device, x.shape, settings.ignore_index
@@ -236,7 +236,7 @@ def backward(
     if n:
         launch = made.gradient
         kernel = warp_gradient if launch.warp_per_sample else program_gradient
-        tensors = (x, targets, targets, fd, md, ed, tables, None, None, gradient)
-        arguments = (*tensors, x.stride(0), x.stride(1), n, launch.chunk, ignore_index, num_classes)
-        cached_launch(kernel, launch.grid, arguments, launch.options, (fd is None, md is None, ed is None))
+        samples = (x, targets, targets, fd, md, ed, tables, None, None, gradient)
+        numbers = (x.stride(0), x.stride(1), n, launch.chunk, ignore_index, num_classes)
+        cached_launch(kernel, launch.grid, (*samples, *numbers), launch.options, (fd is None, md is None, ed is None))
     return of_logits, gradient
