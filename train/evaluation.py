@@ -90,6 +90,9 @@ class Evaluation:
         matplotlib.use("agg")
         from matplotlib import pyplot
 
+        from train.fonts import use_fonts_for
+
+        use_fonts_for(self.class_names)
         totals = self.confusion.sum(axis=1, keepdims=True)
         share = np.divide(self.confusion, totals, out=np.zeros(self.confusion.shape), where=totals > 0)
         size = 2.0 + 0.8 * len(self.class_names)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from train import palette
+from train.fonts import use_fonts_for
 
 VARIABLES = {hex: f"var(--c{index})" for index, hex in enumerate(palette.COLORS)}
 VARIABLES |= {palette.TEXT: "var(--dim)", palette.GRID: "var(--grid)"}
@@ -36,6 +37,7 @@ def lines_svg(title: str, series: Sequence[Line], x_label: str) -> str:
             finite.append(Line(name, *zip(*points, strict=True)))
     if not finite:
         return ""
+    use_fonts_for(line.name for line in finite)
     figure = Figure(figsize=(4.6, 2.9), layout="constrained")
     axes = figure.subplots()
     for index, (name, x, y) in enumerate(finite):
@@ -69,6 +71,7 @@ def tsne(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
 
 def _tsne_figure(points: NDArray[np.float64], labels: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
     """The square is filled: each axis has a scale of its own."""
+    use_fonts_for(class_names)
     figure = Figure(figsize=(5.8, 6.4), layout="constrained")
     axes = figure.subplots()
     for index, name in enumerate(class_names):
@@ -109,6 +112,7 @@ def draw_correlations(
 
     `axis` names what the rows and columns are.
     """
+    use_fonts_for(names)
     size = 1.6 + 0.6 * len(names)
     figure = Figure(figsize=(size * len(matrices) + 0.9, size + 0.5), layout="constrained")
     every = figure.subplots(1, len(matrices), squeeze=False)[0]
@@ -143,6 +147,7 @@ def draw_samples(
     seed: int,
 ) -> None:
     """`each` random samples of each class predicted right (left), and of those predicted wrong (right)."""
+    use_fonts_for(class_names)
     predicted = probabilities.argmax(1)
     rng = np.random.default_rng(seed)
     present = [index for index in range(len(class_names)) if (labels == index).any()]

@@ -62,6 +62,11 @@ def haar() -> Detector:
     return detect
 
 
+def find_detector(file: Path | None, score: float = 0.6) -> Detector:
+    """YuNet from the file, or the Haar cascade where there is none."""
+    return yunet(file, score) if file else haar()
+
+
 def face_box(picture: Image.Image, detect: Detector, margin: float) -> tuple[int, int, int, int] | None:
     """(x0, y0, x1, y1) of the largest face, with `margin` of its sides added on each, inside the picture."""
     scale = min(1.0, LARGEST / max(picture.size))
@@ -84,7 +89,7 @@ def crop(source: Path, out: Path, detector: Path | None, margin: float, score: f
         raise UserError(f"{out} is there already and not empty")
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"{out} lies in {source}, which is read: choose another place")
-    detect = yunet(detector, score) if detector else haar()
+    detect = find_detector(detector, score)
     pictures = list_images(source).images
     if not pictures:
         raise UserError(f"{source}: no picture in it")
