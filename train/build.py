@@ -19,7 +19,7 @@ from train.ranks import Ranks
 from train.resume import check_same_data
 from train.run_folder import free_folder
 from train.settings import Settings
-from train.speed import Trial, choose, keep_freed_memory, resolve_speed
+from train.speed import Trial, autotune, keep_freed_memory, resolve_speed
 from train.transforms import SMALL, BatchAugmentation, Preprocessing
 
 
@@ -77,7 +77,7 @@ def build_network(
     model.to(device)
     keeps_freed_memory = device.type == "cpu" and keep_freed_memory()
     size, batch = settings.data.image_size, settings.data.batch_size
-    trials = ranks.first_ones(choose(model, settings.speed, size, batch, device))
+    trials = ranks.broadcast_from_first(autotune(model, settings.speed, size, batch, device))
     settings = dataclasses.replace(settings, speed=resolve_speed(settings.speed, trials))
     memory_format = torch.channels_last if settings.speed.channels_last == "yes" else torch.contiguous_format
     model.to(memory_format=memory_format)

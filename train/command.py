@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.disk import read_json
 from train.entry import Parser, exit_code
 from train.errors import UserError
 from train.settings import add_options
@@ -96,8 +96,5 @@ def run_settings(path: Path) -> dict[str, Any]:
     for folder in (path, path.parent):
         file = folder / "settings.json"
         if file.is_file():
-            try:
-                return dict(json.loads(file.read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise UserError(f"{file}: cannot read the settings: {error}") from error
+            return dict(read_json(file))
     return {}

@@ -26,8 +26,8 @@ from train.resume import (
     describe_data,
     differences,
     find_run,
-    go_on,
     has_ended,
+    load_resumed,
     origin,
     what_is_left,
 )
@@ -47,7 +47,7 @@ def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
     with quiet(ranks):
         state: State | None = None
         if settings.run.resume and (folder := find_run(settings)):
-            settings, state = go_on(folder, chosen, ranks)
+            settings, state = load_resumed(folder, chosen, ranks)
         device = ranks.device(settings.run.device)
         check_objective(settings, ranks)
         with ranks.joined(device), algorithms(settings.speed.deterministic, device):
@@ -135,7 +135,7 @@ class Run:
     def train(self) -> None:
         epochs, patience = self.settings.optimizer.epochs, self.settings.optimizer.patience
         results = Path(self.settings.run.out) / "results.json"
-        if self.ranks.first_ones(self.ended and results.exists()):
+        if self.ranks.broadcast_from_first(self.ended and results.exists()):
             print(f"this run has ended: {results}")
             return
         self.watch.training = True

@@ -31,7 +31,7 @@ def parser() -> CommandParser:
 
 
 def run(options: Any) -> None:
-    from train.analysis.prediction import predict
+    from train.analysis.predict import predict
 
     predict(**vars(options))
 

@@ -47,7 +47,7 @@ def find_run(settings: Settings) -> Path | None:
     return None
 
 
-def go_on(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Settings, State]:
+def load_resumed(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Settings, State]:
     """The newest checkpoint of a run, and its settings with what may change of the `chosen` ones in their place.
 
     Raises UserError naming whatever was chosen otherwise than the run has it.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from train.data.base import digest
-from train.data.store import kept
+from train.data.store import cached_dir
 from train.settings import SpeedSettings
 
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,7 +41,7 @@ class Trial:
         return f"{self.amp if self.amp != 'none' else 'float32'} {layout} {self.images_per_second:.0f}"
 
 
-def choose(
+def autotune(
     model: nn.Module, settings: SpeedSettings, image_size: int, batch_size: int, device: torch.device
 ) -> list[Trial]:
     """Forward and backward passes in each of the settings that "auto" leaves open; the one to take comes first.
@@ -66,7 +66,7 @@ def choose(
         (folder / "trials.json").write_text(json.dumps([asdict(trial) for trial in found]), encoding="utf-8")
 
     try:
-        folder = kept(f"speed-{key}", make)
+        folder = cached_dir(f"speed-{key}", make)
     except Busy as busy:
         print(
             f"note: something else computes on this machine (speed was measured with {busy} of a processor): the "
@@ -82,7 +82,7 @@ def choose(
 def measure(
     model: nn.Module, settings: SpeedSettings, image_size: int, batch_size: int, device: torch.device
 ) -> list[Trial]:
-    """What `choose` gives, by measuring. Model, gradients and random states are left alone."""
+    """What `autotune` gives, by measuring. Model, gradients and random states are left alone."""
     amps = ("none", "bf16") if settings.amp == "auto" else (settings.amp,)
     layouts = (False, True) if settings.channels_last == "auto" else (settings.channels_last == "yes",)
     cuda = [device] if device.type == "cuda" else []

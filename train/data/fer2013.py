@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from train.data.base import FaceDataset, Found, GreyArray, Layout, Request, digest
 from train.data.files import File, as_dataset, folders_in, ignored, image_names, list_images
 from train.data.labels import CLASS_NAMES, FER_CSV_CODES, FOLDER_NAMES, PART_NAMES
-from train.data.store import kept
+from train.data.store import cached_dir
 from train.data.tables import find_csv, read_table
 from train.errors import UserError
 
@@ -149,7 +149,7 @@ def read_csv(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[
         np.save(folder / ARRAYS[1], labels)
         np.save(folder / ARRAYS[2], usage)
 
-    folder = kept(f"fer2013-csv-{key}", decode)
+    folder = cached_dir(f"fer2013-csv-{key}", decode)
     if folder is None:
         return _parse_csv(file)
     pixels, labels, usage = (np.load(folder / name, mmap_mode="r" if name == ARRAYS[0] else None) for name in ARRAYS)

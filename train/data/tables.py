@@ -1,19 +1,13 @@
 """Tables as people save them: a byte order mark, quotes, semicolons, an index column, other capitals, more columns."""
 
-import codecs
 import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from train.disk import encoding_of
 from train.errors import UserError
-
-
-def encoding_of(file: Path) -> str:
-    """UTF-16 where the file begins with its mark (Notepad's "Unicode"), else UTF-8 with a mark or without."""
-    with file.open("rb") as opened:
-        return "utf-16" if opened.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def read_text(file: Path) -> str:
