@@ -18,10 +18,16 @@ def parser() -> CommandParser:
     result.add_argument("run", metavar="RUN", type=Path, help="run folder, or a checkpoint folder in it")
     result.add_argument("--data", help="where the training faces lie now (default: where the run had them)")
     result.add_argument(
-        "--faces", type=at_least(0), default=1000, metavar="N", help="training faces to look for the nearest in; 0: none"
+        "--faces",
+        type=at_least(0),
+        default=1000,
+        metavar="N",
+        help="training faces that are searched; 0: none",
     )
     result.add_argument("--detector", metavar="ONNX", type=Path, help="YuNet's file (default: OpenCV's Haar cascade)")
-    result.add_argument("--port", type=at_least(0), default=0, help="port on 127.0.0.1 (0: the first free one from 7860)")
+    result.add_argument(
+        "--port", type=at_least(0), default=0, help="of 127.0.0.1 (0: the first free one from 7860)"
+    )
     result.add_argument("--open", action="store_true", help="open the page in the browser too")
     add_options(result, "device")
     return result

@@ -1,4 +1,4 @@
-"""Class names in letters that matplotlib's own font lacks: another font where one has them, else one line that says so."""
+"""Class names in letters that matplotlib's own font lacks: another font has them, or one line says so."""
 
 import matplotlib
 import pytest

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from train import palette
 from train.analysis.outputs import drawn
+from train.analysis.predict import frame
 from train.command import device_of
 from train.data.base import FaceDataset, Subset, broken
 from train.data.crop import Detector, face_box, find_detector
@@ -29,6 +29,7 @@ from train.run_data import load_run_data
 from train.run_folder import Trained, load_trained
 
 NEAREST = 8
+SHOWN = 1024, 1024  # pixels of the picture on the page, at most
 HOST = "127.0.0.1"
 NO_FACE = "No face seen. If the picture is a face already, tick the box."
 
@@ -90,13 +91,7 @@ class Page:
             logits, embeddings = self.trained.model(image)
         row = dict(zip(self.trained.class_names, logits[0].double().softmax(0).tolist(), strict=True))
         nearest = self.training_faces.nearest(embeddings, NEAREST) if self.training_faces else None
-        return framed(picture, box), row, nearest, f"Predicted on {box[2] - box[0]} x {box[3] - box[1]} pixels."
-
-
-def framed(picture: Image.Image, box: tuple[int, ...]) -> Image.Image:
-    result = picture.copy()
-    ImageDraw.Draw(result).rectangle(box, outline=palette.COLORS[4], width=max(2, round(max(picture.size) / 150)))
-    return result
+        return frame(picture, box, SHOWN), row, nearest, f"Predicted on {box[2] - box[0]} x {box[3] - box[1]} pixels."
 
 
 def serve(
