@@ -25,9 +25,7 @@ def parser() -> CommandParser:
         help="training faces that are searched; 0: none",
     )
     result.add_argument("--detector", metavar="ONNX", type=Path, help="YuNet's file (default: OpenCV's Haar cascade)")
-    result.add_argument(
-        "--port", type=at_least(0), default=0, help="of 127.0.0.1 (0: the first free one from 7860)"
-    )
+    result.add_argument("--port", type=at_least(0), default=0, help="of 127.0.0.1 (0: the first free one from 7860)")
     result.add_argument("--open", action="store_true", help="open the page in the browser too")
     add_options(result, "device")
     return result

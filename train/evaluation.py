@@ -21,6 +21,8 @@ from torchmetrics.classification import (
 
 from train.data.loading import Batches
 
+COLLAPSED = 0.95  # share of the predictions that are one class
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -58,6 +60,19 @@ class Evaluation:
             "cross_entropy": _or_none(self.cross_entropy),
             "classes": per_class,
         }
+
+    @property
+    def collapse(self) -> str:
+        """A note where nearly all samples are predicted as one class, though not nearly all are of it; else ""."""
+        predicted = self.confusion.sum(axis=0)
+        most = int(predicted.argmax())
+        share, own = (int(count) / self.samples for count in (predicted[most], self.support[most]))
+        if share < COLLAPSED or own > 0.8:
+            return ""
+        return (
+            f"note: collapsed: {share:.0%} of the images are predicted as {self.class_names[most]} ({own:.0%} are). "
+            "More epochs, a lower --lambd, --lambd-warmup or another --lr may help"
+        )
 
     def summary(self) -> str:
         note = f" (average over {len(self.class_names) - len(self.absent)} classes; none of " if self.absent else ""

@@ -1,6 +1,7 @@
 """A headless Chromium, driven over its DevTools protocol through a pipe: no port, no package."""
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -95,13 +96,21 @@ def chromium(profile: Path) -> Iterator[Page]:
     assert PROGRAM
     theirs, commands = os.pipe()
     answers, ours = os.pipe()
-    words = [PROGRAM, *OPTIONS, f"--user-data-dir={profile}"]
+    read, write = (fcntl.fcntl(number, fcntl.F_DUPFD, 10) for number in (theirs, ours))  # neither is 3 or 4
+
+    def at_their_numbers() -> None:
+        os.dup2(read, 3)
+        os.dup2(write, 4)
+
     process = subprocess.Popen(
-        ["sh", "-c", f'exec "$@" 3<&{theirs} 4>&{ours}', "sh", *words],
-        pass_fds=(theirs, ours),
+        [PROGRAM, *OPTIONS, f"--user-data-dir={profile}"],
+        preexec_fn=at_their_numbers,
+        pass_fds=(3, 4),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    for number in (read, write):
+        os.close(number)
     os.close(theirs)
     os.close(ours)
     try:

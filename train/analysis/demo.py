@@ -178,15 +178,20 @@ def build(page: Page, run: Path) -> Any:
                     height=360,
                 )
                 whole = gr.Checkbox(label="The picture is a face already")
-            found = gr.Image(label="Face found", interactive=False, height=360, format="png")
+            found = gr.Image(label="Face found", interactive=False, height=360, format="png", buttons=["fullscreen"])
             with gr.Column():
                 classes = gr.Label(label="Expression", num_top_classes=len(page.trained.class_names))
                 note = gr.Markdown()
+        if page.training_faces:
+            gr.Markdown(
+                f"Nearest of {len(page.training_faces.faces):,} training faces, by correlation of the embeddings"
+            )
         nearest = gr.Gallery(
-            label="Nearest training faces, by correlation of the embeddings",
+            show_label=False,
             columns=NEAREST,
-            height=220,
+            height="auto",
             object_fit="contain",
+            buttons=[],
             visible=page.training_faces is not None,
         )
         gr.on(
