@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from train.command import CommandParser, at_least, execute
 from train.settings import add_options
@@ -31,14 +30,8 @@ def parser() -> CommandParser:
     return result
 
 
-def run(options: Any) -> None:
-    from train.analysis.demo import serve
-
-    serve(**vars(options))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    return execute(parser(), run, arguments)
+    return execute(parser(), "train.analysis.demo:serve", arguments)
 
 
 if __name__ == "__main__":

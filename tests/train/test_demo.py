@@ -102,7 +102,8 @@ def test_the_page_in_a_browser(finished_run: Path, tmp_path: Path) -> None:
             page.upload(tmp_path / "face.png")
             page.wait_for("document.body.innerText.includes('Predicted on 96 x 96 pixels')")
             assert all(name in page.text() for name in CLASS_NAMES)
-            page.wait_for("document.querySelectorAll('.gallery-item, .thumbnail-item').length == 8")
+            captions = "/(Neutral|Happy|Sad|Surprise|Fear|Disgust|Anger) [0-9.]{4}/g"
+            page.wait_for(f"document.body.innerText.match({captions}).length == 8")
             elsewhere = [a for a in page.addresses if not a.startswith((address, "data:", "blob:"))]
         assert elsewhere == []
     finally:
