@@ -19,6 +19,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from train.data.base import display_width
 from train.data.loading import Batches
 
 COLLAPSED = 0.95  # share of the predictions that are one class
@@ -80,10 +81,11 @@ class Evaluation:
         return f"accuracy {self.accuracy:.4f}  average accuracy {self.average_accuracy:.4f}{note}"
 
     def table(self) -> str:
-        lines = [f"{'':<10}{'precision':>10}{'recall':>10}{'F1':>10}{'samples':>10}"]
+        width = max(9, *map(display_width, self.class_names)) + 1
+        lines = [f"{'':<{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'samples':>10}"]
         for name, *figures, count in self._rows():
             shown = "".join(f"{'-':>10}" if math.isnan(figure) else f"{figure:>10.4f}" for figure in figures)
-            lines.append(f"{name:<10}{shown}{count:>10,}")
+            lines.append(f"{name}{' ' * (width - display_width(name))}{shown}{count:>10,}")
         return "\n".join(lines)
 
     def write_tables(self, confusion: Path, per_class: Path) -> None:

@@ -368,17 +368,20 @@ def parser() -> Parser:
     return result
 
 
-def add_settings(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
-    """An option for every setting, `but` those named; the parser's result has only what the user gave."""
+def add_settings(parser: argparse.ArgumentParser, but: tuple[str, ...] = (), hidden: bool = False) -> None:
+    """An option for every setting, `but` those named; the parser's result has only what the user gave.
+
+    `hidden` ones are not in its help.
+    """
     first = parser.add_argument_group("first of all")
     for name in FIRST:
         if name not in but:
-            _add_option(first, _fields()[name])
+            _add_option(first, _fields()[name], hidden)
     for name, fields in _groups():
         group = parser.add_argument_group(name)
         for item in fields:
             if item.name not in (*but, *FIRST):
-                _add_option(group, item)
+                _add_option(group, item, hidden)
 
 
 def add_options(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -387,8 +390,8 @@ def add_options(parser: argparse.ArgumentParser, *names: str) -> None:
         _add_option(parser, _fields()[name])
 
 
-def _add_option(parser: argparse._ActionsContainer, item: dataclasses.Field[Any]) -> None:
-    extra: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(item)}
+def _add_option(parser: argparse._ActionsContainer, item: dataclasses.Field[Any], hidden: bool = False) -> None:
+    extra: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS if hidden else _help(item)}
     if isinstance(item.default, bool):
         parser.add_argument(flag(item.name), action=argparse.BooleanOptionalAction, **extra)
         return

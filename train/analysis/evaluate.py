@@ -23,6 +23,7 @@ from train.analysis import pictures
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
 from train.analysis.outputs import Flipped, Outputs, collect, drawn
+from train.bars import bar
 from train.command import device_of
 from train.data.loading import evaluation_batches
 from train.disk import read_json, write_json
@@ -79,7 +80,7 @@ def evaluate_run(
     print(f"{splits.report}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
     if not own:
         print(OTHER_DATA, flush=True)
-    outputs = collect(model, batches, len(trained.class_names), on, sample)
+    outputs = collect(model, bar(batches, split), len(trained.class_names), on, sample)
     retrieved = outputs.subset(drawn(len(faces), retrieval, seed))
     shown = outputs.subset(drawn(len(faces), tsne, seed))
 
@@ -110,6 +111,8 @@ def evaluate_run(
         file = out / "samples.png"
         pictures.draw_samples(file, faces.image, targets, probabilities, trained.class_names, samples, seed)
     print(f"\n{(out / 'tables.md').read_text(encoding='utf-8')}\nwritten to {out}")
+    if found.collapse:
+        print(found.collapse)
     return out
 
 
