@@ -1,6 +1,5 @@
 """What a classifier is worth on a split: every sample counted once."""
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torchmetrics.classification import (
 
 from train.data.base import display_width
 from train.data.loading import Batches
+from train.disk import write_rows
 
 COLLAPSED = 0.95  # share of the predictions that are one class
 
@@ -89,16 +89,10 @@ class Evaluation:
         return "\n".join(lines)
 
     def write_tables(self, confusion: Path, per_class: Path) -> None:
-        with confusion.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["true \\ predicted", *self.class_names])
-            writer.writerows([name, *row] for name, row in zip(self.class_names, self.confusion.tolist(), strict=True))
-        with per_class.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["class", "precision", "recall", "f1", "samples"])
-            writer.writerows(
-                [name, *("" if x is None else x for x in map(_or_none, row)), n] for name, *row, n in self._rows()
-            )
+        counts = zip(self.class_names, self.confusion.tolist(), strict=True)
+        write_rows(confusion, [["true \\ predicted", *self.class_names], *([name, *row] for name, row in counts)])
+        figures = [[name, *("" if x is None else x for x in map(_or_none, row)), n] for name, *row, n in self._rows()]
+        write_rows(per_class, [["class", "precision", "recall", "f1", "samples"], *figures])
 
     def draw_confusion(self, path: Path, title: str) -> None:
         """The confusion matrix as a picture."""
