@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adcorre_kernels.cpu.compiled import why_unavailable
+from adcorre_kernels.cpu import compiled
 from adcorre_kernels.cpu.host import DTYPES
 
 MAX_C_OF_PAIRS = 128  # classes; beyond, matrix products take their correlations faster than loops
@@ -21,8 +21,13 @@ def why_unsupported(x: Tensor) -> str | None:
 
 
 @torch.compiler.assume_constant_result
+def installed() -> bool:
+    return compiled.installed()
+
+
+@torch.compiler.assume_constant_result
 def _why_unavailable() -> str | None:
-    return why_unavailable()
+    return compiled.why_unavailable()
 
 
 def terms_supported(num_classes: int, between_target: float | None, mean_target: float) -> bool:
