@@ -104,9 +104,22 @@ def _triton_backend() -> Backend:
         statistics=kernels.statistics,
         terms=kernels.terms,
         embedding_gradient=kernels.gradient,
+        logits_sums=_where_supported(kernels.logits_supported, kernels.logits_sums, _TORCH.logits_sums),
+        logits_gradient=_where_supported(kernels.logits_supported, kernels.logits_gradient, _TORCH.logits_gradient),
         pair_values=kernels.pair_values,
         pair_gradient=kernels.pair_gradient,
     )
+
+
+def _where_supported(
+    supported: Callable[[Tensor], bool], kernel: Callable[..., Any], plain: Callable[..., Any]
+) -> Callable[..., Any]:
+    """A step over logits: `kernel`, or `plain` for those that it does not take."""
+
+    def step(logits: Tensor, *rest: Any) -> Any:
+        return (kernel if supported(logits) else plain)(logits, *rest)
+
+    return step
 
 
 @cache

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.disk import read_json
 from train.entry import Parser, exit_code
 from train.errors import UserError
+from train.settings import add_options
 
 if TYPE_CHECKING:
     import torch
@@ -40,13 +41,7 @@ class CommandParser(Parser):
 
 def add_seed_and_device(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help=f"seed of {seeds}")
-    add_device(parser)
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run; auto = a GPU if there is one"
-    )
+    add_options(parser, "device")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -101,8 +96,5 @@ def run_settings(path: Path) -> dict[str, Any]:
     for folder in (path, path.parent):
         file = folder / "settings.json"
         if file.is_file():
-            try:
-                return dict(json.loads(file.read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise UserError(f"{file}: cannot read the settings: {error}") from error
+            return dict(read_json(file))
     return {}

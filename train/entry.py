@@ -124,6 +124,8 @@ def _reader_is_gone() -> bool:
 def explain(error: Exception) -> str:
     """What to do about an error that is the machine's; "" for any other."""
     text = " ".join(str(error).split())
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:
+        return f"{error.object!r} is no text in this locale: rename it, or run under a UTF-8 locale (LC_ALL=C.UTF-8)"
     if isinstance(error, OSError) and error.errno in FULL:
         return f"{FULL[error.errno]} ({error})"
     if isinstance(error, OSError) and error.filename:

@@ -24,7 +24,7 @@ def parser() -> CommandParser:
 
 
 def run(options: Any) -> None:
-    from train.analysis.exported import export
+    from train.analysis.export import export
 
     export(**vars(options))
 

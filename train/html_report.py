@@ -26,7 +26,7 @@ def parser() -> CommandParser:
 
 
 def run(options: Any) -> None:
-    from train.analysis.html import write_report
+    from train.analysis.html_report import write_report
 
     values = vars(options)
     write_report(evaluate=not values.pop("no_evaluate"), **values)

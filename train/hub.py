@@ -5,7 +5,6 @@ model = HubClassifier.from_pretrained("a folder, or a repository on the hub").ev
 model.predict(image)  # {"Happy": 0.93, ...}
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from train.command import run_settings
 from train.data.decode import to_rgb
+from train.disk import read_json
 from train.evaluation import percent
 from train.model import build_model
 from train.run_folder import Trained
@@ -164,7 +164,7 @@ def described_loss(loss: dict[str, Any]) -> str:
 def _results(run: Path) -> dict[str, Any]:
     for folder in (run, run.parent):
         if (folder / "results.json").is_file():
-            return dict(json.loads((folder / "results.json").read_text(encoding="utf-8")))
+            return dict(read_json(folder / "results.json"))
     return {}
 
 

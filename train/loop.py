@@ -1,46 +1,40 @@
 """The training loop: one run from settings to results."""
 
 import os
-import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from adcorre import VirtualBatch
+from train.build import Network, build_batches, build_data, build_network, resolve_run
 from train.checkpoint import State, random_state, restore_random, write_checkpoint
-from train.data import Request, Splits, load_data
-from train.data.decoded import uniform_side
-from train.data.loading import evaluation_batches, train_batches
+from train.data import Splits
 from train.entry import explain
 from train.errors import Diverged, UserError
 from train.evaluation import evaluate
-from train.model import build_model
 from train.objective import build_objective, check_objective
 from train.optimization import build_optimizer, learning_rate, warmup_notes
 from train.ranks import Ranks, quiet
-from train.report import Totals, check_finite, log_epoch, log_steps, progress
+from train.report import Totals, check_finite, describe_network, log_epoch, log_steps, progress
 from train.resume import (
-    check_same_data,
     conditions,
     describe_data,
     differences,
     find_run,
-    go_on,
     has_ended,
+    load_resumed,
     origin,
     what_is_left,
 )
-from train.run_folder import RunFolder, free_folder, load_trained
+from train.run_folder import RunFolder, load_trained
 from train.settings import Settings, describe
-from train.speed import DTYPES, algorithms, choose, keep_freed_memory, settle
+from train.speed import DTYPES, algorithms
 from train.stopping import Interrupted, Stopped, Watch
-from train.transforms import SMALL, BatchAugmentation
 
 
 def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
@@ -53,7 +47,7 @@ def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
     with quiet(ranks):
         state: State | None = None
         if settings.run.resume and (folder := find_run(settings)):
-            settings, state = go_on(folder, chosen, ranks)
+            settings, state = load_resumed(folder, chosen, ranks)
         device = ranks.device(settings.run.device)
         check_objective(settings, ranks)
         with ranks.joined(device), algorithms(settings.speed.deterministic, device):
@@ -62,9 +56,12 @@ def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
             if settings.speed.threads:
                 torch.set_num_threads(settings.speed.threads)
             with Watch(ranks, settings.run.checkpoint_minutes) as watch:
-                trained = Run(settings, ranks, device, state, watch)
+                settings = resolve_run(settings, ranks, device, state)
+                data = build_data(settings, state)
+                network, settings = build_network(settings, len(data.train.class_names), ranks, device, state)
+                loop = Run(settings, data, network, ranks, device, state, watch)
                 try:
-                    trained.train()
+                    loop.train()
                 except (OSError, RuntimeError) as error:
                     if message := explain(error):
                         raise UserError(f"{message}; {what_is_left(Path(settings.run.out))}") from error
@@ -72,84 +69,43 @@ def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
 
 
 class Run:
-    """Everything that a run is made of, and what it does with it."""
+    """The loop over a run's data and model. `settings` have no "auto" left."""
 
     def __init__(
-        self, settings: Settings, ranks: Ranks, device: torch.device, state: State | None, watch: Watch
+        self,
+        settings: Settings,
+        data: Splits,
+        network: Network,
+        ranks: Ranks,
+        device: torch.device,
+        state: State | None,
+        watch: Watch,
     ) -> None:
         self.settings, self.ranks, self.device, self.watch = settings, ranks, device, watch
-        asked, speed, seed = settings.data, settings.speed, settings.run.seed
-        out = Path(settings.run.out)
-        if ranks.first and not state:
-            out = free_folder(settings.run.out, settings.run.overwrite)
-        workers = asked.workers if asked.workers >= 0 else default_workers(device, ranks)
-        settings.run.out, settings.run.device, asked.workers = str(out), device.type, workers
-
-        data = load(settings)
-        self.data = describe_data(data)
-        self.class_names = data.train.class_names
-        if state:
-            check_same_data(state, data)
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        architecture = settings.model if not state else fresh(settings)
-        self.model, self.preprocessing = build_model(architecture, len(self.class_names), asked.image_size)
-        self.model.to(device)
-        kept = device.type == "cpu" and keep_freed_memory()
-        trials = ranks.first_ones(choose(self.model, speed, asked.image_size, asked.batch_size, device))
-        settle(speed, trials)
-        memory_format = torch.channels_last if speed.channels_last == "yes" else torch.contiguous_format
-        self.model.to(memory_format=memory_format)
+        self.data, self.class_names = describe_data(data), data.train.class_names
+        self.model, self.preprocessing = network.model, network.preprocessing
         self.loss_fn = build_objective(settings.loss, settings.model, data.train, device, ranks)
         self.optimizer = build_optimizer(self.model, settings.optimizer)
         decay = settings.optimizer.ema
         self.ema = ModelEmaV3(self.model, decay, use_warmup=True) if decay else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=speed.amp == "fp16")
-
-        batch, pin = asked.batch_size, device.type == "cuda"
-        if asked.augment == "auto":
-            asked.augment = "batch" if device.type == "cuda" or asked.image_size <= SMALL else "loading"
-        later = BatchAugmentation(self.preprocessing, asked) if asked.augment == "batch" else None
-        side = uniform_side(data.train)
-        self.steps = train_batches(
-            data.train,
-            self.preprocessing.raw(side) if later else self.preprocessing.training(asked),
-            batch,
-            workers,
-            pin,
-            seed,
-            chunks=asked.virtual_batch,
-            ranks=ranks,
-            device=device,
-            memory_format=memory_format,
-            order=asked.sampler,
-            augmentation=later,
-        )
-        plain = self.preprocessing.evaluation()
-        self.validation_batches = evaluation_batches(data.validation, plain, batch, workers, pin, ranks)
-        self.test_batches = evaluation_batches(data.test, plain, batch, workers, pin, ranks)
-
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.speed.amp == "fp16")
+        self.batches = build_batches(settings, data, network, ranks, device)
+        self.steps = self.batches.train
         self.epoch, self.done, self.step = 1, 0, 0  # the epoch at hand, and the steps done in it and in all
         self.best_epoch, self.best_figure = 0, -1.0
         self.finished: dict[str, Any] = {}  # the description of the model after the last whole epoch
         self.totals = Totals(device)
         self.conditions = conditions(device)
-        self.folder = self.open_folder(out, state)
+        self.folder = self.open_folder(Path(settings.run.out), state)
         print(f"{data.report}\n\n{describe(settings)}\n")
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        print(f"{settings.model.backbone}: {parameters:,} parameters, on {device}; run folder {out}", flush=True)
-        layout = "channels_last" if speed.channels_last == "yes" else "contiguous"
-        measured = f" (images/s measured, forward and backward: {', '.join(map(str, trials))})" if trials else ""
-        print(f"{speed.amp if speed.amp != 'none' else 'float32'}, {layout}{measured}", end="")
-        print("; freed memory is kept" if kept else "", flush=True)
+        describe_network(network, settings, device)
         for note in warmup_notes(settings, len(self.steps)):
             print(note, flush=True)
         if ranks.world > 1:
             print(f"{ranks.world} processes: {self.steps.sampler.sizes[0]:,} images a step", flush=True)
         if not ranks.first:
-            torch.manual_seed(seed + (ranks.rank << 32))  # dropout of its own
-        if speed.compile:
+            torch.manual_seed(settings.run.seed + (ranks.rank << 32))  # dropout of its own
+        if settings.speed.compile:
             self.model.compile()
         self.step_of = VirtualBatch(ranks.wrapped(self.model, device), self.loss_fn)
         if state:
@@ -179,7 +135,7 @@ class Run:
     def train(self) -> None:
         epochs, patience = self.settings.optimizer.epochs, self.settings.optimizer.patience
         results = Path(self.settings.run.out) / "results.json"
-        if self.ranks.first_ones(self.ended and results.exists()):
+        if self.ranks.broadcast_from_first(self.ended and results.exists()):
             print(f"this run has ended: {results}")
             return
         self.watch.training = True
@@ -216,7 +172,7 @@ class Run:
 
         for module in (self.model, self.ema.module) if self.ema else (self.model,):
             self.ranks.broadcast(module, buffers_only=True)
-        found = evaluate(self.evaluated, self.watch.over(self.validation_batches), self.class_names, self.device)
+        found = evaluate(self.evaluated, self.watch.over(self.batches.validation), self.class_names, self.device)
         figure = getattr(found, settings.run.select)
         better = figure > self.best_figure
         if better:
@@ -256,7 +212,7 @@ class Run:
         trained = load_trained(folder.path, self.device, "best") if folder else None
         model = trained.model if trained else self.model
         self.ranks.broadcast(model)
-        test = evaluate(model, self.watch.over(self.test_batches), self.class_names, self.device)
+        test = evaluate(model, self.watch.over(self.batches.test), self.class_names, self.device)
         if not folder or not trained:
             return
         about = trained.description
@@ -345,31 +301,3 @@ class Run:
             print(note, flush=True)
         if state["processes"] == self.ranks.world:  # else nothing is drawn any more
             restore_random(state["random"][self.ranks.rank], self.device)
-
-
-def load(settings: Settings) -> Splits:
-    asked = settings.data
-    request = Request(
-        image_size=asked.image_size,
-        protocol=asked.protocol,
-        validation_fraction=asked.validation_fraction,
-        limit=asked.limit,
-        seed=settings.run.seed,
-        on_broken=asked.on_broken,
-        classes=asked.classes,
-        votes=asked.votes,
-        cache=asked.cache,
-    )
-    return load_data(asked.data, request)
-
-
-def fresh(settings: Settings) -> Any:
-    """The model's settings without pretrained weights: a checkpoint's take their place."""
-    architecture = type(settings.model)(**vars(settings.model))
-    architecture.pretrained = False
-    return architecture
-
-
-def default_workers(device: torch.device, ranks: Ranks) -> int:
-    cores = torch.multiprocessing.cpu_count() // ranks.local_world
-    return max(1, min(8, cores)) if device.type == "cuda" else 0

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.command import CommandParser, add_device, at_least, execute
+from train.command import CommandParser, at_least, execute
+from train.settings import add_options
 
 
 def parser() -> CommandParser:
@@ -25,12 +26,12 @@ def parser() -> CommandParser:
     )
     result.add_argument("--flip", action="store_true", help="average the probabilities with the mirror image's")
     result.add_argument("--batch-size", type=at_least(1), default=32, help="pictures per forward pass")
-    add_device(result)
+    add_options(result, "device")
     return result
 
 
 def run(options: Any) -> None:
-    from train.analysis.prediction import predict
+    from train.analysis.predict import predict
 
     predict(**vars(options))
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adcorre import AdCorreLoss, AdCorreOutput
+from train.build import Network
 from train.data.loading import TrainSteps
 from train.errors import Diverged
 from train.evaluation import Evaluation
@@ -77,6 +78,17 @@ class Totals:
         """The means of the whole epoch."""
         mean = (self._epoch + self._sum) / (self._epoch_steps + self._steps)
         return dict(zip(FIGURES, mean.tolist(), strict=True))
+
+
+def describe_network(network: Network, settings: Settings, device: torch.device) -> None:
+    """Print size, place, dtype and layout of the model, and the measurement that chose them."""
+    parameters = sum(parameter.numel() for parameter in network.model.parameters())
+    print(f"{settings.model.backbone}: {parameters:,} parameters, on {device}; run folder {settings.run.out}")
+    speed, trials = settings.speed, ", ".join(map(str, network.trials))
+    layout = "channels_last" if speed.channels_last == "yes" else "contiguous"
+    measured = f" (images/s measured, forward and backward: {trials})" if trials else ""
+    kept = "; freed memory is kept" if network.keeps_freed_memory else ""
+    print(f"{speed.amp if speed.amp != 'none' else 'float32'}, {layout}{measured}{kept}", flush=True)
 
 
 def progress(steps: TrainSteps, epoch: int, done: int, settings: Settings) -> Any:

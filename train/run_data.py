@@ -38,8 +38,7 @@ def load_run_data(
     if not path:
         raise UserError(f"{run}: no settings.json says what it was trained on; give --data")
     values |= {"image_size": trained.preprocessing.image_size, "seed": stored.get("run", {}).get("seed", 0)}
-    names = {field.name for field in dataclasses.fields(Request)}
-    request = Request(**{name: value for name, value in values.items() if name in names})
+    request = Request.of(values)
     asked: dict[str, Any] = {
         name: value for name, value in (("protocol", protocol), ("limit", limit)) if value is not None
     }

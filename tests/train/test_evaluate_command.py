@@ -97,12 +97,29 @@ def test_correlations_and_pictures(folder: Path) -> None:
             assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 20, name  # something is drawn on it
 
 
+def test_retrieval(folder: Path, finished_run: Path, tmp_path: Path) -> None:
+    """Of 21 faces, three a class, whose embeddings cluster; of 15 of them the t-SNE is drawn."""
+    found = read(folder / "metrics.json")["retrieval"]
+    assert found.pop("samples") == 21
+    assert set(found) == {"precision_at_1", "r_precision", "map_at_r"}
+    assert 0 <= found["map_at_r"] <= found["r_precision"] <= 1
+    assert f"| MAP@R | {100 * found['map_at_r']:.2f} | |" in (folder / "tables.md").read_text()
+    options = ("--resamples", "1", "--tsne", "9", "--samples", "0")
+    one = evaluated(finished_run, tmp_path / "one", "--retrieval", "1", *options)
+    assert read(one / "metrics.json")["retrieval"] == {"samples": 1} | dict.fromkeys(found)
+    assert len(rows(one / "tsne.csv")) == 9
+    none = evaluated(finished_run, tmp_path / "none", "--retrieval", "0", *options)
+    assert "retrieval" not in read(none / "metrics.json")
+    assert "MAP@R" not in (none / "tables.md").read_text()
+
+
 def test_batches_do_not_matter(folder: Path, finished_run: Path, tmp_path: Path) -> None:
     options = ("--batch-size", "5", "--resamples", "200", "--tsne", "0", "--samples", "0")
     other = evaluated(finished_run, tmp_path, *options)
     assert {path.name for path in other.iterdir()}.isdisjoint({"tsne.csv", "tsne.png", "samples.png"})
     one, two = read(folder / "metrics.json"), read(other / "metrics.json")
     assert one.pop("cross_entropy") == pytest.approx(two.pop("cross_entropy"), rel=1e-6)
+    assert one.pop("retrieval") == pytest.approx(two.pop("retrieval"), abs=0.1)  # rounding may swap two neighbours
     assert one == two
     for a, b in zip(rows(folder / "predictions.csv"), rows(other / "predictions.csv"), strict=True):
         assert a["name"] == b["name"]

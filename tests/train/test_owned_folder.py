@@ -88,6 +88,18 @@ def test_an_overwritten_run_keeps_what_is_the_users(stopped: Path, fer_folders: 
     assert [path.read_text() for path in theirs] == ["mine"] * len(theirs)
 
 
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_linked_model_folder_is_refused(name: str, stopped: Path, fer_folders: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    (stopped / name).rename(theirs)
+    (theirs / "thesis.tex").write_text("years of work")
+    (stopped / name).symlink_to(theirs)
+    before = sorted(theirs.iterdir())
+    for words in (["--overwrite"], ["--resume", "auto"]):
+        assert main(["--data", str(fer_folders), "--out", str(stopped), *QUICK, *words]) == 2
+        assert sorted(theirs.iterdir()) == before
+
+
 def test_a_run_of_before_the_mark_is_known_by_all_that_it_wrote(stopped: Path) -> None:
     (stopped / owned_folder.MARK).unlink()
     assert is_run(stopped)

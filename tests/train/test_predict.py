@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from train.analysis.prediction import annotate, list_pictures
+from train.analysis.predict import annotate, list_pictures
 from train.data.labels import CLASS_NAMES
 from train.predict import main
 from train.run_folder import load_trained

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from train.data.base import Finding, Found, ImageFiles, Layout, Request, digest
 from train.data.files import File, as_dataset, is_hidden, list_images, listed, one_of
 from train.data.labels import CLASS_NAMES_8
-from train.data.store import kept
+from train.data.store import cached_dir
 from train.data.tables import header, read_table
 from train.errors import UserError
 
@@ -162,7 +162,7 @@ def expressions(annotations: Path) -> dict[str, int]:
     def read() -> NDArray[np.int64]:
         return np.array([_code(annotations / name) for name, _, _ in scanned], dtype=np.int64)
 
-    folder = kept(f"affectnet-{key}", lambda folder: np.save(folder / "codes.npy", read()))
+    folder = cached_dir(f"affectnet-{key}", lambda folder: np.save(folder / "codes.npy", read()))
     codes = read() if folder is None else np.load(folder / "codes.npy")
     return dict(zip(stems, codes.tolist(), strict=True))
 

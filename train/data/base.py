@@ -4,9 +4,9 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from PIL import Image
 
 from train.data.decode import read_picture
 from train.errors import UserError
+from train.settings import DataOptions
 
 Labels = NDArray[np.int64]
 SPLITS = ("train", "validation", "test")
@@ -78,23 +79,19 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class Request:
-    """What the user asked of a dataset, beside its path.
+class Request(DataOptions):
+    """What the user asked of a dataset, beside its path: the options of the command line, and a seed for what is drawn.
 
     on_broken: "fail" raises UserError when an unreadable image is met; "skip" looks for them all before anything
-    else and leaves them out. classes: 7 or 8, for the sets that come with both; 0 is the set's usual number.
-    votes: how FERPlus's ten votes become a label. cache: a folder for decoded images, "" for none.
+    else and leaves them out. cache: a folder for decoded images, "" for none.
     """
 
-    image_size: int = 224
-    protocol: str = "official"
-    validation_fraction: float = 0.1
-    limit: int = 0
     seed: int = 0
-    on_broken: str = "fail"
-    classes: int = 0
-    votes: str = "majority"
-    cache: str = ""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Request":
+        """From settings by field name, among others that are no part of it."""
+        return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
 
 
 @dataclass(frozen=True)

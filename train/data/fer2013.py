@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from train.data.base import FaceDataset, Found, GreyArray, Layout, Request, digest
 from train.data.files import File, as_dataset, folders_in, ignored, image_names, list_images
 from train.data.labels import CLASS_NAMES, FER_CSV_CODES, FOLDER_NAMES, PART_NAMES
-from train.data.store import kept
+from train.data.store import cached_dir
 from train.data.tables import find_csv, read_table
 from train.errors import UserError
 
@@ -28,6 +28,7 @@ USAGES = tuple(OFFICIAL_COUNTS)
 TEST = "test"  # the usage of a test image whose name does not tell PublicTest from PrivateTest
 COLUMNS = ("emotion", "pixels", "Usage")
 IMAGE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.")
+PUNCTUATION = str.maketrans("[],\"'", " " * 5)  # of copies that hold the pixels as a list, or in quotes twice
 ARRAYS = ("pixels.npy", "labels.npy", "usage.npy")
 
 
@@ -94,11 +95,12 @@ def load_folders(path: Path, request: Request) -> Found:
 
 
 def find_fer2013_csv(path: Path) -> Path | None:
-    return find_csv(path, "fer2013.csv", COLUMNS)
+    file = find_csv(path, "fer2013.csv", COLUMNS)
+    return None if file == find_icml_csv(path) else file
 
 
 def find_icml_csv(path: Path) -> Path | None:
-    return find_csv(path, "icml_face_data.csv", ["emotion", "Usage", "pixels"])
+    return find_csv(path, "icml_face_data.csv", ["emotion", "Usage", "pixels"], ordered=True)
 
 
 def _parse_csv(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.str_]]:
@@ -108,7 +110,8 @@ def _parse_csv(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArra
     usage: list[str] = []
     for number, row in read_table(file, COLUMNS):
         code, text, use = (row[name] for name in COLUMNS)
-        values = _numbers(text)
+        values = _numbers(text.translate(PUNCTUATION))
+        code = code.removesuffix(".0")
         if len(values) != SIDE * SIDE or values.min() < 0 or values.max() > 255:
             raise UserError(f"{file}, line {number}: expected {SIDE * SIDE} pixels, numbers from 0 to 255")
         if not (code.isdecimal() and int(code) < len(FER_CSV_CODES)):
@@ -146,7 +149,7 @@ def read_csv(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[
         np.save(folder / ARRAYS[1], labels)
         np.save(folder / ARRAYS[2], usage)
 
-    folder = kept(f"fer2013-csv-{key}", decode)
+    folder = cached_dir(f"fer2013-csv-{key}", decode)
     if folder is None:
         return _parse_csv(file)
     pixels, labels, usage = (np.load(folder / name, mmap_mode="r" if name == ARRAYS[0] else None) for name in ARRAYS)
@@ -172,7 +175,8 @@ def load_icml_csv(path: Path, request: Request) -> Found:
 
 
 def find_competition_csv(path: Path) -> Path | None:
-    return find_csv(path, "train.csv", ["emotion", "pixels"]) or find_csv(path, "test.csv", ["pixels"])
+    file = find_csv(path, "train.csv", ["emotion", "pixels"]) or find_csv(path, "test.csv", ["pixels"])
+    return None if file is None or find_csv(file, "", ["Usage"]) else file
 
 
 def refuse_competition_csv(path: Path, request: Request) -> Found:

@@ -1,6 +1,7 @@
 """Any folder of class folders: train/<class>/…, val/, test/ where there are any, or <class>/… alone."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from train.data import fer2013, rafdb
 from train.data.base import Finding, Found, Layout, Request, printable
 from train.data.files import File, as_dataset, folders_in, has_images, ignored, list_images, listed, one_of
 from train.data.labels import (
+    ALIKE,
     CLASS_NAMES,
     CLASS_NAMES_8,
     EXPRESSIONS,
@@ -55,14 +57,18 @@ def _classes(part: Path) -> list[Path]:
 
 def order_classes(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str], str]:
     """(class names in their order, each folder's class, what to say about it) for the folders' names."""
-    if all(name.lower() in EXPRESSIONS for name in names):
-        labels = {name: EXPRESSIONS[name.lower()] for name in names}
+    if all(_plain(name) in EXPRESSIONS for name in names):
+        labels = {name: EXPRESSIONS[_plain(name)] for name in names}
         used = [CLASS_NAMES_8[label] for label in sorted(set(labels.values()))]
         mapped = {name: CLASS_NAMES_8[label] for name, label in labels.items()}
         return tuple(used), mapped, f"classes are expressions, in the canonical order: {', '.join(used)}"
     mapped = {name: printable(name) for name in names}
     ordered = sorted(set(mapped.values()), key=lambda name: (not name.isdecimal(), _int(name), name))
     return tuple(ordered), mapped, f"classes are the folders' names: {', '.join(ordered)}"
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()
 
 
 def _int(name: str) -> int:
@@ -123,12 +129,28 @@ def _numbers(names: Sequence[str], counts: list[int]) -> tuple[Finding, ...]:
 
 
 def _misspelt(names: Sequence[str]) -> tuple[Finding, ...]:
-    """Class folders that are almost called by an expression, beside others that are."""
-    others = [name for name in names if name.lower() not in EXPRESSIONS]
-    close = {printable(name): difflib.get_close_matches(name.lower(), EXPRESSIONS, n=1) for name in others}
-    asked = ", ".join(f"{name} ({like[0]}?)" for name, like in close.items() if like)
-    message = f"a class of its own, beside expressions: {asked}; rename the folder if it is misspelt"
-    return (Finding("class names", message, tuple(close)),) if asked and len(others) < len(names) else ()
+    """Class folders that are almost called by an expression: beside others that are, or several of them."""
+    others = [name for name in names if _plain(name) not in EXPRESSIONS]
+    close = {printable(name): like for name in others if (like := _expression_like(name))}
+    if not close or (len(others) == len(names) and 2 * len(close) <= len(names)):
+        return ()
+    asked = ", ".join(f"{name} ({like}?)" for name, like in close.items())
+    several = len(close) > 1
+    message = (
+        f"{'classes' if several else 'a class'} of {'their' if several else 'its'} own, by folder name: {asked}; "
+        "rename the folder to the expression if it is one"
+    )
+    return (Finding("class names", message, tuple(close)),)
+
+
+def _expression_like(name: str) -> str:
+    """The expression that a folder's name may mean: 1_happy, hapy, suprise, AF; "" for none."""
+    for word in re.findall(r"[^\W\d_]+", name.lower()):
+        if word in ALIKE:
+            return ALIKE[word]
+        if like := [word] if word in EXPRESSIONS else difflib.get_close_matches(word, EXPRESSIONS, n=1, cutoff=0.7):
+            return CLASS_NAMES_8[EXPRESSIONS[like[0]]]
+    return ""
 
 
 def _unread(path: Path, parts: Mapping[str, Path]) -> tuple[Finding, ...]:

@@ -10,9 +10,10 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from train import palette
-from train.analysis.evaluation_folder import evaluate_run, is_current, read_json
+from train.analysis.evaluate import evaluate_run, is_current
 from train.analysis.pictures import Line, lines_svg, tsne_svg
 from train.command import run_settings
+from train.disk import read_json, read_rows, read_text
 from train.errors import UserError
 from train.evaluation import percent
 from train.hub import described_loss
@@ -191,8 +192,7 @@ def _side_by_side(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any
 
 def _confusion(file: Path) -> tuple[list[str], list[tuple[str, list[tuple[int, float]]]]]:
     """The classes, and for each true class the counts and shares of the predictions."""
-    with file.open(newline="", encoding="utf-8") as opened:
-        [_, *names], *rows = csv.reader(opened)
+    [_, *names], *rows = csv.reader(read_text(file).splitlines())
     table = []
     for name, *cells in rows:
         counts = list(map(int, cells))
@@ -213,10 +213,7 @@ def _data_uri(picture: Path) -> str | None:
 
 
 def _rows(file: Path) -> Rows:
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8") as opened:
-        return list(csv.DictReader(opened))
+    return read_rows(file) if file.is_file() else []
 
 
 def _text(value: Any) -> str:
