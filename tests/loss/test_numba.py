@@ -141,7 +141,7 @@ def test_auto_takes_it_on_a_cpu(monkeypatch) -> None:
         assert all(resolve_options(x.to(dtype), 3).backend == "numba" for dtype in cpu.DTYPES)
         assert resolve_options(x.to("meta"), 3).backend == "torch"
         with monkeypatch.context() as patch:
-            patch.setattr(compiled, "installed", lambda: False)
+            patch.setattr(cpu, "installed", lambda: False)
             assert resolve_options(x, 3).backend == "torch"
     monkeypatch.setitem(sys.modules, "numba", SimpleNamespace())  # `from numba import config` fails
     for cached in (compiled.why_unavailable, backends._warn_once):

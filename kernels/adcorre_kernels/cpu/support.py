@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from adcorre_kernels.cpu import compiled
@@ -20,12 +21,18 @@ def why_unsupported(x: Tensor) -> str | None:
     return _why_unavailable()
 
 
-@torch.compiler.assume_constant_result
+def _constant(function: Any) -> Any:
+    """`torch.compiler.assume_constant_result` without its import of Dynamo, which takes seconds."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
 def installed() -> bool:
     return compiled.installed()
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _why_unavailable() -> str | None:
     return compiled.why_unavailable()
 
