@@ -98,7 +98,7 @@ def evaluate_run(
         metrics = retrieval_metrics(retrieved.embeddings, labels)
         about["retrieval"] = {"samples": len(labels), **{name: _nullable(metrics[name]) for name in metrics}}
     names = [faces.name(index) for index in range(len(faces))]
-    found = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
+    found, described = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
     title = f"{split}, {len(faces):,} images, epoch {about['epoch']}"
     found.draw_confusion(out / "confusion.png", title)
     write_correlations(out, outputs, trained.class_names, title)
@@ -109,6 +109,7 @@ def evaluate_run(
         targets = outputs.targets.numpy()
         file = out / "samples.png"
         pictures.draw_samples(file, faces.image, targets, probabilities, trained.class_names, samples, seed)
+    write_json(out / "metrics.json", about | described)  # the last file: where it is, the others are
     print(f"\n{(out / 'tables.md').read_text(encoding='utf-8')}\nwritten to {out}")
     if found.collapse:
         print(found.collapse)
@@ -140,7 +141,7 @@ def write_figures(
     about: dict[str, Any],
     resamples: int,
     seed: int,
-) -> Evaluation:
+) -> tuple[Evaluation, dict[str, Any]]:
     found = evaluation_of(outputs.logits, outputs.targets, class_names)
     figures = figures_of(found.confusion)
     intervals = bootstrap(found.confusion, resamples, seed)
@@ -155,7 +156,6 @@ def write_figures(
             key: [None if np.isnan(value) else float(value) for value in intervals[key][:, index]]
             for key in ("precision", "recall", "f1")
         }
-    write_json(out / "metrics.json", about | described)
     found.write_tables(out / "confusion.csv", out / "per-class.csv")
     note = "" if about["own_data"] else f"\n{OTHER_DATA}\n"
     (out / "tables.md").write_text(tables(found, described, intervals, about.get("retrieval")) + note, encoding="utf-8")
@@ -166,7 +166,7 @@ def write_figures(
         best = class_names[row.index(max(row))]
         lines.append([index, name, class_names[target], best, *(f"{value:.6f}" for value in row)])
     write_rows(out / "predictions.csv", lines)
-    return found
+    return found, described
 
 
 def tables(
