@@ -10,6 +10,7 @@ COMMANDS = {
     "loss": "time and memory of the loss against what a user would pick instead",
     "step": "a whole training step: what the loss costs in it, and what each lever of speed gains",
     "scale": "as n, ranks and virtual batches grow",
+    "metric": "AdCorreMetricLoss beside other metric losses: retrieval after equal training",
     "loading": "training images per second from files, cache and shards, beside those that a step takes",
     "report": "the rows as tables in the README and docs, and as pictures",
     "host": "what a step costs the host, with launches replaced by nothing: no GPU needed",
