@@ -7,6 +7,7 @@ pytorch-metric-learning see the same embeddings as (n, k d), with that library's
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,17 @@ def _metric_learning(name: str, only_metric: bool = False) -> Contender:
     return Contender(make, False, same=False, package="pytorch_metric_learning", metric=True, only_metric=only_metric)
 
 
+def _inf_cl() -> Call:
+    """InfoNCE between each sample and its neighbour in the batch, in tiles: as many pairs as ours."""
+    from inf_cl import cal_flash_loss
+
+    def call(x: Tensor, targets: Tensor, attention: Tensor) -> Tensor:
+        z = torch.nn.functional.normalize(x.flatten(1), dim=-1)
+        return cal_flash_loss(z, z.roll(1, 0), scale=10.0, head_dim=math.gcd(256, z.shape[1])).mean()
+
+    return call
+
+
 # Linear backends, from the fastest: on each kind of device the first that runs there is what ratios are to.
 OURS = {
     "triton": Contender(_terms("triton"), True, device="cuda"),  # the fused kernels
@@ -116,6 +128,7 @@ RIVALS = {
     "circle": _metric_learning("CircleLoss", only_metric=True),
     "triplet": _metric_learning("TripletMarginLoss", only_metric=True),
     "metric": Contender(_metric_loss, True, same=False, metric=True, only_metric=True),  # AdCorreMetricLoss
+    "inf-cl": Contender(_inf_cl, False, same=False, package="inf_cl", device="cuda", metric=True),
     "factored-compiled": Contender(_compiled(lambda: factored), True, sizes=COMPILED_AT),
     "reference-compiled": Contender(_compiled(_terms("reference")), False, sizes=COMPILED_AT),
 }
