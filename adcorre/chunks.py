@@ -36,20 +36,20 @@ def chunk_source(inputs: Inputs, targets: Tensor | None, chunk_size: int, keep: 
     if isinstance(inputs, list | tuple) or not keep:
         chunks = inputs
         return lambda: chunks
-    return _Kept(inputs)
+    return ReplayedChunks(inputs)
 
 
-class _Kept:
-    """Opens a one-shot iterable as often as asked: what it has given is kept."""
+class ReplayedChunks:
+    """A callable that yields an iterable's chunks each time it is called: those that have come are kept."""
 
     def __init__(self, iterable: Iterable[Any]) -> None:
         self.rest = iter(iterable)
-        self.kept: list[Any] = []
+        self.chunks: list[Any] = []
 
     def __call__(self) -> Iterator[Any]:
-        yield from self.kept
+        yield from self.chunks
         for chunk in self.rest:
-            self.kept.append(chunk)
+            self.chunks.append(chunk)
             yield chunk
 
 

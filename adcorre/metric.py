@@ -162,7 +162,7 @@ class AdCorreMetricLoss(LossModule, _Base):
         """What pytorch-metric-learning's `forward` calls.
 
         Args:
-            embeddings: (n, d), or (n, k, d); not normalised: the loss normalises them.
+            embeddings: (n, d), or (n, k, d); not normalized: the loss normalizes them.
             labels: (n,) integers.
             indices_tuple: None.
             ref_emb, ref_labels: None, or the embeddings and labels themselves.

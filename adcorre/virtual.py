@@ -31,7 +31,7 @@ class VirtualBatch:
 
     Pass 1 forwards the chunks and adds up their sums; pass 2 forwards each again and backpropagates the whole batch's
     dL/dx and its share of the cross-entropy. That is the gradient of one plain batch, but for layers that mix samples:
-    BatchNorm normalises each chunk by itself. Between the passes random states and buffers are put back, so that both
+    BatchNorm normalizes each chunk by itself. Between the passes random states and buffers are put back, so that both
     see the same network and BatchNorm's running statistics are updated once a chunk. The attention map takes one step.
     A batch of one chunk is an ordinary step with one forward pass.
 

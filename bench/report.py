@@ -82,9 +82,9 @@ def where(row: dict[str, str]) -> list[str]:
     return [row["device"] if row["driver"] else f"{row['device']}, {row['threads']} threads", row["commit"]]
 
 
-def compare(columns: dict[str, tuple[str, ...]], sizes: Sequence[str], gpu: bool) -> Table:
+def compare(columns: dict[str, tuple[str, ...]], sizes: Sequence[str], gpu: bool, every: Rows | None = None) -> Table:
     """Time by n, and in brackets how many times ours; "wall": beyond what memory or time allowed at this or less n."""
-    every = rows.select("loss.csv", ("n",), gpu)
+    every = rows.select("loss.csv", ("n",), gpu) if every is None else every
     walls = [(run_of(row), row["contender"], int(row["n"])) for row in every if row["note"]]
     named = {name for names in columns.values() for name in names}
     found = [row for row in every if row["contender"] in named and (not sizes or row["n"] in sizes)]
@@ -99,6 +99,31 @@ def compare(columns: dict[str, tuple[str, ...]], sizes: Sequence[str], gpu: bool
             line.append("wall" if any(walled) else seconds(cell.get("seconds", "")) + slower)
         lines.append([*line, *where(newest)])
     return ["n", *columns, *WHERE], lines
+
+
+def speed(_: bool) -> Table:
+    """README's table: a CPU, then a GPU; for that the rows of `python -m bench gpu` serve too."""
+    head, lines = compare(SHORT, SIZES, False)
+    return head, [*lines, *(compare(SHORT, SIZES, True)[1] or compare(SHORT, SIZES, True, terms_of_gpu())[1])]
+
+
+def terms_of_gpu() -> Rows:
+    """The times in gpu.csv as rows of loss.csv."""
+    contenders = {"terms, triton": "triton", BOTH: "triton", "terms, reference": "reference"}
+    found = [row for row in rows.select("gpu.csv", ("latency", "bandwidth"), True) if row["dtype"] == "float32"]
+    ratios = [row for row in found if (row["case"], row["metric"]) == ("terms", "times faster than reference")]
+    slower = {(run_of(row), row["n"]): row["value"] for row in ratios}
+    return [
+        {
+            **row,
+            "contender": contenders[row["case"]],
+            "seconds": row["value"],
+            "times_slower": slower.get((run_of(row), row["n"]), "") if row["case"] == "terms, reference" else "",
+            "note": "",
+        }
+        for row in found
+        if row["metric"] == "time" and row["case"] in contenders
+    ]
 
 
 def missing(gpu: bool) -> str:
@@ -239,7 +264,7 @@ PAIRS: dict[str, tuple[str, str, Callable[[str], str]]] = {
     "MiB more": ("pairs, medium", "peak beyond inputs and dL/dx", number),
 }
 TABLES: dict[str, Callable[[bool], Table]] = {
-    "speed": partial(compare, SHORT, SIZES),
+    "speed": speed,
     "steps": steps,
     "kernels": partial(figures_of_gpu, ("bandwidth", "latency"), KERNELS),
     "pairs": partial(figures_of_gpu, ("pairs-rate", "pairs-rivals", "pairs-memory"), PAIRS),

@@ -146,7 +146,7 @@ class LossSettings:
     )
     logit_adjustment: float = option(0.0, "cross-entropy of logits + this · log(share of the class)", low=0)
     label_smoothing: float = option(0.0, "label smoothing of cross-entropy", low=0, high=1)
-    backend: str = option("auto", "backend of the loss", choices=("auto", "torch", "triton", "reference"))
+    backend: str = option("auto", "backend of the loss", choices=("auto", "triton", "numba", "torch", "reference"))
 
     def lambd_at(self, step: int) -> float:
         return self.lambd * min(1.0, step / self.lambd_warmup) if self.lambd_warmup else self.lambd

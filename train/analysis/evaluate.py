@@ -10,7 +10,6 @@ tsne.csv, tsne.png                    Fig. 5
 samples.png                           Fig. 7, from the user's own data
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from train.analysis.intervals import bootstrap, figures_of
 from train.analysis.outputs import Flipped, Outputs, collect, drawn
 from train.command import device_of
 from train.data.loading import evaluation_batches
-from train.disk import read_json, write_json
+from train.disk import read_json, write_json, write_rows
 from train.errors import UserError
 from train.evaluation import Evaluation, evaluation_of, percent
 from train.owned_folder import prepare
@@ -158,13 +157,12 @@ def write_figures(
     note = "" if about["own_data"] else f"\n{OTHER_DATA}\n"
     (out / "tables.md").write_text(tables(found, described, intervals, about.get("retrieval")) + note, encoding="utf-8")
     probabilities = outputs.logits.double().softmax(1)
-    with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["sample", "name", "class", "predicted", *class_names])
-        rows = zip(names, outputs.targets.tolist(), probabilities.tolist(), strict=True)
-        for index, (name, target, row) in enumerate(rows):
-            best = class_names[row.index(max(row))]
-            writer.writerow([index, name, class_names[target], best, *(f"{value:.6f}" for value in row)])
+    lines: list[list[Any]] = [["sample", "name", "class", "predicted", *class_names]]
+    rows = zip(names, outputs.targets.tolist(), probabilities.tolist(), strict=True)
+    for index, (name, target, row) in enumerate(rows):
+        best = class_names[row.index(max(row))]
+        lines.append([index, name, class_names[target], best, *(f"{value:.6f}" for value in row)])
+    write_rows(out / "predictions.csv", lines)
     return found
 
 
@@ -223,11 +221,9 @@ def write_correlations(out: Path, outputs: Outputs, class_names: Sequence[str], 
 def write_tsne(out: Path, outputs: Outputs, class_names: Sequence[str], seed: int, title: str) -> None:
     points = pictures.tsne(outputs.embeddings.numpy(), seed)
     labels = outputs.targets.numpy()[outputs.sample]
-    with (out / "tsne.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["sample", "class", "x", "y"])
-        for index, label, (x, y) in zip(outputs.sample.tolist(), labels.tolist(), points.tolist(), strict=True):
-            writer.writerow([index, class_names[label], f"{x:.3f}", f"{y:.3f}"])
+    rows = zip(outputs.sample.tolist(), labels.tolist(), points.tolist(), strict=True)
+    placed = ([index, class_names[label], f"{x:.3f}", f"{y:.3f}"] for index, label, (x, y) in rows)
+    write_rows(out / "tsne.csv", [["sample", "class", "x", "y"], *placed])
     shown = f"t-SNE of the embeddings of {len(points):,} images; {title}"
     pictures.draw_tsne(out / "tsne.png", points, labels, class_names, shown)
 
