@@ -1,4 +1,4 @@
-"""`python -m bench loss`: the loss, forward and backward, against whatever a user would pick instead.
+"""`python -m bench loss`: the loss, forward and backward, beside the alternatives that a user has.
 
 One axis varies at a time, the others stay at k = 7, d = 256, C = 7 in float32. Every contender runs in a process of its
 own under a memory limit, from small to large; a size that does not fit is a row that says so. Within the
@@ -114,7 +114,7 @@ class Step:
 
 
 def check(name: str, device: torch.device, dtype: str, seed: int) -> None:
-    """No time is taken before the contender agrees with the reference in float64, or has a gradient at least."""
+    """Check the contender before it is timed: against the reference in float64, or that it has a gradient."""
     x, targets, attention = make_inputs(Shape(n=200, k=3, d=64, dtype=dtype), device, seed)
     got = Step(CONTENDERS[name], [x], targets, attention)().double()
     if not CONTENDERS[name].same:
@@ -232,12 +232,12 @@ def rows_of(
             timer.cancel()
             child.kill()
         errors.seek(0)
-        said = errors.read().strip()
+        message = errors.read().strip()
     if status < 0 and session.left():
         yield {**at_hand, "note": f"killed by signal {-status}: most likely out of memory"}
     elif status > 0:
-        print(said or f"{name}: exit status {status}", file=sys.stderr)
-        yield {**at_hand, "note": f"failed: {said.splitlines()[-1] if said else status}"[:200]}
+        print(message or f"{name}: exit status {status}", file=sys.stderr)
+        yield {**at_hand, "note": f"failed: {message.splitlines()[-1] if message else status}"[:200]}
 
 
 def main(argv: list[str] | None = None) -> int:

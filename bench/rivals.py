@@ -1,6 +1,6 @@
-"""What a user would pick for a pair loss, each as one call from embeddings to a loss with its graph.
+"""The losses that are compared, each as one call from embeddings to a loss with its graph.
 
-A contender is made once per process and shape, and takes x (n, k, d), targets (n,) and attention (C,). Those of
+A contender is built once per process and shape, and takes x (n, k, d), targets (n,) and attention (C,). Those of
 pytorch-metric-learning see the same embeddings as (n, k d), with that library's own defaults.
 """
 

@@ -86,7 +86,8 @@ def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
         "name": name,
         "model": f"{model.get('backbone', '?')}, k = {model.get('k', '?')}, d = {model.get('d', '?')}; "
         + described_loss(settings.get("loss", {})),
-        "origin": {key: started[key] for key in ("date", "command", "commit") if started.get(key)},
+        "origin": {key: started[key] for key in ("date", "command", "commit") if started.get(key)}
+        | ({"weights from": f"{parent['run']} (epoch {parent['epoch']})"} if (parent := stored.get("parent")) else {}),
         "figures": _figures(epochs, results, test, _test_note(test, stored) if current else ""),
         "steps": steps,
         "epochs": epochs,
