@@ -10,6 +10,7 @@ COMMANDS = {
     "loss": "time and memory of the loss beside its alternatives",
     "step": "a whole training step: the share of the loss, and the gain of each speed option",
     "scale": "time as ranks and virtual batches grow",
+    "metric": "retrieval after equal training with metric losses",
     "loading": "images per second from files, cache and shards, and of a training step",
     "report": "the rows as tables in the README and docs, and as pictures",
     "host": "host time of a step, without launching kernels: no GPU needed",

@@ -61,7 +61,9 @@ AXES: dict[str, list[Any]] = {
     "d": [64, 128, 256, 512, 1024],
     "classes": [7, 100, 1000, 10000],
     "dtype": ["float32", "bfloat16"],
+    "metric": [(64, 16), (256, 64), (1024, 256), (4000, 1000), (40000, 10000)],  # n and C of metric learning
 }
+GROWING = ("n", "metric")  # what does not fit at one n does not fit at a larger one
 LAST = {"cuda": 4194304, "cpu": 262144}
 AXES_AT = {"cuda": 65536, "cpu": 4096}
 RIVALS_UP_TO = {"cuda": 262144, "cpu": 16384}
@@ -74,7 +76,12 @@ def planned(name: str, kind: str, parts: list[str], sizes: list[int] | None) -> 
     standard = [n for n in CONTENDERS[name].sizes or AXES["n"] if n <= last]
     shapes = []
     for part in parts:
-        if part == "n":
+        if part == "metric":
+            if CONTENDERS[name].metric:
+                shapes += [Shape(part, n, 1, 128, classes) for n, classes in AXES[part]]
+        elif CONTENDERS[name].only_metric:
+            continue
+        elif part == "n":
             shapes += [Shape(n=n) for n in sorted(sizes or standard)]
         elif linear:  # what the other axes do to the rivals is the story of n again
             shapes += [replace(Shape(part, AXES_AT[kind]), **{part: value}) for value in AXES[part]]
@@ -178,7 +185,7 @@ def work(given: str) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, options.memory / total), device)
     wall = False
     for described in options.shapes:
-        if wall and described["part"] == "n":
+        if wall and described["part"] in GROWING:
             continue  # larger ones would not fit either
         print("\n" + json.dumps(described), flush=True)
         try:
@@ -187,7 +194,7 @@ def work(given: str) -> None:
             if not out_of_memory(error):
                 raise
             row = {**described, "note": f"out of memory under a limit of {options.memory / 2**30:.3g} GiB"}
-            wall = wall or described["part"] == "n"
+            wall = wall or described["part"] in GROWING
         print("\n" + json.dumps(row), flush=True)
 
 

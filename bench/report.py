@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,9 @@ from bench import rows
 from bench.pictures import draw
 from bench.rivals import CONTENDERS, OURS, ours_on
 from bench.rows import Rows
+from train.retrieval import METRICS
 
-TEXTS = (rows.ROOT / "README.md", rows.ROOT / "docs" / "benchmarks.md")
+TEXTS = (rows.ROOT / "README.md", rows.ROOT / "docs" / "benchmarks.md", rows.ROOT / "docs" / "metric-learning.md")
 PICTURES = rows.ROOT / "docs"
 Cells = dict[tuple[str, ...], dict[str, str]]
 Table = tuple[list[str], list[list[str]]]
@@ -150,6 +152,44 @@ def lines_of(
     return [*head, *WHERE], [[*line(row), *where(row)] for row in newest]
 
 
+METRIC_LOSSES = {
+    "metric": "AdCorreMetricLoss", "metric, simplex": "AdCorreMetricLoss, targets simplex", "supcon": "SupCon",
+    "multi-similarity": "Multi-Similarity", "circle": "Circle", "triplet": "Triplet", "inf-cl": "inf-cl",
+}  # fmt: skip
+
+
+def metric_time(gpu: bool) -> Table:
+    """Time and memory of metric losses by n; "wall" as in `compare`."""
+    every = rows.select("loss.csv", ("metric",), gpu)
+    walls = [(run_of(row), row["contender"], int(row["n"])) for row in every if row["note"]]
+    names = [name for name in METRIC_LOSSES if any(row["contender"] == name for row in every)]
+    lines = []
+    for newest, cells in sorted(one_run(every, ("n", "classes"), ("contender",)), key=lambda pair: int(pair[0]["n"])):
+        line = [f"{int(newest['n']):,}", f"{int(newest['classes']):,}"]
+        for name in names:
+            walled = any(run == run_of(newest) and name == other and n <= int(newest["n"]) for run, other, n in walls)
+            cell = cells.get((name,), {})
+            figures = (
+                [seconds(cell["seconds"]), f"{float(cell['peak_extra_mib']):,.0f} MiB"] if cell.get("seconds") else []
+            )
+            line.append("wall" if walled else ", ".join(figures))
+        lines.append([*line, *where(newest)])
+    return ["n", "C", *(METRIC_LOSSES[name] for name in names), *WHERE], lines
+
+
+def retrieval(gpu: bool) -> Table:
+    """Retrieval on the test split after equal training: mean and standard deviation over seeds."""
+    found = [row for row in rows.select("metric.csv", ("digits", "fer2013"), gpu) if row["split"] == "test"]
+    lines = []
+    for newest, cells in one_run(found, ("part", "contender"), ("seed",)):
+        line = [newest["part"], METRIC_LOSSES[newest["contender"]], newest["learning_rate"], str(len(cells))]
+        for metric in METRICS:
+            values = [100 * float(cell[metric]) for cell in cells.values()]
+            line.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}")
+        lines.append([*line, *where(newest)])
+    return ["data", "loss", "learning rate", "runs", *(f"{words}, %" for words in METRICS.values()), *WHERE], lines
+
+
 CASE = ("contender", "n", "k", "d", "classes", "dtype")
 TRAFFIC = ["", "n", "forward", "backward", "GB/s of the least traffic", "of a copy", "launches", "MiB more"]
 
@@ -230,6 +270,8 @@ TABLES: dict[str, Callable[[bool], Table]] = {
     "pairs": partial(figures_of_gpu, ("pairs-rate", "pairs-rivals", "pairs-memory"), PAIRS),
     "loss": partial(compare, {f"`{name}`": (name,) for name in CONTENDERS}, ()),
     "traffic": partial(lines_of, "loss.csv", ("n",), CASE, TRAFFIC, traffic),
+    "metric-time": metric_time,
+    "retrieval": retrieval,
     "axes": partial(lines_of, "loss.csv", ("k", "d", "classes", "dtype"), CASE, AXES, axes),
     "step": partial(lines_of, "step.csv", ("loss", "levers"), ("contender", "image_size", "batch"), STEP, step),
     "scale": partial(lines_of, "scale.csv", ("n", "classes", "virtual", "ranks"),
