@@ -62,9 +62,9 @@ def write_report(
         out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: cannot write it: {error}") from error
-    for run in described if len(runs) > 1 else ():
-        said = [f"{name} {value}" for name, value in run["figures"].items() if " accuracy" in name]
-        print(f"{run['name']}: {', '.join(said)}")
+    for row in described if len(runs) > 1 else ():
+        figures = [f"{name} {value}" for name, value in row["figures"].items() if " accuracy" in name]
+        print(f"{row['name']}: {', '.join(figures)}")
     if best := best_run(described):
         print(f"best by validation accuracy: {best}")
     print(f"written to {out}")
