@@ -100,7 +100,13 @@ def tiny(words: list[str], folder: Path) -> list[str]:
 ABORTED = "terminate called without an active exception"
 
 
-@pytest.mark.parametrize("page, code", each(lambda page: blocks(page, "python")))
+# tests/metric and tests/integrations run the Python of these.
+TESTED_ELSEWHERE = ("metric-learning.md", "integrations.md")
+
+
+@pytest.mark.parametrize(
+    "page, code", each(lambda page: [] if page.name in TESTED_ELSEWHERE else blocks(page, "python"))
+)
 def test_python_runs_as_printed(run, page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("example.py").write_text(code)
