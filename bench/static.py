@@ -60,7 +60,7 @@ MOST_OF_H100 = {
     ("warp_statistics", "float16"): 0.75,
     ("warp_gradient", "float16"): 0.65,
 }
-STREAMING = ("warp_statistics", "warp_gradient", "program_statistics", "program_gradient")
+STREAMING = ("gram_statistics", "warp_statistics", "warp_gradient", "program_statistics", "program_gradient")
 TILED = ("pair_values", "pair_gradient")
 
 
