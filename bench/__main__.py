@@ -17,6 +17,7 @@ COMMANDS = {
     "gate": "what must not get worse, on a noisy machine: part of the tests",
     "targets": "where the terms lead free vectors, target by target",
     "static": "what the compiled kernels use, and how fast they can be: no GPU needed",
+    "tune": "launch settings of the streaming kernels for a family of GPUs; --dry: by the static model",
     "gpu": "builds, checks and measures the kernels on a GPU; resumable",
 }
 

@@ -1,4 +1,4 @@
-"""The streaming passes in half precision for the paper's sizes: k up to 16, k d up to 2,048, aligned rows.
+"""The statistics in half precision for the paper's sizes: k from 5 to 16, k d up to 2,048, aligned rows.
 
 Products of two half-precision numbers are exact in float32, so matrix units give the Gram matrix x x^T of a sample's
 embeddings: its diagonal has the squared lengths, and |sum_l z_l|^2 needs nothing else. A program is one warp. A tile is

@@ -87,11 +87,12 @@ class GradientPlan(NamedTuple):
 def sample_tile(k: int, d: int, settings: gpus.StreamingSettings, pairs: bool, aligned: bool) -> SampleTile:
     """The tile for k embeddings of d entries; `pairs` if ED's target is not -1.
 
-    With a warp per sample a row of a tile lies within a warp, whose lanes load 16 bytes each.
+    With a warp per sample a row of a tile lies within a warp, whose lanes load 16 bytes each. Matrix units take k from
+    5 on: with fewer embeddings sums over the samples of a tile would cross lanes.
     """
     gram = settings.gram
-    if gram and aligned and not pairs and k <= GRAM_ROWS:
-        width, rows = min(power_of_2(d), gram.width), power_of_2(k)
+    if gram and aligned and not pairs and 4 < k <= GRAM_ROWS and d >= 32:
+        width, rows = gram.width, power_of_2(k)
         if rows * round_up(d, width) <= gram.sample_numbers:
             return SampleTile(width, GRAM_ROWS // rows, 0, 1, rows)
     width = min(max(16, power_of_2(d)), settings.max_width)
@@ -148,7 +149,7 @@ def plan_statistics(
             sort = _plan_sort(n, num_classes, tile.BS)
             scratch += sort.grid[0] * (num_classes + 1)
     rows = 1 if tile.PK or slots * slot * tile.BS > SLOT_NUMBERS else tile.BS
-    embedding_chunk = _chunk_of_samples(n, processors, 1)
+    embedding_chunk = _chunk_of_samples(n, processors, 1, settings)
     embeddings = programs * groups if blocks == 1 else ceil_div(n, embedding_chunk)
     offset = round_up(embeddings, 32)
     constants = {"K": k, "D": d}
@@ -214,7 +215,7 @@ def plan_gradient(
 ) -> GradientPlan:
     settings = gpus.STREAMING[family, itemsize]
     tile = sample_tile(k, d, settings._replace(gram=None), embedding_target != -1.0, aligned)
-    chunk = _chunk_of_samples(n, processors, tile.BS)
+    chunk = _chunk_of_samples(n, processors, tile.BS, settings)
     by_class = num_classes > GATHERED_CLASSES
     options = KernelOptions(K=k, D=d, TARGET=embedding_target, SORTED=by_class, **tile.options(aligned))
     if not tile.BK:
@@ -235,9 +236,10 @@ def plan_terms(
     return KernelOptions(K=k, D=d, **tile, **targets, num_warps=8, enable_fp_fusion=False)  # see `SampleTile.options`
 
 
-def _chunk_of_samples(n: int, processors: int, samples: int) -> int:
+def _chunk_of_samples(n: int, processors: int, samples: int, settings: gpus.StreamingSettings) -> int:
     """Samples of a program that keeps nothing: some waves of programs, but not a launch per step of `samples`."""
-    return samples * max(1, min(16, n // (32 * samples * processors)))
+    steps = n // (settings.gradient_programs * samples * processors)
+    return samples * max(1, min(settings.gradient_steps, steps))
 
 
 def ceil_div(a: int, b: int) -> int:
