@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -112,7 +113,7 @@ def main(argv: list[str]) -> int:
     rows = []
     for itemsize in options.bytes:
         ranked = []
-        rank = (lambda size=itemsize: compiled_rank(family, size)) if options.dry else timed_rank(itemsize, options.n)
+        rank = partial(compiled_rank, family, itemsize) if options.dry else timed_rank(itemsize, options.n)
         for settings in candidates(gpus.STREAMING[family, itemsize]):
             with using(family, itemsize, settings):
                 ranked.append((rank(), settings))

@@ -153,8 +153,8 @@ def plan_statistics(
     embeddings = programs * groups if blocks == 1 else ceil_div(n, embedding_chunk)
     offset = round_up(embeddings, 32)
     constants = {"K": k, "D": d}
-    streaming = {"SLOT": slot, "LOCAL": local, "BL": LABELS}
-    if tile.PK:
+    streaming: dict[str, Any] = {"SLOT": slot, "LOCAL": local, "BL": LABELS}
+    if tile.PK and settings.gram is not None:
         streaming["STAGES"] = settings.gram.stages
     else:
         streaming["TARGET"] = embedding_target
