@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,10 @@ BACKENDS = ("auto", "triton", "numba", "torch", "reference")
 PAIRS = ("class", "sample")
 PRECISIONS = ("highest", "high", "medium")
 COMPONENTS = ("fd", "nfd", "md", "ed")
-INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+INTEGER_DTYPES = (
+    *(torch.int64, torch.int32, torch.int16, torch.int8),
+    *(torch.uint64, torch.uint32, torch.uint16, torch.uint8),
+)
 STATISTICS_DTYPE = {
     torch.float64: torch.float64,
     torch.float32: torch.float32,
@@ -33,7 +37,7 @@ def resolve_target(name: str, target: Target, parts: int) -> float:
         if target != "simplex":
             raise ValueError(f'{name}: expected "simplex" or a number in [-1, 1], got {target!r}')
         return -1.0 if parts == 1 else -1.0 / (parts - 1)
-    if isinstance(target, bool) or not isinstance(target, int | float):
+    if isinstance(target, bool) or not isinstance(target, Real):
         raise TypeError(f'{name}: expected "simplex" or a number in [-1, 1], got {type(target).__name__}')
     if not -1.0 <= target <= 1.0:
         raise ValueError(f'{name}: expected "simplex" or a number in [-1, 1], got {target}')
@@ -76,9 +80,15 @@ def check_targets(targets: Tensor, n: int, device: torch.device, ignore_index: i
         raise ValueError(f"targets: expected shape ({n},), one label per sample; got {tuple(targets.shape)}")
     if targets.device != device:
         raise ValueError(f"targets: expected device {device} as the embeddings', got {targets.device}")
-    if not isinstance(ignore_index, int) or isinstance(ignore_index, bool):
-        raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
+    check_ignore_index(ignore_index)
     return targets.long()
+
+
+def check_ignore_index(ignore_index: int) -> int:
+    """`ignore_index`, an int; TypeError."""
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
+        raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
+    return int(ignore_index)
 
 
 def check_attention(attention: Tensor) -> None:
@@ -121,7 +131,7 @@ def check_same_batch(logits: Tensor, embeddings: Tensor) -> None:
 def check_ce_settings(
     ce_weight: Tensor | None, logit_adjustment: Tensor | None, label_smoothing: float, num_classes: int
 ) -> None:
-    """ce_weight and logit_adjustment None or (C,) floating, label_smoothing in [0, 1]."""
+    """ce_weight and logit_adjustment None or (C,) floating without gradient, label_smoothing in [0, 1]."""
     for name, value in (("ce_weight", ce_weight), ("logit_adjustment", logit_adjustment)):
         if value is None:
             continue
@@ -131,7 +141,11 @@ def check_ce_settings(
                 f"{name}: expected shape ({num_classes},) and a floating dtype, "
                 f"got {tuple(value.shape)} {_name(value.dtype)}"
             )
-    if not 0.0 <= label_smoothing <= 1.0:
+        if value.requires_grad:
+            raise ValueError(f"{name}: carries no gradient, got a tensor that requires grad; pass {name}.detach()")
+    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, Real):
+        raise TypeError(f"label_smoothing: expected a number in [0, 1], got {type(label_smoothing).__name__}")
+    if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected a number in [0, 1], got {label_smoothing}")
 
 
@@ -154,23 +168,24 @@ def check_components(components: Collection[str] | Mapping[str, float]) -> Compo
 
 def check_weight(name: str, value: float) -> None:
     """A finite number of at least 0; TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not 0 <= value < float("inf"):
         raise ValueError(f"{name}: expected a finite number of at least 0, got {value}")
 
 
-def check_lambda(lambd: float | Tensor) -> None:
-    """A number or 0-d tensor, finite and at least 0; a tensor's value is looked at where that is free (eager, CPU)."""
+def check_lambda(lambd: float | Tensor) -> float | Tensor:
+    """λ: a number or 0-d tensor, finite, at least 0; a tensor's value is looked at where that is free (eager, CPU)."""
     if not isinstance(lambd, Tensor):
         check_weight("lambd", lambd)
-        return
+        return float(lambd)
     if lambd.dim() != 0 or not lambd.dtype.is_floating_point:
         raise TypeError(f"lambd: expected a number or a 0-d floating tensor, got {_name(lambd.dtype)} {lambd.shape}")
     if lambd.requires_grad:
         raise ValueError("lambd: carries no gradient, got a tensor that requires grad; pass lambd.detach()")
     if looks_at_labels(lambd, None):
         check_weight("lambd", lambd.item())
+    return lambd
 
 
 def check_pairs(pairs: str, precision: str) -> None:
@@ -187,12 +202,13 @@ def check_backend(backend: str) -> None:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {backend!r}")
 
 
-def check_positive_int(name: str, value: int) -> None:
-    """An int of at least 1; TypeError or ValueError."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def check_positive_int(name: str, value: int) -> int:
+    """`value`, an int of at least 1; TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < 1:
         raise ValueError(f"{name}: expected at least 1, got {value}")
+    return int(value)
 
 
 def check_labels(targets: Tensor, num_classes: int, ignore_index: int, validate: bool | None) -> None:

@@ -11,8 +11,8 @@ from adcorre import checks
 class EmbeddingSpace(nn.Module):
     """Pooled features -> (logits, embeddings), on top of any backbone.
 
-    k layers Linear(in_features, d) (kept as one Linear(in_features, k d): the same parameters, one matrix product),
-    each vector L2-normalised, concatenated, dropout, classifier Linear(k d, num_classes). With k = num_classes and 2048
+    k layers Linear(in_features, d) (stored as one Linear(in_features, k d): the same parameters, one matrix product),
+    each vector L2-normalized, concatenated, dropout, classifier Linear(k d, num_classes). With k = num_classes and 2048
     features on timm's `legacy_xception` the parameter counts are those of the paper's Table 11.
 
     Args:
@@ -25,12 +25,10 @@ class EmbeddingSpace(nn.Module):
 
     def __init__(self, in_features: int, num_classes: int, k: int = 7, d: int = 256, dropout: float = 0.5) -> None:
         super().__init__()
-        for name, value in (("in_features", in_features), ("num_classes", num_classes), ("k", k), ("d", d)):
-            checks.check_positive_int(name, value)
-        self.in_features = in_features
-        self.num_classes = num_classes
-        self.k = k
-        self.d = d
+        self.in_features = in_features = checks.check_positive_int("in_features", in_features)
+        self.num_classes = num_classes = checks.check_positive_int("num_classes", num_classes)
+        self.k = k = checks.check_positive_int("k", k)
+        self.d = d = checks.check_positive_int("d", d)
         self.embed = nn.Linear(in_features, k * d)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(k * d, num_classes)

@@ -25,7 +25,10 @@ TARGETS = {
     for name in FAMILIES
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-TYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32", torch.int64: "i64"}
+TYPES = {
+    torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16",
+    torch.int32: "i32", torch.int64: "i64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Launch:
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Within, launches are written down instead of being made; tensors may be on the meta device."""
+    """Record launches instead of running them; tensors may be on the meta device."""
     launches: list[Launch] = []
 
     def run(kernel: JITFunction, *positional: Any, grid: tuple[int, ...], warmup: bool, **named: Any) -> None:
@@ -76,13 +79,16 @@ def compile_launch(launch: Launch, target: str) -> Any:
     for position, name in enumerate(launch.kernel.arg_names):
         value = launch.constants[name] if name in launch.constants else launch.arguments[name]
         is_one = isinstance(value, int) and value == 1 and name not in free
-        if name in launch.constants or is_one:
+        if name in launch.constants or is_one or value is None:
             signature[name] = "constexpr"
             constants[(position,)] = value
             continue
         if isinstance(value, torch.Tensor):
             signature[name] = "*" + TYPES[value.dtype]
             aligned = value.storage_offset() * value.element_size() % 16 == 0
+        elif isinstance(value, float):
+            signature[name] = "fp32"
+            continue
         else:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             aligned = value % 16 == 0 and name not in free
@@ -132,10 +138,10 @@ def on_cubin(compiled: Any, tool: str, *options: str) -> str:
 
 
 def _first(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    if found is None:
+    match = re.search(pattern, text)
+    if match is None:
         raise ValueError(f"no {pattern!r} in the tool's report")
-    return found[1]
+    return match[1]
 
 
 def loss_launches(

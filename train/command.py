@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
+import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from train.disk import read_json
 from train.entry import Parser, exit_code
 from train.errors import UserError
+from train.settings import add_options
 
 if TYPE_CHECKING:
     import torch
@@ -26,10 +28,11 @@ class _ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class CommandParser(Parser):
-    def __init__(self, name: str, description: str) -> None:
+    def __init__(self, name: str, description: str, epilog: str = "") -> None:
         super().__init__(
             prog=f"python -m train.{name}",
             description=description,
+            epilog=epilog,
             allow_abbrev=False,
             formatter_class=_ShowDefaults,
         )
@@ -40,13 +43,7 @@ class CommandParser(Parser):
 
 def add_seed_and_device(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help=f"seed of {seeds}")
-    add_device(parser)
-
-
-def add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", default="auto", choices=("auto", "cpu", "cuda"), help="where to run; auto = a GPU if there is one"
-    )
+    add_options(parser, "device")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -71,11 +68,15 @@ def at_least(least: int, number: Callable[[str], Any] = int) -> Callable[[str], 
     return parse
 
 
-def execute(parser: CommandParser, command: Callable[[Any], Any], arguments: Sequence[str] | None = None) -> int:
-    """The exit code of a command whose result is of no concern."""
+def execute(parser: CommandParser, function: str, arguments: Sequence[str] | None = None) -> int:
+    """Call `function`, named as module:name, with the options as its keywords. Returns the exit code.
+
+    Its module is imported after the options are read: --help and their errors do not wait for PyTorch.
+    """
 
     def call() -> int:
-        command(parser.parse(arguments))
+        options = vars(parser.parse(arguments))
+        pkgutil.resolve_name(function)(**options)
         return 0
 
     return exit_code(call)
@@ -101,8 +102,5 @@ def run_settings(path: Path) -> dict[str, Any]:
     for folder in (path, path.parent):
         file = folder / "settings.json"
         if file.is_file():
-            try:
-                return dict(json.loads(file.read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise UserError(f"{file}: cannot read the settings: {error}") from error
+            return dict(read_json(file))
     return {}

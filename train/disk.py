@@ -3,10 +3,13 @@
 NFS, SMB, Lustre and FUSE may have no locks and no fsync of a folder, Windows no fsync of what was opened to be read.
 """
 
+import codecs
+import csv
 import errno
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -97,6 +100,41 @@ def write_json(path: Path, content: Any) -> None:
     partial.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=True) + "\n", encoding="utf-8")
     sync(partial)
     os.replace(partial, path)
+
+
+def encoding_of(file: Path) -> str:
+    """UTF-16 where the file begins with its mark (Notepad's "Unicode"), else UTF-8 with a mark or without."""
+    with file.open("rb") as opened:
+        return "utf-16" if opened.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def read_text(file: Path) -> str:
+    """The text of a file that an editor may have saved. Raises UserError where it is no Unicode, or cannot be read."""
+    try:
+        return file.read_text(encoding=encoding_of(file))
+    except UnicodeError as error:
+        raise UserError(f"{file}: expected text in UTF-8, got other bytes ({error}): save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot read it: {error.strerror or error}") from error
+
+
+def read_json(file: Path) -> Any:
+    """Raises UserError where the file cannot be read or is no JSON."""
+    try:
+        return json.loads(read_text(file))
+    except ValueError as error:
+        raise UserError(f"{file}: cannot read it, expected JSON: {error}") from error
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a table of this program, by column name. Raises UserError where the file cannot be read."""
+    return list(csv.DictReader(read_text(file).splitlines()))
+
+
+def write_rows(file: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table, its first row the columns' names."""
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        csv.writer(opened).writerows(rows)
 
 
 def write_error(error: BaseException) -> OSError:

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from train.command import CommandParser, add_data, add_seed_and_device, at_least, execute
 
@@ -13,27 +12,23 @@ def parser() -> CommandParser:
         "evaluate",
         "Evaluate the best checkpoint of a run: accuracy, average accuracy, precision, recall, F1 (the paper's Tables "
         "5 to 7) with bootstrap intervals, confusion matrix (Fig. 4), t-SNE (Fig. 5), correlations within and between "
-        "classes and between the k embedding vectors, samples right and wrong (Fig. 7).",
+        "classes and between the k embedding vectors, retrieval by nearest neighbours (precision at 1, R-precision, "
+        "MAP@R), samples right and wrong (Fig. 7).",
     )
     result.add_argument("run", metavar="RUN", type=Path, help="run folder, or a checkpoint folder in it")
     add_data(result)
     result.add_argument("--flip", action="store_true", help="average the probabilities with the mirror image's")
     result.add_argument("--resamples", type=at_least(1), default=1000, help="of the bootstrap")
     result.add_argument("--tsne", type=at_least(0), default=1000, metavar="N", help="samples of the t-SNE; 0: none")
+    result.add_argument("--retrieval", type=at_least(0), default=10000, metavar="N", help="samples of it; 0: none")
     result.add_argument("--samples", type=at_least(0), default=4, metavar="N", help="faces right and wrong; 0: none")
     result.add_argument("--out", type=Path, help="folder of what comes out (default: RUN/evaluation-SPLIT)")
     add_seed_and_device(result, "the bootstrap, t-SNE and the samples shown")
     return result
 
 
-def run(options: Any) -> None:
-    from train.analysis.evaluation_folder import evaluate_run
-
-    evaluate_run(**vars(options))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    return execute(parser(), run, arguments)
+    return execute(parser(), "train.analysis.evaluate:evaluate_run", arguments)
 
 
 if __name__ == "__main__":

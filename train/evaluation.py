@@ -1,6 +1,5 @@
 """What a classifier is worth on a split: every sample counted once."""
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,11 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from train.data.base import display_width
 from train.data.loading import Batches
+from train.disk import write_rows
+
+COLLAPSED = 0.95  # share of the predictions that are one class
 
 
 @dataclass(frozen=True)
@@ -59,53 +62,43 @@ class Evaluation:
             "classes": per_class,
         }
 
+    @property
+    def collapse(self) -> str:
+        """A note where nearly all samples are predicted as one class, though not nearly all are of it; else ""."""
+        predicted = self.confusion.sum(axis=0)
+        most = int(predicted.argmax())
+        share, own = (int(count) / self.samples for count in (predicted[most], self.support[most]))
+        if share < COLLAPSED or own > 0.8:
+            return ""
+        return (
+            f"note: collapsed: {share:.0%} of the images are predicted as {self.class_names[most]} ({own:.0%} are). "
+            "More epochs, a lower --lambd, --lambd-warmup or another --lr may help"
+        )
+
     def summary(self) -> str:
         note = f" (average over {len(self.class_names) - len(self.absent)} classes; none of " if self.absent else ""
         note += ", ".join(self.absent) + ")" if self.absent else ""
         return f"accuracy {self.accuracy:.4f}  average accuracy {self.average_accuracy:.4f}{note}"
 
     def table(self) -> str:
-        lines = [f"{'':<10}{'precision':>10}{'recall':>10}{'F1':>10}{'samples':>10}"]
+        width = max(9, *map(display_width, self.class_names)) + 1
+        lines = [f"{'':<{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'samples':>10}"]
         for name, *figures, count in self._rows():
             shown = "".join(f"{'-':>10}" if math.isnan(figure) else f"{figure:>10.4f}" for figure in figures)
-            lines.append(f"{name:<10}{shown}{count:>10,}")
+            lines.append(f"{name}{' ' * (width - display_width(name))}{shown}{count:>10,}")
         return "\n".join(lines)
 
     def write_tables(self, confusion: Path, per_class: Path) -> None:
-        with confusion.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["true \\ predicted", *self.class_names])
-            writer.writerows([name, *row] for name, row in zip(self.class_names, self.confusion.tolist(), strict=True))
-        with per_class.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["class", "precision", "recall", "f1", "samples"])
-            writer.writerows(
-                [name, *("" if x is None else x for x in map(_or_none, row)), n] for name, *row, n in self._rows()
-            )
+        counts = zip(self.class_names, self.confusion.tolist(), strict=True)
+        write_rows(confusion, [["true \\ predicted", *self.class_names], *([name, *row] for name, row in counts)])
+        figures = [[name, *("" if x is None else x for x in map(_or_none, row)), n] for name, *row, n in self._rows()]
+        write_rows(per_class, [["class", "precision", "recall", "f1", "samples"], *figures])
 
     def draw_confusion(self, path: Path, title: str) -> None:
-        """The confusion matrix as a picture: the share of each true class, with the counts below."""
-        import matplotlib
+        """The confusion matrix as a picture."""
+        from train.analysis.pictures import draw_confusion  # here: matplotlib is needed for nothing else
 
-        matplotlib.use("agg")
-        from matplotlib import pyplot
-
-        totals = self.confusion.sum(axis=1, keepdims=True)
-        share = np.divide(self.confusion, totals, out=np.zeros(self.confusion.shape), where=totals > 0)
-        size = 2.0 + 0.8 * len(self.class_names)
-        figure, axes = pyplot.subplots(figsize=(size, size), layout="constrained")
-        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        for row, column in np.ndindex(*share.shape):
-            text = f"{100 * share[row, column]:.1f}\n{self.confusion[row, column]}" if totals[row] else "–"
-            color = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
-        axes.set_xticks(range(len(self.class_names)), self.class_names, rotation=45, ha="right")
-        axes.set_yticks(range(len(self.class_names)), self.class_names)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
-        axes.set_title(f"{title}\n% of the true class, and images", fontsize=10)
-        figure.savefig(path, dpi=120)
-        pyplot.close(figure)
+        draw_confusion(path, self.confusion, self.class_names, title)
 
     def _rows(self) -> list[tuple[str, float, float, float, int]]:
         return list(zip(self.class_names, self.precision, self.recall, self.f1, self.support, strict=True))

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from train.command import CommandParser, add_seed_and_device, at_least, execute
 
@@ -13,7 +12,7 @@ def parser() -> CommandParser:
         "export",
         "Export the best checkpoint of a run, with its preprocessing. onnx: model.onnx, checked against onnxruntime. "
         "torch_export: model.pt2, for torch.export.load. hub: a folder that can be pushed to the Hugging Face hub as "
-        "it is. The first two take RGB images of the right size with values 0 to 1 and normalise them themselves.",
+        "it is. The first two take RGB images of the right size with values 0 to 1 and normalize them themselves.",
     )
     result.add_argument("run", metavar="RUN", type=Path, help="run folder, or a checkpoint folder in it")
     result.add_argument("out", metavar="DIR", type=Path, help="folder to write, new or empty")
@@ -23,14 +22,8 @@ def parser() -> CommandParser:
     return result
 
 
-def run(options: Any) -> None:
-    from train.analysis.exported import export
-
-    export(**vars(options))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    return execute(parser(), run, arguments)
+    return execute(parser(), "train.analysis.export:export", arguments)
 
 
 if __name__ == "__main__":

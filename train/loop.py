@@ -1,46 +1,52 @@
 """The training loop: one run from settings to results."""
 
 import os
-import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
 from adcorre import VirtualBatch
-from train.checkpoint import State, random_state, restore_random, write_checkpoint
-from train.data import Request, Splits, load_data
-from train.data.decoded import uniform_side
-from train.data.loading import evaluation_batches, train_batches
+from train.bars import bar as bar_of
+from train.build import Network, build_batches, build_data, build_network, resolve_run
+from train.checkpoint import State, keep_checkpoints, random_state, restore_random, write_checkpoint
+from train.data import Splits
 from train.entry import explain
 from train.errors import Diverged, UserError
 from train.evaluation import evaluate
-from train.model import build_model
+from train.finetune import inherit_model
 from train.objective import build_objective, check_objective
 from train.optimization import build_optimizer, learning_rate, warmup_notes
 from train.ranks import Ranks, quiet
-from train.report import Totals, check_finite, log_epoch, log_steps, progress
+from train.report import (
+    Totals,
+    check_finite,
+    describe_network,
+    describe_steps,
+    log_epoch,
+    log_steps,
+    next_commands,
+    progress,
+    show_figures,
+)
 from train.resume import (
-    check_same_data,
     conditions,
     describe_data,
     differences,
     find_run,
-    go_on,
     has_ended,
+    load_resumed,
     origin,
     what_is_left,
 )
-from train.run_folder import RunFolder, free_folder, load_trained
+from train.run_folder import RunFolder, load_trained
 from train.settings import Settings, describe
-from train.speed import DTYPES, algorithms, choose, keep_freed_memory, settle
+from train.speed import DTYPES, algorithms
 from train.stopping import Interrupted, Stopped, Watch
-from train.transforms import SMALL, BatchAugmentation
 
 
 def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
@@ -53,7 +59,9 @@ def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
     with quiet(ranks):
         state: State | None = None
         if settings.run.resume and (folder := find_run(settings)):
-            settings, state = go_on(folder, chosen, ranks)
+            settings, state = load_resumed(folder, chosen, ranks)
+        elif settings.model.init_from:
+            settings = inherit_model(settings, chosen)
         device = ranks.device(settings.run.device)
         check_objective(settings, ranks)
         with ranks.joined(device), algorithms(settings.speed.deterministic, device):
@@ -62,9 +70,12 @@ def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
             if settings.speed.threads:
                 torch.set_num_threads(settings.speed.threads)
             with Watch(ranks, settings.run.checkpoint_minutes) as watch:
-                trained = Run(settings, ranks, device, state, watch)
+                settings = resolve_run(settings, ranks, device, state)
+                data = build_data(settings, state)
+                network, settings = build_network(settings, data.train.class_names, ranks, device, state)
+                loop = Run(settings, data, network, ranks, device, state, watch)
                 try:
-                    trained.train()
+                    loop.train()
                 except (OSError, RuntimeError) as error:
                     if message := explain(error):
                         raise UserError(f"{message}; {what_is_left(Path(settings.run.out))}") from error
@@ -72,84 +83,43 @@ def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
 
 
 class Run:
-    """Everything that a run is made of, and what it does with it."""
+    """The loop over a run's data and model. `settings` have no "auto" left."""
 
     def __init__(
-        self, settings: Settings, ranks: Ranks, device: torch.device, state: State | None, watch: Watch
+        self,
+        settings: Settings,
+        data: Splits,
+        network: Network,
+        ranks: Ranks,
+        device: torch.device,
+        state: State | None,
+        watch: Watch,
     ) -> None:
         self.settings, self.ranks, self.device, self.watch = settings, ranks, device, watch
-        asked, speed, seed = settings.data, settings.speed, settings.run.seed
-        out = Path(settings.run.out)
-        if ranks.first and not state:
-            out = free_folder(settings.run.out, settings.run.overwrite)
-        workers = asked.workers if asked.workers >= 0 else default_workers(device, ranks)
-        settings.run.out, settings.run.device, asked.workers = str(out), device.type, workers
-
-        data = load(settings)
-        self.data = describe_data(data)
-        self.class_names = data.train.class_names
-        if state:
-            check_same_data(state, data)
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        architecture = settings.model if not state else fresh(settings)
-        self.model, self.preprocessing = build_model(architecture, len(self.class_names), asked.image_size)
-        self.model.to(device)
-        kept = device.type == "cpu" and keep_freed_memory()
-        trials = ranks.first_ones(choose(self.model, speed, asked.image_size, asked.batch_size, device))
-        settle(speed, trials)
-        memory_format = torch.channels_last if speed.channels_last == "yes" else torch.contiguous_format
-        self.model.to(memory_format=memory_format)
+        self.parent = network.parent
+        self.data, self.class_names = describe_data(data), data.train.class_names
+        self.model, self.preprocessing = network.model, network.preprocessing
         self.loss_fn = build_objective(settings.loss, settings.model, data.train, device, ranks)
         self.optimizer = build_optimizer(self.model, settings.optimizer)
         decay = settings.optimizer.ema
         self.ema = ModelEmaV3(self.model, decay, use_warmup=True) if decay else None
-        self.scaler = torch.amp.GradScaler(device.type, enabled=speed.amp == "fp16")
-
-        batch, pin = asked.batch_size, device.type == "cuda"
-        if asked.augment == "auto":
-            asked.augment = "batch" if device.type == "cuda" or asked.image_size <= SMALL else "loading"
-        later = BatchAugmentation(self.preprocessing, asked) if asked.augment == "batch" else None
-        side = uniform_side(data.train)
-        self.steps = train_batches(
-            data.train,
-            self.preprocessing.raw(side) if later else self.preprocessing.training(asked),
-            batch,
-            workers,
-            pin,
-            seed,
-            chunks=asked.virtual_batch,
-            ranks=ranks,
-            device=device,
-            memory_format=memory_format,
-            order=asked.sampler,
-            augmentation=later,
-        )
-        plain = self.preprocessing.evaluation()
-        self.validation_batches = evaluation_batches(data.validation, plain, batch, workers, pin, ranks)
-        self.test_batches = evaluation_batches(data.test, plain, batch, workers, pin, ranks)
-
+        self.scaler = torch.amp.GradScaler(device.type, enabled=settings.speed.amp == "fp16")
+        self.batches = build_batches(settings, data, network, ranks, device)
+        self.steps = self.batches.train
         self.epoch, self.done, self.step = 1, 0, 0  # the epoch at hand, and the steps done in it and in all
         self.best_epoch, self.best_figure = 0, -1.0
         self.finished: dict[str, Any] = {}  # the description of the model after the last whole epoch
         self.totals = Totals(device)
         self.conditions = conditions(device)
-        self.folder = self.open_folder(out, state)
-        print(f"{data.report}\n\n{describe(settings)}\n")
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        print(f"{settings.model.backbone}: {parameters:,} parameters, on {device}; run folder {out}", flush=True)
-        layout = "channels_last" if speed.channels_last == "yes" else "contiguous"
-        measured = f" (images/s measured, forward and backward: {', '.join(map(str, trials))})" if trials else ""
-        print(f"{speed.amp if speed.amp != 'none' else 'float32'}, {layout}{measured}", end="")
-        print("; freed memory is kept" if kept else "", flush=True)
+        self.folder = self.open_folder(Path(settings.run.out), state)
+        print(f"{data.report}\n\n{describe(settings)}")
+        describe_network(network, settings, device)
+        print(describe_steps(self.steps, settings, ranks), flush=True)
         for note in warmup_notes(settings, len(self.steps)):
             print(note, flush=True)
-        if ranks.world > 1:
-            print(f"{ranks.world} processes: {self.steps.sampler.sizes[0]:,} images a step", flush=True)
         if not ranks.first:
-            torch.manual_seed(seed + (ranks.rank << 32))  # dropout of its own
-        if speed.compile:
+            torch.manual_seed(settings.run.seed + (ranks.rank << 32))  # dropout of its own
+        if settings.speed.compile:
             self.model.compile()
         self.step_of = VirtualBatch(ranks.wrapped(self.model, device), self.loss_fn)
         if state:
@@ -164,7 +134,7 @@ class Run:
             "versions": self.conditions,
             "processes": self.ranks.world,
             "started": origin(),
-        }
+        } | ({"parent": self.parent} if self.parent else {})
         return RunFolder.again(out, about, state["logs"]) if state else RunFolder(out, about)
 
     @property
@@ -173,13 +143,18 @@ class Run:
         return self.ema.module if self.ema else self.model
 
     @property
+    def reached(self) -> int:
+        """The epoch that the last step belongs to."""
+        return self.epoch if self.done else self.epoch - 1
+
+    @property
     def ended(self) -> bool:
         return has_ended(self.settings, self.epoch, self.best_epoch)
 
     def train(self) -> None:
         epochs, patience = self.settings.optimizer.epochs, self.settings.optimizer.patience
         results = Path(self.settings.run.out) / "results.json"
-        if self.ranks.first_ones(self.ended and results.exists()):
+        if self.ranks.broadcast_from_first(self.ended and results.exists()):
             print(f"this run has ended: {results}")
             return
         self.watch.training = True
@@ -203,6 +178,8 @@ class Run:
         bar = progress(self.steps, self.epoch, self.done, settings)
         for chunks, images in bar:
             rate = self.one_step(chunks, images)
+            if not bar.disable:
+                show_figures(bar, self.totals)
             if self.folder and self.step % settings.run.log_every == 0:
                 log_steps(self.folder, bar, self.totals, self.epoch, self.step, rate, self.class_names, settings)
             signal, due = self.watch.poll()
@@ -216,7 +193,12 @@ class Run:
 
         for module in (self.model, self.ema.module) if self.ema else (self.model,):
             self.ranks.broadcast(module, buffers_only=True)
-        found = evaluate(self.evaluated, self.watch.over(self.validation_batches), self.class_names, self.device)
+        found = evaluate(
+            self.evaluated,
+            self.watch.over(bar_of(self.batches.validation, "validation")),
+            self.class_names,
+            self.device,
+        )
         figure = getattr(found, settings.run.select)
         better = figure > self.best_figure
         if better:
@@ -234,7 +216,7 @@ class Run:
         optimizer, settings = self.optimizer, self.settings
         rate = learning_rate(settings.optimizer, self.step, len(self.steps))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)  # older checkpoints have none
         optimizer.zero_grad(set_to_none=True)
         amp, scaler = settings.speed.amp, self.scaler if self.scaler.is_enabled() else None
         with torch.autocast(self.device.type, DTYPES[amp], enabled=amp != "none"):
@@ -256,7 +238,7 @@ class Run:
         trained = load_trained(folder.path, self.device, "best") if folder else None
         model = trained.model if trained else self.model
         self.ranks.broadcast(model)
-        test = evaluate(model, self.watch.over(self.test_batches), self.class_names, self.device)
+        test = evaluate(model, self.watch.over(bar_of(self.batches.test, "test")), self.class_names, self.device)
         if not folder or not trained:
             return
         about = trained.description
@@ -266,7 +248,10 @@ class Run:
         folder.close()
         print(f"\nbest checkpoint: epoch {about['epoch']}, chosen by validation {select.replace('_', ' ')}")
         print(f"validation ({validation['samples']:,} images): {about['summary']}")
-        print(f"test ({test.samples:,} images): {test.summary()}\n\n{test.table()}\n\nwritten to {folder.path}")
+        print(f"test ({test.samples:,} images): {test.summary()}\n\n{test.table()}\n")
+        print(f"{test.collapse}\n" if test.collapse else "", end="")
+        keep_checkpoints(folder.path, self.settings.run.keep)
+        print(f"written to {folder.path}\n{next_commands(folder.path)}", flush=True)
 
     def description(self) -> dict[str, Any]:
         """What has to be known to use the weights."""
@@ -304,7 +289,7 @@ class Run:
         tensors = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
         if not self.totals.finite() or not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise Diverged(
-                f"the loss or a weight is no longer finite (epoch {self.epoch}, step {self.step}): no checkpoint was "
+                f"the loss or a weight is no longer finite (epoch {self.reached}, step {self.step}): no checkpoint was "
                 f"written; {what_is_left(self.folder.path)}. A lower --lr or --lambd, or --clip, may help"
             )
         state = {
@@ -312,6 +297,7 @@ class Run:
             "data": self.data,
             "processes": self.ranks.world,
             "conditions": self.conditions,
+            "parent": self.parent,
             "epoch": self.epoch,
             "done": self.done,
             "step": self.step,
@@ -340,36 +326,8 @@ class Run:
         self.loss_fn.load_state_dict(state["loss"])
         self.totals.restore(state["totals"])
         self.publish()
-        print(f"going on in epoch {self.epoch}, after step {self.step}", flush=True)
+        print(f"going on {'in' if self.done else 'after'} epoch {self.reached}, after step {self.step}", flush=True)
         if note := differences(state["conditions"], self.conditions):
             print(note, flush=True)
         if state["processes"] == self.ranks.world:  # else nothing is drawn any more
             restore_random(state["random"][self.ranks.rank], self.device)
-
-
-def load(settings: Settings) -> Splits:
-    asked = settings.data
-    request = Request(
-        image_size=asked.image_size,
-        protocol=asked.protocol,
-        validation_fraction=asked.validation_fraction,
-        limit=asked.limit,
-        seed=settings.run.seed,
-        on_broken=asked.on_broken,
-        classes=asked.classes,
-        votes=asked.votes,
-        cache=asked.cache,
-    )
-    return load_data(asked.data, request)
-
-
-def fresh(settings: Settings) -> Any:
-    """The model's settings without pretrained weights: a checkpoint's take their place."""
-    architecture = type(settings.model)(**vars(settings.model))
-    architecture.pretrained = False
-    return architecture
-
-
-def default_workers(device: torch.device, ranks: Ranks) -> int:
-    cores = torch.multiprocessing.cpu_count() // ranks.local_world
-    return max(1, min(8, cores)) if device.type == "cuda" else 0

@@ -82,7 +82,7 @@ class Ranks:
         torch.distributed.all_gather_object(values, value)
         return values
 
-    def first_ones(self, value: T) -> T:
+    def broadcast_from_first(self, value: T) -> T:
         """Rank 0's value."""
         values = [value]
         if self.world > 1:

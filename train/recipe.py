@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from train.disk import read_text
 from train.errors import UserError
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -14,6 +15,16 @@ FOLDER = Path(__file__).parent / "recipes"
 
 def names() -> list[str]:
     return sorted(file.stem for file in FOLDER.glob("*.yaml"))
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"set twice: {', '.join(twice)}", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 @cache
@@ -26,8 +37,8 @@ def read_recipe(name: str) -> Mapping[str, Any]:
     if not file.is_file():
         raise UserError(f"--recipe {name}: no such file, nor one of {', '.join(names())}")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(read_text(file), _Loader)
+    except yaml.YAMLError as error:
         raise UserError(f"--recipe {name}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"--recipe {name}: expected lines `setting: value`, got {type(content).__name__}")

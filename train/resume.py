@@ -1,6 +1,6 @@
 """`--resume`: which run goes on, with what settings, and whether its data are still the same."""
 
-import copy
+import math
 import platform
 import shlex
 import subprocess
@@ -25,7 +25,7 @@ from train.settings import Settings, flag, format_value
 
 # What the weights do not depend on. The data are known by their fingerprints, wherever they lie.
 FREE = {"data", "cache", "workers", "device", "recipe", "out", "overwrite", "resume", "threads"}
-FREE |= {"checkpoint_every", "checkpoint_minutes", "log_every"}
+FREE |= {"checkpoint_every", "checkpoint_minutes", "log_every", "keep"}
 
 
 def find_run(settings: Settings) -> Path | None:
@@ -44,30 +44,28 @@ def find_run(settings: Settings) -> Path | None:
         return None
     if any((path / name).exists() for name in ("last", "results.json")):
         raise UserError(f"--resume auto: {path} holds a run without a checkpoint to go on from; choose another --out")
-    settings.run.overwrite = True  # it ended before its first checkpoint
     return None
 
 
-def go_on(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Settings, State]:
+def load_resumed(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Settings, State]:
     """The newest checkpoint of a run, and its settings with what may change of the `chosen` ones in their place.
 
     Raises UserError naming whatever was chosen otherwise than the run has it.
     """
     state = read_checkpoint(run)
-    settings = Settings.of(copy.deepcopy(state["settings"]))
-    groups = [vars(group) for group in vars(settings).values()]
-    refused = []
-    for name, value in chosen.items():
-        group = next(group for group in groups if name in group)
-        if name in FREE or (name == "epochs" and _may_end_later(settings, state, value)):
-            group[name] = value
-        elif value not in (group[name], "auto"):
-            refused.append(f"{flag(name)} {format_value(group[name])}, not {format_value(value)}")
+    settings = Settings.of(state["settings"])
+    before = settings.values()
+    free = {*FREE, "epochs"} if _may_end_later(settings, state, chosen.get("epochs", math.inf)) else FREE
+    refused = [
+        f"{flag(name)} {format_value(before[name])}, not {format_value(value)}"
+        for name, value in chosen.items()
+        if name not in free and value not in (before[name], "auto")
+    ]
     if refused:
         raise UserError(f"--resume {run}: the run has {'; '.join(refused)}. A run goes on as it began")
+    settings = settings.replace({name: chosen[name] for name in free & chosen.keys()})
     _check_processes(run, settings, state, ranks)
-    settings.run.out, settings.run.resume = str(run), str(run)
-    return settings, state
+    return settings.replace({"out": str(run), "resume": str(run)}), state
 
 
 def _check_processes(run: Path, settings: Settings, state: State, ranks: Ranks) -> None:
@@ -98,7 +96,7 @@ def what_is_left(run: Path) -> str:
     return f"the checkpoint {newest.name} is kept in {run}" if newest else "no checkpoint was written before it"
 
 
-def _may_end_later(settings: Settings, state: State, epochs: int) -> bool:
+def _may_end_later(settings: Settings, state: State, epochs: float) -> bool:
     """The inverse schedule does not know the number of epochs."""
     return settings.optimizer.schedule == "inverse" and epochs >= state["epoch"] - 1
 

@@ -2,7 +2,7 @@
 
 settings.json               the resolved settings, versions and data
 steps.csv, epochs.csv       the log; the same figures for TensorBoard in tensorboard/
-validation/                 per-class figures and confusion matrix after each epoch
+validation/epoch-NNN.json   per-class figures and confusion matrix after each epoch
 last/, best/                the model for use: model.safetensors, model.json
 checkpoints/                the whole state of the run, to resume it
 results.json, test-*        the best checkpoint on the validation and test splits
@@ -12,7 +12,6 @@ Files of other names are the user's, wherever they lie: nothing deletes them.
 """
 
 import csv
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from train import checkpoint, owned_folder
-from train.disk import expand, lock, sync, sync_folder, write_error, write_json
+from train.disk import expand, lock, read_json, read_rows, sync, sync_folder, write_error, write_json
 from train.errors import UserError
 from train.evaluation import Evaluation
 from train.model import FaceClassifier, build_model
@@ -39,11 +38,12 @@ LOCK = ".lock"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 MODEL_FILES = (WEIGHTS, DESCRIPTION, f"{DESCRIPTION}.partial")
 EVENTS = "tensorboard/events.out.tfevents.*"
+OLDER = "-confusion.csv", "-confusion.png", "-per-class.csv"  # of runs of earlier versions
 # What a run writes, as patterns: what is deleted where it is replaced.
 OUTPUTS = (
     *("settings.json", "settings.json.partial", "results.json", "results.json.partial", "steps.csv", "epochs.csv"),
     *("test-confusion.csv", "test-confusion.png", "test-per-class.csv", "failed.txt", EVENTS),
-    *(f"validation/epoch-{'[0-9]' * 3}{end}" for end in ("-confusion.csv", "-confusion.png", "-per-class.csv")),
+    *(f"validation/epoch-{'[0-9]' * 3}{end}" for end in (".json", ".json.partial", *OLDER)),
     *(f"{name}{end}/{file}" for name in ("last", "best") for end in ("", ".partial", ".old") for file in MODEL_FILES),
     *(f"{checkpoint.FOLDER}/{name}" for name in (checkpoint.NAME, checkpoint.PARTIAL)),
 )
@@ -68,9 +68,9 @@ def is_run(path: Path) -> bool:
     if owned_folder.is_owned(path, KIND):
         return True
     try:
-        about = json.loads((path / "settings.json").read_text(encoding="utf-8"))
+        about = read_json(path / "settings.json")
         ours = about["settings"].keys() >= {"data", "model", "loss", "run"} and {"data", "versions"} <= about.keys()
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+    except (UserError, AttributeError, KeyError, TypeError):
         return False
     return ours and bool(checkpoint.checkpoints(path) or (path / "last" / DESCRIPTION).is_file())
 
@@ -129,7 +129,7 @@ class RunFolder:
             elif there:
                 os.truncate(file, length)
         file = path / "settings.json"
-        before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        before = read_json(file) if file.is_file() else {}
         write_json(file, {**settings, "started": before.get("started", settings["started"])})
         self._open()
         return self
@@ -146,13 +146,15 @@ class RunFolder:
             if file.exists() and not file.stat().st_size:
                 file.unlink()
             elif file.exists():
-                with file.open(newline="", encoding="utf-8") as lines:
-                    for row in csv.DictReader(lines):
-                        self._plot(name, int(row[over]), {key: float(value) for key, value in row.items()})
+                for row in read_rows(file):
+                    self._plot(name, int(row[over]), {key: float(value) for key, value in row.items()})
         self._board.flush()
 
     def _lock_folder(self) -> None:
         """A lock that ends with the process, and that its children do not inherit."""
+        for link in (self.path / name for name in ("last", "best")):
+            if link.is_symlink():  # its target is the user's; `save` replaces the folder
+                raise UserError(f"{link} is a link, and a run replaces this folder whole: remove the link first")
         try:
             self._lock = lock(self.path, LOCK)
         except BlockingIOError as error:
@@ -185,8 +187,8 @@ class RunFolder:
         return result
 
     def write_validation(self, epoch: int, evaluation: Evaluation) -> None:
-        stem = self.path / "validation" / f"epoch-{epoch:03d}"
-        _write_evaluation(stem, evaluation, f"validation, epoch {epoch}")
+        content = evaluation.as_dict() | {"confusion": evaluation.confusion.tolist()}
+        write_json(self.path / "validation" / f"epoch-{epoch:03d}.json", content)
 
     def write_results(self, results: Mapping[str, Any], test: Evaluation) -> None:
         _write_evaluation(self.path / "test", test, f"test, epoch {results['epoch']}")
@@ -218,9 +220,7 @@ class RunFolder:
     def saved_epoch(self, name: str) -> int:
         """The epoch of the model of that name; 0 if there is none."""
         try:
-            return int(
-                json.loads((find_checkpoint(self.path, name) / DESCRIPTION).read_text(encoding="utf-8"))["epoch"]
-            )
+            return int(read_json(find_checkpoint(self.path, name) / DESCRIPTION)["epoch"])
         except UserError:
             return 0
 
@@ -244,7 +244,7 @@ def load_trained(path: Path, device: torch.device | str = "cpu", name: str = "be
     """
     folder = find_checkpoint(path, name)
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_json(folder / DESCRIPTION)
         if description["format"] != FORMAT:
             raise UserError(f"{folder}: expected checkpoint format {FORMAT}, got {description['format']}")
         shape = description["preprocessing"]

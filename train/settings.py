@@ -7,7 +7,9 @@ what the user gave. A run that is resumed has those it began with.
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from train.entry import Parser, nearest
 from train.errors import UserError
 from train.recipe import names as recipe_names
 from train.recipe import read_recipe
+from train.setting_types import ce_weight, components, target
 
 SYNTHETIC = "synthetic"  # the name of the drawn faces and of their recipe
 
@@ -41,46 +44,10 @@ def option(
     return field(default=default, metadata=extra)
 
 
-def target(text: str) -> float | Literal["simplex"]:
-    if text == "simplex":
-        return "simplex"
-    if not -1 <= (value := _number(text)) <= 1:
-        raise argparse.ArgumentTypeError(f"expected 'simplex' or a number from -1 to 1, got {text!r}")
-    return value
+@dataclass(frozen=True)
+class DataOptions:
+    """How a dataset is read and split, whatever for: `train.data.Request` has these fields too."""
 
-
-def components(text: str) -> tuple[str, ...] | dict[str, float]:
-    """Names by commas, or a weight for each: fd=1,md=0.3."""
-    parts = [part.partition("=") for part in text.lower().split(",") if part not in ("", "none")]
-    names = tuple(name.strip() for name, _, _ in parts)
-    weights = {name: _number(weight) if equals else 1.0 for name, (_, equals, weight) in zip(names, parts, strict=True)}
-    known = set(names) <= {"fd", "nfd", "md", "ed"} and not {"fd", "nfd"} <= set(names)
-    if not known or len(weights) < len(names) or not all(0 <= weight < math.inf for weight in weights.values()):
-        raise argparse.ArgumentTypeError(
-            f"expected some of fd (or nfd), md, ed by commas (weighted: fd=1,md=0.3), or none, got {text!r}"
-        )
-    return weights if "=" in text else names
-
-
-def ce_weight(text: str) -> str | tuple[float, ...]:
-    if text in ("none", "balanced", "effective"):
-        return text
-    weights = tuple(_number(part) for part in text.split(","))
-    if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
-        raise argparse.ArgumentTypeError(f"expected none, balanced, effective or numbers by commas, got {text!r}")
-    return weights
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
-@dataclass
-class DataSettings:
-    data: str = option(SYNTHETIC, "a dataset's folder or file, or 'synthetic' for procedurally drawn faces")
     protocol: str = option(
         "official",
         "FER-2013's test split: official = PrivateTest, with PublicTest for validation; "
@@ -98,14 +65,23 @@ class DataSettings:
         choices=("fail", "skip"),
     )
     cache: str = option("", "folder that keeps the images decoded, for this run and the next", shown="none")
+    limit: int = option(0, "use at most this many images of each split, drawn in proportion (0: all)", low=0)
+    image_size: int = option(224, "side of the square images that the network sees", low=16)
+
+
+@dataclass(frozen=True)
+class DataPath:
+    data: str = option(SYNTHETIC, "a dataset's folder or file, or 'synthetic' for procedurally drawn faces")
+
+
+@dataclass(frozen=True)
+class DataSettings(DataOptions, DataPath):  # in this order --data heads the list: a dataclass begins with its last base
     sampler: str = option(
         "shuffle",
         "order of the training images: shuffle = each once an epoch; balanced = every class equally often; "
         "stream = each once, tar shards read from end to end by the worker that they belong to",
         choices=("shuffle", "balanced", "stream"),
     )
-    limit: int = option(0, "use at most this many images of each split, drawn in proportion (0: all)", low=0)
-    image_size: int = option(224, "side of the square images that the network sees", low=16)
     batch_size: int = option(60, "images per forward pass, on each of torchrun's processes", low=2)
     virtual_batch: int = option(
         1, "batches per step: the exact gradient of all of them together, in the memory of one", low=1
@@ -124,16 +100,25 @@ class DataSettings:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class ModelSettings:
     backbone: str = option("legacy_xception", "any timm model by name")
     pretrained: bool = option(False, "start from timm's pretrained weights (fetched over the network, cached by timm)")
     k: int = option(7, "embedding vectors per image", low=1)
     d: int = option(256, "entries per embedding vector", low=2)
     dropout: float = option(0.5, "dropout before the classifier", low=0, high=0.99)
+    init_from: str = option(
+        "",
+        "start a new run from the best weights of this run (or of a checkpoint folder in it): its backbone, k and d, "
+        "and its image size unless named",
+        shown="none",
+    )
+    freeze: str = option(
+        "none", "what is not trained; a backbone then keeps its BatchNorm statistics too", choices=("none", "backbone")
+    )
 
 
-@dataclass
+@dataclass(frozen=True)
 class LossSettings:
     objective: str = option(
         "adcorre",
@@ -172,18 +157,19 @@ class LossSettings:
     )
     logit_adjustment: float = option(0.0, "cross-entropy of logits + this · log(share of the class)", low=0)
     label_smoothing: float = option(0.0, "label smoothing of cross-entropy", low=0, high=1)
-    backend: str = option("auto", "backend of the loss", choices=("auto", "torch", "triton", "reference"))
+    backend: str = option("auto", "backend of the loss", choices=("auto", "triton", "numba", "torch", "reference"))
 
     def lambd_at(self, step: int) -> float:
         return self.lambd * min(1.0, step / self.lambd_warmup) if self.lambd_warmup else self.lambd
 
 
-@dataclass
+@dataclass(frozen=True)
 class OptimizerSettings:
     epochs: int = option(60, "passes over the training images", low=1)
     patience: int = option(0, "stop after this many epochs without a better --select figure (0: never)", low=0)
     optimizer: str = option("adam", "optimizer, with PyTorch's fused step", choices=("adam", "adamw", "sgd"))
     lr: float = option(1e-3, "learning rate", low=1e-12)
+    lr_backbone: float = option(0.0, "learning rate of the backbone, with the same schedule (0: that of --lr)", low=0)
     beta1: float = option(0.9, "Adam's first beta", low=0, high=0.9999999)
     beta2: float = option(0.999, "Adam's second beta", low=0, high=0.9999999)
     momentum: float = option(0.9, "momentum of sgd (Nesterov's)", low=0, high=0.9999999)
@@ -204,7 +190,7 @@ class OptimizerSettings:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class SpeedSettings:
     amp: str = option(
         "auto",
@@ -219,7 +205,7 @@ class SpeedSettings:
     deterministic: bool = option(False, "PyTorch's deterministic algorithms only; auto is then none and no")
 
 
-@dataclass
+@dataclass(frozen=True)
 class RunSettings:
     recipe: str = option("", "settings by name or YAML file", shown="that of --data synthetic, else none: the paper's")
     out: str = option("", "run folder", shown="runs/<date>-<time>")
@@ -231,15 +217,18 @@ class RunSettings:
     checkpoint_minutes: float = option(
         10.0, "minutes between checkpoints to resume from; there is one after each epoch anyway (0: no others)", low=0
     )
+    keep: int = option(
+        1, "checkpoints to resume from that are left once the run has ended (0: none; it cannot go on then)", low=0
+    )
     select: str = option(
         "accuracy", "validation figure that chooses the best checkpoint", choices=("accuracy", "average_accuracy")
     )
     log_every: int = option(50, "steps between log lines", low=1)
     seed: int = option(0, "seed of weights, order, augmentation, held-out and drawn samples", low=0, high=2**32 - 1)
-    device: str = option("auto", "where to train; auto = a GPU where there is one", choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", "where to compute; auto = a GPU where there is one", choices=("auto", "cpu", "cuda"))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Settings:
     data: DataSettings = field(default_factory=DataSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -254,11 +243,20 @@ class Settings:
     @classmethod
     def of(cls, stored: Mapping[str, Mapping[str, Any]]) -> "Settings":
         """From what `as_dict` gave, through JSON too."""
-        result = cls()
-        for name, values in stored.items():
-            for key, value in values.items():
-                setattr(getattr(result, name), key, tuple(value) if isinstance(value, list) else value)
-        return result
+        flat = {key: value for values in stored.values() for key, value in values.items()}
+        return cls().replace({key: tuple(value) if isinstance(value, list) else value for key, value in flat.items()})
+
+    def values(self) -> dict[str, Any]:
+        """All settings by field name; no two groups share one."""
+        return {key: value for group in vars(self).values() for key, value in vars(group).items()}
+
+    def replace(self, values: Mapping[str, Any]) -> "Settings":
+        """A copy with other values, by field name; names of no field are ignored."""
+        groups = {
+            name: dataclasses.replace(group, **{key: values[key] for key in vars(group).keys() & values.keys()})
+            for name, group in vars(self).items()
+        }
+        return Settings(**groups)
 
 
 def _groups() -> list[tuple[str, tuple[dataclasses.Field[Any], ...]]]:
@@ -269,7 +267,8 @@ def _fields() -> dict[str, dataclasses.Field[Any]]:
     return {item.name: item for _, fields in _groups() for item in fields}
 
 
-NOT_IN_RECIPES = ("data", "recipe", "out", "overwrite", "resume")
+NOT_IN_RECIPES = ("data", "recipe", "out", "overwrite", "resume", "init_from")
+FIRST = ("data", "recipe", "out", "resume", "epochs")  # of --help
 
 
 def recipe_values(name: str) -> dict[str, Any]:
@@ -310,15 +309,17 @@ def layers(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def resolve(given: Mapping[str, Any]) -> Settings:
     """Settings from defaults, the recipe, and the given values (by field name)."""
-    settings = Settings()
-    drawn = given.get("data", settings.data.data) == SYNTHETIC
-    values = layers(given if given.get("recipe") or not drawn else {**given, "recipe": SYNTHETIC})
-    for name, fields in _groups():
-        for item in fields:
-            if item.name in values:
-                setattr(getattr(settings, name), item.name, values[item.name])
-            _check(item, getattr(getattr(settings, name), item.name))
+    drawn = given.get("data", SYNTHETIC) == SYNTHETIC
+    settings = Settings().replace(layers(given if given.get("recipe") or not drawn else {**given, "recipe": SYNTHETIC}))
+    check_bounds(settings.values())
     return settings
+
+
+def check_bounds(values: Mapping[str, Any]) -> None:
+    """UserError where a setting, by field name, is out of its bounds."""
+    for item in _fields().values():
+        if item.name in values:
+            _check(item, values[item.name])
 
 
 def _check(item: dataclasses.Field[Any], value: Any) -> None:
@@ -367,26 +368,63 @@ def parser() -> Parser:
     return result
 
 
-def add_settings(result: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
-    """An option for every setting, `but` those named; the parser's result has only what the user gave."""
+def add_settings(parser: argparse.ArgumentParser, but: tuple[str, ...] = (), hidden: bool = False) -> None:
+    """An option for every setting, `but` those named; the parser's result has only what the user gave.
+
+    `hidden` ones are not in its help.
+    """
+    first = parser.add_argument_group("first of all")
+    for name in FIRST:
+        if name not in but:
+            _add_option(first, _fields()[name], hidden)
     for name, fields in _groups():
-        group = result.add_argument_group(name)
+        group = parser.add_argument_group(name)
         for item in fields:
-            extra: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(item)}
-            if item.name in but:
-                continue
-            if isinstance(item.default, bool):
-                group.add_argument(flag(item.name), action=argparse.BooleanOptionalAction, **extra)
-            else:
-                choices = item.metadata["choices"]
-                metavar = "{" + ",".join(choices) + "}" if choices else item.name.upper()
-                extra |= {"type": item.metadata["parse"], "choices": choices, "metavar": metavar}
-                group.add_argument(flag(item.name), **extra)
+            if item.name not in (*but, *FIRST):
+                _add_option(group, item, hidden)
+
+
+def add_options(parser: argparse.ArgumentParser, *names: str) -> None:
+    """The options of these settings, as `add_settings` adds them."""
+    for name in names:
+        _add_option(parser, _fields()[name])
+
+
+def _add_option(parser: argparse._ActionsContainer, item: dataclasses.Field[Any], hidden: bool = False) -> None:
+    extra: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS if hidden else _help(item)}
+    if isinstance(item.default, bool):
+        parser.add_argument(flag(item.name), action=argparse.BooleanOptionalAction, **extra)
+        return
+    choices = item.metadata["choices"]
+    metavar = "{" + ",".join(choices) + "}" if choices else item.name.upper()
+    extra |= {"type": item.metadata["parse"], "choices": choices, "metavar": metavar}
+    parser.add_argument(flag(item.name), **extra)
+
+
+RESOLVED = {"out", "device", "workers", "augment", "amp", "channels_last", "data", "recipe", "overwrite", "resume"}
 
 
 def describe(settings: Settings) -> str:
-    """The resolved settings as text, a line per group."""
-    lines = []
-    for name, group in settings.as_dict().items():
-        lines.append(f"{name:<10}" + "  ".join(f"{key}={format_value(value)}" for key, value in group.items()))
-    return "\n".join(lines)
+    """What differs from the paper's recipe, by a recipe and by the user; settings.json has every setting."""
+    values = settings.values()
+    try:
+        recipe = recipe_values(settings.run.recipe) if settings.run.recipe else {}
+    except UserError:  # a file that was there when the run began
+        recipe = {}
+    defaults = Settings().values()
+    other = {name for name, value in values.items() if value != {**defaults, **recipe}[name]} - RESOLVED
+    by_recipe = [name for name in values if name in recipe and name not in other and values[name] != defaults[name]]
+    title = f"recipe {settings.run.recipe}" if settings.run.recipe else "recipe: the paper's"
+    lines = [f"{title}: {_listed(values, by_recipe)}" if by_recipe else title]
+    if other:
+        lines.append(f"other than that: {_listed(values, [name for name in values if name in other])}")
+    return "\n".join(textwrap.fill(line, columns(), subsequent_indent="  ") for line in lines)
+
+
+def _listed(values: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {format_value(values[name])}" for name in names)
+
+
+def columns() -> int:
+    """The width of the terminal, 120 at most; 80 where stdout is none and $COLUMNS does not say."""
+    return min(120, shutil.get_terminal_size((80, 24)).columns)

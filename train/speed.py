@@ -7,16 +7,17 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from train.data.base import digest
-from train.data.store import kept
+from train.data.store import cached_dir
 from train.settings import SpeedSettings
 
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,7 +41,7 @@ class Trial:
         return f"{self.amp if self.amp != 'none' else 'float32'} {layout} {self.images_per_second:.0f}"
 
 
-def choose(
+def autotune(
     model: nn.Module, settings: SpeedSettings, image_size: int, batch_size: int, device: torch.device
 ) -> list[Trial]:
     """Forward and backward passes in each of the settings that "auto" leaves open; the one to take comes first.
@@ -57,6 +58,7 @@ def choose(
     found: list[Trial] = []
 
     def make(folder: Path) -> None:
+        print("measuring which dtype and memory layout is faster: some seconds", flush=True)
         began, cpu = time.perf_counter(), time.thread_time()
         found.extend(measure(model, settings, image_size, batch_size, device))
         share = (time.thread_time() - cpu) / (time.perf_counter() - began)
@@ -65,7 +67,7 @@ def choose(
         (folder / "trials.json").write_text(json.dumps([asdict(trial) for trial in found]), encoding="utf-8")
 
     try:
-        folder = kept(f"speed-{key}", make)
+        folder = cached_dir(f"speed-{key}", make)
     except Busy as busy:
         print(
             f"note: something else computes on this machine (speed was measured with {busy} of a processor): the "
@@ -81,7 +83,7 @@ def choose(
 def measure(
     model: nn.Module, settings: SpeedSettings, image_size: int, batch_size: int, device: torch.device
 ) -> list[Trial]:
-    """What `choose` gives, by measuring. Model, gradients and random states are left alone."""
+    """What `autotune` gives, by measuring. Model, gradients and random states are left alone."""
     amps = ("none", "bf16") if settings.amp == "auto" else (settings.amp,)
     layouts = (False, True) if settings.channels_last == "auto" else (settings.channels_last == "yes",)
     cuda = [device] if device.type == "cuda" else []
@@ -109,12 +111,11 @@ def measure(
     return [chosen, *(trial for trial in trials if trial is not chosen)]
 
 
-def settle(settings: SpeedSettings, trials: list[Trial]) -> None:
-    """Put what was chosen, or for want of a measurement the plain settings, in place of "auto"."""
-    amp, layout = (trials[0].amp, trials[0].channels_last) if trials else ("none", False)
-    settings.amp = amp if settings.amp == "auto" else settings.amp
-    if settings.channels_last == "auto":
-        settings.channels_last = "yes" if layout else "no"
+def resolve_speed(settings: SpeedSettings, trials: Sequence[Trial]) -> SpeedSettings:
+    """With the fastest trial's dtype and layout, or without trials the plain ones, in place of "auto"."""
+    fastest = trials[0] if trials else Trial("none", False, 0.0)
+    measured: dict[str, Any] = {"amp": fastest.amp, "channels_last": "yes" if fastest.channels_last else "no"}
+    return replace(settings, **{name: value for name, value in measured.items() if vars(settings)[name] == "auto"})
 
 
 def _in_layout(model: nn.Module, channels_last: bool) -> nn.Module:

@@ -12,7 +12,7 @@ from train.errors import Aborted
 from train.ranks import Ranks
 
 T = TypeVar("T")
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last is a scheduler's warning that time runs out
 
 
 class Stopped(Exception):
@@ -30,7 +30,7 @@ class Interrupted(Exception):
 
 
 class Watch:
-    """SIGTERM, SIGINT and the clock. The first signal is kept until somebody asks; a second one kills as ever.
+    """SIGTERM, SIGINT, SIGUSR1 and the clock. The first signal is kept until somebody asks; a second one kills as ever.
 
     Before `training` is set there is nothing to save: a signal then ends the run at once, by Aborted.
 
@@ -101,6 +101,7 @@ def ignore_in_worker() -> None:
     At the latest so many seconds after the first SIGTERM, which may have come from that process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def once(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

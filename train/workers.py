@@ -110,11 +110,12 @@ def _serve(
 
 
 def default_handlers() -> None:
-    """Forget handlers that were written for the parent. A terminal's Ctrl-C is for the parent alone."""
+    """Forget handlers that were written for the parent. Ctrl-C and a scheduler's SIGUSR1 are for the parent alone."""
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _pickled(error: Exception) -> bytes:

@@ -41,12 +41,12 @@ def bar(op: Op) -> Step:
             named = warps.read(members, "u32")
             return lambda mask: warps.require_converged(op.at, mask, named)
 
-        return Step(bind)
+        return Step(bind, waits=True)
     if not op.has("sync") or op.has("cluster"):
         raise op.unknown()
     name = int(op.operands[0], 0)
     threads = int(op.operands[1], 0) if len(op.operands) > 1 else 0
-    return Step(_nothing, control="bar", barrier=(name, threads))
+    return Step(_nothing, control="bar", barrier=(name, threads), waits=True)
 
 
 @instruction("fence", "membar", "nanosleep", "griddepcontrol", "prefetch", "prefetchu", "discard", "applypriority")

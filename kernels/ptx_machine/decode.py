@@ -31,6 +31,7 @@ class Step:
     control: str = ""  # "bra", "ret", "bar": handled by whoever steps; "yield": a good place to let others run
     target: str = ""  # of a branch
     barrier: tuple[int, int] = (0, 0)  # name and threads (0: all of the block)
+    waits: bool = False  # for the other lanes of its warp
 
 
 def instruction(*names: str) -> Callable[[Callable[[Op], Step]], Callable[[Op], Step]]:

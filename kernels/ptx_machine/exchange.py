@@ -29,7 +29,7 @@ def together(op: Op, members: str | None, bind: Callable[[Warps], Callable[[], C
 
         return run
 
-    return Step(bound)
+    return Step(bound, waits=True)
 
 
 def store(*pairs: tuple[np.ndarray, np.ndarray]) -> Callable[[Mask], None]:

@@ -58,7 +58,8 @@ class Launch:
 
 
 class Runner:
-    """Steps warps through a program. Lanes that part meet again where the lowest of their places comes by."""
+    """Steps warps through a program. Lanes that part meet again where the lowest of their places comes by, or where an
+    instruction waits for the whole warp."""
 
     def __init__(self, launch: Launch, count: int, shared: Shared) -> None:
         self.launch, self.program = launch, launch.program
@@ -209,15 +210,32 @@ class Runner:
             return "done"
         return ""
 
+    def _next(self, alive: np.ndarray) -> np.ndarray:
+        """The lanes at the lowest place; not those that wait there for lanes of their warp that can still come."""
+        assert self.pcs is not None
+        places = np.unique(self.pcs[alive]).tolist()
+        for at in places:
+            if self._returns(at):
+                continue
+            here = alive & (self.pcs == at)
+            if self.program.steps[at].waits:
+                here &= (here == alive).reshape(-1, 32).all(1).repeat(32)
+            if here.any():
+                return here
+        return alive & (self.pcs == places[0])
+
+    def _returns(self, at: int) -> bool:
+        return self.program.steps[at].control == "ret"
+
     def _divergent(self) -> tuple[int, str]:
-        """One stretch for the lanes at the lowest place."""
+        """One stretch for some lanes at one place."""
         pcs = self.pcs
         assert pcs is not None
         alive = (pcs < OVER) & ~self.waiting
         if not alive.any():
             return 1, "barrier" if (pcs < OVER).any() else "done"
-        at = int(pcs[alive].min())
-        active = alive & (pcs == at)
+        active = self._next(alive)
+        at = int(pcs[active][0])
         if active.all():
             self.pc, self.pcs = at, None
             return 0, ""
@@ -234,7 +252,7 @@ class Runner:
                 return used, self._part(active, at, self._guard(at))
             self._one(at)(active)
             at += 1
-            if at == stop or step.control == "yield":
+            if at == stop or step.control == "yield" or self.program.steps[at].waits or self._returns(at):
                 pcs[active] = at
                 return used, ""
 

@@ -1,9 +1,13 @@
 """Bad input: one clear error that says what came and what was expected."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 
 from adcorre import AdaptiveAttentionMap, AdCorreLoss, EmbeddingSpace, VirtualBatch, adcorre_loss, adcorre_terms
+from tests.loss.tools import LINEAR
 
 X = torch.randn(6, 3, 8)
 Y = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -38,7 +42,7 @@ LOGITS = torch.randn(6, 4)
     ],
 )
 def test_terms_name_what_came_and_what_was_expected(x, y, w, error, words) -> None:
-    for backend in ("auto", "torch", "reference"):
+    for backend in ("auto", *LINEAR, "reference"):
         with pytest.raises(error, match=words):
             adcorre_terms(x, y, w, backend=backend)
 
@@ -85,6 +89,11 @@ def test_triton_on_a_cpu_is_a_clear_error() -> None:
         ({"ce_weight": torch.ones(3)}, ValueError, r"ce_weight: expected shape \(4,\)"),
         ({"ce_weight": torch.ones(4).long()}, ValueError, "ce_weight: .*floating dtype, got .*int64"),
         ({"label_smoothing": -0.1}, ValueError, r"label_smoothing: expected a number in \[0, 1\], got -0.1"),
+        ({"label_smoothing": float("nan")}, ValueError, r"label_smoothing: .*got nan"),
+        ({"label_smoothing": "0.1"}, TypeError, r"label_smoothing: expected a number in \[0, 1\], got str"),
+        ({"ignore_index": True}, TypeError, "ignore_index: expected an int, got bool"),
+        ({"ce_weight": torch.ones(4, requires_grad=True)}, ValueError, r"ce_weight: carries no gradient.*detach\(\)"),
+        ({"logit_adjustment": torch.ones(4, requires_grad=True)}, ValueError, "logit_adjustment: carries no gradient"),
     ],
 )
 def test_loss_settings(options, error, words) -> None:
@@ -146,19 +155,35 @@ def test_modules() -> None:
         AdaptiveAttentionMap(4)(torch.zeros(2, 5), torch.zeros(2).long())
 
 
-def test_what_is_refused_says_so() -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_what_is_refused_says_so(backend) -> None:
     """No silent second derivative, no zeros from jvp, no vmap."""
     x = X.double().requires_grad_()
-    total = sum(adcorre_terms(x, Y, W))
+    total = sum(adcorre_terms(x, Y, W, backend=backend))
     (gradient,) = torch.autograd.grad(total, x, create_graph=True)
-    with pytest.raises(RuntimeError, match='backend "torch" has no double backward; backend="reference" has one'):
+    with pytest.raises(RuntimeError, match=f'backend "{backend}" has no double backward; backend="reference" has one'):
         gradient.sum().backward()
 
     def fd(x: torch.Tensor) -> torch.Tensor:
-        return adcorre_terms(x, Y, W).fd
+        return adcorre_terms(x, Y, W, backend=backend).fd
 
     with pytest.raises(RuntimeError):
         torch.func.jvp(fd, (X,), (X,))
     with pytest.raises(RuntimeError):
         torch.func.vmap(fd)(torch.stack((X, X)))
     torch.testing.assert_close(torch.func.grad(fd)(X), torch.autograd.grad(fd(x.float()), x)[0].float())
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float16, np.float64, Fraction])
+def test_numbers_of_any_kind_are_numbers(number) -> None:
+    logits, x, y = torch.randn(6, 4), torch.randn(6, 2, 8), torch.arange(6) % 4
+    settings = {"lambd": 0.5, "between_target": -0.5, "label_smoothing": 0.25, "components": {"fd": 0.5, "md": 1.0}}
+    theirs = {name: number(value) for name, value in settings.items() if name != "components"}
+    theirs["components"] = {name: number(weight) for name, weight in settings["components"].items()}
+    whole = {"num_classes": 4, "window": 3, "ignore_index": 2}
+    ours = AdCorreLoss(**whole, **settings)
+    loss = AdCorreLoss(**{name: np.int64(value) for name, value in whole.items()}, **theirs)
+    for a, b in zip(ours(logits, x, y), loss(logits, x, y), strict=True):
+        assert torch.equal(a, b)
+    assert type(loss.num_classes) is type(loss.ignore_index) is int
+    assert torch.equal(loss(logits, x, y, lambd=number(0.25)).loss, ours(logits, x, y, lambd=0.25).loss)

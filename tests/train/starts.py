@@ -64,8 +64,9 @@ def main() -> int:
                     hung += 1
                 else:
                     failed += process.returncode != 0
+                print(f"start {number + 1}: exit {process.returncode}, {time.monotonic() - began:.0f} s", flush=True)
                 if process.returncode:
-                    print(f"start {number}: exit {process.returncode}\n{said}", flush=True)
+                    print(said, flush=True)
     finally:
         for process in busy:
             process.kill()

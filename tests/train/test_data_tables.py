@@ -105,6 +105,26 @@ def test_what_a_table_lacks_is_named(tmp_path: Path) -> None:
             list(read_table(file, ("a", "c")))
 
 
+def test_csv_copies_with_other_columns_and_cells(tmp_path: Path) -> None:
+    """Each is the table that it was: an added column, other capitals or order, pixels as a list or in quotes."""
+    file = write_fer2013_csv(tmp_path / "fer2013.csv", even(2, 1, 1))
+    [_, *rows] = csv.reader(io.StringIO(file.read_text()))
+    expected = load(file).train
+    for header, cells in (
+        ("id,emotion,pixels,Usage", lambda n, e, p, u: (n, e, p, u)),
+        ("Emotion,Pixels,usage", lambda n, e, p, u: (e, p, u)),
+        ("Usage,emotion,pixels", lambda n, e, p, u: (u, e, p)),
+        ("emotion,pixels,Usage", lambda n, e, p, u: (f"{e}.0", f"'{p}'", u)),
+        ("emotion,pixels,Usage", lambda n, e, p, u: (e, f"[{p.replace(' ', ', ')}]", u)),
+    ):
+        with file.open("w", newline="") as lines:
+            csv.writer(lines).writerows([header.split(","), *(cells(n, *row) for n, row in enumerate(rows))])
+        splits = load(file)
+        assert (splits.layout, splits.train.fingerprint) == ("fer2013.csv", expected.fingerprint), header
+    file.rename(tmp_path / "fer2013 (1).csv")
+    refused(tmp_path, r"Did you mean .*fer2013 \(1\)\.csv\?")
+
+
 # Folders
 
 
@@ -143,10 +163,15 @@ def test_misspelt_folders_are_asked_about(tmp_path: Path) -> None:
     few = {"happy": (1, 9), "sad": (2, 9)}
     root = layouts.class_folders(tmp_path / "a", {"train": few | {"hapy": (1, 9)}, "tets": few})
     report = load(root).report
-    assert "a class of its own, beside expressions: hapy (happy?); rename the folder if it is misspelt" in report
+    assert "a class of its own, by folder name: hapy (Happy?); rename the folder to the expression" in report
     assert "1 folder (tets) beside train/ with class folders in it: not read" in report
     other = load(layouts.class_folders(tmp_path / "b", {"": {"cat": (1, 9), "hapy": (2, 9)}})).report
     assert "of its own" not in other
+    coded = {name: (label, 9) for label, name in enumerate(("AF", "1_angry", "suprise", "zebra"))}
+    report = load(layouts.class_folders(tmp_path / "c", {"": coded})).report
+    assert "classes of their own, by folder name: 1_angry (Anger?), AF (Fear?), suprise (Surprise?); rename" in report
+    spaced = load(layouts.class_folders(tmp_path / "d", {"": {"Happy ": (1, 9), "sad": (2, 9)}}))
+    assert spaced.train.class_names == ("Happy", "Sad")
 
 
 def test_own_pictures_are_not_fer2013(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from train.data.__main__ import main as data
 from train.entry import SPIN, exit_code, explain
 from train.optimization import warmup_notes
 from train.settings import Settings
-from train.speed import choose
+from train.speed import autotune
 
 ROOT = Path(__file__).parents[2]
 
@@ -147,15 +147,15 @@ def test_errors_of_the_machine_say_what_to_do(error: Exception, words: str, caps
 
 def test_no_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Neither $HOME nor an entry in the password database."""
-    from train.data.store import kept
+    from train.data.store import cached_dir
 
     for name in ("HOME", "ADCORRE_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
-    assert kept("speed-x", lambda folder: None) is None
+    assert cached_dir("speed-x", lambda folder: None) is None
     assert "no home folder; name one by $ADCORRE_CACHE" in capsys.readouterr().err
     monkeypatch.setenv("ADCORRE_CACHE", str(tmp_path))
-    assert kept("speed-x", lambda folder: None) == tmp_path / "speed-x"
+    assert cached_dir("speed-x", lambda folder: None) == tmp_path / "speed-x"
 
 
 def test_a_measurement_on_a_busy_machine_is_not_kept(
@@ -174,7 +174,7 @@ def test_a_measurement_on_a_busy_machine_is_not_kept(
     settings, device = Settings().speed, torch.device("cpu")
     for busy in (True, False):
         share[0] = 0.5 if busy else 1.0
-        assert choose(torch.nn.Conv2d(3, 3, 1), settings, 8, 4, device)[0].amp == "none"
+        assert autotune(torch.nn.Conv2d(3, 3, 1), settings, 8, 4, device)[0].amp == "none"
         said = capsys.readouterr().out
         assert ("something else computes on this machine" in said) == busy
         assert len(list(tmp_path.iterdir())) == (not busy)
@@ -189,9 +189,7 @@ def test_a_measurement_on_a_busy_machine_is_not_kept(
     ],
 )
 def test_warm_ups_longer_than_the_run(epochs: int, warmup: float, lambd_warmup: int, notes: list[str]) -> None:
-    settings = Settings()
-    settings.optimizer.epochs, settings.optimizer.warmup_epochs = epochs, warmup
-    settings.loss.lambd_warmup = lambd_warmup
+    settings = Settings().replace({"epochs": epochs, "warmup_epochs": warmup, "lambd_warmup": lambd_warmup})
     said = warmup_notes(settings, steps_per_epoch=10)
     assert len(said) == len(notes)
     assert all(note in line for note, line in zip(notes, said, strict=True))

@@ -1,6 +1,7 @@
 """`python -m train.evaluate` on a small run: what it writes agrees with the run, with scikit-learn and with itself."""
 
 import csv
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -97,12 +98,29 @@ def test_correlations_and_pictures(folder: Path) -> None:
             assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 20, name  # something is drawn on it
 
 
+def test_retrieval(folder: Path, finished_run: Path, tmp_path: Path) -> None:
+    """Of 21 faces, three a class, whose embeddings cluster; of 15 of them the t-SNE is drawn."""
+    found = read(folder / "metrics.json")["retrieval"]
+    assert found.pop("samples") == 21
+    assert set(found) == {"precision_at_1", "r_precision", "map_at_r"}
+    assert 0 <= found["map_at_r"] <= found["r_precision"] <= 1
+    assert f"| MAP@R | {100 * found['map_at_r']:.2f} | |" in (folder / "tables.md").read_text()
+    options = ("--resamples", "1", "--tsne", "9", "--samples", "0")
+    one = evaluated(finished_run, tmp_path / "one", "--retrieval", "1", *options)
+    assert read(one / "metrics.json")["retrieval"] == {"samples": 1} | dict.fromkeys(found)
+    assert len(rows(one / "tsne.csv")) == 9
+    none = evaluated(finished_run, tmp_path / "none", "--retrieval", "0", *options)
+    assert "retrieval" not in read(none / "metrics.json")
+    assert "MAP@R" not in (none / "tables.md").read_text()
+
+
 def test_batches_do_not_matter(folder: Path, finished_run: Path, tmp_path: Path) -> None:
     options = ("--batch-size", "5", "--resamples", "200", "--tsne", "0", "--samples", "0")
     other = evaluated(finished_run, tmp_path, *options)
     assert {path.name for path in other.iterdir()}.isdisjoint({"tsne.csv", "tsne.png", "samples.png"})
     one, two = read(folder / "metrics.json"), read(other / "metrics.json")
     assert one.pop("cross_entropy") == pytest.approx(two.pop("cross_entropy"), rel=1e-6)
+    assert one.pop("retrieval") == pytest.approx(two.pop("retrieval"), abs=0.1)  # rounding may swap two neighbours
     assert one == two
     for a, b in zip(rows(folder / "predictions.csv"), rows(other / "predictions.csv"), strict=True):
         assert a["name"] == b["name"]
@@ -144,3 +162,18 @@ def test_mistakes(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert error.startswith("error: ")
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_an_evaluation_that_broke_off_has_no_metrics(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """metrics.json is what a report takes for a whole evaluation."""
+    whole = evaluated(finished_run, tmp_path, "--resamples", "5", "--tsne", "0", "--samples", "0")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("train.analysis.evaluate.write_correlations", full)
+    assert main([str(finished_run), "--out", str(whole), "--device", "cpu", "--resamples", "5"]) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert not (whole / "metrics.json").exists()

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from train.analysis import exported
+from train.analysis import export
 from train.data.labels import CLASS_NAMES
 from train.export import main
 from train.hub import HubClassifier, described_loss
@@ -134,12 +134,12 @@ def test_the_card_names_the_loss() -> None:
 def test_a_model_that_differs_is_not_left_behind(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Wrong(exported.Deployed):
+    class Wrong(export.Deployed):
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
             logits, embeddings = super().forward(images)
             return logits + 2e-4 * torch.compiler.is_exporting(), embeddings
 
-    monkeypatch.setattr(exported, "Deployed", Wrong)
+    monkeypatch.setattr(export, "Deployed", Wrong)
     assert main([str(finished_run), str(tmp_path / "out"), "--to", "torch_export"]) == 2
     assert "logits differ by 0.0002 from PyTorch's" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -148,11 +148,11 @@ def test_a_model_that_differs_is_not_left_behind(
 def test_a_backbone_that_cannot_be_exported(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Unfollowable(exported.Deployed):
+    class Unfollowable(export.Deployed):
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
             return super().forward(images + float(images.sum() > 0))
 
-    monkeypatch.setattr(exported, "Deployed", Unfollowable)
+    monkeypatch.setattr(export, "Deployed", Unfollowable)
     assert main([str(finished_run), str(tmp_path / "out"), "--to", "torch_export"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --to torch_export: test_resnet cannot be exported: ")
@@ -175,7 +175,7 @@ def test_mistakes(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert error.count("\n") == 1
 
 
-def test_normalisation_is_inside(finished_run: Path) -> None:
-    deployed = exported.Deployed(load_trained(finished_run)).eval()
+def test_normalization_is_inside(finished_run: Path) -> None:
+    deployed = export.Deployed(load_trained(finished_run)).eval()
     assert isinstance(deployed, nn.Module)
     torch.testing.assert_close(deployed(images(3))[0], expected(finished_run, images(3))[0])

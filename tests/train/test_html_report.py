@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from train import palette
-from train.analysis.html import _number
+from train.analysis.html_report import _number
 from train.analysis.pictures import Line, lines_svg
 from train.html_report import main
 

@@ -16,7 +16,7 @@ from train.objective import build_objective, check_objective
 from train.optimization import build_optimizer, learning_rate
 from train.ranks import ALONE, Ranks
 from train.settings import LossSettings, ModelSettings, OptimizerSettings, Settings, SpeedSettings
-from train.speed import Trial, algorithms, choose, keep_freed_memory, settle
+from train.speed import Trial, algorithms, autotune, keep_freed_memory, resolve_speed
 
 CPU = torch.device("cpu")
 
@@ -87,18 +87,15 @@ def test_class_weights_of_cross_entropy() -> None:
 
 
 def test_objectives_that_exclude_each_other() -> None:
-    settings = Settings()
-    settings.loss.backend = "reference"
+    settings = Settings().replace({"backend": "reference"})
     check_objective(settings, ALONE)
     with pytest.raises(UserError, match="--backend reference has no sums to add"):
         check_objective(settings, Ranks(0, 2))
-    settings = Settings()
-    settings.loss.objective, settings.loss.logit_adjustment = "center", 1.0
+    settings = Settings().replace({"objective": "center", "logit_adjustment": 1.0})
     with pytest.raises(UserError, match="--logit-adjustment is for --objective adcorre, not center"):
         check_objective(settings, ALONE)
-    settings.data.virtual_batch = 2
     with pytest.raises(UserError, match="--objective center is defined on one batch of one process"):
-        check_objective(settings, ALONE)
+        check_objective(settings.replace({"virtual_batch": 2}), ALONE)
 
 
 # Speed
@@ -117,7 +114,7 @@ def test_what_is_measured_is_kept_for_the_next_run(
     monkeypatch.setattr("train.speed.SHARE", 0.0)  # however busy the machine is
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     torch.manual_seed(3)
-    trials = choose(model, SpeedSettings(), 32, 8, CPU)
+    trials = autotune(model, SpeedSettings(), 32, 8, CPU)
     assert torch.initial_seed() == 3
     assert torch.rand(1).item() == torch.rand(1, generator=torch.Generator().manual_seed(3)).item()
     assert {(trial.amp, trial.channels_last) for trial in trials} == {
@@ -129,11 +126,11 @@ def test_what_is_measured_is_kept_for_the_next_run(
     rows = json.loads((folder / "trials.json").read_text())
     rows[0]["images_per_second"] = 12345.0
     (folder / "trials.json").write_text(json.dumps(rows))
-    assert choose(model, SpeedSettings(), 32, 8, CPU)[0].images_per_second == 12345
-    assert choose(model, SpeedSettings(), 32, 4, CPU)[0].images_per_second != 12345, "another batch size"
-    assert choose(model, SpeedSettings(amp="none", channels_last="no"), 32, 8, CPU) == []
-    assert choose(model, SpeedSettings(deterministic=True), 32, 8, CPU) == []
-    assert len(choose(model, SpeedSettings(amp="bf16"), 32, 8, CPU)) == 2
+    assert autotune(model, SpeedSettings(), 32, 8, CPU)[0].images_per_second == 12345
+    assert autotune(model, SpeedSettings(), 32, 4, CPU)[0].images_per_second != 12345, "another batch size"
+    assert autotune(model, SpeedSettings(amp="none", channels_last="no"), 32, 8, CPU) == []
+    assert autotune(model, SpeedSettings(deterministic=True), 32, 8, CPU) == []
+    assert len(autotune(model, SpeedSettings(amp="bf16"), 32, 8, CPU)) == 2
 
 
 def test_the_plain_setting_stays_unless_another_is_clearly_faster(
@@ -142,18 +139,16 @@ def test_the_plain_setting_stays_unless_another_is_clearly_faster(
     times = {("none", False): 1.0, ("none", True): 0.97, ("bf16", False): 2.0, ("bf16", True): 1.5}
     monkeypatch.setattr("train.speed._seconds", lambda model, images, amp, layout: times[amp, layout])
     monkeypatch.setenv("ADCORRE_CACHE", str(tmp_path / "a"))
-    assert str(choose(model, SpeedSettings(), 32, 8, CPU)[0]).startswith("float32 contiguous")
+    assert str(autotune(model, SpeedSettings(), 32, 8, CPU)[0]).startswith("float32 contiguous")
     times["bf16", True] = 0.5
     monkeypatch.setenv("ADCORRE_CACHE", str(tmp_path / "b"))
-    assert str(choose(model, SpeedSettings(), 32, 8, CPU)[0]).startswith("bf16 channels_last")
+    assert str(autotune(model, SpeedSettings(), 32, 8, CPU)[0]).startswith("bf16 channels_last")
 
 
-def test_settling() -> None:
-    settings = SpeedSettings()
-    settle(settings, [Trial("bf16", True, 2.0), Trial("none", False, 1.0)])
+def test_the_fastest_trial_takes_the_place_of_auto() -> None:
+    settings = resolve_speed(SpeedSettings(), [Trial("bf16", True, 2.0), Trial("none", False, 1.0)])
     assert (settings.amp, settings.channels_last) == ("bf16", "yes")
-    settings = SpeedSettings(amp="fp16")
-    settle(settings, [])
+    settings = resolve_speed(SpeedSettings(amp="fp16"), [])
     assert (settings.amp, settings.channels_last) == ("fp16", "no")
 
 

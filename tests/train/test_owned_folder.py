@@ -83,9 +83,21 @@ def test_an_overwritten_run_keeps_what_is_the_users(stopped: Path, fer_folders: 
     assert link.is_symlink()
     assert any(fer_folders.iterdir())
     assert len(list((stopped / "checkpoints").glob("*.pt"))) == 1  # none of the run before
-    assert len(list((stopped / "validation").glob("epoch-*"))) == 3
+    assert len(list((stopped / "validation").glob("epoch-*"))) == 1
     assert main(["--resume", str(stopped)]) == 0
     assert [path.read_text() for path in theirs] == ["mine"] * len(theirs)
+
+
+@pytest.mark.parametrize("name", ["best", "last"])
+def test_a_linked_model_folder_is_refused(name: str, stopped: Path, fer_folders: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    (stopped / name).rename(theirs)
+    (theirs / "thesis.tex").write_text("years of work")
+    (stopped / name).symlink_to(theirs)
+    before = sorted(theirs.iterdir())
+    for words in (["--overwrite"], ["--resume", "auto"]):
+        assert main(["--data", str(fer_folders), "--out", str(stopped), *QUICK, *words]) == 2
+        assert sorted(theirs.iterdir()) == before
 
 
 def test_a_run_of_before_the_mark_is_known_by_all_that_it_wrote(stopped: Path) -> None:

@@ -76,6 +76,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("lr: true", "lr: expected float, got True"),
         ("sampler: best", "sampler: expected one of shuffle, balanced, stream, got 'best'"),
         ("- a\n- b", "expected lines `setting: value`, got list"),
+        ("k: 2\nd: 8\nk: 3", "not YAML: set twice: k"),
         ("a: [", "not YAML"),
         ("\x00", "not YAML"),
     ],
@@ -88,6 +89,17 @@ def test_bad_recipes_are_named(text: str, message: str, tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"--recipe {file}: ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_recipe_as_an_editor_saves_it(encoding: str, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("# größer\r\nepochs: 3\r\n", encoding=encoding)
+    assert recipe_values(str(file))["epochs"] == 3
+    other = tmp_path / "other.yaml"
+    other.write_text("# größer\nepochs: 3\n", encoding="cp1252")
+    with pytest.raises(UserError, match="other.yaml: expected text in UTF-8, .* save it as UTF-8"):
+        recipe_values(str(other))
 
 
 def test_an_unknown_recipe_lists_those_there_are() -> None:
@@ -130,7 +142,9 @@ def test_the_run_folder_has_what_was_resolved(tmp_path: Path, capsys: pytest.Cap
     assert resolved_values["lr"] == 1e-9
     assert "images/s measured, forward and backward: " in said
     assert "no better epoch in 1: stopped early" in said, "a learning rate of nothing improves nothing"
-    assert describe(Settings()).count("\n") == 5
+    assert "recipe fer2013-modern: " in said
+    assert "other than that: validation_fraction 0.2, " in said
+    assert describe(Settings()) == "recipe: the paper's", "nothing differs from it"
 
 
 def test_the_page_on_training_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

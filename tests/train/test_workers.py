@@ -96,16 +96,17 @@ def test_a_child_that_dies_while_it_answers(monkeypatch: pytest.MonkeyPatch) -> 
 def test_children_have_the_default_handlers() -> None:
     def handlers(item: int) -> list[int]:
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
-        return [int(signal.getsignal(n)) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] + [len(masked)]
+        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+        return [int(signal.getsignal(number)) for number in numbers] + [len(masked)]
 
-    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    before = signal.signal(signal.SIGUSR2, lambda *_: None)
     try:
         with Watch(ALONE, 0):
             found = mapped(handlers, range(4))
             assert callable(signal.getsignal(signal.SIGTERM))
     finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert found == [[signal.SIG_DFL, signal.SIG_IGN, signal.SIG_DFL, 0]] * 4
+        signal.signal(signal.SIGUSR2, before)
+    assert found == [[signal.SIG_DFL, signal.SIG_IGN, signal.SIG_IGN, signal.SIG_DFL, 0]] * 4
 
 
 @pytest.mark.usefixtures("no_new_child")

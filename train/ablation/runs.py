@@ -3,18 +3,19 @@
 OUT/runs/<what differs from the user's settings, or "base">/seed-<s>; failed.txt in it says why a run came to nothing.
 """
 
-import csv
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from train.ablation.studies import STUDIES
+from train.disk import read_json, read_rows
 from train.errors import Diverged, UserError
+from train.loop import run as train_run
+from train.objective import check_objective
 from train.ranks import ALONE
 from train.resume import FREE
-from train.settings import Settings, flag, format_value, resolve
+from train.settings import Settings, flag, format_value, layers, resolve
 
 FAILED = "failed.txt"
 
@@ -55,14 +56,13 @@ class Planned:
         """None where the run has not ended. Raises UserError where one of other settings lies in its place."""
         if not (self.folder / "settings.json").is_file():
             return None
-        about = _json(self.folder / "settings.json")
+        about = read_json(self.folder / "settings.json")
         _check_same(self.folder, Settings.of(about["settings"]), self.settings())
         if not (self.folder / "results.json").is_file():
             return None
-        results = _json(self.folder / "results.json")
+        results = read_json(self.folder / "results.json")
         test = results["test"]
-        with (self.folder / "epochs.csv").open(newline="", encoding="utf-8") as file:
-            seconds = sum(float(row["seconds"]) for row in csv.DictReader(file))
+        seconds = sum(float(row["seconds"]) for row in read_rows(self.folder / "epochs.csv"))
         return Result(
             seed=self.seed,
             epoch=results["epoch"],
@@ -82,8 +82,6 @@ Plan = dict[tuple[str, str], list[Planned]]  # (study, variant) -> its runs, by 
 
 def plan(names: Sequence[str], given: Mapping[str, Any], out: Path, seeds: Sequence[int]) -> Plan:
     """The runs of the studies. Raises UserError for a setting that a study itself varies, or that cannot be."""
-    from train.objective import check_objective
-
     base = resolve(given).as_dict()
     result: Plan = {}
     for name in names:
@@ -122,9 +120,6 @@ def train(run: Planned, out: Path) -> None:
 
     What `auto` means is measured in the first run and holds for all: they differ in nothing but what is studied.
     """
-    from train.loop import run as train_run
-    from train.settings import layers
-
     given = {**_speed_found(out), **run.given}
     try:
         train_run(resolve(given), layers(given))
@@ -151,7 +146,7 @@ def check_same_data(planned: Plan) -> None:
 
 def _speed_found(out: Path) -> dict[str, str]:
     for file in sorted(out.glob("runs/*/*/settings.json"), key=lambda path: path.stat().st_mtime):
-        speed = _json(file)["settings"]["speed"]
+        speed = read_json(file)["settings"]["speed"]
         return {name: speed[name] for name in ("amp", "channels_last")}
     return {}
 
@@ -175,10 +170,3 @@ def _check_same(folder: Path, there: Settings, wanted: Settings) -> None:
     ]
     if different:
         raise UserError(f"{folder} holds a run of other settings ({'; '.join(different)}): choose another --out")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: cannot read it: {error}") from error

@@ -1,14 +1,18 @@
 """What an ablation writes: OUT/tables.md, OUT/<study>.csv, OUT/runs.csv, OUT/figure6.png."""
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
+
+from train import palette
 from train.ablation.comparison import Difference, Spread, difference, holm, spread
 from train.ablation.runs import Plan, Planned, Result, results_of
 from train.ablation.studies import STUDIES, Study, Variant
+from train.disk import write_rows
 
 METRICS = {"accuracy": "accuracy", "average_accuracy": "average accuracy"}
 Results = dict[int, Result]  # by seed
@@ -87,60 +91,53 @@ def _conditions(ended: Sequence[Result], against: str, seeds: int) -> str:
 
 
 def _write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        figures = ("mean", "deviation", "difference", "low", "high", "p", "p_holm")
-        heads = [f"{metric}_{figure}" for metric in METRICS for figure in figures]
-        writer.writerow(["variant", "against", "seeds", *heads, "paper"])
-        for row in rows:
-            variant = row["variant"]
-            cells: list[Any] = [variant.name, variant.against, " ".join(map(str, row["seeds"]))]
-            for metric in METRICS:
-                mine: Spread = row[metric]
-                other: Difference = row[f"{metric} difference"] or Difference(0, *4 * [math.nan])
-                corrected = row.get(f"{metric} holm", math.nan)
-                values = (mine.mean, mine.deviation, other.mean, other.low, other.high, other.p, corrected)
-                cells += ["" if math.isnan(value) else f"{value:.6g}" for value in values]
-            writer.writerow([*cells, variant.paper])
+    figures = ("mean", "deviation", "difference", "low", "high", "p", "p_holm")
+    heads = [f"{metric}_{figure}" for metric in METRICS for figure in figures]
+    lines = [["variant", "against", "seeds", *heads, "paper"]]
+    for row in rows:
+        variant = row["variant"]
+        cells: list[Any] = [variant.name, variant.against, " ".join(map(str, row["seeds"]))]
+        for metric in METRICS:
+            mine: Spread = row[metric]
+            other: Difference = row[f"{metric} difference"] or Difference(0, *4 * [math.nan])
+            corrected = row.get(f"{metric} holm", math.nan)
+            values = (mine.mean, mine.deviation, other.mean, other.low, other.high, other.p, corrected)
+            cells += ["" if math.isnan(value) else f"{value:.6g}" for value in values]
+        lines.append([*cells, variant.paper])
+    write_rows(file, lines)
 
 
 def _write_runs(file: Path, planned: Plan, out: Path) -> None:
     names = ("epoch", "validation_accuracy", "accuracy", "average_accuracy", "cross_entropy", "seconds", "samples")
     unique = {run.folder: run for runs in planned.values() for run in runs}
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(["run", "seed", *names])
-        for run in unique.values():
-            if result := run.result():
-                writer.writerow([run.folder.relative_to(out), run.seed, *(getattr(result, name) for name in names)])
+    rows = [
+        [run.folder.relative_to(out), run.seed, *(getattr(result, name) for name in names)]
+        for run in unique.values()
+        if (result := run.result())
+    ]
+    write_rows(file, [["run", "seed", *names], *rows])
 
 
+@matplotlib.rc_context(palette.STYLE)
 def _draw(path: Path, study: Study, results: dict[str, Results]) -> None:
     """Fig. 6: accuracy over λ, every seed and their mean."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     points = sorted((float(variant.settings["lambd"]), results[variant.name]) for variant in study.variants)
-    figure, axes = pyplot.subplots(figsize=(5.5, 4), layout="constrained")
-    styles = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"))
-    for (metric, words), (color, marker, dash) in zip(METRICS.items(), styles, strict=True):
-        drawn = [(x, [100 * getattr(result, metric) for result in mine.values()]) for x, mine in points if mine]
-        means = [sum(ys) / len(ys) for _, ys in drawn]
-        axes.plot([x for x, _ in drawn], means, dash, color=color, label=f"{words}, mean")
-        for x, ys in drawn:
-            axes.plot([x] * len(ys), ys, marker, color=color, alpha=0.5, ms=5, lw=0)
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, (metric, words) in enumerate(METRICS.items(), 1):
+        color = palette.color(index)
+        ended = [(x, [100 * getattr(result, metric) for result in mine.values()]) for x, mine in points if mine]
+        means = [sum(ys) / len(ys) for _, ys in ended]
+        axes.plot([x for x, _ in ended], means, color=color, linestyle=palette.dash(index), label=f"{words}, mean")
+        for x, ys in ended:
+            axes.plot([x] * len(ys), ys, palette.marker(index), color=color, alpha=0.5, ms=5, lw=0)
     axes.set_xscale("log")
     axes.set_xticks([x for x, _ in points], [f"{x:g}" for x, _ in points])
     axes.minorticks_off()
-    axes.set_xlabel("λ")
-    axes.set_ylabel("% of the test images")
-    axes.set_title("Accuracy over λ; points are seeds", fontsize=10)
-    axes.grid(color="#dddddd")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    axes.set(xlabel="λ", ylabel="% of the test images", title="Accuracy over λ; points are seeds")
+    axes.grid()
+    axes.legend()
+    figure.savefig(path)
 
 
 def _spread(value: Spread) -> str:

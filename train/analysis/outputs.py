@@ -1,7 +1,9 @@
 """One pass of a model over a split: logits, class statistics of all embeddings, and the embeddings of some samples."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,6 +42,11 @@ class Outputs:
     vectors: Tensor
     sample: NDArray[np.int64]
     embeddings: Tensor
+
+    def subset(self, sample: NDArray[np.int64]) -> Outputs:
+        """The same with the embeddings of fewer samples: of `sample`, positions out of `self.sample`."""
+        where = torch.from_numpy(np.searchsorted(self.sample, sample))
+        return replace(self, sample=sample, embeddings=self.embeddings[where])
 
 
 @torch.inference_mode()

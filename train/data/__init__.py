@@ -18,6 +18,7 @@ from train.data.base import (
     count_table,
     printable,
 )
+from train.data.files import is_hidden
 from train.data.splitting import counts_by_part, make_splits
 from train.data.store import unreadable, without
 from train.errors import UserError
@@ -117,9 +118,13 @@ def _nothing_fits(path: Path) -> str:
         return f"{path}: no known dataset. Looked for:{looked_for}\nThere is: {there}"
     entries = sorted(printable(entry.name) + ("/" if entry.is_dir() else "") for entry in path.iterdir())
     there = ", ".join(entries[:12]) + (f" and {len(entries) - 12} more" if len(entries) > 12 else "") or "nothing"
-    inside = [entry for entry in sorted(path.iterdir()) if entry.is_dir() and _recognise(entry)]
+    inside = [entry for entry in sorted(path.iterdir()) if _is_inside(entry) and _recognise(entry)]
     hint = f"\nDid you mean {inside[0]}?" if inside else ""
     return f"{path}: no known dataset. Looked for:{looked_for}\nThere is: {there}{hint}"
+
+
+def _is_inside(entry: Path) -> bool:
+    return not is_hidden(entry.name) and (entry.is_dir() or entry.suffix.lower() == ".csv")
 
 
 def _synthetic(request: Request) -> Splits:

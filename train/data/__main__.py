@@ -1,15 +1,15 @@
 """`python -m train.data NAME …`: look at a dataset, crop faces out of pictures, write shards."""
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from train.command import CommandParser, at_least
 from train.data.base import Request
 from train.entry import exit_code, nearest
 from train.errors import UserError
+from train.settings import add_options, check_bounds
 
 COMMANDS = {
     "check": "which dataset lies at a path: counts, duplicates, conflicting labels, unreadable images",
@@ -18,18 +18,9 @@ COMMANDS = {
 }
 
 
-def _add_request(parser: CommandParser) -> None:
-    parser.add_argument(
-        "--classes", type=int, choices=(0, 7, 8), default=0, help="of FERPlus and AffectNet; 0: 7, or those of folders"
-    )
-    parser.add_argument(
-        "--votes", choices=("majority", "plurality"), default="majority", help="how FERPlus's votes become a label"
-    )
-
-
-def _request(options: Any) -> Request:
-    names = {field.name for field in fields(Request)}
-    return Request(**{name: value for name, value in vars(options).items() if name in names})
+def _request(options: argparse.Namespace) -> Request:
+    check_bounds(vars(options))
+    return Request.of(vars(options))
 
 
 def check(arguments: Sequence[str]) -> int:
@@ -41,7 +32,7 @@ def check(arguments: Sequence[str]) -> int:
     parser.add_argument("path", metavar="PATH", help="the dataset's folder or file")
     parser.add_argument("--json", action="store_true", help="print JSON, with every item")
     parser.add_argument("--all", action="store_true", help="list every item of a finding, not the first ten")
-    _add_request(parser)
+    add_options(parser, "classes", "votes")
     options = parser.parse(arguments)
 
     from train.data import check as checking
@@ -77,21 +68,16 @@ def shard(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--samples-per-shard", type=at_least(1), default=4096, metavar="N", help="the last one has fewer"
     )
-    parser.add_argument("--protocol", choices=("official", "paper"), default="official", help="FER-2013's test split")
-    parser.add_argument("--validation-fraction", type=float, default=0.1, help="held out where there is no such split")
-    parser.add_argument("--limit", type=at_least(0), default=0, help="at most so many images of each split; 0: all")
-    parser.add_argument("--on-broken", choices=("fail", "skip"), default="fail", help="what to do at unreadable images")
-    _add_request(parser)
+    add_options(parser, "protocol", "validation_fraction", "limit", "on_broken", "classes", "votes")
     options = parser.parse(arguments)
-    if not 0 < options.validation_fraction < 1:
-        raise UserError(f"--validation-fraction {options.validation_fraction}: expected between 0 and 1")
 
     from train.data import load_data
     from train.data.shards import write_shards
 
-    splits = load_data(options.path, _request(options))
+    request = _request(options)
+    splits = load_data(options.path, request)
     print(splits.report)
-    index = write_shards(splits, options.out, options.samples_per_shard, options.on_broken)
+    index = write_shards(splits, options.out, options.samples_per_shard, request.on_broken)
     for name, split in index["splits"].items():
         size = sum(shard["bytes"] for shard in split["shards"]) / 2**20
         print(f"{name}: {len(split['labels']):,} images in {len(split['shards']):,} tar files, {size:,.1f} MiB")

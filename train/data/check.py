@@ -12,7 +12,7 @@ import numpy as np
 
 from train.data.base import FaceDataset, Finding, Found, Request
 from train.data.splitting import counts_by_part, describe, order_hint, verdict
-from train.data.store import over_samples
+from train.data.store import map_samples
 from train.errors import UserError
 
 SHOWN = 10  # of the groups or files of one finding
@@ -34,7 +34,7 @@ def inspect(found: Found, processes: int | None = None) -> tuple[list[Finding], 
     """
     groups: dict[bytes, list[int]] = defaultdict(list)
     faults: list[str] = []
-    for chunk, results in over_samples(found.whole, look, processes=processes):
+    for chunk, results in map_samples(found.whole, look, processes=processes):
         for index, (pixels, fault) in zip(chunk, results, strict=True):
             if pixels is None:
                 faults.append(fault or "")

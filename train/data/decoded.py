@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from train.data.base import FaceDataset, GreyArray, Subset, digest
-from train.data.store import over_samples
+from train.data.store import map_samples
 from train.disk import allocate, lock, sync_handle
 from train.errors import UserError
 
@@ -146,7 +146,7 @@ def _fill(dataset: FaceDataset, stem: Path, side: int, native: bool, processes: 
             _write(progress, state)
 
         saved = time.monotonic()
-        for chunk, results in over_samples(dataset, _decoder(handle, side, native), state["done"], processes):
+        for chunk, results in map_samples(dataset, _decoder(handle, side, native), state["done"], processes):
             if native and "" in results:
                 progress.unlink(missing_ok=True)
                 return False

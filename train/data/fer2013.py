@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.base import FaceDataset, Found, GreyArray, Layout, Request, digest
-from train.data.files import File, as_dataset, folders_in, ignored, image_names, list_images
+from train.data.files import ImageCollection, folders_in, ignored, image_names, list_images
 from train.data.labels import CLASS_NAMES, FER_CSV_CODES, FOLDER_NAMES, PART_NAMES
-from train.data.store import kept
+from train.data.store import cached_dir
 from train.data.tables import find_csv, read_table
 from train.errors import UserError
 
@@ -28,6 +28,7 @@ USAGES = tuple(OFFICIAL_COUNTS)
 TEST = "test"  # the usage of a test image whose name does not tell PublicTest from PrivateTest
 COLUMNS = ("emotion", "pixels", "Usage")
 IMAGE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.")
+PUNCTUATION = str.maketrans("[],\"'", " " * 5)  # of copies that hold the pixels as a list, or in quotes twice
 ARRAYS = ("pixels.npy", "labels.npy", "usage.npy")
 
 
@@ -71,34 +72,32 @@ def is_folders(path: Path) -> bool:
 
 
 def load_folders(path: Path, request: Request) -> Found:
-    files: list[File] = []
-    labels: list[int] = []
-    usage: list[str] = []
-    others: list[str] = []
+    images = ImageCollection()
     for part in ("train", "test"):
         for folder in folders_in(path / part):
-            label = FOLDER_NAMES[folder.name.lower()]
-            listing = list_images(path, part, folder.name)
-            others += listing.others
-            for file in listing.images:
-                prefix = file.name.rsplit("/", 1)[-1].split("_")[0]
-                files.append(file)
-                labels.append(label)
-                usage.append("Training" if part == "train" else prefix if prefix in USAGES[1:] else TEST)
-    whole = as_dataset(path, files, labels, CLASS_NAMES)
-    found = found_at(path, "FER-2013 folders", whole, np.array(usage, dtype=np.str_), request)
-    return replace(found, notes=ignored(others))
+            images.add_folder(list_images(path, part, folder.name), FOLDER_NAMES[folder.name.lower()], part)
+    prefixes = [file.name.rsplit("/", 1)[-1].split("_")[0] for file in images.files]
+    usage = np.array(
+        [
+            "Training" if part == "train" else prefix if prefix in USAGES[1:] else TEST
+            for part, prefix in zip(images.parts, prefixes, strict=True)
+        ],
+        dtype=np.str_,
+    )
+    found = found_at(path, "FER-2013 folders", images.dataset(path, CLASS_NAMES), usage, request)
+    return replace(found, notes=ignored(images.others))
 
 
 # fer2013.csv: emotion,pixels,Usage. icml_face_data.csv: the same rows as "emotion, Usage, pixels".
 
 
 def find_fer2013_csv(path: Path) -> Path | None:
-    return find_csv(path, "fer2013.csv", COLUMNS)
+    file = find_csv(path, "fer2013.csv", COLUMNS)
+    return None if file == find_icml_csv(path) else file
 
 
 def find_icml_csv(path: Path) -> Path | None:
-    return find_csv(path, "icml_face_data.csv", ["emotion", "Usage", "pixels"])
+    return find_csv(path, "icml_face_data.csv", ["emotion", "Usage", "pixels"], ordered=True)
 
 
 def _parse_csv(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.str_]]:
@@ -108,7 +107,8 @@ def _parse_csv(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArra
     usage: list[str] = []
     for number, row in read_table(file, COLUMNS):
         code, text, use = (row[name] for name in COLUMNS)
-        values = _numbers(text)
+        values = _numbers(text.translate(PUNCTUATION))
+        code = code.removesuffix(".0")
         if len(values) != SIDE * SIDE or values.min() < 0 or values.max() > 255:
             raise UserError(f"{file}, line {number}: expected {SIDE * SIDE} pixels, numbers from 0 to 255")
         if not (code.isdecimal() and int(code) < len(FER_CSV_CODES)):
@@ -146,7 +146,7 @@ def read_csv(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[
         np.save(folder / ARRAYS[1], labels)
         np.save(folder / ARRAYS[2], usage)
 
-    folder = kept(f"fer2013-csv-{key}", decode)
+    folder = cached_dir(f"fer2013-csv-{key}", decode)
     if folder is None:
         return _parse_csv(file)
     pixels, labels, usage = (np.load(folder / name, mmap_mode="r" if name == ARRAYS[0] else None) for name in ARRAYS)
@@ -172,7 +172,8 @@ def load_icml_csv(path: Path, request: Request) -> Found:
 
 
 def find_competition_csv(path: Path) -> Path | None:
-    return find_csv(path, "train.csv", ["emotion", "pixels"]) or find_csv(path, "test.csv", ["pixels"])
+    file = find_csv(path, "train.csv", ["emotion", "pixels"]) or find_csv(path, "test.csv", ["pixels"])
+    return None if file is None or find_csv(file, "", ["Usage"]) else file
 
 
 def refuse_competition_csv(path: Path, request: Request) -> Found:

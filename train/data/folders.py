@@ -1,6 +1,7 @@
 """Any folder of class folders: train/<class>/…, val/, test/ where there are any, or <class>/… alone."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -8,8 +9,9 @@ import numpy as np
 
 from train.data import fer2013, rafdb
 from train.data.base import Finding, Found, Layout, Request, printable
-from train.data.files import File, as_dataset, folders_in, has_images, ignored, list_images, listed, one_of
+from train.data.files import ImageCollection, folders_in, has_images, ignored, list_images, listed, one_of
 from train.data.labels import (
+    ALIKE,
     CLASS_NAMES,
     CLASS_NAMES_8,
     EXPRESSIONS,
@@ -55,14 +57,18 @@ def _classes(part: Path) -> list[Path]:
 
 def order_classes(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str], str]:
     """(class names in their order, each folder's class, what to say about it) for the folders' names."""
-    if all(name.lower() in EXPRESSIONS for name in names):
-        labels = {name: EXPRESSIONS[name.lower()] for name in names}
+    if all(_plain(name) in EXPRESSIONS for name in names):
+        labels = {name: EXPRESSIONS[_plain(name)] for name in names}
         used = [CLASS_NAMES_8[label] for label in sorted(set(labels.values()))]
         mapped = {name: CLASS_NAMES_8[label] for name, label in labels.items()}
         return tuple(used), mapped, f"classes are expressions, in the canonical order: {', '.join(used)}"
     mapped = {name: printable(name) for name in names}
     ordered = sorted(set(mapped.values()), key=lambda name: (not name.isdecimal(), _int(name), name))
     return tuple(ordered), mapped, f"classes are the folders' names: {', '.join(ordered)}"
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()
 
 
 def _int(name: str) -> int:
@@ -77,34 +83,26 @@ def load(path: Path, request: Request) -> Found:
     if request.classes == 7 and class_names == CLASS_NAMES_8:
         class_names, note = CLASS_NAMES, f"{note}; without Contempt"
         mapped = {folder: name for folder, name in mapped.items() if name in class_names}
-    files: list[File] = []
-    labels: list[int] = []
-    usage: list[str] = []
-    others: list[str] = []
+    found = ImageCollection()
     filled: set[str] = set()
     for part, inner in folders.items():
         for folder in inner:
             if folder.name not in mapped:
                 continue
             listing = list_images(path, folder.relative_to(path).as_posix())
-            files += listing.images
-            labels += [class_names.index(mapped[folder.name])] * len(listing.images)
-            usage += [part] * len(listing.images)
-            others += listing.others
+            found.add_folder(listing, class_names.index(mapped[folder.name]), part)
             filled |= {folder.name} if listing.images else set()
     if empty := [name for name in names if name in mapped and name not in filled]:
         raise UserError(
             f"{path}: no image in the class folder{'' if len(empty) == 1 else 's'} {', '.join(empty)}; "
             "remove what is no class"
         )
-    whole = as_dataset(path, files, labels, class_names)
-    findings = _numbers(names, np.bincount(labels, minlength=len(class_names)).tolist())
+    whole = found.dataset(path, class_names)
+    findings = _numbers(names, np.bincount(whole.labels, minlength=len(class_names)).tolist())
     findings += (*_misspelt(names), *_unread(path, parts))
     layout = "class folders, " + (f"{', '.join(parts)}" if parts["train"] != path else "no parts")
-    roles = ordinary_roles(list(parts))
-    return Found(
-        layout, path, whole, np.array(usage, np.str_), roles, notes=(note, *ignored(others)), findings=findings
-    )
+    roles, notes = ordinary_roles(list(parts)), (note, *ignored(found.others))
+    return Found(layout, path, whole, found.part(), roles, notes=notes, findings=findings)
 
 
 def _numbers(names: Sequence[str], counts: list[int]) -> tuple[Finding, ...]:
@@ -123,12 +121,28 @@ def _numbers(names: Sequence[str], counts: list[int]) -> tuple[Finding, ...]:
 
 
 def _misspelt(names: Sequence[str]) -> tuple[Finding, ...]:
-    """Class folders that are almost called by an expression, beside others that are."""
-    others = [name for name in names if name.lower() not in EXPRESSIONS]
-    close = {printable(name): difflib.get_close_matches(name.lower(), EXPRESSIONS, n=1) for name in others}
-    asked = ", ".join(f"{name} ({like[0]}?)" for name, like in close.items() if like)
-    message = f"a class of its own, beside expressions: {asked}; rename the folder if it is misspelt"
-    return (Finding("class names", message, tuple(close)),) if asked and len(others) < len(names) else ()
+    """Class folders that are almost called by an expression: beside others that are, or several of them."""
+    others = [name for name in names if _plain(name) not in EXPRESSIONS]
+    close = {printable(name): like for name in others if (like := _expression_like(name))}
+    if not close or (len(others) == len(names) and 2 * len(close) <= len(names)):
+        return ()
+    asked = ", ".join(f"{name} ({like}?)" for name, like in close.items())
+    several = len(close) > 1
+    message = (
+        f"{'classes' if several else 'a class'} of {'their' if several else 'its'} own, by folder name: {asked}; "
+        "rename the folder to the expression if it is one"
+    )
+    return (Finding("class names", message, tuple(close)),)
+
+
+def _expression_like(name: str) -> str:
+    """The expression that a folder's name may mean: 1_happy, hapy, suprise, AF; "" for none."""
+    for word in re.findall(r"[^\W\d_]+", name.lower()):
+        if word in ALIKE:
+            return ALIKE[word]
+        if like := [word] if word in EXPRESSIONS else difflib.get_close_matches(word, EXPRESSIONS, n=1, cutoff=0.7):
+            return CLASS_NAMES_8[EXPRESSIONS[like[0]]]
+    return ""
 
 
 def _unread(path: Path, parts: Mapping[str, Path]) -> tuple[Finding, ...]:

@@ -36,5 +36,10 @@ VALIDATION_NAMES = frozenset({"val", "valid", "validation", "dev", "val_set"})
 TEST_NAMES = frozenset({"test", "testing", "test_set"})
 PART_NAMES = TRAIN_NAMES | VALIDATION_NAMES | TEST_NAMES
 
-# Folder names of expressions in any set, in lower case
+# Folder names of expressions in any set, in lower case; what else people call them is asked about, not read
 EXPRESSIONS = FOLDER_NAMES | {"contempt": 7, "contemptuous": 7}
+
+ALIKE = {
+    "joy": "Happy", "ha": "Happy", "smile": "Happy", "afraid": "Fear", "scared": "Fear", "af": "Fear", "fe": "Fear",
+    "mad": "Anger", "an": "Anger", "di": "Disgust", "ne": "Neutral", "normal": "Neutral", "sa": "Sad", "su": "Surprise",
+}  # fmt: skip

@@ -30,7 +30,7 @@ def cache_folder() -> Path:
     return expand(os.environ.get("ADCORRE_CACHE") or f"{base}/adcorre")
 
 
-def kept(name: str, make: Callable[[Path], None]) -> Path | None:
+def cached_dir(name: str, make: Callable[[Path], None]) -> Path | None:
     """The folder `name` of the cache, filled by `make` where it is not there yet; None where it cannot be written.
 
     Of several processes that make it at once, one puts its own in place and the others take that.
@@ -60,7 +60,7 @@ def kept(name: str, make: Callable[[Path], None]) -> Path | None:
     return target
 
 
-def over_samples(
+def map_samples(
     dataset: FaceDataset, look: Callable[[FaceDataset, int], T], start: int = 0, processes: int | None = None
 ) -> Iterator[tuple[range, list[T]]]:
     """What `look` gives for each sample from `start` on, in order, in chunks, by forked processes (None: one per core).
@@ -92,12 +92,12 @@ def unreadable(dataset: FaceDataset) -> dict[int, str]:
         (folder / "unreadable.json").write_text(json.dumps(look()), encoding="utf-8")
 
     def look() -> dict[int, str]:
-        found = (pair for chunk, reasons in over_samples(dataset, fault) for pair in zip(chunk, reasons, strict=True))
+        found = (pair for chunk, reasons in map_samples(dataset, fault) for pair in zip(chunk, reasons, strict=True))
         return {index: reason for index, reason in found if reason is not None}
 
     if isinstance(dataset, GreyArray):
         return {}
-    folder = kept(f"unreadable-{digest(dataset.stamp, '1')}", scan)
+    folder = cached_dir(f"unreadable-{digest(dataset.stamp, '1')}", scan)
     if folder is None:
         return look()
     return {

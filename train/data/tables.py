@@ -1,19 +1,13 @@
-"""Tables as people save them: with a byte order mark, quotes, semicolons, an index column or spaces in the header."""
+"""Tables as people save them: a byte order mark, quotes, semicolons, an index column, other capitals, more columns."""
 
-import codecs
 import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from train.disk import encoding_of
 from train.errors import UserError
-
-
-def encoding_of(file: Path) -> str:
-    """UTF-16 where the file begins with its mark (Notepad's "Unicode"), else UTF-8 with a mark or without."""
-    with file.open("rb") as opened:
-        return "utf-16" if opened.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def read_text(file: Path) -> str:
@@ -50,7 +44,7 @@ def header(file: Path) -> list[str]:
 
 
 def read_table(file: Path, columns: Sequence[str], headed: bool = True) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, cell by column name) of each row, stripped. `columns` have to be there, in any order.
+    """(line number, cell by column name) of each row, stripped. `columns` have to be there, in any order and case.
 
     Without a header the cells are those of `columns` in their order. Raises UserError for a row that lacks a cell.
     """
@@ -59,9 +53,10 @@ def read_table(file: Path, columns: Sequence[str], headed: bool = True) -> Itera
         if not headed:
             lines.seek(0)
             names = list(columns)
-        if lacking := [name for name in columns if name not in names]:
+        lower = [name.lower() for name in names]
+        if lacking := [name for name in columns if name.lower() not in lower]:
             raise UserError(f"{file}: expected the columns {','.join(columns)}; there is no {', '.join(lacking)}")
-        at = {name: names.index(name) for name in columns}
+        at = {name: lower.index(name.lower()) for name in columns}
         reader = csv.reader(lines, delimiter=delimiter)
         for row in reader:
             number = reader.line_num + headed
@@ -72,7 +67,14 @@ def read_table(file: Path, columns: Sequence[str], headed: bool = True) -> Itera
             yield number, {name: row[place].strip() for name, place in at.items()}
 
 
-def find_csv(path: Path, name: str, columns: Sequence[str]) -> Path | None:
-    """`path` itself, or the file of that name in it, where its header names these columns."""
+def find_csv(path: Path, name: str, columns: Sequence[str], ordered: bool = False) -> Path | None:
+    """`path` itself, or the file of that name in it, where its header has these columns.
+
+    Other columns may stand among them, and the order is any unless `ordered`.
+    """
     file = path / name if path.is_dir() else path
-    return file if file.suffix.lower() == ".csv" and file.is_file() and header(file) == list(columns) else None
+    if file.suffix.lower() != ".csv" or not file.is_file():
+        return None
+    wanted = [column.lower() for column in columns]
+    there = [column for column in map(str.lower, header(file)) if column in wanted]
+    return file if there == wanted or (not ordered and sorted(there) == sorted(wanted)) else None

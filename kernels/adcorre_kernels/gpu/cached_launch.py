@@ -38,6 +38,6 @@ def cached_launch(
         options.compiled[key] = (compiled, tuple(options[name] for name in names))
 
 
-def specialization_key(tensor: Tensor) -> Hashable:
+def specialization_key(tensor: Tensor | None) -> Hashable:
     """What Triton specialises on in a tensor: its dtype, and whether its address is a multiple of 16 bytes."""
-    return tensor.dtype, tensor.data_ptr() % 16 == 0
+    return None if tensor is None else (tensor.dtype, tensor.data_ptr() % 16 == 0)

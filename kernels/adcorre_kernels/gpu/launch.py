@@ -9,6 +9,7 @@ from adcorre_kernels.gpu import gpus, plan
 from adcorre_kernels.gpu.cached_launch import cached_launch, specialization_key
 from adcorre_kernels.gpu.class_sort import count_labels, place_samples
 from adcorre_kernels.gpu.gram_per_sample import gram_statistics
+from adcorre_kernels.gpu.logits import logits_gradient_kernel, logits_sums_kernel, reduce_logits
 from adcorre_kernels.gpu.program_per_sample import program_embedding, program_gradient, program_statistics
 from adcorre_kernels.gpu.reduce import reduce_slots
 from adcorre_kernels.gpu.terms import terms_kernel
@@ -108,8 +109,65 @@ def gradient(
     return out
 
 
+def logits_sums(
+    logits: Tensor,
+    targets: Tensor,
+    ce_weight: Tensor | None,
+    adjustment: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """counts (2, C) int64, of each class samples predicted right and seen; ce (2,), of cross-entropies and weights.
+
+    One pass over the logits, C <= 1,024, and one over the programs' sums.
+    """
+    logits, targets = _readable(logits), _labels(targets)
+    n, num_classes = logits.shape
+    double = logits.dtype == torch.float64
+    launches = plan.plan_logits(n, num_classes, label_smoothing, double)
+    partials = torch.empty(launches.programs * (2 * num_classes + 2), dtype=torch.float64, device=logits.device)
+    counts = torch.empty((2, num_classes), dtype=torch.int64, device=logits.device)
+    ce = torch.empty(2, dtype=torch.float64 if double else torch.float32, device=logits.device)
+    tensors = (logits, targets, _contiguous(ce_weight), _contiguous(adjustment))
+    stride = logits.stride(0)
+    key = (logits.device.index, *map(specialization_key, tensors), stride, ignore_index)
+    arguments = (*tensors, partials, stride, n, launches.share, ignore_index, num_classes)
+    cached_launch(logits_sums_kernel, (launches.programs,), arguments, launches.sums, key)
+    results = (partials, counts, ce, launches.programs, num_classes)
+    cached_launch(reduce_logits, (1,), results, launches.reduce, logits.device.index)
+    return counts, ce
+
+
+def logits_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    upstream: Tensor,
+    ce_weight: Tensor | None,
+    adjustment: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+) -> Tensor:
+    """The gradient of the sum of cross-entropies times `upstream` (), contiguous and in the logits' dtype."""
+    logits, targets = _readable(logits), _labels(targets)
+    n, num_classes = logits.shape
+    out = torch.empty((n, num_classes), dtype=logits.dtype, device=logits.device)
+    if n == 0:
+        return out
+    launches = plan.plan_logits(n, num_classes, label_smoothing, logits.dtype == torch.float64)
+    tensors = (logits, targets, _contiguous(ce_weight), _contiguous(adjustment), upstream)
+    stride = logits.stride(0)
+    key = (logits.device.index, *map(specialization_key, tensors), stride, ignore_index)
+    arguments = (*tensors, None, out, stride, n, ignore_index, num_classes)
+    cached_launch(logits_gradient_kernel, (launches.tiles,), arguments, launches.gradient, key)
+    return out
+
+
 def _readable(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _layout(x: Tensor) -> tuple[int, bool, str, int]:

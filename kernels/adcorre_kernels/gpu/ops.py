@@ -1,4 +1,4 @@
-"""The three steps, and FD over all pairs, as `torch.library` operators.
+"""The five steps, and FD over all pairs, as `torch.library` operators.
 
 They are opaque to `torch.compile`: nothing in them could be fused with more.
 They carry no autograd formula: `adcorre` puts functions around them that know which gradients exist. Registered below
@@ -50,6 +50,11 @@ def _fake_terms(flat: Tensor, attention: Tensor, k: int, d: int, *_: Any) -> tup
     return flat.new_empty(4), flat.new_empty(table), flat.new_empty(table), flat.new_empty(())
 
 
+def _fake_logits_sums(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return logits.new_empty((2, logits.shape[1]), dtype=torch.int64), logits.new_empty(2, dtype=dtype)
+
+
 def _fake_gradient(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -80,6 +85,17 @@ _register(
     launch.gradient,
     _fake_gradient,
 )
+_CROSS_ENTROPY = "Tensor? ce_weight, Tensor? adjustment, float label_smoothing, int ignore_index"
+_register(
+    f"logits_sums(Tensor logits, Tensor targets, {_CROSS_ENTROPY}) -> (Tensor, Tensor)",
+    launch.logits_sums,
+    _fake_logits_sums,
+)
+_register(
+    f"logits_gradient(Tensor logits, Tensor targets, Tensor upstream, {_CROSS_ENTROPY}) -> Tensor",
+    launch.logits_gradient,
+    _fake_gradient,
+)
 _PAIRS = "float between_target, int ignore_index, str precision, SymInt row_start, SymInt row_stop"
 _register(
     f"pair_values(Tensor x, Tensor targets, Tensor attention, {_PAIRS}) -> Tensor",
@@ -95,5 +111,7 @@ _register(
 statistics = torch.ops.adcorre_kernels.statistics.default
 terms = torch.ops.adcorre_kernels.terms.default
 gradient = torch.ops.adcorre_kernels.gradient.default
+logits_sums = torch.ops.adcorre_kernels.logits_sums.default
+logits_gradient = torch.ops.adcorre_kernels.logits_gradient.default
 pair_values = torch.ops.adcorre_kernels.pair_values.default
 pair_gradient = torch.ops.adcorre_kernels.pair_gradient.default

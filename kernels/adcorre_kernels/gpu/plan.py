@@ -20,6 +20,8 @@ SORT_TILE = 2048  # labels x classes that such a program ranks at a time
 TERMS_TILE = 8192  # numbers of k embeddings x C classes x d entries that the program of the values can hold
 GRAM_ROWS = 16  # rows of a tile of `gram_per_sample`
 LABELS = 256  # that a program with one class looks at at a time
+LOGITS_TILE = 2048  # numbers of samples x classes that a program over the logits holds
+LOGITS_PROGRAMS = 256  # programs that sum over the logits
 
 
 class SampleTile(NamedTuple):
@@ -234,6 +236,36 @@ def plan_terms(
     tile = {"BK": max(1, min(power_of_2(k), embeddings)), "BC": rows, "BD": columns}
     targets = {"BETWEEN": between_target, "MEAN": mean_target, "EMBEDDING": embedding_target}
     return KernelOptions(K=k, D=d, **tile, **targets, num_warps=8, enable_fp_fusion=False)  # see `SampleTile.options`
+
+
+class LogitsPlan(NamedTuple):
+    """Launches of the steps over the logits."""
+
+    programs: int
+    share: int  # samples a program
+    tiles: int  # programs of the gradient
+    sums: KernelOptions
+    reduce: KernelOptions
+    gradient: KernelOptions
+
+
+@lru_cache(maxsize=1024)
+def plan_logits(n: int, num_classes: int, label_smoothing: float, double: bool) -> LogitsPlan:
+    classes = power_of_2(max(8, num_classes))
+    rows = LOGITS_TILE // classes
+    programs = max(1, min(LOGITS_PROGRAMS, ceil_div(n, rows)))
+    share = round_up(ceil_div(n, programs), rows)
+    constants = {"BN": rows, "BC": classes, "SMOOTHING": label_smoothing, "DOUBLE": double}
+    options = {"num_warps": 4, "enable_fp_fusion": False}  # see `SampleTile.options`
+    reduce = {"BC": classes, "BP": max(4, LOGITS_TILE // 2 // classes)}
+    return LogitsPlan(
+        programs=max(1, ceil_div(n, share)) if share else 1,
+        share=share,
+        tiles=ceil_div(n, rows),
+        sums=KernelOptions(**constants, **options),
+        reduce=KernelOptions(**reduce, **options),
+        gradient=KernelOptions(**constants, **options),
+    )
 
 
 def _chunk_of_samples(n: int, processors: int, samples: int, settings: gpus.StreamingSettings) -> int:

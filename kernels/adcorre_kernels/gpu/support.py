@@ -15,6 +15,7 @@ MAX_K_OF_PAIRS = 16  # where ED's target is not -1, a sample's k x k correlation
 D_RANGE = (2, 4096)
 MAX_C = 10_000
 MAX_C_OF_TERMS = 32
+MAX_C_OF_LOGITS = 1024  # classes that a tile of logits holds
 MAX_N = 2**30  # indices of samples, and what programs add to them, stay in 32 bits
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -72,3 +73,8 @@ def _of_gpu(index: int) -> str | None:
 def terms_supported(num_classes: int, k: int, d: int) -> bool:
     """Whether `terms` takes these shapes. Beyond, plain operations on the statistics serve as well."""
     return num_classes <= MAX_C_OF_TERMS and k <= MAX_K and d <= D_RANGE[1]
+
+
+def logits_supported(logits: Tensor) -> bool:
+    """Whether the steps over the logits take these. Beyond, PyTorch's operations serve as well."""
+    return logits.shape[1] <= MAX_C_OF_LOGITS and logits.dtype in (*DTYPES, torch.float64)

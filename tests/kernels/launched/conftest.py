@@ -28,7 +28,7 @@ def small_grids(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def fresh_plans() -> Iterator[None]:
     """Tests change the numbers that plans are made from."""
     yield
-    for remembered in (plan.plan_statistics, plan.plan_gradient, plan.plan_terms):
+    for remembered in (plan.plan_statistics, plan.plan_gradient, plan.plan_terms, plan.plan_logits):
         remembered.cache_clear()
 
 

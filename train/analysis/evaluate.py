@@ -1,6 +1,6 @@
 """A trained model on a split, written into a folder.
 
-metrics.json                          every figure, with its bootstrap interval
+metrics.json                          every figure, with its bootstrap interval; retrieval metrics without
 tables.md, per-class.csv              precision, recall and F1 as the paper's Tables 5 to 7 have them
 confusion.csv, confusion.png          Fig. 4
 predictions.csv                       of each sample: its name, its class, the predicted one, all probabilities
@@ -10,25 +10,26 @@ tsne.csv, tsne.png                    Fig. 5
 samples.png                           Fig. 7, from the user's own data
 """
 
-import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from train.analysis import pictures
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
 from train.analysis.outputs import Flipped, Outputs, collect, drawn
+from train.bars import bar
 from train.command import device_of
 from train.data.loading import evaluation_batches
-from train.disk import write_json
+from train.disk import read_json, write_json, write_rows
 from train.errors import UserError
 from train.evaluation import Evaluation, evaluation_of, percent
 from train.owned_folder import prepare
+from train.retrieval import METRICS, retrieval_metrics
 from train.run_data import load_run_data
 from train.run_folder import DESCRIPTION, find_checkpoint, load_trained
 
@@ -56,6 +57,7 @@ def evaluate_run(
     flip: bool = False,
     resamples: int = 1000,
     tsne: int = 1000,
+    retrieval: int = 10000,
     samples: int = 4,
     out: Path | None = None,
     seed: int = 0,
@@ -73,11 +75,13 @@ def evaluate_run(
         raise UserError(f"the {split} split has no images")
     batches = evaluation_batches(faces, trained.preprocessing.evaluation(), batch_size, workers, on.type == "cuda")
     model = Flipped(trained.model) if flip else trained.model
-    sample = drawn(len(faces), tsne, seed)
+    sample = drawn(len(faces), max(tsne, retrieval), seed)
     print(f"{splits.report}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
     if not own:
         print(OTHER_DATA, flush=True)
-    outputs = collect(model, batches, len(trained.class_names), on, sample)
+    outputs = collect(model, bar(batches, split), len(trained.class_names), on, sample)
+    retrieved = outputs.subset(drawn(len(faces), retrieval, seed))
+    shown = outputs.subset(drawn(len(faces), tsne, seed))
 
     out = prepare(out or default_folder(run, split), KIND, OUTPUTS)
     about = {
@@ -89,19 +93,26 @@ def evaluate_run(
         "flip": flip,
         "seed": seed,
     }
+    if retrieval:
+        labels = outputs.targets[torch.from_numpy(retrieved.sample)]
+        metrics = retrieval_metrics(retrieved.embeddings, labels)
+        about["retrieval"] = {"samples": len(labels), **{name: _nullable(metrics[name]) for name in metrics}}
     names = [faces.name(index) for index in range(len(faces))]
-    found = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
+    found, described = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
     title = f"{split}, {len(faces):,} images, epoch {about['epoch']}"
     found.draw_confusion(out / "confusion.png", title)
     write_correlations(out, outputs, trained.class_names, title)
-    if len(sample) > 3:
-        write_tsne(out, outputs, trained.class_names, seed, title)
+    if len(shown.sample) > 3:
+        write_tsne(out, shown, trained.class_names, seed, title)
     if samples:
         probabilities = outputs.logits.softmax(1).numpy()
         targets = outputs.targets.numpy()
         file = out / "samples.png"
         pictures.draw_samples(file, faces.image, targets, probabilities, trained.class_names, samples, seed)
+    write_json(out / "metrics.json", about | described)  # the last file: where it is, the others are
     print(f"\n{(out / 'tables.md').read_text(encoding='utf-8')}\nwritten to {out}")
+    if found.collapse:
+        print(found.collapse)
     return out
 
 
@@ -130,7 +141,7 @@ def write_figures(
     about: dict[str, Any],
     resamples: int,
     seed: int,
-) -> Evaluation:
+) -> tuple[Evaluation, dict[str, Any]]:
     found = evaluation_of(outputs.logits, outputs.targets, class_names)
     figures = figures_of(found.confusion)
     intervals = bootstrap(found.confusion, resamples, seed)
@@ -145,27 +156,31 @@ def write_figures(
             key: [None if np.isnan(value) else float(value) for value in intervals[key][:, index]]
             for key in ("precision", "recall", "f1")
         }
-    write_json(out / "metrics.json", about | described)
     found.write_tables(out / "confusion.csv", out / "per-class.csv")
     note = "" if about["own_data"] else f"\n{OTHER_DATA}\n"
-    (out / "tables.md").write_text(tables(found, described, intervals) + note, encoding="utf-8")
+    (out / "tables.md").write_text(tables(found, described, intervals, about.get("retrieval")) + note, encoding="utf-8")
     probabilities = outputs.logits.double().softmax(1)
-    with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["sample", "name", "class", "predicted", *class_names])
-        rows = zip(names, outputs.targets.tolist(), probabilities.tolist(), strict=True)
-        for index, (name, target, row) in enumerate(rows):
-            best = class_names[row.index(max(row))]
-            writer.writerow([index, name, class_names[target], best, *(f"{value:.6f}" for value in row)])
-    return found
+    lines: list[list[Any]] = [["sample", "name", "class", "predicted", *class_names]]
+    rows = zip(names, outputs.targets.tolist(), probabilities.tolist(), strict=True)
+    for index, (name, target, row) in enumerate(rows):
+        best = class_names[row.index(max(row))]
+        lines.append([index, name, class_names[target], best, *(f"{value:.6f}" for value in row)])
+    write_rows(out / "predictions.csv", lines)
+    return found, described
 
 
-def tables(found: Evaluation, described: dict[str, Any], intervals: dict[str, NDArray[np.float64]]) -> str:
+def tables(
+    found: Evaluation,
+    described: dict[str, Any],
+    intervals: dict[str, NDArray[np.float64]],
+    retrieval: dict[str, float] | None = None,
+) -> str:
     """Markdown: the figures of the whole split, and the paper's table of the classes; in percent, 95 % intervals."""
     lines = ["| | % | 95 % interval |", "|---|---|---|"]
     for key, words in (("accuracy", "Accuracy"), ("average_accuracy", "Average accuracy"), ("macro_f1", "Macro F1")):
         low, high = intervals[key]
         lines.append(f"| {words} | {percent(described[key])} | {_interval(low, high)} |")
+    lines += [f"| {words} | {percent(retrieval[key])} | |" for key, words in METRICS.items() if retrieval]
     lines += ["", "| | " + " | ".join(found.class_names) + " |", "|---" * (len(found.class_names) + 1) + "|"]
     for words, values in (("Precision", found.precision), ("Recall", found.recall), ("F1-score", found.f1)):
         lines.append(f"| {words} | " + " | ".join(map(percent, values)) + " |")
@@ -209,17 +224,11 @@ def write_correlations(out: Path, outputs: Outputs, class_names: Sequence[str], 
 def write_tsne(out: Path, outputs: Outputs, class_names: Sequence[str], seed: int, title: str) -> None:
     points = pictures.tsne(outputs.embeddings.numpy(), seed)
     labels = outputs.targets.numpy()[outputs.sample]
-    with (out / "tsne.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["sample", "class", "x", "y"])
-        for index, label, (x, y) in zip(outputs.sample.tolist(), labels.tolist(), points.tolist(), strict=True):
-            writer.writerow([index, class_names[label], f"{x:.3f}", f"{y:.3f}"])
+    rows = zip(outputs.sample.tolist(), labels.tolist(), points.tolist(), strict=True)
+    placed = ([index, class_names[label], f"{x:.3f}", f"{y:.3f}"] for index, label, (x, y) in rows)
+    write_rows(out / "tsne.csv", [["sample", "class", "x", "y"], *placed])
     shown = f"t-SNE of the embeddings of {len(points):,} images; {title}"
     pictures.draw_tsne(out / "tsne.png", points, labels, class_names, shown)
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _interval(low: float, high: float) -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from train import palette
-from train.analysis.evaluation_folder import evaluate_run, is_current, read_json
+from train.analysis.evaluate import evaluate_run, is_current
 from train.analysis.pictures import Line, lines_svg, tsne_svg
+from train.analysis.templates import render
 from train.command import run_settings
+from train.disk import read_json, read_rows, read_text
 from train.errors import UserError
 from train.evaluation import percent
 from train.hub import described_loss
@@ -46,11 +47,9 @@ def write_report(
     if len(set(names)) < len(names):
         names = list(map(str, runs))
     described = [_describe_run(run, name, samples) for run, name in zip(runs, names, strict=True)]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"percent": percent, "number": _number, "text": _text}
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
+        {"percent": percent, "number": _number, "text": _text},
         title=f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs side by side",
         runs=described,
         comparison=_compare(described) if len(runs) > 1 else None,
@@ -87,7 +86,8 @@ def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
         "name": name,
         "model": f"{model.get('backbone', '?')}, k = {model.get('k', '?')}, d = {model.get('d', '?')}; "
         + described_loss(settings.get("loss", {})),
-        "origin": {key: started[key] for key in ("date", "command", "commit") if started.get(key)},
+        "origin": {key: started[key] for key in ("date", "command", "commit") if started.get(key)}
+        | ({"weights from": f"{parent['run']} (epoch {parent['epoch']})"} if (parent := stored.get("parent")) else {}),
         "figures": _figures(epochs, results, test, _test_note(test, stored) if current else ""),
         "steps": steps,
         "epochs": epochs,
@@ -191,8 +191,7 @@ def _side_by_side(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Any
 
 def _confusion(file: Path) -> tuple[list[str], list[tuple[str, list[tuple[int, float]]]]]:
     """The classes, and for each true class the counts and shares of the predictions."""
-    with file.open(newline="", encoding="utf-8") as opened:
-        [_, *names], *rows = csv.reader(opened)
+    [_, *names], *rows = csv.reader(read_text(file).splitlines())
     table = []
     for name, *cells in rows:
         counts = list(map(int, cells))
@@ -213,10 +212,7 @@ def _data_uri(picture: Path) -> str | None:
 
 
 def _rows(file: Path) -> Rows:
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8") as opened:
-        return list(csv.DictReader(opened))
+    return read_rows(file) if file.is_file() else []
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,124 @@
+"""What a run is made of, built from its settings in this order: data, model, batches."""
+
+import dataclasses
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from train.checkpoint import State
+from train.data import Request, Splits, load_data
+from train.data.decoded import uniform_side
+from train.data.loading import TrainSteps, evaluation_batches, train_batches
+from train.finetune import load_parent
+from train.model import FaceClassifier, build_model
+from train.ranks import Ranks
+from train.resume import check_same_data
+from train.run_folder import free_folder
+from train.settings import Settings
+from train.speed import Trial, autotune, keep_freed_memory, resolve_speed
+from train.transforms import SMALL, BatchAugmentation, Preprocessing
+
+
+@dataclass(frozen=True)
+class Network:
+    """A model on its device, in its memory layout; what was measured to choose that and the dtype."""
+
+    model: FaceClassifier
+    preprocessing: Preprocessing
+    memory_format: torch.memory_format
+    trials: list[Trial]
+    keeps_freed_memory: bool
+    parent: dict[str, Any] | None  # where --init-from took the weights from
+
+
+@dataclass(frozen=True)
+class RunBatches:
+    train: TrainSteps
+    validation: Iterable[Any]
+    test: Iterable[Any]
+
+
+def resolve_run(settings: Settings, ranks: Ranks, device: torch.device, state: State | None) -> Settings:
+    """The settings with a run folder, a device, a number of workers and a place of augmentation instead of "auto".
+
+    Raises UserError where the run folder may not be written. A run that is not resumed may replace one that ended
+    before its first checkpoint: `find_run` has looked.
+    """
+    data, out = settings.data, Path(settings.run.out)
+    if ranks.first and not state:
+        out = free_folder(settings.run.out, settings.run.overwrite or settings.run.resume == "auto")
+    in_batches = device.type == "cuda" or data.image_size <= SMALL
+    augment = ("batch" if in_batches else "loading") if data.augment == "auto" else data.augment
+    workers = data.workers if data.workers >= 0 else default_workers(device, ranks)
+    return settings.replace({"out": str(out), "device": device.type, "workers": workers, "augment": augment})
+
+
+def build_data(settings: Settings, state: State | None) -> Splits:
+    """The splits. Raises UserError where they are not those that a resumed run began with."""
+    data = load_data(settings.data.data, Request.of(settings.values()))
+    if state:
+        check_same_data(state, data)
+    return data
+
+
+def build_network(
+    settings: Settings, class_names: Sequence[str], ranks: Ranks, device: torch.device, state: State | None
+) -> tuple[Network, Settings]:
+    """The model with weights drawn by the run's seed, and the settings with a dtype and a layout instead of "auto"."""
+    random.seed(settings.run.seed)
+    np.random.seed(settings.run.seed)
+    torch.manual_seed(settings.run.seed)
+    # A checkpoint's weights take the place of pretrained ones.
+    architecture = dataclasses.replace(settings.model, pretrained=settings.model.pretrained and not state)
+    model, preprocessing = build_model(architecture, len(class_names), settings.data.image_size)
+    parent = state["parent"] if state else None
+    if settings.model.init_from and not state:
+        parent = load_parent(model, class_names, settings.model.init_from)
+    if settings.model.freeze == "backbone":
+        model.freeze_backbone()
+        if not (settings.model.pretrained or parent):
+            print("note: --freeze backbone without --init-from or --pretrained: its weights stay random", flush=True)
+    model.to(device)
+    keeps_freed_memory = device.type == "cpu" and keep_freed_memory()
+    size, batch = settings.data.image_size, settings.data.batch_size
+    trials = ranks.broadcast_from_first(autotune(model, settings.speed, size, batch, device))
+    settings = dataclasses.replace(settings, speed=resolve_speed(settings.speed, trials))
+    memory_format = torch.channels_last if settings.speed.channels_last == "yes" else torch.contiguous_format
+    model.to(memory_format=memory_format)
+    return Network(model, preprocessing, memory_format, trials, keeps_freed_memory, parent), settings
+
+
+def build_batches(settings: Settings, data: Splits, network: Network, ranks: Ranks, device: torch.device) -> RunBatches:
+    """This rank's batches of each split."""
+    options, preprocessing, pin = settings.data, network.preprocessing, device.type == "cuda"
+    later = BatchAugmentation(preprocessing, options) if options.augment == "batch" else None
+    train = train_batches(
+        data.train,
+        preprocessing.raw(uniform_side(data.train)) if later else preprocessing.training(options),
+        options.batch_size,
+        options.workers,
+        pin,
+        settings.run.seed,
+        chunks=options.virtual_batch,
+        ranks=ranks,
+        device=device,
+        memory_format=network.memory_format,
+        order=options.sampler,
+        augmentation=later,
+    )
+    plain = preprocessing.evaluation()
+    validation, test = (
+        evaluation_batches(part, plain, options.batch_size, options.workers, pin, ranks)
+        for part in (data.validation, data.test)
+    )
+    return RunBatches(train, validation, test)
+
+
+def default_workers(device: torch.device, ranks: Ranks) -> int:
+    cores = torch.multiprocessing.cpu_count() // ranks.local_world
+    return max(1, min(8, cores)) if device.type == "cuda" else 0
