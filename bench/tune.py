@@ -72,7 +72,7 @@ def compiled_rank(family: str, itemsize: int) -> tuple[float, ...]:
         used = resources(compiled)
         stack += used.stack
         first, last = streaming_loop(*machine_code(compiled))
-        warps, samples = launch.options["num_warps"], launch.constants["BS"]
+        warps, samples = launch.options["num_warps"], launch.constants.get("BS", 1)
         cycles += (last - first + 1) * warps / samples / 4
         flight += launch.constants.get("STAGES", 1) * samples
     return stack, cycles, -flight
