@@ -76,7 +76,7 @@ def build_network(
     # A checkpoint's weights take the place of pretrained ones.
     architecture = dataclasses.replace(settings.model, pretrained=settings.model.pretrained and not state)
     model, preprocessing = build_model(architecture, len(class_names), settings.data.image_size)
-    parent = state["parent"] if state else None
+    parent = state.get("parent") if state else None  # a checkpoint of an earlier version has none
     if settings.model.init_from and not state:
         parent = load_parent(model, class_names, settings.model.init_from)
     if settings.model.freeze == "backbone":
