@@ -1,4 +1,4 @@
-"""Where the terms lead vectors that nothing else holds: correlations after optimising free vectors, target by target.
+"""Correlations of class means after minimizing the terms over free vectors, for each target.
 
 `python -m bench targets` draws docs/targets.png: FD between classes with equal weights, and with the fixed unequal
 weights of an attention map over FER-2013's class sizes.

@@ -80,10 +80,10 @@ def options_page() -> str:
         lines += ["", f"## {str(group.title).capitalize()}", "", "| option | default | meaning |", "|---|---|---|"]
         for action in group._group_actions:
             meaning, default = re.fullmatch(r"(?s)(.*) \(default: (.*)\)", str(action.help).replace("%%", "%")).groups()
-            default, _, drawn = default.partition("; ")
+            default, _, more = default.partition("; ")
             if missing := [choice for choice in action.choices or () if f"{choice} =" not in meaning]:
                 meaning += f"; one of {', '.join(action.choices)}" if len(missing) > 1 else ""
-            cells = [f"`{action.option_strings[0]}`", f"`{default}`{', ' if drawn else ''}{drawn}", meaning]
+            cells = [f"`{action.option_strings[0]}`", f"`{default}`", f"{meaning}; {more}" if more else meaning]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
