@@ -70,7 +70,7 @@ def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: 
         checks.resolve_target("mean_target", mean, num_classes),
         checks.resolve_target("embedding_target", embedding, k),
     )
-    resolved = Options(backend, *aims, *asked[4:])
+    resolved = Options._make((backend, *aims, *asked[4:]))
     checks.check_backend(backend)
     checks.check_pairs(asked.pairs, asked.precision)
     if backend in ("torch", "reference"):
