@@ -22,6 +22,7 @@ LOCAL = 30  # samples that programs order by themselves; beyond, launches of the
 SHAPES = {
     "narrow, the paper's": (20, 7, 256, 7),
     "narrow, aligned": (21, 3, 64, 6),
+    "gram, far": (21, 6, 48, 3),
     "narrow, odd d": (33, 3, 17, 5),
     "narrow, k = 16": (9, 16, 100, 3),
     "narrow, the least": (9, 1, 2, 3),
@@ -135,7 +136,10 @@ def problem_of(case: Case, seed: int = 0) -> tuple[Problem, Tensor]:
     aims = {}
     if case.batch == "other aims":
         aims = {"between": "simplex", "mean": 0.3, "embedding": 0.2 if k <= 16 else -1}
-    problem, x = tools.rounded(draw(n, k, d, num_classes, seed=seed, **aims), case.dtype)
+    drawn = draw(n, k, d, num_classes, seed=seed, **aims)
+    if case.shape == "gram, far":
+        drawn.x[::4] += 20.0
+    problem, x = tools.rounded(drawn, case.dtype)
     if case.batch == "ignored" and n > 1:
         problem.targets[::3] = -100
     if case.batch == "bad label" and n:

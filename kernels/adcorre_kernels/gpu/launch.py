@@ -8,6 +8,7 @@ from torch import Tensor
 from adcorre_kernels.gpu import gpus, plan
 from adcorre_kernels.gpu.cached_launch import cached_launch, specialization_key
 from adcorre_kernels.gpu.class_sort import count_labels, place_samples
+from adcorre_kernels.gpu.gram_per_sample import gram_statistics
 from adcorre_kernels.gpu.logits import logits_gradient_kernel, logits_sums_kernel, reduce_logits
 from adcorre_kernels.gpu.program_per_sample import program_embedding, program_gradient, program_statistics
 from adcorre_kernels.gpu.reduce import reduce_slots
@@ -37,7 +38,10 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
         launches.offset,
     )  # fmt: skip
     key = (device.index, specialization_key(x), specialization_key(targets), sn, sk, ignore_index)
-    kernel = program_statistics if launches.tile.BK else warp_statistics
+    if launches.tile.PK:
+        kernel = gram_statistics
+    else:
+        kernel = program_statistics if launches.tile.BK else warp_statistics
     cached_launch(kernel, launches.grid, arguments, launches.streaming, key)
     if launches.grid[2] > 1 and n > 0:
         embedding_arguments = (x, targets, sums, sn, sk, n, launches.embedding_chunk, ignore_index, num_classes)
