@@ -11,7 +11,7 @@ import torch
 
 from bench import gate, host, loss, measure, rows
 from bench.loss import Shape, check
-from bench.rivals import CONTENDERS, Contender
+from bench.rivals import CONTENDERS, Contender, ours_on
 
 ROOT = Path(__file__).parents[2]
 CPU = measure.torch.device("cpu")
@@ -66,7 +66,7 @@ def test_loss_writes_rows_and_does_not_run_them_twice(tmp_path, capsys) -> None:
         assert float(row["forward"]) > 0
         assert row["session"] == written[0]["session"] != ""
         assert float(row["copy_share"]) > 0
-        assert (row["times_slower"] != "") == (row["contender"] == "supcon")
+        assert (row["times_slower"] != "") == (row["contender"] != ours_on("cpu")[0])
     capsys.readouterr()
     assert measure_loss(out, words) == 0
     assert capsys.readouterr().out == ""
