@@ -212,11 +212,14 @@ class Run:
         trained = load_trained(folder.path, self.device, "best") if folder else None
         model = trained.model if trained else self.model
         self.ranks.broadcast(model)
-        test = evaluate(model, self.watch.over(self.batches.test), self.class_names, self.device)
+        validated, test = (
+            evaluate(model, self.watch.over(batches), self.class_names, self.device, retrieval=True)
+            for batches in (self.batches.validation, self.batches.test)
+        )
         if not folder or not trained:
             return
         about = trained.description
-        validation = about["validation"]
+        validation = about["validation"] | validated.retrieval
         results = {"epoch": about["epoch"], "select": select, "validation": validation, "test": test.as_dict()}
         folder.write_results(results, test)
         folder.close()

@@ -152,7 +152,7 @@ def log_epoch(
     figures |= {f"train_{key}": value for key, value in train_figures.items()}
     figures["validation_accuracy"] = found.accuracy
     figures["validation_average_accuracy"] = found.average_accuracy
-    figures["validation_cross_entropy"] = found.cross_entropy
+    figures["validation_nll"], figures["validation_ece"] = found.nll, found.ece
     figures |= {f"recall_{name}": value for name, value in zip(found.class_names, found.recall, strict=True)}
     figures |= _weights(found.class_names, loss_fn.attention_map.weights().tolist())
     folder.log("epochs", epoch, figures)

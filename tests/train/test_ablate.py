@@ -111,7 +111,7 @@ def fake_training(accuracy: Any) -> Any:
         data = {"layout": "made up", "fingerprints": {"test": settings.data.data}}
         (folder / "settings.json").write_text(json.dumps({"settings": settings.as_dict(), "data": data}))
         value = accuracy(settings)
-        test = {"accuracy": value, "average_accuracy": value / 2, "cross_entropy": 1.0, "samples": 100}
+        test = {"accuracy": value, "average_accuracy": value / 2, "nll": 1.0, "samples": 100}
         (folder / "results.json").write_text(json.dumps({"epoch": 1, "validation": {"accuracy": value}, "test": test}))
         (folder / "epochs.csv").write_text("epoch,seconds\n1,2.5\n2,3.5\n")
 

@@ -51,9 +51,7 @@ def test_agrees_with_scikit_learn(batch_size: int) -> None:
     assert (found.confusion == confusion_matrix(targets, predicted)).all()
     assert found.accuracy == pytest.approx(accuracy_score(targets, predicted), abs=1e-6)
     assert found.average_accuracy == pytest.approx(balanced_accuracy_score(targets, predicted), abs=1e-6)
-    assert found.cross_entropy == pytest.approx(
-        log_loss(targets, logits.double().softmax(1), labels=range(7)), rel=1e-6
-    )
+    assert found.nll == pytest.approx(log_loss(targets, logits.double().softmax(1), labels=range(7)), rel=1e-6)
     assert found.precision == pytest.approx(precision, abs=1e-6)
     assert found.recall == pytest.approx(recall, abs=1e-6)
     assert found.f1 == pytest.approx(f1, abs=1e-6)

@@ -1,6 +1,6 @@
 """The runs of an ablation: one run folder for each setting and seed, shared by the studies that need it.
 
-OUT/runs/<what differs from the user's settings, or "base">/seed-<s>; failed.txt in it says why a run came to nothing.
+OUT/runs/<a study's recipe, and what differs from it and the user's settings, or "base">/seed-<s>; failed.txt in it says why a run came to nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.ablation.studies import STUDIES
+from train.ablation.studies import STUDIES, Variant
 from train.disk import read_json, read_rows
 from train.errors import Diverged, UserError
 from train.ranks import ALONE
@@ -27,7 +27,7 @@ class Result:
     validation_accuracy: float
     accuracy: float
     average_accuracy: float
-    cross_entropy: float
+    nll: float
     seconds: float
     samples: int
     layout: str
@@ -36,8 +36,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run: its folder, and the settings by name that lead to it."""
+    """A run: its folder, the row that it is for, and the settings by name that lead to it."""
 
+    study: str
+    variant: Variant
     folder: Path
     seed: int
     given: Mapping[str, Any]
@@ -67,7 +69,7 @@ class Planned:
             validation_accuracy=results["validation"]["accuracy"],
             accuracy=test["accuracy"],
             average_accuracy=test["average_accuracy"],
-            cross_entropy=test["cross_entropy"],
+            nll=test["nll"],
             seconds=seconds,
             samples=test["samples"],
             layout=about["data"]["layout"],
@@ -82,7 +84,6 @@ def plan(names: Sequence[str], given: Mapping[str, Any], out: Path, seeds: Seque
     """The runs of the studies. Raises UserError for a setting that a study itself varies, or that cannot be."""
     from train.objective import check_objective
 
-    base = resolve(given).as_dict()
     result: Plan = {}
     for name in names:
         study = STUDIES[name]
@@ -94,9 +95,13 @@ def plan(names: Sequence[str], given: Mapping[str, Any], out: Path, seeds: Seque
             values = {**study.defaults, **given, **variant.settings}
             settings = resolve(values)
             check_objective(settings, ALONE)
-            folder = out / "runs" / _folder_name(base, settings.as_dict())
+            recipe = {key: value for key, value in study.defaults.items() if key == "recipe"}
+            base = resolve({**recipe, **given}).as_dict()
+            folder = out / "runs" / ",".join([*recipe.values(), _folder_name(base, settings.as_dict())])
             result[name, variant.name] = [
                 Planned(
+                    name,
+                    variant,
                     folder / f"seed-{seed}",
                     seed,
                     {**values, "seed": seed, "out": str(folder / f"seed-{seed}"), "resume": "auto"},

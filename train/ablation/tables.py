@@ -26,7 +26,6 @@ def write(out: Path, planned: Plan, seeds: Sequence[int]) -> str:
         sections.append(_markdown(study, rows, results, [run for value in runs.values() for run in value], len(seeds)))
         if name == "figure6":
             _draw(out / "figure6.png", study, results)
-    _write_runs(out / "runs.csv", planned, out)
     text = "\n".join(sections)
     (out / "tables.md").write_text(text, encoding="utf-8")
     return text
@@ -102,17 +101,6 @@ def _write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
                 values = (mine.mean, mine.deviation, other.mean, other.low, other.high, other.p, corrected)
                 cells += ["" if math.isnan(value) else f"{value:.6g}" for value in values]
             writer.writerow([*cells, variant.paper])
-
-
-def _write_runs(file: Path, planned: Plan, out: Path) -> None:
-    names = ("epoch", "validation_accuracy", "accuracy", "average_accuracy", "cross_entropy", "seconds", "samples")
-    unique = {run.folder: run for runs in planned.values() for run in runs}
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(["run", "seed", *names])
-        for run in unique.values():
-            if result := run.result():
-                writer.writerow([run.folder.relative_to(out), run.seed, *(getattr(result, name) for name in names)])
 
 
 def _draw(path: Path, study: Study, results: dict[str, Results]) -> None:
