@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adcorre import checks
 from adcorre.logits import count_predictions
+from adcorre.module import StateModule
 
 EPSILON = 1e-6  # Eq. 7's 10e-7
 
@@ -28,7 +28,7 @@ class AttentionMap(Protocol):
         """w, (C,) floating, of the state as it stands; or as it were after `record(counts)`, which it is not."""
 
 
-class AdaptiveAttentionMap(nn.Module):
+class AdaptiveAttentionMap(StateModule):
     """w[a] = 1 - CONF[a, a] + 1e-6 (Eq. 7), CONF the row-normalised confusion matrix of the last `window` steps.
 
     The window is a ring of counts, [window, 2, C]: of each step, how many samples of a class were predicted right and
@@ -57,14 +57,6 @@ class AdaptiveAttentionMap(nn.Module):
         """Empty the window."""
         self.counts.zero_()
         self.position.zero_()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptiveAttentionMap:
-        """`to_empty` of a module that was built on the meta device leaves memory as it comes: begin with no step."""
-        was_meta = self.counts.is_meta
-        super()._apply(fn, recurse)
-        if was_meta and not self.counts.is_meta:
-            self.reset_parameters()
-        return self
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         """In training mode, count this batch's predictions first; then return `weights()`.

@@ -117,6 +117,24 @@ def between_ranks(
     return between
 
 
+def union_over_ranks(labels: Tensor, process_group: ProcessGroup | Literal["world"]) -> Tensor:
+    """The labels (c,) int64 that any rank has, each once and sorted. Every rank of the group must call this.
+
+    An all-gather of the ranks' numbers of labels, the largest of which is read on the host, and one of the labels.
+    """
+    group = _group(process_group)
+    own = labels.unique()
+    sizes = own.new_empty(world_size(process_group))
+    torch.distributed.all_gather_into_tensor(sizes, own.new_tensor([own.shape[0]]), group=group)
+    places = int(sizes.max())
+    everybodys = own.new_empty(places * sizes.shape[0])
+    if places:
+        padded = torch.nn.functional.pad(own, (0, places - own.shape[0]))
+        torch.distributed.all_gather_into_tensor(everybodys, padded, group=group)
+    filled = torch.arange(places, device=own.device) < sizes[:, None]
+    return everybodys.view(-1, places)[filled].unique() if places else everybodys
+
+
 def _group(process_group: ProcessGroup | Literal["world"]) -> ProcessGroup | None:
     if process_group != "world":
         return process_group

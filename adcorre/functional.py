@@ -135,6 +135,13 @@ def all_terms(x: Tensor, targets: Tensor, attention: Tensor, options: Options) -
         return values._replace(nfd=values.nfd.detach())
     flat = class_sums(x, targets, attention.shape[0], options)
     between = between_alone(x, targets, attention, flat, options) if options.pairs == "sample" else None
+    return terms_from_sums(x, targets, attention, flat, between, options)
+
+
+def terms_from_sums(
+    x: Tensor, targets: Tensor, attention: Tensor, flat: Tensor, between: Between | None, options: Options
+) -> Values:
+    """The terms of the batch behind `flat`, of which `x` may be a part: with the graph of that part."""
     values = Values(*_TermsFunction.apply(x, targets, attention, flat, between, options)[0].unbind())
     return values._replace(nfd=values.nfd.detach())
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +16,7 @@ from adcorre.backends import Options, resolve_options
 from adcorre.distributed import BatchSums
 from adcorre.equation import AdCorreOutput, Batch, Part, Samples, batch_of, loss_of, part_of, weights_used
 from adcorre.functional import three_dimensional
-from adcorre.statistics import counts_of
+from adcorre.module import LossModule, check_ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -66,7 +65,7 @@ def adcorre_loss(
     return loss_of(part, batch_of(part, part.sums, weights_used(attention, chosen)), lambd)
 
 
-class AdCorreLoss(nn.Module):
+class AdCorreLoss(LossModule):
     """CE + lambda (FD + MD + ED), Eq. 12, with the Adaptive Attention Map inside.
 
     The loss has state. In training mode one call is one step of the attention map: put the loss into eval mode together
@@ -107,6 +106,7 @@ class AdCorreLoss(nn.Module):
         ValueError, TypeError: settings out of range.
     """
 
+    settings = ("ce_weight", "logit_adjustment")
     ce_weight: Tensor | None
     logit_adjustment: Tensor | None
 
@@ -218,7 +218,7 @@ class AdCorreLoss(nn.Module):
         if self.process_group is not None:
             whole = distributed.add_ranks(whole, self.process_group)
             if checks.looks_at_labels(labels, self.validate):
-                self._check_ranks(whole, targets or [labels])
+                check_ranks(whole.statistics, targets or [labels], self.num_classes, self.ignore_index)
         record = torch.is_grad_enabled() if record is None else record
         with torch.no_grad():
             attention = weights_used(self._attention(whole, record), self.components)
@@ -235,17 +235,6 @@ class AdCorreLoss(nn.Module):
         """ValueError where the loss of a batch does not follow from sums over its parts. Subclasses may override it."""
         if self.backend == "reference":
             raise ValueError(f'backend="reference" has no sums to add over {over}; "torch" has, in float64 too')
-
-    def _check_ranks(self, whole: BatchSums, targets: Sequence[Tensor]) -> None:
-        """IndexError on every rank for a bad label on any, which made the counts NaN."""
-        if not bool(counts_of(whole.statistics, self.num_classes).isnan().any()):
-            return
-        for labels in targets:
-            checks.check_labels(labels, self.num_classes, self.ignore_index, True)
-        raise IndexError(
-            f"targets: another rank has a label that is outside [0, {self.num_classes}) and is not "
-            f"ignore_index ({self.ignore_index})"
-        )
 
     def _attention(self, whole: BatchSums, record: bool) -> Tensor:
         """w for a batch, which becomes a step of the attention map if `record`, in training mode."""
@@ -283,28 +272,6 @@ class AdCorreLoss(nn.Module):
             self.attention_map.record(step.counts)
             step.recorded = True
         return step.weights
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdCorreLoss:
-        """Settings survive `to_empty`, which materialises a model built on the meta device but leaves memory as it is.
-
-        A setting that was itself on the meta device has no value to keep: NaN until a state is loaded.
-        """
-        was_meta = any(buffer.is_meta for buffer in self.buffers())
-        before = {name: getattr(self, name) for name in ("ce_weight", "logit_adjustment")}
-        super()._apply(fn, recurse)
-        if was_meta:
-            with torch.no_grad():
-                for name, value in before.items():
-                    if value is not None and not getattr(self, name).is_meta:
-                        getattr(self, name).copy_(torch.nan if value.is_meta else value)
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> AdCorreLoss:
-        """A copy that shares the process group, which cannot be copied."""
-        copied = type(self).__new__(type(self))
-        memo |= {id(self): copied, id(self.process_group): self.process_group}
-        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return copied
 
     def extra_repr(self) -> str:
         components: Any = self.components

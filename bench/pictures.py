@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
+
 from bench import rows as results
 from bench.rivals import CONTENDERS
+from train import palette
 
 
 def draw(folder: Path) -> list[Path]:
     """Draws what there are rows for, CPUs and GPUs apart, the newest device of each; the files written."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     written = []
     for gpu, suffix in ((False, ""), (True, "-gpu")):
         rows = [
@@ -30,16 +31,16 @@ def draw(folder: Path) -> list[Path]:
     return written
 
 
+@matplotlib.rc_context(palette.STYLE | {"text.parse_math": True})  # for powers of ten
 def loss(rows: results.Rows, path: Path) -> None:
     """Time over n, each contender up to its wall; and the share of a copy's bandwidth."""
-    from matplotlib import pyplot
-
-    figure, (left, middle) = pyplot.subplots(1, 2, figsize=(12, 5.5), layout="constrained")
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    left, middle = figure.subplots(1, 2)
     names = [name for name in CONTENDERS if any(row["contender"] == name for row in rows)]
     for index, name in enumerate(names):
         own = [row for row in rows if row["contender"] == name]
         timed = sorted((int(row["n"]), float(row["seconds"])) for row in own if row["seconds"])
-        style: dict[str, Any] = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--", "marker": "."}
+        style: dict[str, Any] = {"color": palette.color(index), "linestyle": palette.dash(index), "marker": "."}
         if timed:
             left.plot(*zip(*timed, strict=True), label=name, **style)
             if any(row["note"] for row in own):
@@ -49,13 +50,12 @@ def loss(rows: results.Rows, path: Path) -> None:
             middle.plot(*zip(*shares, strict=True), **style)
     middle.axhline(100, color="black", linewidth=1)
     left.set(xlabel="n", ylabel="seconds, forward + backward")
-    left.set_title("a cross: the next size meets the limit of memory or time")
+    left.set_title("a cross: the next size meets\nthe limit of memory or time")
     left.legend(fontsize="small")
     middle.set(xlabel="n", ylabel="% of a copy's bandwidth, on 3 n k d elements")
-    middle.set_title("100 %: x read twice and dL/dx written once, as fast as a copy")
+    middle.set_title("100 %: x read twice and dL/dx written once,\nas fast as a copy")
     for axes in (left, middle):
         axes.set(xscale="log", yscale="log")
-        axes.grid(alpha=0.3)
+        axes.grid()
     figure.suptitle(rows[-1]["device"])
-    figure.savefig(path, dpi=100)
-    pyplot.close(figure)
+    figure.savefig(path)

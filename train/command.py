@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,11 +67,15 @@ def at_least(least: int, number: Callable[[str], Any] = int) -> Callable[[str], 
     return parse
 
 
-def execute(parser: CommandParser, command: Callable[[Any], Any], arguments: Sequence[str] | None = None) -> int:
-    """The exit code of a command whose result is of no concern."""
+def execute(parser: CommandParser, function: str, arguments: Sequence[str] | None = None) -> int:
+    """Call `function`, named as module:name, with the options as its keywords. Returns the exit code.
+
+    Its module is imported after the options are read: --help and their errors do not wait for PyTorch.
+    """
 
     def call() -> int:
-        command(parser.parse(arguments))
+        options = vars(parser.parse(arguments))
+        pkgutil.resolve_name(function)(**options)
         return 0
 
     return exit_code(call)

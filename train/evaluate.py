@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from train.command import CommandParser, add_data, add_seed_and_device, at_least, execute
 
@@ -28,14 +27,8 @@ def parser() -> CommandParser:
     return result
 
 
-def run(options: Any) -> None:
-    from train.analysis.evaluate import evaluate_run
-
-    evaluate_run(**vars(options))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    return execute(parser(), run, arguments)
+    return execute(parser(), "train.analysis.evaluate:evaluate_run", arguments)
 
 
 if __name__ == "__main__":

@@ -94,28 +94,10 @@ class Evaluation:
             )
 
     def draw_confusion(self, path: Path, title: str) -> None:
-        """The confusion matrix as a picture: the share of each true class, with the counts below."""
-        import matplotlib
+        """The confusion matrix as a picture."""
+        from train.analysis.pictures import draw_confusion  # here: matplotlib is needed for nothing else
 
-        matplotlib.use("agg")
-        from matplotlib import pyplot
-
-        totals = self.confusion.sum(axis=1, keepdims=True)
-        share = np.divide(self.confusion, totals, out=np.zeros(self.confusion.shape), where=totals > 0)
-        size = 2.0 + 0.8 * len(self.class_names)
-        figure, axes = pyplot.subplots(figsize=(size, size), layout="constrained")
-        axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        for row, column in np.ndindex(*share.shape):
-            text = f"{100 * share[row, column]:.1f}\n{self.confusion[row, column]}" if totals[row] else "–"
-            color = "white" if share[row, column] > 0.5 else "black"
-            axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
-        axes.set_xticks(range(len(self.class_names)), self.class_names, rotation=45, ha="right")
-        axes.set_yticks(range(len(self.class_names)), self.class_names)
-        axes.set_xlabel("predicted")
-        axes.set_ylabel("true")
-        axes.set_title(f"{title}\n% of the true class, and images", fontsize=10)
-        figure.savefig(path, dpi=120)
-        pyplot.close(figure)
+        draw_confusion(path, self.confusion, self.class_names, title)
 
     def _rows(self) -> list[tuple[str, float, float, float, int]]:
         return list(zip(self.class_names, self.precision, self.recall, self.f1, self.support, strict=True))

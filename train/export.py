@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from train.command import CommandParser, add_seed_and_device, at_least, execute
 
@@ -23,14 +22,8 @@ def parser() -> CommandParser:
     return result
 
 
-def run(options: Any) -> None:
-    from train.analysis.export import export
-
-    export(**vars(options))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    return execute(parser(), run, arguments)
+    return execute(parser(), "train.analysis.export:export", arguments)
 
 
 if __name__ == "__main__":

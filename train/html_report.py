@@ -1,9 +1,9 @@
 """`python -m train.html_report RUN ...`: one self-contained HTML file about a run, or several side by side."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from train.command import CommandParser, add_seed_and_device, execute
 
@@ -19,21 +19,19 @@ def parser() -> CommandParser:
     result.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folder")
     result.add_argument("--out", type=Path, help="file to write (default: report.html in RUN, or beside several runs)")
     result.add_argument("--data", help="dataset to evaluate on (default: the run's)")
-    result.add_argument("--no-evaluate", action="store_true", help="leave out what needs an evaluation; reads no data")
+    result.add_argument(
+        "--evaluate",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="evaluate where needed; --no-evaluate leaves out what would need it, and reads no data",
+    )
     result.add_argument("--samples", action="store_true", help="show faces of the data, predicted right and wrong")
     add_seed_and_device(result, "the evaluation")
     return result
 
 
-def run(options: Any) -> None:
-    from train.analysis.html_report import write_report
-
-    values = vars(options)
-    write_report(evaluate=not values.pop("no_evaluate"), **values)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    return execute(parser(), run, arguments)
+    return execute(parser(), "train.analysis.html_report:write_report", arguments)
 
 
 if __name__ == "__main__":

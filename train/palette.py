@@ -10,6 +10,7 @@ DARK = ("#f0f0ee", "#f07830", "#0060f0", "#a8d800", "#d890f0", "#786000", "#c000
 DASHES = ("-", (0, (6, 2)), (0, (2, 2)), (0, (7, 2, 2, 2)))
 MARKERS = "o^sDvP"
 TEXT, GRID = "#404040", "#d9d9d9"
+SHADES = ("#ffffff", COLORS[2])  # of shares, from 0 to 1
 RIGHT, WRONG = "#00694b", "#b3261e"
 
 STYLE: Any = {

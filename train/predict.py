@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from train.command import CommandParser, at_least, execute
 from train.settings import add_options
@@ -30,14 +29,8 @@ def parser() -> CommandParser:
     return result
 
 
-def run(options: Any) -> None:
-    from train.analysis.predict import predict
-
-    predict(**vars(options))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    return execute(parser(), run, arguments)
+    return execute(parser(), "train.analysis.predict:predict", arguments)
 
 
 if __name__ == "__main__":

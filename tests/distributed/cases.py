@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from adcorre import AdCorreLoss, AdCorreOutput, VirtualBatch
+from adcorre import AdaptiveAttentionMap, AdCorreLoss, AdCorreOutput, VirtualBatch
+from adcorre.metric import AdCorreMetricLoss
 from tests.virtual.tools import (
     CLASSES,
     D,
@@ -450,3 +451,36 @@ def fully_sharded(rank: int, world: int) -> None:
         assert_equal_outputs(VirtualBatch(mine, loss, size)(images[part], targets[part]), wanted)
         for (name, parameter), other in zip(mine.named_parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(parameter.grad.full_tensor(), other.grad, rtol=1e-10, atol=1e-12, msg=name)
+
+
+@case
+def metric_loss_equals_a_single_process(rank: int, world: int) -> None:
+    """Loss and gradients of embeddings and labels alone: given and mapped classes, some of them on one rank only."""
+    rng = torch.Generator().manual_seed(5)
+    every = torch.randn(13, 2, 6, generator=rng, dtype=torch.float64)
+    labels = torch.randint(0, 5, (13,), generator=rng).sort()[0]
+    for settings in ({"num_classes": 5}, {}, PAIRS, {"ignore_index": 30}, {"num_classes": 5, "map": True}):
+        made = []
+        for group in (None, "world"):
+            options = {name: value for name, value in settings.items() if name != "map"}
+            if "map" in settings:
+                options |= {"attention": AdaptiveAttentionMap(5), "embedding_size": (2, 6)}
+            made.append(AdCorreMetricLoss(**options, process_group=group).double())
+        given = labels if "num_classes" in settings else labels * 10
+        for kind in ("uneven", "empty"):
+            own = shares(13, world, kind)[rank]
+            whole, mine = every.clone().requires_grad_(), every[own].clone().requires_grad_()
+            expected, loss = made[0](whole, given), made[1](mine, given[own])
+            expected.backward()
+            loss.backward()
+            torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(mine.grad, world * whole.grad[own], rtol=1e-10, atol=1e-12)
+        for name, value in made[0].state_dict().items():
+            torch.testing.assert_close(made[1].state_dict()[name], value)
+
+
+@case
+def metric_loss_with_a_bad_label(rank: int, world: int) -> None:
+    loss = AdCorreMetricLoss(3, process_group="world")
+    with pytest.raises(IndexError, match="label 3" if rank == 0 else "another rank"):
+        loss(torch.randn(4, 6, requires_grad=True), torch.tensor([0, 1, 2, 3 if rank == 0 else 0]))

@@ -130,7 +130,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         seed = settings.run.seed / 100
         return 0.5 + settings.loss.lambd / 10 + (seed**2 if settings.loss.lambd == 1 else seed)
 
-    monkeypatch.setattr("train.loop.run", fake_training(accuracy))
+    monkeypatch.setattr("train.ablation.runs.train_run", fake_training(accuracy))
     return folders
 
 

@@ -42,8 +42,9 @@ def train_all(
         since = time.monotonic()
         with _log(run) if processes > 1 else contextlib.nullcontext(print(f"\n=== {label}", flush=True)):
             try:
-                with _stopped_at(deadline):
-                    train(run, out)
+                if not run.result():  # else a killed process left it without a row
+                    with _stopped_at(deadline):
+                        train(run, out)
             except (Aborted, Stopped):
                 if time.monotonic() >= deadline:
                     return False

@@ -1,6 +1,7 @@
 """The runs of an ablation: one run folder for each setting and seed, shared by the studies that need it.
 
-OUT/runs/<a study's recipe, and what differs from it and the user's settings, or "base">/seed-<s>; failed.txt in it says why a run came to nothing.
+OUT/runs/<a study's recipe, and what differs from it and the user's settings, or "base">/seed-<s>; failed.txt in it
+says why a run came to nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,9 +12,11 @@ from typing import Any
 from train.ablation.studies import STUDIES, Variant
 from train.disk import read_json, read_rows
 from train.errors import Diverged, UserError
+from train.loop import run as train_run
+from train.objective import check_objective
 from train.ranks import ALONE
 from train.resume import FREE
-from train.settings import Settings, flag, format_value, resolve
+from train.settings import Settings, flag, format_value, layers, resolve
 
 FAILED = "failed.txt"
 
@@ -82,8 +85,6 @@ Plan = dict[tuple[str, str], list[Planned]]  # (study, variant) -> its runs, by 
 
 def plan(names: Sequence[str], given: Mapping[str, Any], out: Path, seeds: Sequence[int]) -> Plan:
     """The runs of the studies. Raises UserError for a setting that a study itself varies, or that cannot be."""
-    from train.objective import check_objective
-
     result: Plan = {}
     for name in names:
         study = STUDIES[name]
@@ -125,9 +126,6 @@ def train(run: Planned, out: Path) -> None:
 
     What `auto` means is measured in the first run and holds for all: they differ in nothing but what is studied.
     """
-    from train.loop import run as train_run
-    from train.settings import layers
-
     given = {**_speed_found(out), **run.given}
     try:
         train_run(resolve(given), layers(given))

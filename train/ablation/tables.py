@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.figure import Figure
+
+from train import palette
 from train.ablation.comparison import Difference, Spread, difference, holm, spread
 from train.ablation.runs import Plan, Planned, Result, results_of
 from train.ablation.studies import STUDIES, Study, Variant
@@ -103,32 +107,26 @@ def _write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
             writer.writerow([*cells, variant.paper])
 
 
+@matplotlib.rc_context(palette.STYLE)
 def _draw(path: Path, study: Study, results: dict[str, Results]) -> None:
     """Fig. 6: accuracy over λ, every seed and their mean."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     points = sorted((float(variant.settings["lambd"]), results[variant.name]) for variant in study.variants)
-    figure, axes = pyplot.subplots(figsize=(5.5, 4), layout="constrained")
-    styles = (("#0072B2", "o", "-"), ("#D55E00", "s", "--"))
-    for (metric, words), (color, marker, dash) in zip(METRICS.items(), styles, strict=True):
-        drawn = [(x, [100 * getattr(result, metric) for result in mine.values()]) for x, mine in points if mine]
-        means = [sum(ys) / len(ys) for _, ys in drawn]
-        axes.plot([x for x, _ in drawn], means, dash, color=color, label=f"{words}, mean")
-        for x, ys in drawn:
-            axes.plot([x] * len(ys), ys, marker, color=color, alpha=0.5, ms=5, lw=0)
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for index, (metric, words) in enumerate(METRICS.items(), 1):
+        color = palette.color(index)
+        ended = [(x, [100 * getattr(result, metric) for result in mine.values()]) for x, mine in points if mine]
+        means = [sum(ys) / len(ys) for _, ys in ended]
+        axes.plot([x for x, _ in ended], means, color=color, linestyle=palette.dash(index), label=f"{words}, mean")
+        for x, ys in ended:
+            axes.plot([x] * len(ys), ys, palette.marker(index), color=color, alpha=0.5, ms=5, lw=0)
     axes.set_xscale("log")
     axes.set_xticks([x for x, _ in points], [f"{x:g}" for x, _ in points])
     axes.minorticks_off()
-    axes.set_xlabel("λ")
-    axes.set_ylabel("% of the test images")
-    axes.set_title("Accuracy over λ; points are seeds", fontsize=10)
-    axes.grid(color="#dddddd")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    axes.set(xlabel="λ", ylabel="% of the test images", title="Accuracy over λ; points are seeds")
+    axes.grid()
+    axes.legend()
+    figure.savefig(path)
 
 
 def _spread(value: Spread) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -98,6 +99,25 @@ def draw_tsne(
 ) -> None:
     figure = _tsne_figure(points, labels, class_names)
     figure.axes[0].set_title(title)
+    figure.savefig(path)
+
+
+@matplotlib.rc_context(palette.STYLE)
+def draw_confusion(path: Path, confusion: NDArray[np.int64], class_names: Sequence[str], title: str) -> None:
+    """The confusion matrix (true, predicted): the share of each true class, with the counts below."""
+    totals = confusion.sum(axis=1, keepdims=True)
+    share = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    size = 2.0 + 0.8 * len(class_names)
+    figure = Figure(figsize=(size, size), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(share, cmap=LinearSegmentedColormap.from_list("shares", palette.SHADES), vmin=0, vmax=1)
+    for row, column in np.ndindex(*share.shape):
+        text = f"{100 * share[row, column]:.1f}\n{confusion[row, column]}" if totals[row] else "–"
+        color = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
+    axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(class_names)), class_names)
+    axes.set(xlabel="predicted", ylabel="true", title=f"{_capitalized(title)}\n% of the true class, and images")
     figure.savefig(path)
 
 

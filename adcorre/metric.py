@@ -1,0 +1,270 @@
+"""The loss of embeddings and labels alone, for metric learning: FD + MD + ED, without logits.
+
+Where pytorch-metric-learning is installed, `AdCorreMetricLoss` is one of its `BaseMetricLossFunction`s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from adcorre import checks, distributed
+from adcorre.attention import AttentionMap
+from adcorre.backends import Options, resolve_options
+from adcorre.distributed import BatchSums
+from adcorre.equation import term_weights, weights_used
+from adcorre.functional import all_terms, class_sums, terms_from_sums, three_dimensional
+from adcorre.module import LossModule, check_ranks
+from adcorre.nearest_means import ClassMeans
+from adcorre.statistics import Values
+
+try:
+    from pytorch_metric_learning.losses import BaseMetricLossFunction as _Base
+except ImportError:
+
+    class _Base(nn.Module):  # type: ignore[no-redef]
+        """pytorch-metric-learning's contract, as far as this loss has a use for it."""
+
+        def forward(
+            self,
+            embeddings: Tensor,
+            labels: Tensor | None = None,
+            indices_tuple: Any = None,
+            ref_emb: Tensor | None = None,
+            ref_labels: Tensor | None = None,
+        ) -> Tensor:
+            return self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)["loss"]["losses"]
+
+        def compute_loss(self, *batch: Any) -> dict[str, Any]:
+            raise NotImplementedError
+
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+NO_CLASS = -100  # ignore_index among labels that were mapped to 0 ... C - 1
+
+
+class AdCorreMetricLoss(LossModule, _Base):
+    """FD + MD + ED of (embeddings, labels), in linear time: `loss(embeddings, labels)` is a scalar.
+
+    With pytorch-metric-learning installed it is a `BaseMetricLossFunction`, and its trainers, testers and
+    `DistributedLossWrapper` take it; without, a plain module. What compares other pairs than those of the batch is
+    refused, because the loss is computed from sums over the batch's classes: a miner's `indices_tuple`, a `ref_emb`
+    that is not the embeddings themselves, `CrossBatchMemory`.
+
+    Args:
+        num_classes: C, for labels 0 ... C - 1. None: labels may be any integers; the classes are those of the batch (of
+            all its ranks), found by sorting, which waits for a GPU. It is the C of MD's divisor k C^2 (Eq. 10), and the
+            number of rows of the class sums: None suits thousands of classes of which a batch has some.
+        attention: Eq. 7's w. None: 1/2 for every class. (C,) floating: one weight for each class. An `nn.Module` that
+            is an `AttentionMap`: each training step is counted in it, a sample as predicted right if of all class means
+            of the last steps that of its class correlates most with it. The latter two need `num_classes`, the map also
+            `embedding_size`; it takes O(n C k d) time.
+        embedding_size: d, or (k, d), for the class means that feed an attention map.
+        components, between_target, mean_target, embedding_target, pairs, precision, ignore_index, backend, validate,
+            process_group, gradient_reduction: as in `AdCorreLoss`; without `num_classes` the ranks of a group exchange
+            their labels first. With k = 1, ED is 0.
+        options: embedding_regularizer, embedding_reg_weight and collect_stats of pytorch-metric-learning's losses.
+
+    Raises:
+        ValueError, TypeError: settings out of range.
+    """
+
+    settings = ("attention_weights",)
+    attention_weights: Tensor | None
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        *,
+        attention: Tensor | nn.Module | None = None,
+        embedding_size: int | tuple[int, int] | None = None,
+        components: Collection[str] | Mapping[str, float] = ("fd", "md", "ed"),
+        between_target: checks.Target = -1,
+        mean_target: checks.Target = -1,
+        embedding_target: checks.Target = -1,
+        pairs: Literal["class", "sample"] = "class",
+        precision: Literal["highest", "high", "medium"] = "highest",
+        ignore_index: int = -100,
+        backend: str = "auto",
+        validate: bool | None = None,
+        process_group: ProcessGroup | Literal["world"] | None = None,
+        gradient_reduction: Literal["mean", "sum"] = "mean",
+        **options: Any,
+    ) -> None:
+        if unknown := options.keys() - {"embedding_regularizer", "embedding_reg_weight", "collect_stats"}:
+            raise TypeError(
+                f"AdCorreMetricLoss: unexpected argument {min(unknown)!r}; it compares embeddings by their correlation "
+                "and gives one number a batch, so that there is no distance and no reducer to choose"
+            )
+        super().__init__(**options)
+        if num_classes is not None:
+            checks.check_positive_int("num_classes", num_classes)
+        elif attention is not None:
+            raise ValueError("attention: needs num_classes; classes that change with the batch have no weights")
+        self.num_classes = num_classes
+        self.attention_map: Any = None
+        self.class_means: ClassMeans | None = None
+        if isinstance(attention, nn.Module):
+            if not isinstance(attention, AttentionMap):
+                raise TypeError(
+                    "attention: expected a torch.nn.Module with the methods record and weights of "
+                    f"adcorre.AttentionMap, got {type(attention).__name__}"
+                )
+            if embedding_size is None:
+                raise ValueError("attention: a map needs embedding_size, d or (k, d), for the class means that feed it")
+            size = (1, embedding_size) if isinstance(embedding_size, int) else tuple(embedding_size)
+            self.attention_map = attention
+            self.class_means = ClassMeans(num_classes or 1, *size)
+            attention = None
+        if attention is not None:
+            checks.check_attention(attention)
+            if attention.shape[0] != num_classes:
+                raise ValueError(f"attention: expected {num_classes} weights, one per class; got {len(attention)}")
+        self.register_buffer("attention_weights", attention)
+        self.components = checks.check_components(components)
+        if not self.components:
+            raise ValueError("components: expected at least one of fd, nfd, md and ed; got none")
+        checks.check_backend(backend)
+        for name, target in (
+            ("between_target", between_target),
+            ("mean_target", mean_target),
+            ("embedding_target", embedding_target),
+        ):
+            checks.resolve_target(name, target, num_classes or 2)
+        self.between_target = between_target
+        self.mean_target = mean_target
+        self.embedding_target = embedding_target
+        checks.check_pairs(pairs, precision)
+        self.pairs = pairs
+        self.precision = precision
+        self.ignore_index = ignore_index
+        self.backend = backend
+        self.validate = validate
+        distributed.check_group(process_group, gradient_reduction)
+        if process_group is not None and backend == "reference":
+            raise ValueError('backend="reference" has no sums to add over a process group; "torch" has')
+        self.process_group = process_group
+        self.gradient_reduction = gradient_reduction
+
+    def compute_loss(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None,
+        indices_tuple: Any = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """What pytorch-metric-learning's `forward` calls.
+
+        Args:
+            embeddings: (n, d), or (n, k, d); not normalised: the loss normalises them.
+            labels: (n,) integers.
+            indices_tuple: None.
+            ref_emb, ref_labels: None, or the embeddings and labels themselves.
+
+        Raises:
+            ValueError, TypeError, IndexError: as `adcorre_terms`, or for pairs that are not those of the batch.
+        """
+        if labels is None:
+            raise ValueError("labels: expected (n,) integers, got None; without labels there are no classes")
+        if indices_tuple is not None:
+            raise ValueError(
+                "indices_tuple: expected None; the loss is computed from sums over classes and takes every pair of the "
+                "batch, so that a miner has nothing to choose. Drop the miner"
+            )
+        if ref_emb is not None and not _same(embeddings, labels, ref_emb, ref_labels):
+            raise ValueError(
+                "ref_emb: expected None or the embeddings themselves; the loss compares the samples of one batch, and "
+                "has no gradient for pairs with others. For larger batches there are adcorre.VirtualBatch, and "
+                'process_group="world" over processes; CrossBatchMemory and DistributedLossWrapper(efficient=True) '
+                "cannot work"
+            )
+        loss = self._loss(embeddings, labels.to(embeddings.device))
+        return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
+
+    def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        checks.check_embeddings(embeddings)
+        targets = checks.check_targets(labels, embeddings.shape[0], embeddings.device, self.ignore_index)
+        targets, num_classes, ignore_index = self._mapped(targets)
+        asked = {name: getattr(self, name) for name in Options._fields if hasattr(self, name)}
+        options = resolve_options(embeddings, num_classes, **asked | {"ignore_index": ignore_index})
+        if self.process_group is None:
+            checks.check_labels(targets, num_classes, ignore_index, self.validate)
+        x = three_dimensional(embeddings)
+        values, factor = self._values(x, targets, num_classes, options)
+        loss = torch.zeros_like(values.fd)
+        for name, weight in term_weights(self.components).items():
+            loss = loss + weight * getattr(values, name)
+        # Ranks whose gradients are averaged need theirs multiplied, not the value.
+        return loss if factor == 1 else loss.detach() + factor * (loss - loss.detach())
+
+    def _mapped(self, targets: Tensor) -> tuple[Tensor, int, int]:
+        """Labels in [0, C), C, and the label that is ignored among them."""
+        if self.num_classes is not None:
+            return targets, self.num_classes, self.ignore_index
+        ignored = targets == self.ignore_index
+        classes, group = targets[~ignored], self.process_group
+        classes = classes.unique() if group is None else distributed.union_over_ranks(classes, group)
+        mapped = torch.searchsorted(classes, targets).masked_fill(ignored, NO_CLASS)
+        return mapped, max(1, classes.shape[0]), NO_CLASS
+
+    def _values(self, x: Tensor, targets: Tensor, num_classes: int, options: Options) -> tuple[Values, int]:
+        """The terms of the batch over all ranks, and what their gradient is to be multiplied by."""
+        means, group = self.class_means, self.process_group
+        if means is None and group is None:
+            return all_terms(x, targets, self._weights(x, num_classes), options), 1
+        flat = class_sums(x, targets, num_classes, options)
+        counts = targets.new_zeros(2, num_classes) if means is None else means.count(x, targets, self.ignore_index)
+        sums = BatchSums(flat, counts, flat.new_zeros(2))
+        if group is not None:
+            sums = distributed.add_ranks(sums, group)
+            if checks.looks_at_labels(targets, self.validate):
+                check_ranks(sums.statistics, [targets], num_classes, options.ignore_index)
+        attention = self._weights(x, num_classes) if means is None else self._count(means, sums)
+        if group is None:
+            return all_terms(x, targets, attention, options), 1
+        between = None
+        if self.pairs == "sample":
+            between = distributed.between_ranks(x, targets, attention, sums.statistics, options, group)
+        factor = distributed.world_size(group) if self.gradient_reduction == "mean" else 1
+        return terms_from_sums(x, targets, attention, sums.statistics, between, options), factor
+
+    def _weights(self, x: Tensor, num_classes: int) -> Tensor:
+        if self.attention_weights is not None:
+            return weights_used(self.attention_weights, self.components)
+        return torch.full((num_classes,), 0.5, dtype=checks.STATISTICS_DTYPE[x.dtype], device=x.device)
+
+    def _count(self, means: ClassMeans, sums: BatchSums) -> Tensor:
+        """w of the attention map; the batch becomes a step of it in training mode, with gradients on."""
+        if not self.attention_map.training:
+            weights = self.attention_map.weights()
+        elif not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "AdCorreMetricLoss: called within a backward pass, as activation checkpointing does; the attention map "
+                "has moved on since the first call. Keep the loss outside the checkpointed function"
+            )
+        elif torch.is_grad_enabled():
+            self.attention_map.record(sums.predictions)
+            weights = self.attention_map.weights()
+            means.record(sums.statistics)
+        else:
+            weights = self.attention_map.weights(sums.predictions)
+        return weights_used(weights, self.components)
+
+    def extra_repr(self) -> str:
+        components: Any = self.components
+        if set(components.values()) <= {1.0}:
+            components = tuple(components)
+        return f"num_classes={self.num_classes}, components={components}"
+
+
+def _same(embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None) -> bool:
+    """Whether the references are the batch itself. On a GPU it waits for labels that are another tensor."""
+    if ref_emb is not embeddings and (ref_emb.data_ptr(), ref_emb.shape) != (embeddings.data_ptr(), embeddings.shape):
+        return False
+    return ref_labels is None or ref_labels is labels or torch.equal(ref_labels.to(labels.device), labels)

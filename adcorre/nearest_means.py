@@ -1,0 +1,69 @@
+"""Predictions without a classifier: the nearest class mean."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from adcorre import checks
+from adcorre.logits import count_predictions
+from adcorre.module import StateModule
+from adcorre.normalize import normalize
+from adcorre.statistics import FlatStatistics
+
+RATE = 0.2  # how far one step moves a class's mean
+
+
+class ClassMeans(StateModule):
+    """Mean directions of the classes over the last steps, (C, k, d): of a step (1 - RATE) is left after each next one.
+
+    Predictions use the means of the steps before, never those of the samples that they predict.
+
+    Args:
+        num_classes, k, d: C and the shape of an embedding.
+    """
+
+    means: Tensor
+    seen: Tensor
+
+    def __init__(self, num_classes: int, k: int, d: int) -> None:
+        super().__init__()
+        checks.check_positive_int("embedding_size: k", k)
+        checks.check_positive_int("embedding_size: d", d)
+        self.register_buffer("means", torch.zeros(num_classes, k, d))
+        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Forget every class."""
+        self.means.zero_()
+        self.seen.zero_()
+
+    @torch.no_grad()
+    def count(self, x: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+        """(2, C) int64: of each class, samples nearest to its mean and samples in the batch, x (n, k, d).
+
+        ValueError for embeddings of another shape than (k, d).
+        """
+        num_classes, k, d = self.means.shape
+        if tuple(x.shape[1:]) != (k, d):
+            raise ValueError(f"embeddings: expected embedding_size {(k, d)}, got {tuple(x.shape[1:])}")
+        with torch.autocast(x.device.type, enabled=False):
+            z = normalize(x.to(checks.STATISTICS_DTYPE[x.dtype]))[1]
+            directions = torch.nn.functional.normalize(self.means, dim=-1).to(z.dtype)
+            scores = (z.flatten(1) @ directions.flatten(1).T).masked_fill(~self.seen, -torch.inf)
+        # One more column wins before any class was seen: correlations are at least -k.
+        scores = torch.cat((scores, scores.new_full((x.shape[0], 1), -2.0 * k)), 1)
+        takes_part, _ = checks.label_masks(targets, num_classes, ignore_index)
+        return count_predictions(scores, targets, takes_part)[:, :num_classes]
+
+    @torch.no_grad()
+    def record(self, flat: Tensor) -> None:
+        """Take a step's class sums, `FlatStatistics.flat`, into the means."""
+        statistics = FlatStatistics(flat, *self.means.shape)
+        count = statistics.count
+        present = count > 0
+        new = (statistics.direction_sum / count.clamp(min=1)[:, None, None]).to(self.means.dtype)
+        moved = torch.where(self.seen[:, None, None], torch.lerp(self.means, new, RATE), new)
+        self.means.copy_(torch.where(present[:, None, None], moved, self.means))
+        self.seen.logical_or_(present)

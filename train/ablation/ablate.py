@@ -1,0 +1,66 @@
+"""The work of `python -m train.ablate`: train what is not there yet, and write the tables anew after each run."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from train import owned_folder
+from train.ablation import complexity, runs, tables
+from train.ablation import rows as run_rows
+from train.ablation.driver import default_processes, train_all
+from train.command import make_folder
+from train.disk import expand
+from train.errors import UserError
+from train.run_folder import is_run
+from train.stopping import Stopped
+
+
+def ablate(
+    studies: Sequence[str],
+    *,
+    out: str,
+    seeds: int,
+    rows: str | None = None,
+    minutes: float = 0,
+    processes: int = 0,
+    seed: int = 0,
+    **given: Any,
+) -> None:
+    """Train every row of the studies at `seeds` seeds from `seed` on, and compare them in tables in the folder `out`.
+
+    `rows` is the file that each run which ends gets a row in (None: out/runs.csv); those that have one are not trained.
+    `minutes` and `processes`: as of `train_all`, 0 for its defaults. `given` are the settings that the user named.
+    Raises UserError for settings that a study itself varies.
+    """
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("ablate runs without torchrun: start a process per GPU, each with seeds of its own")
+    folder, all_seeds = expand(out), range(seed, seed + seeds)
+    trained = [name for name in dict.fromkeys(studies) if name != "table11"]
+    planned = runs.plan(trained, given, folder, all_seeds)
+    wanted = runs.in_order(planned, all_seeds)
+    runs.check_same_data(planned)
+    file = expand(rows) if rows else folder / "runs.csv"
+    done = {row["digest"] for row in run_rows.read(file)}
+    left = [one for one in wanted if not one.failure and run_rows.digest(one) not in done]
+    if any(is_run(run) for run in folder.glob("runs/*/seed-*")):
+        owned_folder.mark(make_folder(folder), "ablation")  # of a version without marks
+    else:
+        owned_folder.prepare(folder, "ablation", ())
+    if wanted:
+        print(f"{len(wanted)} runs, {len(left)} of them to train, in {folder / 'runs'}", flush=True)
+
+    def compare() -> None:
+        runs.check_same_data(planned)
+        tables.write(folder, planned, all_seeds)
+
+    try:
+        train_all(left, folder, file, processes or default_processes(given), minutes, compare)
+    except Stopped as stopped:
+        print(f"\n{stopped}; so does the same command again", file=sys.stderr)
+        raise SystemExit(128 + stopped.number) from None
+    text = tables.write(folder, planned, all_seeds) if wanted else ""
+    if "table11" in studies:
+        text += ("\n" if text else "") + complexity.write(folder, given)
+        (folder / "tables.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}\nwritten to {folder}")
