@@ -29,7 +29,7 @@ class AttentionMap(Protocol):
 
 
 class AdaptiveAttentionMap(StateModule):
-    """w[a] = 1 - CONF[a, a] + 1e-6 (Eq. 7), CONF the row-normalised confusion matrix of the last `window` steps.
+    """w[a] = 1 - CONF[a, a] + 1e-6 (Eq. 7), CONF the row-normalized confusion matrix of the last `window` steps.
 
     The window is a ring of counts, [window, 2, C]: of each step, how many samples of a class were predicted right and
     how many were seen, which is all of CONF that Eq. 7 needs. It lives in the module's state: it is checkpointed and

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adcorre import checks, torch_backend
 from adcorre.statistics import Tables
+from adcorre_kernels import cpu
 
 
 class Options(NamedTuple):
@@ -54,6 +55,7 @@ class Backend(NamedTuple):
 
 
 _TORCH = Backend(*(getattr(torch_backend, step) for step in Backend._fields))
+_NUMBA = _TORCH._replace(**{step: getattr(cpu, step) for step in Backend._fields if hasattr(cpu, step)})
 
 
 def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: Any) -> Options:
@@ -72,17 +74,17 @@ def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: 
     checks.check_pairs(asked.pairs, asked.precision)
     if backend in ("torch", "reference"):
         return resolved
-    if backend == "auto" and not embeddings.is_cuda:
+    if backend == "auto" and not (embeddings.is_cuda or (embeddings.is_cpu and cpu.installed())):
         return resolved._replace(backend="torch")
-    if backend == "numba":
-        if (reason := _why_not_numba(embeddings)) is not None:
-            raise ValueError(f'backend="numba": {reason}')
-        return resolved
-    reason = _why_not_triton(embeddings, num_classes, k, resolved)
+    fused = backend if backend != "auto" else "triton" if embeddings.is_cuda else "numba"
+    if fused == "triton":
+        reason = _why_not_triton(embeddings, num_classes, k, resolved)
+    else:
+        reason = cpu.why_unsupported(embeddings)
     if reason is None:
-        return resolved._replace(backend="triton")
-    if backend == "triton":
-        raise ValueError(f'backend="triton": {reason}')
+        return resolved._replace(backend=fused)
+    if backend != "auto":
+        raise ValueError(f'backend="{backend}": {reason}')
     if not torch.compiler.is_compiling():
         _warn_once(reason)
     return resolved._replace(backend="torch")
@@ -92,7 +94,7 @@ def backend_of(options: Options) -> Backend:
     """The steps of `options.backend`; those that the kernels leave out are the torch backend's."""
     if options.backend == "triton":
         return _triton_backend()
-    return _numba_backend() if options.backend == "numba" else _TORCH
+    return _NUMBA if options.backend == "numba" else _TORCH
 
 
 @cache
@@ -121,12 +123,6 @@ def _where_supported(
 
 
 @cache
-def _numba_backend() -> Backend:
-    kernels = _numba_kernels()
-    return _TORCH._replace(**{step: getattr(kernels, step) for step in Backend._fields if hasattr(kernels, step)})
-
-
-@cache
 def _triton_kernels() -> Any:
     """The kernels package, or the reason (a string) why it cannot be imported."""
     try:
@@ -141,18 +137,6 @@ def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, options: Optio
     if isinstance(kernels, str):
         return kernels
     return kernels.why_unsupported(embeddings, num_classes, k, options.embedding_target)
-
-
-@cache
-def _numba_kernels() -> Any:
-    """The CPU kernels; Numba itself is not imported yet."""
-    from adcorre_kernels import cpu
-
-    return cpu
-
-
-def _why_not_numba(embeddings: Tensor) -> str | None:
-    return _numba_kernels().why_unsupported(embeddings)
 
 
 @cache
@@ -171,7 +155,7 @@ def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Optio
     if options.backend == "triton":
         supported = _triton_kernels().terms_supported(num_classes, k, d)
     elif options.backend == "numba":
-        supported = _numba_kernels().terms_supported(num_classes, between_target, options.mean_target)
+        supported = cpu.terms_supported(num_classes, between_target, options.mean_target)
     backend = backend_of(options) if supported else _TORCH
     values, *tables = backend.terms(
         flat, attention, k, d, between_target, options.mean_target, options.embedding_target

@@ -1,4 +1,4 @@
-"""The forms in which a virtual batch comes, made one: chunks (inputs, targets) that can be gone through twice."""
+"""Convert every form of a virtual batch to chunks (inputs, targets) that can be iterated twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Inputs = Tensor | Iterable[Chunk] | Callable[[], Iterable[Chunk]]
 
 
 def chunk_source(inputs: Inputs, targets: Tensor | None, chunk_size: int, keep: bool) -> Callable[[], Iterable[Any]]:
-    """What opens the chunks, as often as asked."""
+    """Return a function that returns the chunks, each time it is called."""
     if targets is not None:
         check_tensor("targets", targets)
     if isinstance(inputs, Tensor):
@@ -36,25 +36,25 @@ def chunk_source(inputs: Inputs, targets: Tensor | None, chunk_size: int, keep: 
     if isinstance(inputs, list | tuple) or not keep:
         chunks = inputs
         return lambda: chunks
-    return _Kept(inputs)
+    return ReplayedChunks(inputs)
 
 
-class _Kept:
-    """Opens a one-shot iterable as often as asked: what it has given is kept."""
+class ReplayedChunks:
+    """A callable that yields an iterable's chunks each time it is called; it stores them."""
 
     def __init__(self, iterable: Iterable[Any]) -> None:
         self.rest = iter(iterable)
-        self.kept: list[Any] = []
+        self.chunks: list[Any] = []
 
     def __call__(self) -> Iterator[Any]:
-        yield from self.kept
+        yield from self.chunks
         for chunk in self.rest:
-            self.kept.append(chunk)
+            self.chunks.append(chunk)
             yield chunk
 
 
 def open_ahead(open_chunks: Callable[[], Iterable[Any]]) -> tuple[list[Chunk], Iterator[Chunk]]:
-    """The first two chunks, which tell whether it is one, and the rest: both passes read ahead alike."""
+    """Read the first two chunks, to see whether there is only one, and return them and the rest."""
     chunks = map(_checked, open_chunks())
     return list(islice(chunks, 2)), chunks
 

@@ -76,9 +76,9 @@ def adcorre_terms(
         targets: (n,) class labels, any integer dtype.
         attention: (C,) floating, Eq. 7's w, one weight per class; its length gives C. It carries no gradient.
             1/2 everywhere turns FD into the naive FD (Eq. 5).
-        backend: "auto" (the fused kernels on a GPU that they support, else "torch"), "triton", "numba" (fused
-            CPU kernels: `pip install adcorre[cpu]`; experimental, so that "auto" does not take it yet), "torch", or
-            "reference" (the paper's n x n matrices; the only one with a double backward).
+        backend: "auto" takes fused kernels where there are some: "triton" on a GPU that they support, "numba" on a CPU
+            where Numba is installed (`pip install adcorre[cpu]`); else "torch". "reference": the paper's n x n
+            matrices; the only one with a double backward.
         between_target: FD's target for the correlation of samples of different classes: -1 (the paper), "simplex"
             = -1 / (C - 1), or any number in [-1, 1]. Away from +-1 the mean over the pairs of two classes is taken
             inside the absolute value: a lower bound of the pairwise sum, tight when classes are compact.

@@ -1,4 +1,4 @@
-"""Centre and normalise vectors (Eq. 1), with one rule for a vector that is constant up to rounding."""
+"""Centre and normalize vectors (Eq. 1), with one rule for a vector that is constant up to rounding."""
 
 from __future__ import annotations
 

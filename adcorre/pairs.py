@@ -107,7 +107,7 @@ class _Samples(NamedTuple):
     place: Tensor  # (m,), their rows of x
     labels: Tensor  # (m,); the number of classes for one that takes no part
     weight: Tensor  # (m,), w
-    z: Tensor  # (k, m, d), centred and normalised; 0 for a constant vector, or one that takes no part
+    z: Tensor  # (k, m, d), centred and normalized; 0 for a constant vector, or one that takes no part
     inverse_length: Tensor  # (k, m), 1 / |x - mean|, 0 for a constant vector
 
     @property

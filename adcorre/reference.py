@@ -12,8 +12,8 @@ from torch import Tensor
 from adcorre.checks import STATISTICS_DTYPE, label_masks
 
 
-def normalise(x: Tensor, scale: Tensor | None = None) -> Tensor:
-    """Centre and normalise the last dimension (Eq. 1): z with COR(X, Y) = z_X . z_Y.
+def normalize(x: Tensor, scale: Tensor | None = None) -> Tensor:
+    """Centre and normalize the last dimension (Eq. 1): z with COR(X, Y) = z_X . z_Y.
 
     A vector that is constant up to rounding, |x - mean| <= 32 eps `scale`, has no direction: z = 0, gradient 0.
     `scale` (shape of x without its last dimension, kept as 1) is |x| unless given.
@@ -58,7 +58,7 @@ def reference_terms(
     count = one_hot.sum(0) + torch.where(bad.any(), torch.nan, 0.0).to(x.dtype)
     total = count.sum().clamp(min=1)
 
-    z = normalise(x)
+    z = normalize(x)
     fd, nfd = _feature_discriminator(z, labels, one_hot, w, takes_part, between_target, pairs)
     md = _mean_discriminator(x, one_hot, count, mean_target)
     emb = z @ z.mT  # (n, k, k), EmbM of Eq. 11
@@ -97,6 +97,6 @@ def _mean_discriminator(x: Tensor, one_hot: Tensor, count: Tensor, target: float
     mean = torch.einsum("ia,ild->lad", one_hot, x) / count.clamp(min=1)[:, None]
     norms = torch.linalg.vector_norm(x.detach(), dim=-1)
     scale = torch.einsum("ia,il->la", one_hot, norms) / count.clamp(min=1)
-    m = normalise(mean, scale[..., None])
+    m = normalize(mean, scale[..., None])
     pairs = present[:, None] & present[None] & ~torch.eye(num_classes, dtype=torch.bool, device=x.device)
     return (pairs * (m @ m.mT - target).abs()).sum() / (k * num_classes**2)

@@ -1,6 +1,6 @@
 """Additive class statistics, and the tiny step that turns them into the three terms and their gradient tables.
 
-With z the centred and normalised vectors, every term is a function of sums over classes (the absolute value is linear
+With z the centred and normalized vectors, every term is a function of sums over classes (the absolute value is linear
 where the targets are -1): two sets of samples add. `terms` needs C k d work and no sample.
 """
 
@@ -24,7 +24,7 @@ class FlatStatistics:
     `flat` (one buffer, so that ranks exchange it in one all-reduce) holds, in this order, in float32 or float64:
 
     ================  =========  ==================================================================================
-    direction_sum     (C, k, d)  S: sums of z, the centred and normalised vectors
+    direction_sum     (C, k, d)  S: sums of z, the centred and normalized vectors
     centred_sum       (C, k, d)  M: sums of x - mean(x)
     norm_sum          (C, k)     A: sums of |x|, the scale against which a class mean counts as constant
     square_sum        (C,)       sums of |z|^2 over samples and vectors: k per sample, less its constant vectors

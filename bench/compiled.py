@@ -48,7 +48,7 @@ class Launch:
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Within, launches are written down instead of being made; tensors may be on the meta device."""
+    """Record launches instead of running them; tensors may be on the meta device."""
     launches: list[Launch] = []
 
     def run(kernel: JITFunction, *positional: Any, grid: tuple[int, ...], warmup: bool, **named: Any) -> None:
@@ -138,10 +138,10 @@ def on_cubin(compiled: Any, tool: str, *options: str) -> str:
 
 
 def _first(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    if found is None:
+    match = re.search(pattern, text)
+    if match is None:
         raise ValueError(f"no {pattern!r} in the tool's report")
-    return found[1]
+    return match[1]
 
 
 def loss_launches(

@@ -77,10 +77,10 @@ def _counted(counts: Any) -> Counted:
 
 def placed_code(compiled: Any) -> list[tuple[str, str]]:
     """An NVIDIA kernel's instructions, each with the line of the kernel that it comes from, as "file.py:line"."""
-    found, place = [], ""
+    instructions, place = [], ""
     for line in on_cubin(compiled, "nvdisasm", "-gi", "-c").splitlines():
         if header := re.search(r'//## File "([^"]*)", line (\d+)\s*$', line):  # the outermost of a chain has no caller
             place = f"{PurePath(header[1]).name}:{header[2]}"
         elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
-            found.append((instruction[1], place))
-    return found
+            instructions.append((instruction[1], place))
+    return instructions

@@ -1,4 +1,4 @@
-"""`python -m bench gate`: what must not get worse, checked where a noisy machine cannot hide it.
+"""`python -m bench gate`: compare measures that a noisy machine does not change with their limits.
 
 Ratios are of processor time on one thread, the least of each contender's turns within one run, and a ratio beyond its
 limit is taken again, twice at most: other work on the machine lengthens some turns, a slower program all of them.

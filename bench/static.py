@@ -216,8 +216,8 @@ def _narrowest(operation: str, code: list[str]) -> int | str:
     """Bits of the most frequent width of a memory operation: 128 where whole vectors move."""
     widths: dict[int, int] = {}
     for instruction in code:
-        if found := re.search(rf"\b{operation}\.\S*", instruction):
-            words = found[0].split(".")
+        if match := re.search(rf"\b{operation}\.\S*", instruction):
+            words = match[0].split(".")
             bits = next((int(word) for word in words if word in ("64", "128", "256")), 32)
             bits = next((int(word[1:]) for word in words if word in ("U8", "S8", "U16", "S16")), bits)
             widths[bits] = widths.get(bits, 0) + 1
@@ -234,18 +234,18 @@ def limits() -> dict[tuple[str, str], dict[str, float]]:
 
 
 def complaints(row: Row, allowed: dict[str, float]) -> list[str]:
-    """What in a row is beyond its limits. A streaming loop never spills: where it cannot be looked at, nothing may."""
+    """Messages for what exceeds its limit. A streaming loop must not spill; if it cannot be inspected, no code may."""
     if row.kernel in STREAMING and row.loop_instructions == "":
         allowed = {**allowed, "stack": 0}
     allowed = {**allowed, "shared": min(allowed["shared"], FAMILIES[row.target].shared)}
-    found: list[tuple[str, Any]] = [("registers", row.registers), ("stack", row.stack), ("shared", row.shared)]
+    used: list[tuple[str, Any]] = [("registers", row.registers), ("stack", row.stack), ("shared", row.shared)]
     if row.loop_instructions != "":
-        found += [("barriers", row.loop_barriers), ("spills", row.loop_spills)]
+        used += [("barriers", row.loop_barriers), ("spills", row.loop_spills)]
     if row.h100_share != "":
         allowed = {**allowed, "H100's budget": MOST_OF_H100[row.kernel, row.dtype]}
-        found.append(("H100's budget", row.h100_share))
+        used.append(("H100's budget", row.h100_share))
     where = f"{row.case}: {row.kernel}, {row.dtype}, {row.target}"
-    return [f"{where}: {name} {value} > {allowed[name]:g}" for name, value in found if value > allowed[name]]
+    return [f"{where}: {name} {value} > {allowed[name]:g}" for name, value in used if value > allowed[name]]
 
 
 def read(path: Path = RESULTS) -> list[dict[str, str]]:

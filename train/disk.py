@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -128,6 +129,12 @@ def read_json(file: Path) -> Any:
 def read_rows(file: Path) -> list[dict[str, str]]:
     """The rows of a table of this program, by column name. Raises UserError where the file cannot be read."""
     return list(csv.DictReader(read_text(file).splitlines()))
+
+
+def write_rows(file: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table, its first row the columns' names."""
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        csv.writer(opened).writerows(rows)
 
 
 def write_error(error: BaseException) -> OSError:

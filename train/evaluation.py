@@ -1,6 +1,5 @@
 """What a classifier is worth on a split: every sample counted once."""
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +19,12 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from train.data.base import display_width
 from train.data.loading import Batches
+from train.disk import write_rows
 from train.retrieval import retrieval_metrics
+
+COLLAPSED = 0.95  # share of the predictions that are one class
 
 
 @dataclass(frozen=True)
@@ -69,29 +72,37 @@ class Evaluation:
             "classes": per_class,
         }
 
+    @property
+    def collapse(self) -> str:
+        """A note where nearly all samples are predicted as one class, though not nearly all are of it; else ""."""
+        predicted = self.confusion.sum(axis=0)
+        most = int(predicted.argmax())
+        share, own = (int(count) / self.samples for count in (predicted[most], self.support[most]))
+        if share < COLLAPSED or own > 0.8:
+            return ""
+        return (
+            f"note: collapsed: {share:.0%} of the images are predicted as {self.class_names[most]} ({own:.0%} are). "
+            "More epochs, a lower --lambd, --lambd-warmup or another --lr may help"
+        )
+
     def summary(self) -> str:
         note = f" (average over {len(self.class_names) - len(self.absent)} classes; none of " if self.absent else ""
         note += ", ".join(self.absent) + ")" if self.absent else ""
         return f"accuracy {self.accuracy:.4f}  average accuracy {self.average_accuracy:.4f}{note}"
 
     def table(self) -> str:
-        lines = [f"{'':<10}{'precision':>10}{'recall':>10}{'F1':>10}{'samples':>10}"]
+        width = max(9, *map(display_width, self.class_names)) + 1
+        lines = [f"{'':<{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'samples':>10}"]
         for name, *figures, count in self._rows():
             shown = "".join(f"{'-':>10}" if math.isnan(figure) else f"{figure:>10.4f}" for figure in figures)
-            lines.append(f"{name:<10}{shown}{count:>10,}")
+            lines.append(f"{name}{' ' * (width - display_width(name))}{shown}{count:>10,}")
         return "\n".join(lines)
 
     def write_tables(self, confusion: Path, per_class: Path) -> None:
-        with confusion.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["true \\ predicted", *self.class_names])
-            writer.writerows([name, *row] for name, row in zip(self.class_names, self.confusion.tolist(), strict=True))
-        with per_class.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["class", "precision", "recall", "f1", "samples"])
-            writer.writerows(
-                [name, *("" if x is None else x for x in map(_or_none, row)), n] for name, *row, n in self._rows()
-            )
+        counts = zip(self.class_names, self.confusion.tolist(), strict=True)
+        write_rows(confusion, [["true \\ predicted", *self.class_names], *([name, *row] for name, row in counts)])
+        figures = [[name, *("" if x is None else x for x in map(_or_none, row)), n] for name, *row, n in self._rows()]
+        write_rows(per_class, [["class", "precision", "recall", "f1", "samples"], *figures])
 
     def draw_confusion(self, path: Path, title: str) -> None:
         """The confusion matrix as a picture."""
@@ -117,7 +128,7 @@ def evaluate(
     `retrieval` all embeddings are held in memory at once, and compared.
     """
     vectors, labels = CatMetric().to(device), CatMetric().to(device)
-    metrics = _metrics(len(class_names)).to(device)
+    metrics, calibration = _metrics(len(class_names)).to(device), _calibration(len(class_names)).to(device)
     cross_entropy = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
     training = model.training
     model.eval()
@@ -126,6 +137,7 @@ def evaluate(
         logits, embeddings = model(images)
         logits = logits.float()
         metrics.update(logits, targets)
+        calibration.update(logits.softmax(1), targets)
         cross_entropy += nn.functional.cross_entropy(logits, targets, reduction="sum")
         if retrieval:
             vectors.update(embeddings.float())
@@ -134,7 +146,8 @@ def evaluate(
     if torch.distributed.is_initialized():  # the metrics add their counts over the ranks by themselves
         torch.distributed.all_reduce(cross_entropy)
     found = retrieval_metrics(vectors.compute(), labels.compute().long()) if retrieval else {}
-    return _evaluation(metrics.compute(), float(cross_entropy), tuple(class_names), found)
+    computed = {**metrics.compute(), "ece": calibration.compute()}
+    return _evaluation(computed, float(cross_entropy), tuple(class_names), found)
 
 
 def evaluation_of(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> Evaluation:
@@ -142,7 +155,8 @@ def evaluation_of(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -
     metrics = _metrics(len(class_names))
     metrics.update(logits, targets)
     cross_entropy = nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
-    return _evaluation(metrics.compute(), float(cross_entropy), tuple(class_names), {})
+    computed = {**metrics.compute(), "ece": _calibration(len(class_names))(logits.softmax(1), targets)}
+    return _evaluation(computed, float(cross_entropy), tuple(class_names), {})
 
 
 def _metrics(classes: int) -> MetricCollection:
@@ -152,9 +166,13 @@ def _metrics(classes: int) -> MetricCollection:
             "precision": MulticlassPrecision(classes, average=None, validate_args=False),
             "recall": MulticlassRecall(classes, average=None, validate_args=False),
             "f1": MulticlassF1Score(classes, average=None, validate_args=False),
-            "ece": MulticlassCalibrationError(classes, n_bins=15, validate_args=False),
         }
     )
+
+
+def _calibration(classes: int) -> MulticlassCalibrationError:
+    """Takes probabilities: it would take logits that all lie in [0, 1] for such."""
+    return MulticlassCalibrationError(classes, n_bins=15, validate_args=False)
 
 
 def _evaluation(

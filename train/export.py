@@ -12,7 +12,7 @@ def parser() -> CommandParser:
         "export",
         "Export the best checkpoint of a run, with its preprocessing. onnx: model.onnx, checked against onnxruntime. "
         "torch_export: model.pt2, for torch.export.load. hub: a folder that can be pushed to the Hugging Face hub as "
-        "it is. The first two take RGB images of the right size with values 0 to 1 and normalise them themselves.",
+        "it is. The first two take RGB images of the right size with values 0 to 1 and normalize them themselves.",
     )
     result.add_argument("run", metavar="RUN", type=Path, help="run folder, or a checkpoint folder in it")
     result.add_argument("out", metavar="DIR", type=Path, help="folder to write, new or empty")

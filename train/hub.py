@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData, PyTorchModelHubMixin
 from PIL import Image
 from torch import Tensor, nn
 
+from train.analysis.templates import render
 from train.command import run_settings
 from train.data.decode import to_rgb
 from train.disk import read_json
@@ -25,7 +26,7 @@ from train.transforms import Preprocessing
 
 
 class HubClassifier(nn.Module, PyTorchModelHubMixin):
-    """images (n, 3, s, s), normalised as `preprocessing` says -> (logits (n, C), embeddings (n, k, d))."""
+    """images (n, 3, s, s), normalized as `preprocessing` says -> (logits (n, C), embeddings (n, k, d))."""
 
     def __init__(
         self,
@@ -93,60 +94,21 @@ def model_card(trained: Trained, run: Path) -> str:
             for metric in ("accuracy", "average_accuracy")
         ],
     )
-    rows = [
-        f"| {name} | {' | '.join(percent(row[key]) for key in ('precision', 'recall', 'f1'))} | {row['samples']:,} |"
-        for name, row in shown["classes"].items()
-    ]
     settings = run_settings(run).get("settings", {})
-    groups = [
-        f"| {group} | {_described(settings[group])} |"
-        for group in ("data", "model", "loss", "optimizer")
-        if group in settings
-    ]
-    model = description["model"]
-    return f"""---
-{data.to_yaml()}
----
-
-# Facial expressions: {model["backbone"]}, {described_loss(settings.get("loss", {}))}
-
-Tells {len(trained.class_names)} expressions apart on a picture of one face, framed as the training images were:
-{", ".join(trained.class_names)}. A timm `{model["backbone"]}` whose pooled features become {model["k"]} embedding
-vectors of {model["d"]} entries and the logits, as in [Fard & Mahoor, 2022](https://doi.org/10.1109/ACCESS.2022.3156598);
-trained with the package adcorre, whose names the settings below have.
-
-## Use
-From a checkout of adcorre, with this folder's path or its name on the hub:
-
-```python
-from PIL import Image
-from train.hub import HubClassifier
-
-model = HubClassifier.from_pretrained("this/model").eval()
-print(model.predict(Image.open("face.jpg")))
-```
-
-**Preprocessing**, in `predict`: RGB, {shape.as_dict()["resize"]} of {shape.image_size} x {shape.image_size}, values
-0 to 1, less the mean {_numbers(shape.mean)}, divided by {_numbers(shape.std)}. `config.json` holds the same numbers.
-
-## Figures
-{layout}, {split} split, {shown["samples"]:,} images, epoch {description["epoch"]}, one training run:
-accuracy {percent(shown["accuracy"])} %, average accuracy {percent(shown["average_accuracy"])} %.
-
-| | precision | recall | F1 | images |
-|---|---|---|---|---|
-{chr(10).join(rows)}
-
-## Training
-| | |
-|---|---|
-{chr(10).join(groups)}
-
-## Limits
-It names the expression that the annotators of its training data would have named, and says nothing of what a person
-feels. Figures are of the data above; other cameras, framings, ages and cultures will differ. The terms of the training
-data apply to what is made from it.
-"""
+    return render(
+        "model_card.md.j2",
+        {"percent": percent, "numbers": _numbers, "described": _described},
+        data=data.to_yaml(),
+        model=description["model"],
+        loss=described_loss(settings.get("loss", {})),
+        class_names=trained.class_names,
+        shape=shape.as_dict(),
+        layout=layout,
+        split=split,
+        shown=shown,
+        epoch=description["epoch"],
+        settings={group: settings[group] for group in ("data", "model", "loss", "optimizer") if group in settings},
+    )
 
 
 def described_loss(loss: dict[str, Any]) -> str:

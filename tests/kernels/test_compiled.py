@@ -1,4 +1,4 @@
-"""Every kernel compiled ahead of time for every target, held to bench/limits.csv; and the static model's claims."""
+"""Every kernel compiled ahead of time for every target, held to bench/limits.csv."""
 
 import os
 from dataclasses import fields

@@ -25,7 +25,7 @@ COUNTS = torch.tensor([500, 90, 30, 4])
 
 
 def drawn(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """float64 logits, L2-normalised embeddings and targets; class 3 does not occur."""
+    """float64 logits, L2-normalized embeddings and targets; class 3 does not occur."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, K, D, generator=generator, dtype=torch.float64)
     x = torch.nn.functional.normalize(x, dim=2)

@@ -58,7 +58,8 @@ def test_fer_folders_end_to_end(
     names = {path.name for path in run.iterdir()}
     assert names >= {"settings.json", "steps.csv", "epochs.csv", "last", "best", "results.json", "tensorboard"}
     assert names >= {"test-confusion.csv", "test-confusion.png", "test-per-class.csv"}
-    assert len(list((run / "validation").iterdir())) == 9
+    assert len(list((run / "validation").iterdir())) == 3
+    assert len(list((run / "checkpoints").iterdir())) == 1
     assert list((run / "tensorboard").glob("events.*"))
     settings = json.loads((run / "settings.json").read_text())
     assert settings["data"] == {

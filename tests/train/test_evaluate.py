@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from train.data.base import GreyArray, draw_stratified, limit
 from train.data.loading import evaluation_batches
-from train.evaluation import Evaluation, evaluate
+from train.evaluation import Evaluation, evaluate, evaluation_of
 
 NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
 CPU = torch.device("cpu")
@@ -52,6 +52,13 @@ def test_agrees_with_scikit_learn(batch_size: int) -> None:
     assert found.accuracy == pytest.approx(accuracy_score(targets, predicted), abs=1e-6)
     assert found.average_accuracy == pytest.approx(balanced_accuracy_score(targets, predicted), abs=1e-6)
     assert found.nll == pytest.approx(log_loss(targets, logits.double().softmax(1), labels=range(7)), rel=1e-6)
+    confidence, right = logits.softmax(1).max(1).values.double(), predicted == targets
+    bins = (confidence * 15).ceil()
+    gaps = [
+        (right[bins == b].double().mean() - confidence[bins == b].mean()).abs() * (bins == b).sum()
+        for b in bins.unique()
+    ]
+    assert found.ece == pytest.approx(float(sum(gaps)) / 500, abs=1e-5)
     assert found.precision == pytest.approx(precision, abs=1e-6)
     assert found.recall == pytest.approx(recall, abs=1e-6)
     assert found.f1 == pytest.approx(f1, abs=1e-6)
@@ -140,3 +147,13 @@ def test_limit_keeps_proportions() -> None:
     assert np.abs(np.bincount(part.labels) - [12, 6, 2]).max() <= 1
     assert limit(whole, 100, seed=0) is whole
     assert part.fingerprint != limit(whole, 20, seed=1).fingerprint
+
+
+def test_a_collapsed_model_is_said() -> None:
+    names = ("a", "b", "c")
+    targets = torch.arange(90) % 3
+    same = torch.zeros(90, 3).index_fill(1, torch.tensor([1]), 5.0)
+    assert "collapsed: 100% of the images are predicted as b (33% are)" in evaluation_of(same, targets, names).collapse
+    assert evaluation_of(5.0 * torch.eye(3)[targets], targets, names).collapse == ""
+    nearly_all = torch.where(torch.arange(90) < 80, 1, 2)
+    assert evaluation_of(same, nearly_all, names).collapse == "", "nearly all are of that class"

@@ -175,7 +175,7 @@ def test_mistakes(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert error.count("\n") == 1
 
 
-def test_normalisation_is_inside(finished_run: Path) -> None:
+def test_normalization_is_inside(finished_run: Path) -> None:
     deployed = export.Deployed(load_trained(finished_run)).eval()
     assert isinstance(deployed, nn.Module)
     torch.testing.assert_close(deployed(images(3))[0], expected(finished_run, images(3))[0])

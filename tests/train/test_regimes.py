@@ -1,6 +1,5 @@
 """Training splits with redrawn labels and with a long tail."""
 
-
 import numpy as np
 import pytest
 

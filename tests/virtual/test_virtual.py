@@ -163,7 +163,7 @@ def test_batch_norm_buffers_are_those_of_plain_accumulation(keep_graphs, momentu
 
 
 def test_buffers_that_the_forward_pass_reads() -> None:
-    """Spectral normalisation moves its vectors in every training pass, and its output hangs on them."""
+    """Spectral normalization moves its vectors in every training pass, and its output hangs on them."""
     images, targets = draw(31)
     models = [Model().double() for _ in range(2)]
     for model in models:

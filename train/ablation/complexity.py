@@ -1,6 +1,5 @@
 """Table 11: parameters and multiply-adds with k embedding vectors."""
 
-import csv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adcorre import EmbeddingSpace
+from train.disk import write_rows
 from train.model import build_model
 from train.settings import DataSettings, ModelSettings
 
@@ -57,8 +57,7 @@ def write(out: Path, given: Mapping[str, Any]) -> str:
     for k, published in PAPER.items():
         name = f"{k} embedding vector{'s' if k > 1 else ''}" if k else model.backbone
         rows.append([name, *counts(backbone, size, k, k, model.d), *(published if papers else ())])
-    with (out / "table11.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([heads, *rows])
+    write_rows(out / "table11.csv", [heads, *rows])
     lines = ["## Table 11: size", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     lines += [f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} |" for name, *numbers in rows]
     lines += [

@@ -1,6 +1,5 @@
 """What an ablation writes: OUT/tables.md, OUT/<study>.csv, OUT/runs.csv, OUT/figure6.png."""
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from train import palette
 from train.ablation.comparison import Difference, Spread, difference, holm, spread
 from train.ablation.runs import Plan, Planned, Result, results_of
 from train.ablation.studies import STUDIES, Study, Variant
+from train.disk import write_rows
 
 METRICS = {"accuracy": "accuracy", "average_accuracy": "average accuracy"}
 Results = dict[int, Result]  # by seed
@@ -90,21 +90,20 @@ def _conditions(ended: Sequence[Result], against: str, seeds: int) -> str:
 
 
 def _write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        figures = ("mean", "deviation", "difference", "low", "high", "p", "p_holm")
-        heads = [f"{metric}_{figure}" for metric in METRICS for figure in figures]
-        writer.writerow(["variant", "against", "seeds", *heads, "paper"])
-        for row in rows:
-            variant = row["variant"]
-            cells: list[Any] = [variant.name, variant.against, " ".join(map(str, row["seeds"]))]
-            for metric in METRICS:
-                mine: Spread = row[metric]
-                other: Difference = row[f"{metric} difference"] or Difference(0, *4 * [math.nan])
-                corrected = row.get(f"{metric} holm", math.nan)
-                values = (mine.mean, mine.deviation, other.mean, other.low, other.high, other.p, corrected)
-                cells += ["" if math.isnan(value) else f"{value:.6g}" for value in values]
-            writer.writerow([*cells, variant.paper])
+    figures = ("mean", "deviation", "difference", "low", "high", "p", "p_holm")
+    heads = [f"{metric}_{figure}" for metric in METRICS for figure in figures]
+    lines = [["variant", "against", "seeds", *heads, "paper"]]
+    for row in rows:
+        variant = row["variant"]
+        cells: list[Any] = [variant.name, variant.against, " ".join(map(str, row["seeds"]))]
+        for metric in METRICS:
+            mine: Spread = row[metric]
+            other: Difference = row[f"{metric} difference"] or Difference(0, *4 * [math.nan])
+            corrected = row.get(f"{metric} holm", math.nan)
+            values = (mine.mean, mine.deviation, other.mean, other.low, other.high, other.p, corrected)
+            cells += ["" if math.isnan(value) else f"{value:.6g}" for value in values]
+        lines.append([*cells, variant.paper])
+    write_rows(file, lines)
 
 
 @matplotlib.rc_context(palette.STYLE)

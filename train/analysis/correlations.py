@@ -1,6 +1,6 @@
 """Correlations within and between classes over a whole split, in linear time, from its class statistics.
 
-With S[a, l] the sum of class a's centred and normalised vectors l, the mean correlation of a sample of class a with one
+With S[a, l] the sum of class a's centred and normalized vectors l, the mean correlation of a sample of class a with one
 of class b is S[a, l] . S[b, l] / (n_a n_b), and within a class the pairs of a sample with itself are taken out.
 """
 

@@ -10,7 +10,6 @@ tsne.csv, tsne.png                    Fig. 5
 samples.png                           Fig. 7, from the user's own data
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,10 @@ from train.analysis import pictures
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
 from train.analysis.outputs import Flipped, Outputs, collect, drawn
+from train.bars import bar
 from train.command import device_of
 from train.data.loading import evaluation_batches
-from train.disk import read_json, write_json
+from train.disk import read_json, write_json, write_rows
 from train.errors import UserError
 from train.evaluation import Evaluation, evaluation_of, percent
 from train.owned_folder import prepare
@@ -79,7 +79,7 @@ def evaluate_run(
     print(f"{splits.report}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
     if not own:
         print(OTHER_DATA, flush=True)
-    outputs = collect(model, batches, len(trained.class_names), on, sample)
+    outputs = collect(model, bar(batches, split), len(trained.class_names), on, sample)
     retrieved = outputs.subset(drawn(len(faces), retrieval, seed))
     shown = outputs.subset(drawn(len(faces), tsne, seed))
 
@@ -98,7 +98,7 @@ def evaluate_run(
         metrics = retrieval_metrics(retrieved.embeddings, labels)
         about["retrieval"] = {"samples": len(labels), **{name: _nullable(metrics[name]) for name in metrics}}
     names = [faces.name(index) for index in range(len(faces))]
-    found = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
+    found, described = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
     title = f"{split}, {len(faces):,} images, epoch {about['epoch']}"
     found.draw_confusion(out / "confusion.png", title)
     write_correlations(out, outputs, trained.class_names, title)
@@ -109,7 +109,10 @@ def evaluate_run(
         targets = outputs.targets.numpy()
         file = out / "samples.png"
         pictures.draw_samples(file, faces.image, targets, probabilities, trained.class_names, samples, seed)
+    write_json(out / "metrics.json", about | described)  # the last file: where it is, the others are
     print(f"\n{(out / 'tables.md').read_text(encoding='utf-8')}\nwritten to {out}")
+    if found.collapse:
+        print(found.collapse)
     return out
 
 
@@ -138,7 +141,7 @@ def write_figures(
     about: dict[str, Any],
     resamples: int,
     seed: int,
-) -> Evaluation:
+) -> tuple[Evaluation, dict[str, Any]]:
     found = evaluation_of(outputs.logits, outputs.targets, class_names)
     figures = figures_of(found.confusion)
     intervals = bootstrap(found.confusion, resamples, seed)
@@ -153,19 +156,17 @@ def write_figures(
             key: [None if np.isnan(value) else float(value) for value in intervals[key][:, index]]
             for key in ("precision", "recall", "f1")
         }
-    write_json(out / "metrics.json", about | described)
     found.write_tables(out / "confusion.csv", out / "per-class.csv")
     note = "" if about["own_data"] else f"\n{OTHER_DATA}\n"
     (out / "tables.md").write_text(tables(found, described, intervals, about.get("retrieval")) + note, encoding="utf-8")
     probabilities = outputs.logits.double().softmax(1)
-    with (out / "predictions.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["sample", "name", "class", "predicted", *class_names])
-        rows = zip(names, outputs.targets.tolist(), probabilities.tolist(), strict=True)
-        for index, (name, target, row) in enumerate(rows):
-            best = class_names[row.index(max(row))]
-            writer.writerow([index, name, class_names[target], best, *(f"{value:.6f}" for value in row)])
-    return found
+    lines: list[list[Any]] = [["sample", "name", "class", "predicted", *class_names]]
+    rows = zip(names, outputs.targets.tolist(), probabilities.tolist(), strict=True)
+    for index, (name, target, row) in enumerate(rows):
+        best = class_names[row.index(max(row))]
+        lines.append([index, name, class_names[target], best, *(f"{value:.6f}" for value in row)])
+    write_rows(out / "predictions.csv", lines)
+    return found, described
 
 
 def tables(
@@ -223,11 +224,9 @@ def write_correlations(out: Path, outputs: Outputs, class_names: Sequence[str], 
 def write_tsne(out: Path, outputs: Outputs, class_names: Sequence[str], seed: int, title: str) -> None:
     points = pictures.tsne(outputs.embeddings.numpy(), seed)
     labels = outputs.targets.numpy()[outputs.sample]
-    with (out / "tsne.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["sample", "class", "x", "y"])
-        for index, label, (x, y) in zip(outputs.sample.tolist(), labels.tolist(), points.tolist(), strict=True):
-            writer.writerow([index, class_names[label], f"{x:.3f}", f"{y:.3f}"])
+    rows = zip(outputs.sample.tolist(), labels.tolist(), points.tolist(), strict=True)
+    placed = ([index, class_names[label], f"{x:.3f}", f"{y:.3f}"] for index, label, (x, y) in rows)
+    write_rows(out / "tsne.csv", [["sample", "class", "x", "y"], *placed])
     shown = f"t-SNE of the embeddings of {len(points):,} images; {title}"
     pictures.draw_tsne(out / "tsne.png", points, labels, class_names, shown)
 

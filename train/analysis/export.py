@@ -24,7 +24,7 @@ BATCHES = (1, 2, 5)
 
 
 class Deployed(nn.Module):
-    """RGB images (n, 3, s, s) with values 0 to 1 -> (logits (n, C), embeddings (n, k, d)); normalises by itself."""
+    """RGB images (n, 3, s, s) with values 0 to 1 -> (logits (n, C), embeddings (n, k, d)); normalizes by itself."""
 
     mean: Tensor
     std: Tensor

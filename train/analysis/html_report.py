@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from train import palette
 from train.analysis.evaluate import evaluate_run, is_current
 from train.analysis.pictures import Line, lines_svg, tsne_svg
+from train.analysis.templates import render
 from train.command import run_settings
 from train.disk import read_json, read_rows, read_text
 from train.errors import UserError
@@ -47,11 +47,9 @@ def write_report(
     if len(set(names)) < len(names):
         names = list(map(str, runs))
     described = [_describe_run(run, name, samples) for run, name in zip(runs, names, strict=True)]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"percent": percent, "number": _number, "text": _text}
-    page = environment.get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
+        {"percent": percent, "number": _number, "text": _text},
         title=f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs side by side",
         runs=described,
         comparison=_compare(described) if len(runs) > 1 else None,
@@ -88,7 +86,8 @@ def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
         "name": name,
         "model": f"{model.get('backbone', '?')}, k = {model.get('k', '?')}, d = {model.get('d', '?')}; "
         + described_loss(settings.get("loss", {})),
-        "origin": {key: started[key] for key in ("date", "command", "commit") if started.get(key)},
+        "origin": {key: started[key] for key in ("date", "command", "commit") if started.get(key)}
+        | ({"weights from": f"{parent['run']} (epoch {parent['epoch']})"} if (parent := stored.get("parent")) else {}),
         "figures": _figures(epochs, results, test, _test_note(test, stored) if current else ""),
         "steps": steps,
         "epochs": epochs,

@@ -11,7 +11,7 @@ from train.baselines.base import Baseline
 class TripletLoss(Baseline):
     """Mean of max(0, |a - p|^2 - |a - n|^2 + margin) over the semi-hard triplets of the batch, beside cross-entropy.
 
-    a, p and n are concatenated embeddings, L2-normalised as a whole; semi-hard: the negative is farther than the
+    a, p and n are concatenated embeddings, L2-normalized as a whole; semi-hard: the negative is farther than the
     positive, by less than the margin. No such triplet: 0.
     """
 

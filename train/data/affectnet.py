@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.base import Finding, Found, ImageFiles, Layout, Request, digest
-from train.data.files import File, as_dataset, is_hidden, list_images, listed, one_of
+from train.data.base import Found, Layout, Request, digest
+from train.data.files import ImageCollection, is_hidden, list_images, one_of
 from train.data.labels import CLASS_NAMES_8
 from train.data.store import cached_dir
 from train.data.tables import header, read_table
@@ -34,15 +34,18 @@ SETS = {"train": ("train_set",), "validation": ("val_set", "valid_set", "eval_se
 def _found(
     layout: str,
     path: Path,
-    whole: ImageFiles,
-    parts: NDArray[np.str_],
+    images: ImageCollection,
+    root: Path,
+    request: Request,
     official: Mapping[str, tuple[int, ...]],
-    notes: tuple[str, ...],
-    findings: tuple[Finding, ...],
+    note: str,
+    missing: str,
 ) -> Found:
-    roles = {name: role for name, role in ROLES.items() if np.any(parts == name)}
-    counts = {name: row[: len(whole.class_names)] for name, row in official.items()}
-    return Found(layout, path, whole, parts, roles, "AffectNet", counts, notes, findings)
+    roles = {name: role for name, role in ROLES.items() if name in images.parts}
+    class_names = _class_names(request)
+    counts = {name: row[: len(class_names)] for name, row in official.items()}
+    whole, findings = images.dataset(root, class_names), images.missing_finding(missing)
+    return Found(layout, path, whole, images.part(), roles, "AffectNet", counts, (note,), findings)
 
 
 def _class_names(request: Request) -> tuple[str, ...]:
@@ -70,39 +73,30 @@ def load_old(path: Path, request: Request) -> Found:
     images = next((path / name for name in IMAGE_FOLDERS if (path / name).is_dir()), None)
     if images is None:
         raise UserError(f"{path}: AffectNet's tables without pictures (looked for {' and '.join(IMAGE_FOLDERS)})")
-    class_names = _class_names(request)
+    classes = len(_class_names(request))
     there = {file.name: file for file in list_images(images).images}
-    files: list[File] = []
-    labels: list[int] = []
-    boxes: list[list[int]] = []
-    parts: list[str] = []
-    missing: list[str] = []
-    skipped = 0
+    found = ImageCollection()
     for part, table in tables.items():
         headed = COLUMNS[0] in header(table)  # validation.csv is seen without a header too
         for number, row in read_table(table, USED if headed else COLUMNS, headed):
             try:
                 label = int(row["expression"])
-                if label >= len(class_names) or float(row["face_width"]) < 0:
-                    skipped += 1
+                if label >= classes or float(row["face_width"]) < 0:
+                    found.skipped += 1
                     continue
                 x, y, width, height = (round(float(row[f"face_{side}"])) for side in ("x", "y", "width", "height"))
             except ValueError as error:
                 raise UserError(f"{table}, line {number}: expected numbers for the box and the expression") from error
             name = row["subDirectory_filePath"]
-            if name not in there:
-                missing.append(name)
-                continue
-            files.append(there[name])
-            labels.append(label)
-            boxes.append([x, y, x + width, y + height])
-            parts.append(part)
-    whole = as_dataset(images, files, labels, class_names, boxes)
-    notes = (f"faces: cropped by the tables' boxes; {skipped:,} rows of other classes or without a face are left out",)
-    findings = (Finding("missing", f"{listed(missing)} in the tables, but not there", tuple(missing)),)
-    layout = "AffectNet, release with boxes"
-    parted = np.array(parts, np.str_)
-    return _found(layout, path, whole, parted, OFFICIAL_COUNTS, notes, findings if missing else ())
+            if name in there:
+                found.add(there[name], label, part, (x, y, x + width, y + height))
+            else:
+                found.missing.append(name)
+    note = (
+        f"faces: cropped by the tables' boxes; {found.skipped:,} rows of other classes or without a face are left out"
+    )
+    missing = "in the tables, but not there"
+    return _found("AffectNet, release with boxes", path, found, images, request, OFFICIAL_COUNTS, note, missing)
 
 
 # The release of 2021: cropped to 224 x 224, <id>.jpg with <id>_exp.npy.
@@ -120,12 +114,7 @@ def _sets(path: Path) -> dict[str, Path]:
 
 
 def load_2021(path: Path, request: Request) -> Found:
-    class_names = _class_names(request)
-    files: list[File] = []
-    labels: list[int] = []
-    parts: list[str] = []
-    missing: list[str] = []
-    skipped = 0
+    found = ImageCollection()
     sets = _sets(path)
     if "validation" not in sets:
         raise UserError(f"{path}: AffectNet's train_set without {', '.join(SETS['validation'])}, on which it is tested")
@@ -134,21 +123,17 @@ def load_2021(path: Path, request: Request) -> Found:
         there = {Path(file.name).stem: file for file in listing.images}
         annotated = expressions(folder / "annotations")
         for stem, label in annotated.items():
-            if not 0 <= label < len(class_names):
-                skipped += 1
-            elif stem not in there:
-                missing.append(f"{folder.name}/images/{stem}.jpg")
+            if not 0 <= label < len(_class_names(request)):
+                found.skipped += 1
+            elif stem in there:
+                found.add(there[stem], label, part)
             else:
-                files.append(there[stem])
-                labels.append(label)
-                parts.append(part)
-        missing += [f"{folder.name}/annotations/{stem}_exp.npy" for stem in sorted(there.keys() - annotated.keys())]
-    whole = as_dataset(path, files, labels, class_names)
-    notes = (f"{skipped:,} annotations of other classes are left out",)
-    findings = (Finding("missing", f"{listed(missing)} missing: image or annotation alone", tuple(missing)),)
-    layout = "AffectNet, release of 2021"
-    parted = np.array(parts, np.str_)
-    return _found(layout, path, whole, parted, OFFICIAL_COUNTS_2021, notes, findings if missing else ())
+                found.missing.append(f"{folder.name}/images/{stem}.jpg")
+        alone = sorted(there.keys() - annotated.keys())
+        found.missing += [f"{folder.name}/annotations/{stem}_exp.npy" for stem in alone]
+    note = f"{found.skipped:,} annotations of other classes are left out"
+    missing = "missing: image or annotation alone"
+    return _found("AffectNet, release of 2021", path, found, path, request, OFFICIAL_COUNTS_2021, note, missing)
 
 
 def expressions(annotations: Path) -> dict[str, int]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.base import FaceDataset, Found, GreyArray, Layout, Request, digest
-from train.data.files import File, as_dataset, folders_in, ignored, image_names, list_images
+from train.data.files import ImageCollection, folders_in, ignored, image_names, list_images
 from train.data.labels import CLASS_NAMES, FER_CSV_CODES, FOLDER_NAMES, PART_NAMES
 from train.data.store import cached_dir
 from train.data.tables import find_csv, read_table
@@ -72,23 +72,20 @@ def is_folders(path: Path) -> bool:
 
 
 def load_folders(path: Path, request: Request) -> Found:
-    files: list[File] = []
-    labels: list[int] = []
-    usage: list[str] = []
-    others: list[str] = []
+    images = ImageCollection()
     for part in ("train", "test"):
         for folder in folders_in(path / part):
-            label = FOLDER_NAMES[folder.name.lower()]
-            listing = list_images(path, part, folder.name)
-            others += listing.others
-            for file in listing.images:
-                prefix = file.name.rsplit("/", 1)[-1].split("_")[0]
-                files.append(file)
-                labels.append(label)
-                usage.append("Training" if part == "train" else prefix if prefix in USAGES[1:] else TEST)
-    whole = as_dataset(path, files, labels, CLASS_NAMES)
-    found = found_at(path, "FER-2013 folders", whole, np.array(usage, dtype=np.str_), request)
-    return replace(found, notes=ignored(others))
+            images.add_folder(list_images(path, part, folder.name), FOLDER_NAMES[folder.name.lower()], part)
+    prefixes = [file.name.rsplit("/", 1)[-1].split("_")[0] for file in images.files]
+    usage = np.array(
+        [
+            "Training" if part == "train" else prefix if prefix in USAGES[1:] else TEST
+            for part, prefix in zip(images.parts, prefixes, strict=True)
+        ],
+        dtype=np.str_,
+    )
+    found = found_at(path, "FER-2013 folders", images.dataset(path, CLASS_NAMES), usage, request)
+    return replace(found, notes=ignored(images.others))
 
 
 # fer2013.csv: emotion,pixels,Usage. icml_face_data.csv: the same rows as "emotion, Usage, pixels".

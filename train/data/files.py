@@ -1,14 +1,15 @@
 """The image files and folders below a folder."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from train.data.base import ImageFiles, digest, printable
+from train.data.base import Finding, ImageFiles, digest, printable
 from train.errors import UserError
 
 SUFFIXES = frozenset(
@@ -126,18 +127,41 @@ def one_of(folders: Sequence[Path], what: str) -> Path | None:
     return folders[0] if folders else None
 
 
-def as_dataset(
-    root: Path,
-    files: Sequence[File],
-    labels: Sequence[int],
-    class_names: tuple[str, ...],
-    boxes: Iterable[Sequence[int]] | None = None,
-) -> ImageFiles:
-    """The files as one dataset, in their order."""
-    corners = None if boxes is None else np.array(list(boxes), dtype=np.int64).reshape(len(files), 4)
-    lines = [f"{file.name} {label} {file.bytes}" for file, label in zip(files, labels, strict=True)]
-    extra = [] if corners is None else [corners.tobytes()]
-    fingerprint = digest(*lines, *extra)
-    stamp = digest(os.path.abspath(root), fingerprint, *(str(file.time) for file in files))
-    names = [file.name for file in files]
-    return ImageFiles(root, names, np.array(labels, dtype=np.int64), class_names, "all", fingerprint, stamp, corners)
+@dataclass
+class ImageCollection:
+    """Image files with a label and a part each, as a loader comes upon them, and what it could not use."""
+
+    files: list[File] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)
+    boxes: list[Sequence[int]] = field(default_factory=list)  # one for each file, or none at all
+    others: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    skipped: int = 0
+
+    def add(self, file: File, label: int, part: str, box: Sequence[int] | None = None) -> None:
+        self.files.append(file)
+        self.labels.append(label)
+        self.parts.append(part)
+        if box is not None:
+            self.boxes.append(box)
+
+    def add_folder(self, listing: Listing, label: int, part: str) -> None:
+        for file in listing.images:
+            self.add(file, label, part)
+        self.others += listing.others
+
+    def part(self) -> NDArray[np.str_]:
+        return np.array(self.parts, np.str_)
+
+    def missing_finding(self, words: str) -> tuple[Finding, ...]:
+        return (Finding("missing", f"{listed(self.missing)} {words}", tuple(self.missing)),) if self.missing else ()
+
+    def dataset(self, root: Path, class_names: tuple[str, ...]) -> ImageFiles:
+        """The files as one dataset, in their order."""
+        corners = np.array(self.boxes, dtype=np.int64).reshape(len(self.files), 4) if self.boxes else None
+        lines = [f"{file.name} {label} {file.bytes}" for file, label in zip(self.files, self.labels, strict=True)]
+        fingerprint = digest(*lines, *([] if corners is None else [corners.tobytes()]))
+        stamp = digest(os.path.abspath(root), fingerprint, *(str(file.time) for file in self.files))
+        names, labels = [file.name for file in self.files], np.array(self.labels, dtype=np.int64)
+        return ImageFiles(root, names, labels, class_names, "all", fingerprint, stamp, corners)

@@ -9,7 +9,7 @@ import numpy as np
 
 from train.data import fer2013, rafdb
 from train.data.base import Finding, Found, Layout, Request, printable
-from train.data.files import File, as_dataset, folders_in, has_images, ignored, list_images, listed, one_of
+from train.data.files import ImageCollection, folders_in, has_images, ignored, list_images, listed, one_of
 from train.data.labels import (
     ALIKE,
     CLASS_NAMES,
@@ -83,34 +83,26 @@ def load(path: Path, request: Request) -> Found:
     if request.classes == 7 and class_names == CLASS_NAMES_8:
         class_names, note = CLASS_NAMES, f"{note}; without Contempt"
         mapped = {folder: name for folder, name in mapped.items() if name in class_names}
-    files: list[File] = []
-    labels: list[int] = []
-    usage: list[str] = []
-    others: list[str] = []
+    found = ImageCollection()
     filled: set[str] = set()
     for part, inner in folders.items():
         for folder in inner:
             if folder.name not in mapped:
                 continue
             listing = list_images(path, folder.relative_to(path).as_posix())
-            files += listing.images
-            labels += [class_names.index(mapped[folder.name])] * len(listing.images)
-            usage += [part] * len(listing.images)
-            others += listing.others
+            found.add_folder(listing, class_names.index(mapped[folder.name]), part)
             filled |= {folder.name} if listing.images else set()
     if empty := [name for name in names if name in mapped and name not in filled]:
         raise UserError(
             f"{path}: no image in the class folder{'' if len(empty) == 1 else 's'} {', '.join(empty)}; "
             "remove what is no class"
         )
-    whole = as_dataset(path, files, labels, class_names)
-    findings = _numbers(names, np.bincount(labels, minlength=len(class_names)).tolist())
+    whole = found.dataset(path, class_names)
+    findings = _numbers(names, np.bincount(whole.labels, minlength=len(class_names)).tolist())
     findings += (*_misspelt(names), *_unread(path, parts))
     layout = "class folders, " + (f"{', '.join(parts)}" if parts["train"] != path else "no parts")
-    roles = ordinary_roles(list(parts))
-    return Found(
-        layout, path, whole, np.array(usage, np.str_), roles, notes=(note, *ignored(others)), findings=findings
-    )
+    roles, notes = ordinary_roles(list(parts)), (note, *ignored(found.others))
+    return Found(layout, path, whole, found.part(), roles, notes=notes, findings=findings)
 
 
 def _numbers(names: Sequence[str], counts: list[int]) -> tuple[Finding, ...]:

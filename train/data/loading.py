@@ -4,7 +4,8 @@ What a training sample looks like is a function of the run's seed, the epoch and
 an epoch can be entered anywhere, by any number of workers and ranks.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from adcorre.chunks import ReplayedChunks
 from train.data.balance import balanced_order
 from train.data.base import FaceDataset
 from train.data.shards import is_sharded, stream_order
@@ -150,24 +152,15 @@ class TrainSteps:
     def __iter__(self) -> Iterator[tuple[Callable[[], Iterator[Batch]], int]]:
         batches = iter(self.loader)
         for size in self.sampler.sizes[self.sampler.start :]:
-            yield self._chunks(islice(batches, self.sampler.chunks(size))), size
+            chunks = ReplayedChunks(islice(batches, self.sampler.chunks(size)))
+            yield partial(self._on_device, chunks), size
 
-    def _chunks(self, batches: Iterator[Sequence[Tensor]]) -> Callable[[], Iterator[Batch]]:
-        kept: list[Sequence[Tensor]] = []
-
-        def on_the_device(batch: Sequence[Tensor]) -> Batch:
+    def _on_device(self, chunks: ReplayedChunks) -> Iterator[Batch]:
+        for batch in chunks():
             images, *draws, targets = (part.to(self.device, non_blocking=True) for part in batch)
             if self.augmentation:
                 images = self.augmentation(images, *draws)
-            return images.contiguous(memory_format=self.memory_format), targets
-
-        def chunks() -> Iterator[Batch]:
-            yield from map(on_the_device, kept)
-            for batch in batches:
-                kept.append(batch)
-                yield on_the_device(batch)
-
-        return chunks
+            yield images.contiguous(memory_format=self.memory_format), targets
 
 
 def _begin_worker(worker: int) -> None:

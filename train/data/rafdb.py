@@ -3,11 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from train.data.base import Finding, Found, ImageFiles, Layout, Request
-from train.data.files import File, Listing, as_dataset, folders_in, has_images, ignored, list_images, listed
+from train.data.base import Finding, Found, Layout, Request
+from train.data.files import File, ImageCollection, folders_in, has_images, ignored, list_images, listed
 from train.data.labels import CLASS_NAMES, RAF_CODES
 from train.data.splitting import ordinary_roles
 from train.data.tables import read_table, read_text
@@ -32,20 +29,20 @@ def is_original(path: Path) -> bool:
 
 def load_original(path: Path, request: Request) -> Found:
     """Aligned faces where there are any, else the original pictures, cropped by their boxes."""
-    file = path / LABEL_FILE
+    table = path / LABEL_FILE
     entries: list[tuple[str, int]] = []
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
+    for number, line in enumerate(read_text(table).splitlines(), start=1):
         if not (words := line.split()):
             continue
         if len(words) != 2 or not words[1].isdecimal():
-            raise UserError(f"{file}, line {number}: expected an image's name and a label, got {line[:60]!r}")
+            raise UserError(f"{table}, line {number}: expected an image's name and a label, got {line[:60]!r}")
         entries.append((words[0], int(words[1])))
     if any(label > max(CODES) for _, label in entries):
-        raise UserError(f"{file} has labels up to {max(label for _, label in entries)}: {COMPOUND}")
+        raise UserError(f"{table} has labels up to {max(label for _, label in entries)}: {COMPOUND}")
     for number, (name, label) in enumerate(entries, start=1):
         if label not in CODES or name.split("_")[0] not in OFFICIAL_COUNTS:
             raise UserError(
-                f"{file}, entry {number}: expected train_… or test_… and a label of 1 to 7, got {name} {label}"
+                f"{table}, entry {number}: expected train_… or test_… and a label of 1 to 7, got {name} {label}"
             )
 
     image = path / "Image"
@@ -54,21 +51,18 @@ def load_original(path: Path, request: Request) -> Found:
         raise UserError(f"{path}: RAF-DB's labels without pictures (looked for Image/aligned/ and Image/original/)")
     folder = "aligned" if aligned else "original"
     there = {file.name.rsplit("/", 1)[-1]: file for file in list_images(path, "Image", folder).images}
-    files, labels, missing = [], [], []
+    found = ImageCollection()
     for name, label in entries:
         stem, dot, suffix = name.rpartition(".")
         expected = f"{stem}_aligned{dot}{suffix}" if aligned else name
-        if expected in there:
-            files.append(there[expected])
-            labels.append(RAF_CODES[label - 1])
+        if file := there.get(expected):
+            box = None if aligned else _box(path / "boundingbox", file)
+            found.add(file, RAF_CODES[label - 1], name.split("_")[0], box)
         else:
-            missing.append(f"Image/{folder}/{expected}")
-    boxes = None if aligned else [_box(path / "boundingbox", file) for file in files]
-    whole = as_dataset(path, files, labels, CLASS_NAMES, boxes)
-    parts = np.array([file.name.rsplit("/", 1)[-1].split("_")[0] for file in files], np.str_)
+            found.missing.append(f"Image/{folder}/{expected}")
     notes = (f"faces: {'aligned by the authors' if aligned else 'original pictures, cropped by boundingbox/'}",)
-    findings = (Finding("missing", f"{listed(missing)} in {LABEL_FILE.name}, but not there", tuple(missing)),)
-    return _found(path, "RAF-DB basic", whole, parts, notes, findings if missing else ())
+    findings = found.missing_finding(f"in {LABEL_FILE.name}, but not there")
+    return _found(path, "RAF-DB basic", found, path, notes, findings)
 
 
 def _box(folder: Path, image: File) -> list[int]:
@@ -101,27 +95,19 @@ def _codes(part: Path) -> set[str]:
 def load_numbered(path: Path, request: Request) -> Found:
     root = _numbered(path)
     assert root is not None
-    files: list[File] = []
-    labels: list[int] = []
-    parts: list[str] = []
-    others: list[str] = []
+    found = ImageCollection()
     for part in OFFICIAL_COUNTS:
         if extra := sorted(_codes(root / part) - {str(code) for code in CODES}):
             if all(name.isdecimal() for name in extra):
                 raise UserError(f"{root / part} has classes up to {max(map(int, extra))}: {COMPOUND}")
             raise UserError(f"{root / part / extra[0]}: RAF-DB's classes are 1 to 7")
         for code in CODES:
-            listing: Listing = list_images(root, part, str(code))
-            files += listing.images
-            labels += [RAF_CODES[code - 1]] * len(listing.images)
-            parts += [part] * len(listing.images)
-            others += listing.others
-    whole = as_dataset(root, files, labels, CLASS_NAMES)
-    findings = _against_tables(path, root, files, labels)
-    return _found(path, "RAF-DB basic, numbered folders", whole, np.array(parts, np.str_), ignored(others), findings)
+            found.add_folder(list_images(root, part, str(code)), RAF_CODES[code - 1], part)
+    findings = _against_tables(path, root, found)
+    return _found(path, "RAF-DB basic, numbered folders", found, root, ignored(found.others), findings)
 
 
-def _against_tables(path: Path, root: Path, files: list[File], labels: list[int]) -> tuple[Finding, ...]:
+def _against_tables(path: Path, root: Path, found: ImageCollection) -> tuple[Finding, ...]:
     """Where train_labels.csv and test_labels.csv (image,label) lie beside the folders: the images they contradict."""
     said: dict[str, str] = {}
     for part in OFFICIAL_COUNTS:
@@ -132,7 +118,7 @@ def _against_tables(path: Path, root: Path, files: list[File], labels: list[int]
                 break
     wrong = tuple(
         file.name
-        for file, label in zip(files, labels, strict=True)
+        for file, label in zip(found.files, found.labels, strict=True)
         if (code := said.get(Path(file.name).name)) is not None and code != str(RAF_CODES.index(label) + 1)
     )
     message = f"{listed(wrong)} in another class's folder than the tables of labels say; the folders are used"
@@ -140,15 +126,10 @@ def _against_tables(path: Path, root: Path, files: list[File], labels: list[int]
 
 
 def _found(
-    path: Path,
-    layout: str,
-    whole: ImageFiles,
-    parts: NDArray[np.str_],
-    notes: tuple[str, ...],
-    findings: tuple[Finding, ...],
+    path: Path, layout: str, found: ImageCollection, root: Path, notes: tuple[str, ...], findings: tuple[Finding, ...]
 ) -> Found:
-    roles = ordinary_roles([str(name) for name in np.unique(parts)])
-    return Found(layout, path, whole, parts, roles, "RAF-DB basic", OFFICIAL_COUNTS, notes, findings)
+    whole, roles = found.dataset(root, CLASS_NAMES), ordinary_roles(found.parts)
+    return Found(layout, path, whole, found.part(), roles, "RAF-DB basic", OFFICIAL_COUNTS, notes, findings)
 
 
 LAYOUTS = (

@@ -1,4 +1,4 @@
-"""Device code shared by the streaming kernels: one tile of embedding vectors, centred and normalised."""
+"""Device code shared by the streaming kernels: one tile of embedding vectors, centred and normalized."""
 
 import triton
 import triton.language as tl
