@@ -43,8 +43,8 @@ def load_weights(backbone: nn.Module, source: str, by_order: bool = False) -> di
         shapes = f", {len(other)} of them of another shape" if other else ""
         raise UserError(
             f"--weights {file}: {len(taken)} of the backbone's {len(own)} entries are there, expected at least "
-            f"{LEAST:.0%} ({_some(unmatched)} are not{shapes}; the file has {_some(list(tensors))}). Another --backbone, "
-            "or --weights-by-order where only the names differ"
+            f"{LEAST:.0%} ({_some(unmatched)} are not{shapes}; the file has {_some(list(tensors))}). "
+            "Choose another --backbone, or --weights-by-order where only the names differ"
         )
     backbone.load_state_dict(taken, strict=False)
     left_out = sorted(tensors.keys() - {names[name] for name in taken})
@@ -56,7 +56,10 @@ def load_weights(backbone: nn.Module, source: str, by_order: bool = False) -> di
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, or of one that torch.save wrote, by name. Raises UserError where it has none."""
+    """The tensors, by name, of a safetensors file or of one that torch.save wrote.
+
+    Raises UserError where it cannot be read, or has none.
+    """
     if not file.is_file():
         raise UserError(f"--weights {file}: no such file, and not '{LITE0}'")
     try:

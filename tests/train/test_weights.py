@@ -40,7 +40,8 @@ def test_in_order(tmp_path: Path) -> None:
     torch.save({f"x.{name}": value for name, value in one.state_dict().items()}, file)  # with BatchNorm's counters
     load_weights(other, str(file), by_order=True)
     torch.testing.assert_close(other[2].weight, one[2].weight, rtol=0, atol=0)
-    before = [value.clone() for value in (wide := network(6)).state_dict().values()]
+    wide = network(6)
+    before = [value.clone() for value in wide.state_dict().values()]
     with pytest.raises(UserError, match=r"found \(4, 3, 3, 3\) of x.0.weight, expected \(6, 3, 3, 3\) of 0.weight"):
         load_weights(wide, str(file), by_order=True)
     assert all(map(torch.equal, before, wide.state_dict().values()))
