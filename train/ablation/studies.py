@@ -113,6 +113,15 @@ def _small(arms: Sequence[str], regimes: Sequence[str]) -> tuple[Variant, ...]:
     return tuple(variants)
 
 
+def _larger(recipe: str, steps: int) -> Study:
+    """Three arms on all images, for a network that one run of takes long."""
+    rising = PAPER | SIMPLEX | {"lambd_warmup": round(0.3 * steps)}
+    arms = (Variant("CE", CE), _against_ce("paper", PAPER), _against_ce("simplex, rising λ", rising))
+    return Study(
+        f"Cross-entropy, the paper's form and another with --recipe {recipe}", arms, defaults={"recipe": recipe}
+    )
+
+
 STUDIES: dict[str, Study] = {
     "table8": Study(
         "Table 8: the terms of the loss",
@@ -199,4 +208,7 @@ STUDIES: dict[str, Study] = {
         _small(FIRST, ["all images"]),
         defaults={"recipe": "fer2013-small"},
     ),
+    "finetune": _larger("fer2013-lite0", 10 * 225),
+    "resnet18": _larger("fer2013-resnet18", 20 * 225),
+    "xception": _larger("fer2013-xception", 60 * 225),
 }
