@@ -81,7 +81,7 @@ def build_network(
     # A checkpoint's weights take the place of pretrained ones.
     architecture = dataclasses.replace(settings.model, pretrained=settings.model.pretrained and not state)
     model, preprocessing = build_model(architecture, len(class_names), settings.data.image_size)
-    parent = state["parent"] if state else None
+    parent = state.get("parent") if state else None  # a checkpoint of an earlier version has none
     if settings.model.weights and not state:
         parent = load_weights(model.backbone, settings.model.weights, settings.model.weights_by_order)
     if settings.model.init_from and not state:

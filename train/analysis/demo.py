@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from train.analysis.outputs import drawn
+from train.analysis.outputs import random_positions
 from train.analysis.predict import frame
 from train.command import device_of
 from train.data.base import FaceDataset, Subset, broken
@@ -60,7 +60,7 @@ def directions(embeddings: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def embed_faces(trained: Trained, faces: FaceDataset, count: int, device: torch.device) -> TrainingFaces:
-    some = Subset(faces, drawn(len(faces), count, seed=0), "train")
+    some = Subset(faces, random_positions(len(faces), count, seed=0), "train")
     batches = evaluation_batches(some, trained.preprocessing.evaluation(), 64, 0, device.type == "cuda")
     bar = tqdm(batches, f"embedding {len(some):,} training faces", leave=False, disable=not sys.stderr.isatty())
     return TrainingFaces(some, torch.cat([directions(trained.model(images.to(device))[1]) for images, _ in bar]))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from train.analysis import pictures
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
-from train.analysis.outputs import Flipped, Outputs, collect, drawn
+from train.analysis.outputs import Flipped, Outputs, collect, random_positions
 from train.bars import bar
 from train.command import device_of
 from train.data.loading import evaluation_batches
@@ -75,13 +75,13 @@ def evaluate_run(
         raise UserError(f"the {split} split has no images")
     batches = evaluation_batches(faces, trained.preprocessing.evaluation(), batch_size, workers, on.type == "cuda")
     model = Flipped(trained.model) if flip else trained.model
-    sample = drawn(len(faces), max(tsne, retrieval), seed)
+    sample = random_positions(len(faces), max(tsne, retrieval), seed)
     print(f"{splits.report}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
     if not own:
         print(OTHER_DATA, flush=True)
     outputs = collect(model, bar(batches, split), len(trained.class_names), on, sample)
-    retrieved = outputs.subset(drawn(len(faces), retrieval, seed))
-    shown = outputs.subset(drawn(len(faces), tsne, seed))
+    retrieved = outputs.subset(random_positions(len(faces), retrieval, seed))
+    shown = outputs.subset(random_positions(len(faces), tsne, seed))
 
     out = prepare(out or default_folder(run, split), KIND, OUTPUTS)
     about = {
