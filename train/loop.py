@@ -245,7 +245,8 @@ class Run:
         if not folder or not trained:
             return
         about = trained.description
-        validation = about["validation"] | validated.retrieval
+        figures = validated.as_dict()
+        validation = about["validation"] | {name: figures[name] for name in validated.retrieval}
         results = {"epoch": about["epoch"], "select": select, "validation": validation, "test": test.as_dict()}
         folder.write_results(results, test)
         folder.close()

