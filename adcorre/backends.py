@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -64,12 +63,14 @@ def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: 
     ValueError where none of that name can.
     """
     asked = Options(*given, **named)
-    backend, k = asked.backend, embeddings.shape[1] if embeddings.dim() == 3 else 1
-    resolved = asked._replace(
-        between_target=checks.resolve_target("between_target", asked.between_target, num_classes),
-        mean_target=checks.resolve_target("mean_target", asked.mean_target, num_classes),
-        embedding_target=checks.resolve_target("embedding_target", asked.embedding_target, k),
+    backend, between, mean, embedding = asked[:4]
+    k = embeddings.shape[1] if embeddings.dim() == 3 else 1
+    aims = (
+        checks.resolve_target("between_target", between, num_classes),
+        checks.resolve_target("mean_target", mean, num_classes),
+        checks.resolve_target("embedding_target", embedding, k),
     )
+    resolved = Options._make((backend, *aims, *asked[4:]))
     checks.check_backend(backend)
     checks.check_pairs(asked.pairs, asked.precision)
     if backend in ("torch", "reference"):
@@ -82,7 +83,7 @@ def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: 
     else:
         reason = cpu.why_unsupported(embeddings)
     if reason is None:
-        return resolved._replace(backend=fused)
+        return resolved if fused == backend else resolved._replace(backend=fused)
     if backend != "auto":
         raise ValueError(f'backend="{backend}": {reason}')
     if not torch.compiler.is_compiling():
@@ -99,7 +100,7 @@ def backend_of(options: Options) -> Backend:
 
 @cache
 def _triton_backend() -> Backend:
-    kernels = _triton_kernels()
+    kernels = triton_kernels()
     return _TORCH._replace(
         statistics=kernels.statistics,
         terms=kernels.terms,
@@ -123,7 +124,7 @@ def _where_supported(
 
 
 @cache
-def _triton_kernels() -> Any:
+def triton_kernels() -> Any:
     """The kernels package, or the reason (a string) why it cannot be imported."""
     try:
         from adcorre_kernels import gpu
@@ -133,7 +134,7 @@ def _triton_kernels() -> Any:
 
 
 def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, options: Options) -> str | None:
-    kernels = _triton_kernels()
+    kernels = triton_kernels()
     if isinstance(kernels, str):
         return kernels
     return kernels.why_unsupported(embeddings, num_classes, k, options.embedding_target)
@@ -153,7 +154,7 @@ def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Optio
     between_target = None if options.pairs == "sample" else options.between_target
     supported = True
     if options.backend == "triton":
-        supported = _triton_kernels().terms_supported(num_classes, k, d)
+        supported = triton_kernels().terms_supported(num_classes, k, d)
     elif options.backend == "numba":
         supported = cpu.terms_supported(num_classes, between_target, options.mean_target)
     backend = backend_of(options) if supported else _TORCH
@@ -163,16 +164,29 @@ def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Optio
     return values, Tables(*tables)
 
 
-def bound_once(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Decorate an autograd function: its `apply` binds arguments to `forward`'s signature at every call.
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """`function.apply`, in eager mode of a twin without `setup_context`.
 
-    A remembered signature halves that cost. Launch overhead dominates at small batch sizes.
+    With it PyTorch binds the arguments to the signature of `forward` in each call, which takes as long as ten small
+    operations. Functional transforms and `torch.compile` need it.
     """
-    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
-    return function
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    eager: Any = type(function.__name__, (torch.autograd.Function,), methods)
+
+    def apply(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return function.apply(*arguments)
+        return eager.apply(*arguments)
+
+    return apply
 
 
-@bound_once
 class _Gradient(torch.autograd.Function):
     """A backward pass as a function of its own, so that a second derivative is refused and never silently wrong."""
 
@@ -189,8 +203,11 @@ class _Gradient(torch.autograd.Function):
         raise RuntimeError(f'adcorre: backend "{ctx.backend}" has no double backward; backend="reference" has one')
 
 
+_apply_gradient = apply_of(_Gradient)
+
+
 def without_double_backward(compute: Callable[..., Any], options: Options, *tensors: Tensor | None) -> Any:
     """compute(*tensors); a second derivative, where one can be asked for, is an error."""
     if torch.is_grad_enabled():
-        return _Gradient.apply(compute, options.backend, *tensors)
+        return _apply_gradient(compute, options.backend, *tensors)
     return compute(*tensors)

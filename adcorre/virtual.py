@@ -241,8 +241,8 @@ class _Step:
         """The whole batch's output, over chunks and ranks; with it the attention map has taken its step."""
         part = sums.total(targets)
         batch = self.loss.combine(part, targets, record=True)
-        dtype = torch.promote_types(batch.ce.dtype, batch.statistics.dtype)  # the loss's
-        one = torch.ones((), dtype=dtype, device=batch.ce.device)
+        dtype = torch.promote_types(batch.ce_sums.dtype, batch.statistics.dtype)  # the loss's
+        one = torch.ones((), dtype=dtype, device=batch.ce_sums.device)
         upstream = one if self.scaler is None else self.scaler.scale(one)
         output, backward = evaluate(part, batch, self.lambd, upstream)
         return output, _Whole(batch, backward, [0, *accumulate(map(len, targets))])

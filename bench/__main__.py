@@ -18,6 +18,7 @@ COMMANDS = {
     "gate": "compares ratios, operations and launches with limits: part of .ci/run",
     "targets": "class correlations after optimizing free vectors, for each target",
     "static": "registers, spills and instruction counts of the compiled kernels: no GPU needed",
+    "tune": "launch settings of the streaming kernels for a family of GPUs; --dry: by the static model",
     "gpu": "builds, checks and measures the kernels on a GPU; resumable",
 }
 

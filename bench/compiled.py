@@ -167,7 +167,7 @@ def loss_launches(
         if terms_supported(num_classes, k, d):
             launch.terms(flat, empty(num_classes), k, d, between_target, mean_target, embedding_target)
         table = empty(num_classes, k, d)
-        launch.gradient(x, targets, empty(4), table, table, empty(), -100, embedding_target)
+        launch.gradient(x, targets, empty(), empty(), empty(), table, table, empty(), -100, embedding_target)
     return launches
 
 

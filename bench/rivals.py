@@ -116,6 +116,7 @@ def _inf_cl() -> Call:
 # Linear backends, from the fastest: on each kind of device the first that runs there is what ratios are to.
 OURS = {
     "triton": Contender(_terms("triton"), True, device="cuda"),  # the fused kernels
+    "numba": Contender(_terms("numba"), True, package="numba", device="cpu"),  # the fused kernels
     "torch": Contender(_terms("torch"), True),  # streamed on a CPU, whole tensors elsewhere
     "pairs": Contender(_terms("auto", pairs="sample"), False),  # every pair of samples, tile by tile
 }

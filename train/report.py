@@ -92,7 +92,8 @@ def describe_network(network: Network, settings: Settings, device: torch.device)
     parameters = list(network.model.parameters())
     total = sum(parameter.numel() for parameter in parameters)
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    number = torch.get_num_threads()
+    threads = f", {number} thread{'' if number == 1 else 's'}" if device.type == "cpu" else ""
     speed, trials = settings.speed, ", ".join(map(str, network.trials))
     layout = "channels_last" if speed.channels_last == "yes" else "contiguous"
     part = f", {trained:,} of them trained" if trained < total else ""
@@ -102,7 +103,7 @@ def describe_network(network: Network, settings: Settings, device: torch.device)
     if trials:
         lines.append(f"images/s measured, forward and backward: {trials}")
     print("\n".join(textwrap.fill(line, columns(), subsequent_indent="  ") for line in lines))
-    print(f"run folder {settings.run.out}: settings.json has every setting, steps.csv and epochs.csv the figures")
+    print(f"run folder {settings.run.out} (settings.json has every setting)")
 
 
 def describe_steps(steps: TrainSteps, settings: Settings, ranks: Ranks) -> str:
@@ -199,7 +200,7 @@ def log_epoch(
     title = f"epoch {epoch}/{settings.optimizer.epochs}"
     print(f"{title}  training: {_format_figures(train_figures)}  {seconds:.0f} s")
     print(f"{title}  validation: {found.summary()}{'  best so far' if better else ''}", flush=True)
-    if found.collapse:
+    if found.collapse and epoch > 2:  # many runs begin so
         print(found.collapse, flush=True)
 
 

@@ -49,7 +49,7 @@ def test_fer_folders_end_to_end(
     assert "FER-2013 folders" in done.stdout
     assert "does not match FER-2013" in done.stdout
     assert "test (21 images)" in done.stdout
-    assert done.stderr == ""
+    assert all(line.startswith("adcorre: ") for line in done.stderr.splitlines())  # of a first use of Numba
     step_lines = [line for line in done.stdout.splitlines() if "  step " in line]
     assert len(step_lines) == 4  # 42 images in batches of 16: 3 steps an epoch
     for figure in ("ce", "fd", "md", "ed", "nfd", "mean weight"):
