@@ -8,7 +8,7 @@ COMPILE = .ci/setup uv pip compile --universal --python-version 3.11 --generate-
 OLDEST = $(wildcard tests/loss tests/kernels) tests/package/test_import.py
 
 .DEFAULT_GOAL = help
-.PHONY: help train test test-oldest test-slow test-all soak ptx ptx-mutants bench gate lint requirements clean venv venv-oldest
+.PHONY: help train test test-oldest test-slow test-all soak ptx ptx-mutants bench gate lint docs requirements clean venv venv-oldest
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1#\2/p' Makefile | awk -F'#' '{ printf "%-20s %s\n", $$1, $$2 }'
@@ -49,19 +49,24 @@ lint: venv ## ruff and mypy
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy $(wildcard adcorre train bench)
 
+docs: VENV = .venv-docs
+docs: ## the documentation site, into build/site; a warning is an error (ARGS=--help lists options)
+	@.ci/setup venv $(VENV) requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --config-file docs/mkdocs.yml $(ARGS)
+
 requirements: ## resolve the requirements files again (ARGS=--upgrade: to the newest versions)
 	$(COMPILE) $(ARGS) $(foreach extra,train bench weights integrations demo dev,--extra $(extra)) \
 		--output-file requirements.txt pyproject.toml
 	$(COMPILE) $(ARGS) --extra train --extra dev --resolution lowest-direct --constraints requirements-oldest.in \
 		--output-file requirements-oldest.txt pyproject.toml
-	$(COMPILE) $(ARGS) --extra docs --output-file requirements-docs.txt pyproject.toml
+	sed -n '/^docs = \[/,/^\]/s/^ *"\(.*\)",.*/\1/p' pyproject.toml | $(COMPILE) $(ARGS) --output-file requirements-docs.txt -
 	echo uv | $(COMPILE) $(ARGS) --output-file requirements-uv.txt -
 
 clean: ## remove the environments and everything built, but no run folder
-	rm -rf .venv .venv-oldest .venv-uv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest .venv-docs .venv-uv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find adcorre kernels train bench tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
-venv:
+venv: ## only the environment: .venv, to be entered by `source .venv/bin/activate`
 	@.ci/setup venv $(VENV) requirements.txt
 
 venv-oldest:

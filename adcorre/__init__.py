@@ -1,5 +1,7 @@
 """The Ad-Corre loss (Fard & Mahoor, IEEE Access 2022): exact, in linear time, with the gradient by hand."""
 
+from typing import TYPE_CHECKING, Any
+
 from adcorre._version import __version__
 from adcorre.attention import AdaptiveAttentionMap, AttentionMap
 from adcorre.embedding import EmbeddingSpace
@@ -7,6 +9,9 @@ from adcorre.equation import AdCorreOutput
 from adcorre.functional import ClassStatistics, Terms, adcorre_terms
 from adcorre.loss import AdCorreLoss, adcorre_loss
 from adcorre.virtual import VirtualBatch
+
+if TYPE_CHECKING:
+    from adcorre.metric import AdCorreMetricLoss as AdCorreMetricLoss
 
 __all__ = [
     "AdCorreLoss",
@@ -21,3 +26,13 @@ __all__ = [
     "adcorre_loss",
     "adcorre_terms",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`adcorre.metric` and its loss, on demand: they import pytorch-metric-learning where it is installed."""
+    if name not in ("metric", "AdCorreMetricLoss"):
+        raise AttributeError(f"module 'adcorre' has no attribute {name!r}")
+    from importlib import import_module
+
+    metric = import_module("adcorre.metric")
+    return metric if name == "metric" else metric.AdCorreMetricLoss

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from adcorre import checks, torch_backend
 from adcorre.statistics import Tables
+from adcorre_kernels import cpu
 
 
 class Options(NamedTuple):
@@ -54,6 +54,7 @@ class Backend(NamedTuple):
 
 
 _TORCH = Backend(*(getattr(torch_backend, step) for step in Backend._fields))
+_NUMBA = _TORCH._replace(**{step: getattr(cpu, step) for step in Backend._fields if hasattr(cpu, step)})
 
 
 def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: Any) -> Options:
@@ -62,27 +63,29 @@ def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: 
     ValueError where none of that name can.
     """
     asked = Options(*given, **named)
-    backend, k = asked.backend, embeddings.shape[1] if embeddings.dim() == 3 else 1
-    resolved = asked._replace(
-        between_target=checks.resolve_target("between_target", asked.between_target, num_classes),
-        mean_target=checks.resolve_target("mean_target", asked.mean_target, num_classes),
-        embedding_target=checks.resolve_target("embedding_target", asked.embedding_target, k),
+    backend, between, mean, embedding = asked[:4]
+    k = embeddings.shape[1] if embeddings.dim() == 3 else 1
+    aims = (
+        checks.resolve_target("between_target", between, num_classes),
+        checks.resolve_target("mean_target", mean, num_classes),
+        checks.resolve_target("embedding_target", embedding, k),
     )
+    resolved = Options._make((backend, *aims, *asked[4:]))
     checks.check_backend(backend)
     checks.check_pairs(asked.pairs, asked.precision)
     if backend in ("torch", "reference"):
         return resolved
-    if backend == "auto" and not embeddings.is_cuda:
+    if backend == "auto" and not (embeddings.is_cuda or (embeddings.is_cpu and cpu.installed())):
         return resolved._replace(backend="torch")
-    if backend == "numba":
-        if (reason := _why_not_numba(embeddings)) is not None:
-            raise ValueError(f'backend="numba": {reason}')
-        return resolved
-    reason = _why_not_triton(embeddings, num_classes, k, resolved)
+    fused = backend if backend != "auto" else "triton" if embeddings.is_cuda else "numba"
+    if fused == "triton":
+        reason = _why_not_triton(embeddings, num_classes, k, resolved)
+    else:
+        reason = cpu.why_unsupported(embeddings)
     if reason is None:
-        return resolved._replace(backend="triton")
-    if backend == "triton":
-        raise ValueError(f'backend="triton": {reason}')
+        return resolved if fused == backend else resolved._replace(backend=fused)
+    if backend != "auto":
+        raise ValueError(f'backend="{backend}": {reason}')
     if not torch.compiler.is_compiling():
         _warn_once(reason)
     return resolved._replace(backend="torch")
@@ -92,12 +95,12 @@ def backend_of(options: Options) -> Backend:
     """The steps of `options.backend`; those that the kernels leave out are the torch backend's."""
     if options.backend == "triton":
         return _triton_backend()
-    return _numba_backend() if options.backend == "numba" else _TORCH
+    return _NUMBA if options.backend == "numba" else _TORCH
 
 
 @cache
 def _triton_backend() -> Backend:
-    kernels = _triton_kernels()
+    kernels = triton_kernels()
     return _TORCH._replace(
         statistics=kernels.statistics,
         terms=kernels.terms,
@@ -121,13 +124,7 @@ def _where_supported(
 
 
 @cache
-def _numba_backend() -> Backend:
-    kernels = _numba_kernels()
-    return _TORCH._replace(**{step: getattr(kernels, step) for step in Backend._fields if hasattr(kernels, step)})
-
-
-@cache
-def _triton_kernels() -> Any:
+def triton_kernels() -> Any:
     """The kernels package, or the reason (a string) why it cannot be imported."""
     try:
         from adcorre_kernels import gpu
@@ -137,22 +134,10 @@ def _triton_kernels() -> Any:
 
 
 def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, options: Options) -> str | None:
-    kernels = _triton_kernels()
+    kernels = triton_kernels()
     if isinstance(kernels, str):
         return kernels
     return kernels.why_unsupported(embeddings, num_classes, k, options.embedding_target)
-
-
-@cache
-def _numba_kernels() -> Any:
-    """The CPU kernels; Numba itself is not imported yet."""
-    from adcorre_kernels import cpu
-
-    return cpu
-
-
-def _why_not_numba(embeddings: Tensor) -> str | None:
-    return _numba_kernels().why_unsupported(embeddings)
 
 
 @cache
@@ -169,9 +154,9 @@ def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Optio
     between_target = None if options.pairs == "sample" else options.between_target
     supported = True
     if options.backend == "triton":
-        supported = _triton_kernels().terms_supported(num_classes, k, d)
+        supported = triton_kernels().terms_supported(num_classes, k, d)
     elif options.backend == "numba":
-        supported = _numba_kernels().terms_supported(num_classes, between_target, options.mean_target)
+        supported = cpu.terms_supported(num_classes, between_target, options.mean_target)
     backend = backend_of(options) if supported else _TORCH
     values, *tables = backend.terms(
         flat, attention, k, d, between_target, options.mean_target, options.embedding_target
@@ -179,16 +164,29 @@ def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Optio
     return values, Tables(*tables)
 
 
-def bound_once(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
-    """Decorate an autograd function: its `apply` binds arguments to `forward`'s signature at every call.
+def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """`function.apply`, in eager mode of a twin without `setup_context`.
 
-    A remembered signature halves that cost. Launch overhead dominates at small batch sizes.
+    With it PyTorch binds the arguments to the signature of `forward` in each call, which takes as long as ten small
+    operations. Functional transforms and `torch.compile` need it.
     """
-    function.forward.__signature__ = inspect.signature(function.forward)  # type: ignore[attr-defined]
-    return function
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = function.forward(*inputs)
+        function.setup_context(ctx, inputs, output)
+        return output
+
+    methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    eager: Any = type(function.__name__, (torch.autograd.Function,), methods)
+
+    def apply(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return function.apply(*arguments)
+        return eager.apply(*arguments)
+
+    return apply
 
 
-@bound_once
 class _Gradient(torch.autograd.Function):
     """A backward pass as a function of its own, so that a second derivative is refused and never silently wrong."""
 
@@ -205,8 +203,11 @@ class _Gradient(torch.autograd.Function):
         raise RuntimeError(f'adcorre: backend "{ctx.backend}" has no double backward; backend="reference" has one')
 
 
+_apply_gradient = apply_of(_Gradient)
+
+
 def without_double_backward(compute: Callable[..., Any], options: Options, *tensors: Tensor | None) -> Any:
     """compute(*tensors); a second derivative, where one can be asked for, is an error."""
     if torch.is_grad_enabled():
-        return _Gradient.apply(compute, options.backend, *tensors)
+        return _apply_gradient(compute, options.backend, *tensors)
     return compute(*tensors)

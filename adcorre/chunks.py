@@ -1,4 +1,4 @@
-"""The forms in which a virtual batch comes, made one: chunks (inputs, targets) that can be gone through twice."""
+"""Convert every form of a virtual batch to chunks (inputs, targets) that can be iterated twice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Inputs = Tensor | Iterable[Chunk] | Callable[[], Iterable[Chunk]]
 
 
 def chunk_source(inputs: Inputs, targets: Tensor | None, chunk_size: int, keep: bool) -> Callable[[], Iterable[Any]]:
-    """What opens the chunks, as often as asked."""
+    """Return a function that returns the chunks, each time it is called."""
     if targets is not None:
         check_tensor("targets", targets)
     if isinstance(inputs, Tensor):
@@ -40,7 +40,7 @@ def chunk_source(inputs: Inputs, targets: Tensor | None, chunk_size: int, keep: 
 
 
 class ReplayedChunks:
-    """A callable that yields an iterable's chunks each time it is called: those that have come are kept."""
+    """A callable that yields an iterable's chunks each time it is called; it stores them."""
 
     def __init__(self, iterable: Iterable[Any]) -> None:
         self.rest = iter(iterable)
@@ -54,7 +54,7 @@ class ReplayedChunks:
 
 
 def open_ahead(open_chunks: Callable[[], Iterable[Any]]) -> tuple[list[Chunk], Iterator[Chunk]]:
-    """The first two chunks, which tell whether it is one, and the rest: both passes read ahead alike."""
+    """Read the first two chunks, to see whether there is only one, and return them and the rest."""
     chunks = map(_checked, open_chunks())
     return list(islice(chunks, 2)), chunks
 

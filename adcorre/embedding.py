@@ -11,7 +11,7 @@ from adcorre import checks
 class EmbeddingSpace(nn.Module):
     """Pooled features -> (logits, embeddings), on top of any backbone.
 
-    k layers Linear(in_features, d) (kept as one Linear(in_features, k d): the same parameters, one matrix product),
+    k layers Linear(in_features, d) (stored as one Linear(in_features, k d): the same parameters, one matrix product),
     each vector L2-normalized, concatenated, dropout, classifier Linear(k d, num_classes). With k = num_classes and 2048
     features on timm's `legacy_xception` the parameter counts are those of the paper's Table 11.
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adcorre.backends import Options, backend_of, bound_once, without_double_backward
+from adcorre.backends import Options, apply_of, backend_of, without_double_backward
 from adcorre.between import Between, between_alone
 from adcorre.checks import Components
 from adcorre.distributed import BatchSums
 from adcorre.functional import all_terms, class_sums, embedding_gradient, values_and_tables
+from adcorre.fused import AttentionState, fused_loss, fused_loss_from_sums, settings_of
 from adcorre.statistics import Tables, Values
 
 
@@ -56,17 +57,24 @@ class Part(NamedTuple):
 class Batch(NamedTuple):
     """What the loss of a whole batch, over its parts and ranks, is computed from.
 
-    statistics: as in `BatchSums`. ce (), ce_divisor (): the sum of cross-entropies, and what it is divided by for their
-    mean. attention (C,): w as it enters FD. between: for pairs="sample".
+    statistics, ce_sums (2,): as in `BatchSums`. attention (C,): w as it enters FD. between: for pairs="sample".
     gradient_factor: what the gradient is multiplied by, so that the ranks' reduction gives it unchanged.
     """
 
     statistics: Tensor
-    ce: Tensor
-    ce_divisor: Tensor
+    ce_sums: Tensor
     attention: Tensor
     between: Between | None = None
     gradient_factor: int = 1
+
+    def ce_divisor(self) -> Tensor:
+        """What the sum of cross-entropies is divided by for their mean: 1, and the mean 0, if no sample takes part."""
+        weight = self.ce_sums[1]
+        return torch.where(weight == 0, 1, weight)
+
+    def ce(self) -> Tensor:
+        """The mean of cross-entropies."""
+        return self.ce_sums[0] / self.ce_divisor()
 
     def rows(self, start: int, stop: int) -> Batch:
         """The batch as a part of this rank's samples sees it: samples [start, stop) are that part's own."""
@@ -107,27 +115,45 @@ def loss_of(part: Part, batch: Batch, lambd: float | Tensor) -> AdCorreOutput:
         samples = samples._replace(x=samples.x.detach())
     if options.backend == "reference":
         values = all_terms(samples.x, samples.targets, batch.attention, options)
-        ce = batch.ce / batch.ce_divisor
+        ce = batch.ce()
         loss = eq_12(ce, values, lambd, options.components)
         values, ce = Values(*(value.detach() for value in values)), ce.detach()
+    elif batch.between is None and (settings := _settings(samples, options)) is not None:
+        return _output(*fused_loss_from_sums(samples, batch, lambd, options, settings), batch.attention.shape[0])
     else:
-        loss, ce, packed, *_ = _LossFunction.apply(*samples, batch, lambd, options)
+        loss, ce, packed, *_ = _apply(*samples, batch, lambd, options)
         values = Values(*packed.unbind())
     return AdCorreOutput(loss, ce, *values, batch.attention.to(values.fd.dtype))
+
+
+def whole_loss(
+    samples: Samples, state: AttentionState, lambd: float | Tensor, options: Options, settings: Any
+) -> tuple[AdCorreOutput, Tensor]:
+    """The loss of a whole batch in one call, and `values` as `fused_loss` gives them."""
+    if not options.components:
+        samples = samples._replace(x=samples.x.detach())
+    loss, values = fused_loss(samples, state, lambd, options, settings)
+    return _output(loss, values, samples.logits.shape[1]), values
+
+
+def _output(loss: Tensor, values: Tensor, num_classes: int) -> AdCorreOutput:
+    fd, md, ed, nfd, ce = values[:5].unbind()
+    return AdCorreOutput(loss, ce, fd, md, ed, nfd, values[5 : 5 + num_classes])
+
+
+def _settings(samples: Samples, options: Options) -> Any:
+    logits, x, *_ = samples
+    return settings_of(options, logits.shape[1], x, logits)
 
 
 def batch_of(
     part: Part, sums: BatchSums, attention: Tensor, between: Between | None = None, gradient_factor: int = 1
 ) -> Batch:
-    """The batch behind `sums`: of ranks and chunks, or the part's own, which then gives `between` too.
-
-    If no sample takes part the divisor of cross-entropy is 1, and the mean 0.
-    """
+    """The batch behind `sums`: of ranks and chunks, or the part's own, which then gives `between` too."""
     samples, options, _ = part
     if between is None and options.pairs == "sample" and options.backend != "reference":
         between = between_alone(samples.x, samples.targets, attention, sums.statistics, options)
-    ce, weight = sums.ce.unbind()
-    return Batch(sums.statistics, ce, torch.where(weight == 0, 1, weight), attention, between, gradient_factor)
+    return Batch(sums.statistics, sums.ce, attention, between, gradient_factor)
 
 
 def weights_used(attention: Tensor, components: Components) -> Tensor:
@@ -163,14 +189,14 @@ def evaluate(part: Part, batch: Batch, lambd: float | Tensor, upstream: Tensor) 
 
 def _forward(x: Tensor, batch: Batch, lambd: float | Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor, Tables]:
     values, tables = values_and_tables(batch.statistics, batch.attention, x, batch.between, options)
-    ce = batch.ce / batch.ce_divisor
+    ce = batch.ce()
     return eq_12(ce, Values(*values.unbind()), lambd, options.components), ce, values, tables
 
 
 def backward_of(batch: Batch, upstream: Tensor, lambd: float | Tensor, tables: Tables, options: Options) -> Backward:
     """From the gradient of the loss ()."""
     upstream = upstream if batch.gradient_factor == 1 else upstream * batch.gradient_factor
-    of_ce = (upstream / batch.ce_divisor).to(batch.ce.dtype)
+    of_ce = (upstream / batch.ce_divisor()).to(batch.ce_sums.dtype)
     weights = term_weights(options.components)
     if not weights:
         return Backward(None, of_ce, tables)
@@ -192,7 +218,6 @@ def gradients(
     return dlogits, embedding_gradient(x, targets, backward.values, backward.tables, between, options)
 
 
-@bound_once
 class _LossFunction(torch.autograd.Function):
     """Loss, CE, terms and tables forward, from the sums; both gradients backward. Saves the inputs and the tables."""
 
@@ -213,7 +238,7 @@ class _LossFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *samples, batch, ctx.lambd, ctx.options = inputs
-        ctx.batch = batch._replace(statistics=batch.ce)  # large, and not read again
+        ctx.batch = batch._replace(statistics=batch.ce_sums)  # large, and not read again
         _, ce, values, *tables = output
         ctx.mark_non_differentiable(ce, values, *tables)
         ctx.save_for_backward(*samples, *tables)
@@ -234,3 +259,6 @@ class _LossFunction(torch.autograd.Function):
 
         both = without_double_backward(compute, options, *ctx.saved_tensors, upstream)
         return *both, None, None, None, None, None, None
+
+
+_apply = apply_of(_LossFunction)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from adcorre import checks
-from adcorre.backends import Options, backend_of, bound_once, linear_terms, resolve_options, without_double_backward
+from adcorre.backends import Options, apply_of, backend_of, linear_terms, resolve_options, without_double_backward
 from adcorre.between import Between, between_alone, between_gradient
+from adcorre.fused import fused_terms, settings_of
 from adcorre.reference import reference_terms
 from adcorre.statistics import FlatStatistics, Tables, Values
 
@@ -76,9 +77,9 @@ def adcorre_terms(
         targets: (n,) class labels, any integer dtype.
         attention: (C,) floating, Eq. 7's w, one weight per class; its length gives C. It carries no gradient.
             1/2 everywhere turns FD into the naive FD (Eq. 5).
-        backend: "auto" (the fused kernels on a GPU that they support, else "torch"), "triton", "numba" (fused
-            CPU kernels: `pip install adcorre[cpu]`; experimental, so that "auto" does not take it yet), "torch", or
-            "reference" (the paper's n x n matrices; the only one with a double backward).
+        backend: "auto" takes fused kernels where there are some: "triton" on a GPU that they support, "numba" on a CPU
+            where Numba is installed (`pip install adcorre[cpu]`); else "torch". "reference": the paper's n x n
+            matrices; the only one with a double backward.
         between_target: FD's target for the correlation of samples of different classes: -1 (the paper), "simplex"
             = -1 / (C - 1), or any number in [-1, 1]. Away from +-1 the mean over the pairs of two classes is taken
             inside the absolute value: a lower bound of the pairwise sum, tight when classes are compact.
@@ -133,6 +134,9 @@ def all_terms(x: Tensor, targets: Tensor, attention: Tensor, options: Options) -
                 )
             )
         return values._replace(nfd=values.nfd.detach())
+    settings = settings_of(options, attention.shape[0], x)
+    if settings is not None:
+        return Values(*fused_terms(x, targets, attention, options, settings))
     flat = class_sums(x, targets, attention.shape[0], options)
     between = between_alone(x, targets, attention, flat, options) if options.pairs == "sample" else None
     return terms_from_sums(x, targets, attention, flat, between, options)
@@ -142,7 +146,7 @@ def terms_from_sums(
     x: Tensor, targets: Tensor, attention: Tensor, flat: Tensor, between: Between | None, options: Options
 ) -> Values:
     """The terms of the batch behind `flat`, of which `x` may be a part: with the graph of that part."""
-    values = Values(*_TermsFunction.apply(x, targets, attention, flat, between, options)[0].unbind())
+    values = Values(*_apply_terms(x, targets, attention, flat, between, options)[0].unbind())
     return values._replace(nfd=values.nfd.detach())
 
 
@@ -186,7 +190,6 @@ def three_dimensional(embeddings: Tensor) -> Tensor:
     return embeddings if embeddings.dim() == 3 else embeddings[:, None]
 
 
-@bound_once
 class _TermsFunction(torch.autograd.Function):
     """Terms and tables forward; one pass from the tables to dL/dx backward. Saves the inputs and the tables."""
 
@@ -213,3 +216,6 @@ class _TermsFunction(torch.autograd.Function):
             return embedding_gradient(x, targets, upstream, Tables(*tables), between, options)
 
         return without_double_backward(compute, options, *ctx.saved_tensors, upstream), None, None, None, None, None
+
+
+_apply_terms = apply_of(_TermsFunction)

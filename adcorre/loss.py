@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,15 @@ from adcorre import checks, distributed
 from adcorre.attention import AdaptiveAttentionMap, check_attention_map
 from adcorre.backends import Options, resolve_options
 from adcorre.distributed import BatchSums
-from adcorre.equation import AdCorreOutput, Batch, Part, Samples, batch_of, loss_of, part_of, weights_used
+from adcorre.equation import AdCorreOutput, Batch, Part, Samples, batch_of, loss_of, part_of, weights_used, whole_loss
 from adcorre.functional import three_dimensional
+from adcorre.fused import AttentionState, settings_of
 from adcorre.module import LossModule, check_ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+REMEMBERED_CALLS = 1024
 PENDING_STEPS = 32  # forward passes under activation checkpointing whose backward pass may still come
 
 
@@ -59,8 +61,12 @@ def adcorre_loss(
     options = resolve_options(
         embeddings, num_classes, backend, *targets_asked, ignore_index, pairs, precision, float(label_smoothing), chosen
     )
-    x = three_dimensional(embeddings)
-    part = part_of(Samples(logits, x, targets, ce_weight, logit_adjustment), options)
+    samples = Samples(logits, three_dimensional(embeddings), targets, ce_weight, logit_adjustment)
+    settings = settings_of(options, num_classes, samples.x, logits)
+    if settings is not None:
+        checks.check_labels(targets, num_classes, ignore_index, validate)
+        return whole_loss(samples, AttentionState(attention), lambd, options, settings)[0]
+    part = part_of(samples, options)
     _check_labels(part, num_classes, validate)
     return loss_of(part, batch_of(part, part.sums, weights_used(attention, chosen)), lambd)
 
@@ -162,7 +168,8 @@ class AdCorreLoss(LossModule):
             self.check_additive("a process group")
         self.process_group = process_group
         self.gradient_reduction = gradient_reduction
-        self._steps: deque[_Step] = deque(maxlen=PENDING_STEPS)
+        self._steps: deque[_Step | _FusedStep] = deque(maxlen=PENDING_STEPS)
+        self._calls: dict[Any, _Call] = {}
 
     def forward(
         self, logits: Tensor, embeddings: Tensor, targets: Tensor, *, lambd: float | Tensor | None = None
@@ -179,19 +186,58 @@ class AdCorreLoss(LossModule):
             ValueError, TypeError, IndexError: as `adcorre_terms`.
         """
         lambd = checks.check_lambda(self.lambd if lambd is None else lambd)
-        part = self.part(logits, embeddings, targets)
-        return loss_of(part, self.combine(part), lambd)
+        call = self._call(logits, embeddings, targets)
+        built_in = type(self.attention_map) is AdaptiveAttentionMap and self.process_group is None
+        if call.settings is None or not built_in or _within_backward():
+            part = self.part(logits, embeddings, targets)
+            return loss_of(part, self.combine(part), lambd)
+        checks.check_labels(targets, self.num_classes, self.ignore_index, self.validate)
+        samples = Samples(logits, three_dimensional(embeddings), targets, self.ce_weight, self.logit_adjustment)
+        attention: AdaptiveAttentionMap = self.attention_map
+        training = attention.training
+        record = training and torch.is_grad_enabled()
+        state = AttentionState(None, attention.counts, attention.position, training, record)
+        output, values = whole_loss(samples, state, lambd, call.options, call.settings)
+        if training and not torch.compiler.is_compiling():
+            self._steps.append(_FusedStep(values, self.num_classes, record))
+        return output
+
+    def _call(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> _Call:
+        """What depends on settings, shapes, dtypes and devices alone, checked; remembered for calls that agree in them.
+
+        The errors of a batch, or of a part of it, but for bad labels.
+        """
+        settings = [getattr(self, name) for name in Options._fields[:-1]]
+        if torch.compiler.is_compiling():
+            return self._resolve(logits, embeddings, targets, *settings)
+        try:
+            key = (
+                logits.dtype, logits.shape, logits.device, embeddings.dtype, embeddings.shape, embeddings.device,
+                targets.dtype, targets.shape, targets.device, *settings, *self.components.items(), self.num_classes,
+            )  # fmt: skip
+            call = self._calls.get(key)
+        except (AttributeError, TypeError):  # no tensors: the checks say so
+            call = None
+        if call is None:
+            call = self._resolve(logits, embeddings, targets, *settings)
+            if len(self._calls) >= REMEMBERED_CALLS:
+                self._calls.clear()
+            self._calls[key] = call
+        return call
+
+    def _resolve(self, logits: Tensor, embeddings: Tensor, targets: Tensor, *settings: Any) -> _Call:
+        _check_batch(logits, embeddings, targets, self.num_classes, self.ignore_index)
+        options = resolve_options(embeddings, self.num_classes, *settings, self.components)
+        return _Call(options, settings_of(options, self.num_classes, three_dimensional(embeddings), logits))
 
     def part(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> Part:
         """Check a batch, or a part of one, and sum over its samples. Nothing changes. `Part.sums` of parts add.
 
         In a process group labels wait for `combine`: a rank that raised here would leave the others in the all-reduce.
         """
-        targets = _check_batch(logits, embeddings, targets, self.num_classes, self.ignore_index)
-        asked = [getattr(self, name) for name in Options._fields]
-        options = resolve_options(embeddings, self.num_classes, *asked)
+        options = self._call(logits, embeddings, targets).options
         x = three_dimensional(embeddings)
-        part = part_of(Samples(logits, x, targets, self.ce_weight, self.logit_adjustment), options)
+        part = part_of(Samples(logits, x, targets.long(), self.ce_weight, self.logit_adjustment), options)
         if self.process_group is None:
             _check_labels(part, self.num_classes, self.validate)
         return part
@@ -238,7 +284,7 @@ class AdCorreLoss(LossModule):
                 return self.attention_map.weights(counts)
             self.attention_map.record(counts)
             return self.attention_map.weights()
-        if torch._C._current_graph_task_id() != -1:
+        if _within_backward():
             return self._again(whole)
         if record:
             self.attention_map.record(counts)
@@ -272,6 +318,13 @@ class AdCorreLoss(LossModule):
         return f"num_classes={self.num_classes}, lambd={self.lambd}, components={components}"
 
 
+class _Call(NamedTuple):
+    """Options as resolved, and the kernels' settings where these take the whole loss."""
+
+    options: Options
+    settings: Any
+
+
 @dataclass
 class _Step:
     """A training step outside any backward pass."""
@@ -280,6 +333,31 @@ class _Step:
     ce: Tensor
     weights: Tensor
     recorded: bool
+
+
+@dataclass
+class _FusedStep:
+    """The same, of the kernels' `values`, which are cut into parts when somebody asks."""
+
+    values: Tensor
+    num_classes: int
+    recorded: bool
+
+    @property
+    def counts(self) -> Tensor:
+        return self.values[5 + self.num_classes : -2].view(2, self.num_classes).round().long()
+
+    @property
+    def ce(self) -> Tensor:
+        return self.values[-2:]
+
+    @property
+    def weights(self) -> Tensor:
+        return self.values[5 : 5 + self.num_classes]
+
+
+def _within_backward() -> bool:
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _check_batch(logits: Tensor, embeddings: Tensor, targets: Tensor, num_classes: int, ignore_index: int) -> Tensor:

@@ -65,9 +65,10 @@ class AdCorreMetricLoss(LossModule, _Base):
             of the last steps that of its class correlates most with it. The latter two need `num_classes`, the map also
             `embedding_size`; it takes O(n C k d) time.
         embedding_size: d, or (k, d), for the class means that feed an attention map.
-        components, between_target, mean_target, embedding_target, pairs, precision, ignore_index, backend, validate,
-            process_group, gradient_reduction: as in `AdCorreLoss`; without `num_classes` the ranks of a group exchange
-            their labels first. With k = 1, ED is 0.
+        components, between_target, mean_target, embedding_target, pairs, precision: as in `AdCorreLoss`. With k = 1, ED
+            is 0.
+        ignore_index, backend, validate, process_group, gradient_reduction: as in `AdCorreLoss`. Without `num_classes`
+            the ranks of a group exchange their labels first.
         options: embedding_regularizer, embedding_reg_weight and collect_stats of pytorch-metric-learning's losses.
 
     Raises:

@@ -1,6 +1,6 @@
 """The two passes of the torch backend away from the CPU: x as one chunk, plain operations that Inductor can fuse.
 
-No matrix product touches x: its precision would hang on the user's TF32 and autocast settings.
+No matrix product touches x: its precision would depend on the user's TF32 and autocast settings.
 """
 
 from __future__ import annotations

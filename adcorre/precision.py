@@ -1,4 +1,4 @@
-"""Matrix products of float32 that are as precise as asked for, whatever the user's settings allow elsewhere."""
+"""Matrix products of float32 with a minimum precision, whatever the global settings allow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ENOUGH = {"highest": ("none", "ieee"), "high": ("none", "ieee", "tf32"), "medium
 
 @contextmanager
 def exact_products(device: torch.device, precision: str = "highest") -> Iterator[None]:
-    """No autocast, and float32 products at least as precise as `precision`, in torch's own words, in here.
+    """Disable autocast and compute float32 products at least as precisely as `precision`, in torch's words.
 
     `torch.set_float32_matmul_precision("medium")` takes products of float32 in bfloat16 on a CPU too, if it can.
     """

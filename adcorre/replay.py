@@ -1,4 +1,4 @@
-"""What makes the second pass over a chunk the same as the first: random states, buffers, and the check that it was."""
+"""Repeat a forward pass exactly: restore random states and buffers, and check that a chunk did not change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-3, tor
 class RandomState:
     """The states of PyTorch's default generators: the CPU's and those of the CUDA devices that a model uses.
 
-    Generators of other libraries, or that somebody made himself, are not replayed.
+    Other generators, the user's own ones included, are not replayed.
     """
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
@@ -31,7 +31,7 @@ class RandomState:
 
 
 class Buffers:
-    """A copy of buffers, to put back: BatchNorm's running statistics, or whatever else a forward pass changes."""
+    """A copy of a model's buffers, such as BatchNorm's running statistics, to restore them."""
 
     def __init__(self, *modules: nn.Module) -> None:
         buffers = {id(buffer): buffer for module in modules for buffer in module.buffers()}
@@ -53,7 +53,7 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(labels: Tensor, statistics: Tensor, compute_dtype: torch.dtype) -> Fingerprint:
-    """Statistics themselves would be kept once a chunk, 2 C k d numbers. `compute_dtype` is the coarsest on the way."""
+    """A few numbers in place of a chunk's 2 C k d statistics. `compute_dtype` is the least precise dtype involved."""
     # Weights without a pattern: at an optimum plain sums over classes or embeddings are zero whatever the images are.
     position = torch.arange(statistics.numel(), dtype=statistics.dtype, device=statistics.device)
     weighted = statistics * position.mul_(1.6180339887).cos_()
@@ -63,8 +63,10 @@ def fingerprint(labels: Tensor, statistics: Tensor, compute_dtype: torch.dtype) 
 
 def check_same(first: Sequence[Fingerprint], second: Sequence[Fingerprint]) -> None:
     """RuntimeError if a chunk's labels or statistics changed between the passes. One host sync. NaN equals NaN."""
-    found = [_differences(a, b) for a, b in zip(first, second, strict=False)]  # the second may have got less far
-    for index, (labels, statistics) in enumerate(torch.stack(found).tolist()):
+    differences = [
+        _differences(a, b) for a, b in zip(first, second, strict=False)
+    ]  # the second pass may have stopped early
+    for index, (labels, statistics) in enumerate(torch.stack(differences).tolist()):
         if labels or statistics:
             what = "labels" if labels else "statistics"
             raise RuntimeError(

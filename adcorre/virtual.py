@@ -13,8 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from adcorre import checks
 from adcorre.chunks import Chunk, Inputs, chunk_source, described, drain, open_ahead
-from adcorre.equation import AdCorreOutput, Backward, Batch, Part, evaluate, gradients
+from adcorre.equation import Backward, Batch, Part, evaluate, gradients
 from adcorre.loss import AdCorreLoss
+from adcorre.module import LossModule
 from adcorre.replay import Buffers, Fingerprint, RandomState, check_same, fingerprint
 
 
@@ -39,9 +40,12 @@ class VirtualBatch:
     numbers of chunks under DistributedDataParallel; FSDP and SyncBatchNorm communicate in every forward pass and need
     equal numbers.
 
+    With an `adcorre.metric.AdCorreMetricLoss` the model gives embeddings alone. Pass 1 keeps those of all chunks, which
+    are small beside activations, so that any labels, targets and backends work; a call returns the loss.
+
     Args:
-        model: gives (logits (n, C), embeddings (n, k, d) or (n, d)) for the inputs of one chunk.
-        loss: with any backend but "reference", which takes one chunk only.
+        model: gives (logits (n, C), embeddings (n, k, d) or (n, d)) for the inputs of one chunk; or embeddings alone.
+        loss: an `AdCorreLoss` with any backend but "reference", which takes one chunk only; or an `AdCorreMetricLoss`.
         chunk_size: samples of a chunk, where a tensor is given.
         keep_graphs: one forward pass instead of two, in the memory of all chunks.
 
@@ -49,15 +53,15 @@ class VirtualBatch:
         ValueError, TypeError: a loss or chunk size that cannot serve.
     """
 
-    def __init__(self, model: nn.Module, loss: AdCorreLoss, chunk_size: int = 60, *, keep_graphs: bool = False) -> None:
+    def __init__(self, model: nn.Module, loss: LossModule, chunk_size: int = 60, *, keep_graphs: bool = False) -> None:
         self.chunk_size = checks.check_positive_int("chunk_size", chunk_size)
-        if not isinstance(model, nn.Module) or not isinstance(loss, AdCorreLoss):
+        if not isinstance(model, nn.Module) or not isinstance(loss, LossModule):
             raise TypeError(
-                "VirtualBatch: expected a torch.nn.Module and an AdCorreLoss, "
+                "VirtualBatch: expected a torch.nn.Module and an AdCorreLoss or AdCorreMetricLoss, "
                 f"got {type(model).__name__} and {type(loss).__name__}"
             )
         self.model = model
-        self.loss = loss
+        self.loss: Any = loss
         self.keep_graphs = keep_graphs
 
     def __call__(
@@ -67,7 +71,7 @@ class VirtualBatch:
         *,
         lambd: float | Tensor | None = None,
         scaler: torch.amp.GradScaler | None = None,
-    ) -> AdCorreOutput:
+    ) -> Any:
         """The gradient of one step, added to the parameters' `.grad`.
 
         Args:
@@ -76,11 +80,11 @@ class VirtualBatch:
                 called, twice a step. Any other iterable, a loader say, is read once to its end and its chunks (not
                 their activations) are kept.
             targets: (n,) with a tensor, else None.
-            lambd: as in `AdCorreLoss.forward`.
+            lambd: as in `AdCorreLoss.forward`; a metric loss has none.
             scaler: for float16: the gradients come out multiplied by its scale, as of `scaler.scale(loss).backward()`.
 
         Returns:
-            The whole batch's `AdCorreOutput`, all of it detached.
+            The whole batch's `AdCorreOutput`, or a metric loss's value (), detached.
 
         Raises:
             ValueError, TypeError, IndexError: as the loss, or for inputs in none of the forms, or without a chunk.
@@ -90,15 +94,21 @@ class VirtualBatch:
             its parameters' gradients are None, those from before the call too: a step would change nothing.
         """
         open_chunks = chunk_source(inputs, targets, self.chunk_size, keep=not self.keep_graphs)
-        lambd = checks.check_lambda(self.loss.lambd if lambd is None else lambd)
+        if isinstance(self.loss, AdCorreLoss):
+            lambd = checks.check_lambda(self.loss.lambd if lambd is None else lambd)
+        elif lambd is not None:
+            raise ValueError("lambd: a metric loss has none; multiply its components' weights")
         opening = RandomState(_cuda_devices(self.model))
         first, rest = open_ahead(open_chunks)
         if not first:
             raise ValueError("virtual batch: no chunk came; a rank without samples gives one chunk of n = 0")
         if len(first) == 1:
             return self._ordinary_step(first[0], lambd, scaler)
-        self.loss.check_additive("chunks")
-        step = _Step(self.model, self.loss, lambd, scaler)
+        if isinstance(self.loss, AdCorreLoss):
+            self.loss.check_additive("chunks")
+            step = _Step(self.model, self.loss, lambd, scaler)
+        else:
+            step = _EmbeddingStep(self.model, self.loss, lambd, scaler)
         try:
             if self.keep_graphs:
                 return step.one_pass(drain(first, rest))
@@ -107,12 +117,17 @@ class VirtualBatch:
             step.undo()
             raise
 
-    def _ordinary_step(self, chunk: Chunk, lambd: float | Tensor, scaler: torch.amp.GradScaler | None) -> AdCorreOutput:
-        logits, embeddings = _forward(self.model, chunk[0])
-        output = self.loss(logits, embeddings, chunk[1], lambd=lambd)
-        with _outside_autocast(embeddings.device):
-            (output.loss if scaler is None else scaler.scale(output.loss)).backward()
-        return output._replace(loss=output.loss.detach())
+    def _ordinary_step(self, chunk: Chunk, lambd: Any, scaler: torch.amp.GradScaler | None) -> Any:
+        inputs, targets = chunk
+        if isinstance(self.loss, AdCorreLoss):
+            output = self.loss(*_forward(self.model, inputs), targets, lambd=lambd)
+            loss, output = output.loss, output._replace(loss=output.loss.detach())
+        else:
+            loss = self.loss(_embeddings(self.model, inputs), targets)
+            output = loss.detach()
+        with _outside_autocast(loss.device):
+            (loss if scaler is None else scaler.scale(loss)).backward()
+        return output
 
 
 class _Whole(NamedTuple):
@@ -126,9 +141,7 @@ class _Whole(NamedTuple):
 class _Step:
     """One call over several chunks."""
 
-    def __init__(
-        self, model: nn.Module, loss: AdCorreLoss, lambd: float | Tensor, scaler: torch.amp.GradScaler | None
-    ) -> None:
+    def __init__(self, model: nn.Module, loss: Any, lambd: Any, scaler: torch.amp.GradScaler | None) -> None:
         self.model = model
         self.loss = loss
         self.lambd = lambd
@@ -152,12 +165,12 @@ class _Step:
 
     def two_passes(
         self, chunks: Iterator[Chunk], open_chunks: Callable[[], Iterable[Chunk]], opening: RandomState
-    ) -> AdCorreOutput:
+    ) -> Any:
         """The sums of all chunks; then chunk by chunk the gradient, with its graph."""
         devices = _cuda_devices(self.model)
         states: list[RandomState] = []
         prints: list[Fingerprint] = []
-        sums = _Sums()
+        sums = self.sums()
         # Where a model is compiled, a pass without graph would be compiled apart; DDP does what belongs before a step's
         # first forward pass only where it sees a graph coming. The graph is dropped with the chunk.
         graph = _is_compiled(self.model) or isinstance(self.model, DistributedDataParallel)
@@ -182,51 +195,59 @@ class _Step:
                     state.restore()
                     torch.clear_autocast_cache()  # where PyTorch 2.10 holds weights of pass 1, without their graph
                     part = self._part(*chunk)
-                    again.append(_fingerprint(part))
+                    again.append(self._fingerprint(part))
                     if last and next(chunks, None) is not None:
                         raise _other_number(len(states), "more")
-                    if last or part.samples.targets.shape != prints[index].labels.shape:
+                    if last or again[-1].labels.shape != prints[index].labels.shape:
                         check_same(prints, again)
                     self._backward([part], whole, index)
                     del part
         return output
 
-    def _add(self, sums: _Sums, inputs: Any, targets: Tensor) -> Fingerprint:
+    def _add(self, sums: Any, inputs: Any, targets: Tensor) -> Fingerprint:
         part = self._part(inputs, targets)
         sums.add(part)
-        return _fingerprint(part)
+        return self._fingerprint(part)
 
-    def one_pass(self, chunks: Iterator[Chunk]) -> AdCorreOutput:
+    def one_pass(self, chunks: Iterator[Chunk]) -> Any:
         """All graphs at once, and one backward pass, in which DDP sees each parameter's whole gradient."""
-        parts: list[Part] = []
-        sums = _Sums()
+        parts: list[Any] = []
+        labels: list[Tensor] = []
+        sums = self.sums()
         chunk = next(chunks, None)
         with torch.enable_grad():
             while chunk is not None:
                 following = next(chunks, None)
                 with nullcontext() if following is None else _without_reduction(self.model):
                     parts.append(self._part(*chunk))
+                labels.append(chunk[1].long())
                 sums.add(parts[-1])
                 chunk = following
-        output, whole = self._whole(sums, [part.samples.targets for part in parts])
+        output, whole = self._whole(sums, labels)
         self._backward(parts, whole)
         return output
 
-    def _part(self, inputs: Any, targets: Tensor) -> Part:
+    def sums(self) -> Any:
+        return _Sums()
+
+    def _part(self, inputs: Any, targets: Tensor) -> Any:
         return self.loss.part(*_forward(self.model, inputs), targets)
 
+    def _fingerprint(self, part: Any) -> Fingerprint:
+        return fingerprint(part.samples.targets, part.sums.statistics, _compute_dtype(part.samples.x))
+
     @torch.no_grad()
-    def _whole(self, sums: _Sums, targets: list[Tensor]) -> tuple[AdCorreOutput, _Whole]:
+    def _whole(self, sums: Any, targets: list[Tensor]) -> tuple[Any, Any]:
         """The whole batch's output, over chunks and ranks; with it the attention map has taken its step."""
         part = sums.total(targets)
         batch = self.loss.combine(part, targets, record=True)
-        dtype = torch.promote_types(batch.ce.dtype, batch.statistics.dtype)  # the loss's
-        one = torch.ones((), dtype=dtype, device=batch.ce.device)
+        dtype = torch.promote_types(batch.ce_sums.dtype, batch.statistics.dtype)  # the loss's
+        one = torch.ones((), dtype=dtype, device=batch.ce_sums.device)
         upstream = one if self.scaler is None else self.scaler.scale(one)
         output, backward = evaluate(part, batch, self.lambd, upstream)
         return output, _Whole(batch, backward, [0, *accumulate(map(len, targets))])
 
-    def _backward(self, parts: list[Part], whole: _Whole, first: int = 0) -> None:
+    def _backward(self, parts: list[Any], whole: Any, first: int = 0) -> None:
         """The gradient of some chunks, of which the batch's chunk `first` is the first."""
         tensors: list[Tensor] = []
         upstream: list[Tensor] = []
@@ -243,6 +264,46 @@ class _Step:
                     upstream.append(gradient)
         with _outside_autocast(tensors[0].device):
             torch.autograd.backward(tensors, upstream)
+
+
+class _EmbeddingStep(_Step):
+    """The same for a metric loss: its gradient for the embeddings of all chunks at once, which pass 1 keeps."""
+
+    def sums(self) -> _Embeddings:
+        return _Embeddings()
+
+    def _part(self, inputs: Any, targets: Tensor) -> tuple[Tensor, Tensor]:
+        x = _embeddings(self.model, inputs)
+        checks.check_embeddings(x)
+        return x, checks.check_targets(targets.to(x.device), x.shape[0], x.device, self.loss.ignore_index)
+
+    def _fingerprint(self, part: tuple[Tensor, Tensor]) -> Fingerprint:
+        x, targets = part
+        return fingerprint(targets, x.detach().to(checks.STATISTICS_DTYPE[x.dtype]).flatten(), _compute_dtype(x))
+
+    @torch.enable_grad()
+    def _whole(self, sums: _Embeddings, targets: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The loss, and dL/dx of each chunk."""
+        x = torch.cat(sums.x).requires_grad_()
+        loss = self.loss(x, torch.cat(targets))
+        with _outside_autocast(x.device):
+            (gradient,) = torch.autograd.grad(loss if self.scaler is None else self.scaler.scale(loss), x)
+        return loss.detach(), gradient.split([len(labels) for labels in targets])
+
+    def _backward(self, parts: list[tuple[Tensor, Tensor]], whole: tuple[Tensor, ...], first: int = 0) -> None:
+        tensors = [x for x, _ in parts]
+        with _outside_autocast(tensors[0].device):
+            torch.autograd.backward(tensors, whole[first : first + len(parts)])
+
+
+class _Embeddings:
+    """The embeddings of all chunks."""
+
+    def __init__(self) -> None:
+        self.x: list[Tensor] = []
+
+    def add(self, part: tuple[Tensor, Tensor]) -> None:
+        self.x.append(part[0].detach().clone())
 
 
 class _Sums:
@@ -279,11 +340,17 @@ def _forward(model: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
     return output[0], output[1]
 
 
-def _fingerprint(part: Part) -> Fingerprint:
-    x = part.samples.x
+def _embeddings(model: nn.Module, inputs: Any) -> Tensor:
+    output = model(inputs)
+    if not isinstance(output, Tensor):
+        raise TypeError(f"the model's output: expected a tensor of embeddings, got {described(output)}")
+    return output
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    """The coarsest dtype on the way to embeddings x."""
     autocast = torch.is_autocast_enabled(x.device.type)
-    dtype = torch.get_autocast_dtype(x.device.type) if autocast and x.dtype != torch.float64 else x.dtype
-    return fingerprint(part.samples.targets, part.sums.statistics, dtype)
+    return torch.get_autocast_dtype(x.device.type) if autocast and x.dtype != torch.float64 else x.dtype
 
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:

@@ -1,4 +1,4 @@
-"""`python -m bench NAME ...` hands the arguments to `bench.NAME.main`. Exit status 2 for a name that does not exist."""
+"""`python -m bench NAME ...` calls `bench.NAME.main`. Exit status 2 for a name that does not exist."""
 
 import importlib
 import sys
@@ -7,16 +7,18 @@ from train.entry import exit_code, nearest
 
 COMMANDS = {
     "all": "loss, step and scale, then report: what `make bench` runs",
-    "loss": "time and memory of the loss against what a user would pick instead",
-    "step": "a whole training step: what the loss costs in it, and what each lever of speed gains",
-    "scale": "as n, ranks and virtual batches grow",
-    "loading": "training images per second from files, cache and shards, beside those that a step takes",
+    "loss": "time and memory of the loss beside its alternatives",
+    "step": "a whole training step: the share of the loss, and the gain of each speed option",
+    "scale": "time as ranks and virtual batches grow",
+    "metric": "retrieval after equal training with metric losses",
+    "loading": "images per second from files, cache and shards, and of a training step",
     "report": "the rows as tables in the README and docs, and as pictures",
-    "host": "what a step costs the host, with launches replaced by nothing: no GPU needed",
+    "host": "host time of a step, without launching kernels: no GPU needed",
     "spin": "how long OpenMP threads spin: images/s alone and beside another process",
-    "gate": "what must not get worse, on a noisy machine: part of the tests",
-    "targets": "where the terms lead free vectors, target by target",
-    "static": "what the compiled kernels use, and how fast they can be: no GPU needed",
+    "gate": "compares ratios, operations and launches with limits: part of .ci/run",
+    "targets": "class correlations after optimizing free vectors, for each target",
+    "static": "registers, spills and instruction counts of the compiled kernels: no GPU needed",
+    "tune": "launch settings of the streaming kernels for a family of GPUs; --dry: by the static model",
     "gpu": "builds, checks and measures the kernels on a GPU; resumable",
 }
 

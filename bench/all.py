@@ -13,7 +13,9 @@ PARTS = ("loss", "step", "scale")
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("all", __doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
-    parser.add_argument("--minutes", type=float, help="stop after so many; rows are kept; default: no limit")
+    parser.add_argument(
+        "--minutes", type=float, help="stop after this many minutes; rows measured so far remain; default: no limit"
+    )
     busy = "measure while other processes use the CPU (default: stop)"
     parser.add_argument("--busy", action="store_true", help=busy)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")

@@ -48,7 +48,7 @@ class Launch:
 
 @contextmanager
 def recorded() -> Iterator[list[Launch]]:
-    """Within, launches are written down instead of being made; tensors may be on the meta device."""
+    """Record launches instead of running them; tensors may be on the meta device."""
     launches: list[Launch] = []
 
     def run(kernel: JITFunction, *positional: Any, grid: tuple[int, ...], warmup: bool, **named: Any) -> None:
@@ -138,10 +138,10 @@ def on_cubin(compiled: Any, tool: str, *options: str) -> str:
 
 
 def _first(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    if found is None:
+    match = re.search(pattern, text)
+    if match is None:
         raise ValueError(f"no {pattern!r} in the tool's report")
-    return found[1]
+    return match[1]
 
 
 def loss_launches(
@@ -167,7 +167,7 @@ def loss_launches(
         if terms_supported(num_classes, k, d):
             launch.terms(flat, empty(num_classes), k, d, between_target, mean_target, embedding_target)
         table = empty(num_classes, k, d)
-        launch.gradient(x, targets, empty(4), table, table, empty(), -100, embedding_target)
+        launch.gradient(x, targets, empty(), empty(), empty(), table, table, empty(), -100, embedding_target)
     return launches
 
 

@@ -43,7 +43,7 @@ class Counted:
 def counted(dtype: torch.dtype, target: str) -> dict[str, Counted]:
     """By kernel: one forward and backward pass in lockstep. Caches hold what a launch reads twice, but for x."""
     import ptx_machine
-    from adcorre_kernels.gpu import gpus, launch, plan
+    from adcorre_kernels.gpu import gpus, launch, ops, plan
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(SAMPLES, K, D, generator=generator).to(dtype)
@@ -54,8 +54,9 @@ def counted(dtype: torch.dtype, target: str) -> dict[str, Counted]:
         ptx_machine.target(target, lockstep=True) as report,
     ):
         flat = launch.statistics(x, targets, CLASSES, -100, -1.0)
-        _, feature, mean, scale = launch.terms(flat, torch.full((CLASSES,), 0.5), K, D, -1.0, -1.0, -1.0)
-        launch.gradient(x, targets, torch.ones(4), feature, mean, scale, -100, -1.0)
+        _, tables = launch.terms(flat, torch.full((CLASSES,), 0.5), K, D, -1.0, -1.0, -1.0)
+        up = torch.ones(())
+        launch.gradient(x, targets, up, up, up, *ops.split_tables(tables, CLASSES, K, D), -100, -1.0)
     for function in remembered:
         function.cache_clear()
     report.raise_if_any()
@@ -77,10 +78,10 @@ def _counted(counts: Any) -> Counted:
 
 def placed_code(compiled: Any) -> list[tuple[str, str]]:
     """An NVIDIA kernel's instructions, each with the line of the kernel that it comes from, as "file.py:line"."""
-    found, place = [], ""
+    instructions, place = [], ""
     for line in on_cubin(compiled, "nvdisasm", "-gi", "-c").splitlines():
         if header := re.search(r'//## File "([^"]*)", line (\d+)\s*$', line):  # the outermost of a chain has no caller
             place = f"{PurePath(header[1]).name}:{header[2]}"
         elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
-            found.append((instruction[1], place))
-    return found
+            instructions.append((instruction[1], place))
+    return instructions

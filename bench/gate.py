@@ -1,4 +1,4 @@
-"""`python -m bench gate`: what must not get worse, checked where a noisy machine cannot hide it.
+"""`python -m bench gate`: compare measures that a noisy machine does not change with their limits.
 
 Ratios are of processor time on one thread, the least of each contender's turns within one run, and a ratio beyond its
 limit is taken again, twice at most: other work on the machine lengthens some turns, a slower program all of them.
@@ -54,8 +54,8 @@ def copies(backend: str, seed: int) -> float:
     return times["ours"] / times["copy"]
 
 
-def operations(backend: str, seed: int) -> float:
-    return host.count(step_of(backend, 4096, seed)).aten
+def operations(backend: str, n: int, seed: int) -> float:
+    return host.count(step_of(backend, n, seed)).aten
 
 
 def extra_memory(backend: str, seed: int) -> float:
@@ -89,12 +89,16 @@ def instructions(kernel: str) -> Callable[[int], float]:
 
 
 RATIOS: dict[str, Callable[[int], float]] = {
+    "numba: times faster than the reference, n = 1,024": partial(times_faster_than_reference, "numba"),
+    "numba: copies of x in the time of a step, n = 4,096": partial(copies, "numba"),
     "times faster than the reference, n = 1,024": partial(times_faster_than_reference, "torch"),
     "time per sample, n = 65,536 over 16,384": partial(growth_per_sample, "torch"),
     "copies of x in the time of a step, n = 4,096": partial(copies, "torch"),
 }
 EXACT: dict[str, Callable[[int], float]] = {
-    "ATen operations, n = 4,096": partial(operations, "torch"),
+    "numba: ATen operations, n = 60": partial(operations, "numba", 60),
+    "numba: MiB beyond x and dL/dx, n = 16,384": partial(extra_memory, "numba"),
+    "ATen operations, n = 4,096": partial(operations, "torch", 4096),
     "MiB beyond x and dL/dx, n = 16,384": partial(extra_memory, "torch"),
     "launches of a step on a GPU, n = 4,096": launches,
     "findings against bench/limits.csv, paper, sm_90": beyond_the_static_table,

@@ -79,8 +79,8 @@ def pairs_rate(bench: Bench) -> None:
                 "forward + backward": partial(step, *data, "triton", **options),
             }
             dtype = "bfloat16" if precision == "medium" else "float32"
-            for name, found in bench.seconds(calls, runs=5, batch=1).items():
-                middle = bench.time_row(f"pairs, {precision}, {name}", found, n=n, dtype=dtype)
+            for name, samples in bench.seconds(calls, runs=5, batch=1).items():
+                middle = bench.time_row(f"pairs, {precision}, {name}", samples, n=n, dtype=dtype)
                 if name == "forward":
                     rate = 2 * bench.shape["k"] * n**2 * bench.shape["d"] / middle
                     bench.row(f"pairs, {precision}", "rate", f"{rate:.3e}", "FLOP/s", n=n, dtype=dtype)
@@ -113,8 +113,8 @@ def pairs_rivals(bench: Bench) -> None:
             torch.cuda.empty_cache()
             bench.row("reference", "ran out of memory", wall, n=n, dtype="bfloat16")
         times = {
-            name: bench.time_row(f"pairs, {name}", found, n=n, dtype="bfloat16")
-            for name, found in bench.seconds(calls, runs=3).items()
+            name: bench.time_row(f"pairs, {name}", samples, n=n, dtype="bfloat16")
+            for name, samples in bench.seconds(calls, runs=3).items()
         }
         if with_reference:
             ratio = times["reference"] / times["ours"]

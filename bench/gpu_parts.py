@@ -28,7 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 class Failed(Exception):
-    """A part found something wrong."""
+    """A check of a part failed."""
 
 
 class Bench:
@@ -51,7 +51,7 @@ class Bench:
         return make_inputs(Shape(n=n, dtype=dtype, **self.shape), self.device, self.seed)
 
     def row(self, case: str, metric: str, value: object, unit: str = "", **more: Any) -> None:
-        """Notes one finding; `target` is a text such as ">= 0.85", against which `value` is held."""
+        """Append one row; `target` is a text such as ">= 0.85" that `value` is checked against."""
         target = more.get("target", "")
         met: bool | str = ""
         if target and not self.toy:
@@ -249,8 +249,8 @@ def latency(bench: Bench) -> None:
             captured, _ = measure.capture(partial(step, *inputs, "triton"))
             calls["terms, triton, graph replay"] = captured.replay
         times = {
-            name: bench.time_row(name, found, n=n, dtype="float32")
-            for name, found in bench.seconds(calls, runs=20, batch=30).items()
+            name: bench.time_row(name, samples, n=n, dtype="float32")
+            for name, samples in bench.seconds(calls, runs=20, batch=30).items()
         }
         for what, rival, target in (
             ("terms", "reference", ">= 10"),

@@ -1,4 +1,4 @@
-"""`python -m bench host`: what a step costs the host, without a GPU.
+"""`python -m bench host`: host time of a step, without a GPU.
 
 The kernels' own path, forward and backward, with every launch replaced by nothing: microseconds, dispatcher calls,
 allocations and launches of the terms and of the whole loss. The ratio is to one addition of two float32 tensors of 8
@@ -36,7 +36,7 @@ class Counts:
 
 @contextmanager
 def no_launches() -> Iterator[list[str]]:
-    """Within, the kernels take CPU tensors and no launch does anything; the kernels' names are listed instead."""
+    """The kernels take CPU tensors, and launches only list the kernels' names."""
     from triton.runtime.jit import JITFunction
 
     from adcorre_kernels.gpu import support

@@ -1,4 +1,4 @@
-"""`python -m bench loading`: training images per second that loading gives, beside those that a step takes.
+"""`python -m bench loading`: images per second that loading delivers, and that a training step processes.
 
 Part "loading": from the files as they lie, from the decoded cache and from tar shards of the same data, augmented one
 by one where they are loaded or in batches on the device, by 0 workers (the training process itself) or more. The time
@@ -27,16 +27,16 @@ SOURCES = ("files", "cache", "shards")
 
 
 def sources(data: str, image_size: int, work: Path, seed: int) -> dict[str, Any]:
-    """The training split of the data in each of SOURCES; what has to be made goes to `work`."""
+    """The training split of the data in each of SOURCES; generated files go to `work`."""
     from train.data import Request, load_data
     from train.data.shards import write_shards
 
     plain = load_data(data, Request(image_size=image_size, seed=seed))
-    kept = load_data(data, Request(image_size=image_size, seed=seed, cache=str(work / "cache")))
+    cached = load_data(data, Request(image_size=image_size, seed=seed, cache=str(work / "cache")))
     shards = work / "shards"
     if not shards.exists():
         write_shards(plain, shards, 4096)
-    return {"files": plain.train, "cache": kept.train, "shards": load_data(str(shards), Request(seed=seed)).train}
+    return {"files": plain.train, "cache": cached.train, "shards": load_data(str(shards), Request(seed=seed)).train}
 
 
 def rate(batches: Iterator[int], device: torch.device, warm: int, seconds: float) -> float:

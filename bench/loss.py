@@ -1,4 +1,4 @@
-"""`python -m bench loss`: the loss, forward and backward, against whatever a user would pick instead.
+"""`python -m bench loss`: the loss, forward and backward, beside the alternatives that a user has.
 
 One axis varies at a time, the others stay at k = 7, d = 256, C = 7 in float32. Every contender runs in a process of its
 own under a memory limit, from small to large; a size that does not fit is a row that says so. Within the
@@ -61,7 +61,9 @@ AXES: dict[str, list[Any]] = {
     "d": [64, 128, 256, 512, 1024],
     "classes": [7, 100, 1000, 10000],
     "dtype": ["float32", "bfloat16"],
+    "metric": [(64, 16), (256, 64), (1024, 256), (4000, 1000), (40000, 10000)],  # n and C of metric learning
 }
+GROWING = ("n", "metric")  # what does not fit at one n does not fit at a larger one
 LAST = {"cuda": 4194304, "cpu": 262144}
 AXES_AT = {"cuda": 65536, "cpu": 4096}
 RIVALS_UP_TO = {"cuda": 262144, "cpu": 16384}
@@ -74,7 +76,12 @@ def planned(name: str, kind: str, parts: list[str], sizes: list[int] | None) -> 
     standard = [n for n in CONTENDERS[name].sizes or AXES["n"] if n <= last]
     shapes = []
     for part in parts:
-        if part == "n":
+        if part == "metric":
+            if CONTENDERS[name].metric:
+                shapes += [Shape(part, n, 1, 128, classes) for n, classes in AXES[part]]
+        elif CONTENDERS[name].only_metric:
+            continue
+        elif part == "n":
             shapes += [Shape(n=n) for n in sorted(sizes or standard)]
         elif linear:  # what the other axes do to the rivals is the story of n again
             shapes += [replace(Shape(part, AXES_AT[kind]), **{part: value}) for value in AXES[part]]
@@ -107,7 +114,7 @@ class Step:
 
 
 def check(name: str, device: torch.device, dtype: str, seed: int) -> None:
-    """No time is taken before the contender agrees with the reference in float64, or has a gradient at least."""
+    """Check the contender before it is timed: against the reference in float64, or that it has a gradient."""
     x, targets, attention = make_inputs(Shape(n=200, k=3, d=64, dtype=dtype), device, seed)
     got = Step(CONTENDERS[name], [x], targets, attention)().double()
     if not CONTENDERS[name].same:
@@ -178,7 +185,7 @@ def work(given: str) -> None:
         torch.cuda.set_per_process_memory_fraction(min(1.0, options.memory / total), device)
     wall = False
     for described in options.shapes:
-        if wall and described["part"] == "n":
+        if wall and described["part"] in GROWING:
             continue  # larger ones would not fit either
         print("\n" + json.dumps(described), flush=True)
         try:
@@ -187,7 +194,7 @@ def work(given: str) -> None:
             if not out_of_memory(error):
                 raise
             row = {**described, "note": f"out of memory under a limit of {options.memory / 2**30:.3g} GiB"}
-            wall = wall or described["part"] == "n"
+            wall = wall or described["part"] in GROWING
         print("\n" + json.dumps(row), flush=True)
 
 
@@ -225,12 +232,12 @@ def rows_of(
             timer.cancel()
             child.kill()
         errors.seek(0)
-        said = errors.read().strip()
+        message = errors.read().strip()
     if status < 0 and session.left():
         yield {**at_hand, "note": f"killed by signal {-status}: most likely out of memory"}
     elif status > 0:
-        print(said or f"{name}: exit status {status}", file=sys.stderr)
-        yield {**at_hand, "note": f"failed: {said.splitlines()[-1] if said else status}"[:200]}
+        print(message or f"{name}: exit status {status}", file=sys.stderr)
+        yield {**at_hand, "note": f"failed: {message.splitlines()[-1] if message else status}"[:200]}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Times taken in turns, peaks of memory, CUDA graphs, and whether the machine is idle."""
+"""Timing of several contenders in turns, peak memory, CUDA graphs, and whether the machine is idle."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def in_turns(
     batch: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of a call, for each turn of `batch` calls. Contenders take turns, so that a drift meets all alike.
+    """Seconds of a call, for each turn of `batch` calls. Contenders take turns, so that drift affects all of them.
 
-    Rounds go on for about so many `seconds`, at least two and at most `most` of them, after `warm` that do not count.
+    Rounds continue for about `seconds`, at least two and at most `most` of them, after `warm` that do not count.
     """
     times: dict[str, list[float]] = {name: [] for name in contenders}
     began = time.perf_counter()

@@ -20,10 +20,11 @@ def test_terms(benchmark: Any, name: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("n", [60, 600])
-def test_whole_loss(benchmark: Any, n: int) -> None:
+@pytest.mark.parametrize("name", ours_on("cpu"))
+def test_whole_loss(benchmark: Any, name: str, n: int) -> None:
     x, targets, _ = make_inputs(Shape(n=n), CPU, 0)
     logits = torch.randn(n, 7, requires_grad=True)
-    loss = AdCorreLoss(7)
+    loss = AdCorreLoss(7, backend=name)
     benchmark(lambda: torch.autograd.grad(loss(logits, x, targets).loss, (logits, x)))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,9 @@ from bench import rows
 from bench.pictures import draw
 from bench.rivals import CONTENDERS, OURS, ours_on
 from bench.rows import Rows
+from train.retrieval import METRICS
 
-TEXTS = (rows.ROOT / "README.md", rows.ROOT / "docs" / "benchmarks.md")
+TEXTS = (rows.ROOT / "README.md", rows.ROOT / "docs" / "benchmarks.md", rows.ROOT / "docs" / "metric-learning.md")
 PICTURES = rows.ROOT / "docs"
 Cells = dict[tuple[str, ...], dict[str, str]]
 Table = tuple[list[str], list[list[str]]]
@@ -54,13 +56,13 @@ def run_of(row: dict[str, str]) -> tuple[str, ...]:
     return tuple(row.get(name, "") for name in (*rows.RUN, "session"))
 
 
-def one_run(found: Rows, line: Sequence[str], cell: Sequence[str] = ()) -> Iterator[tuple[dict[str, str], Cells]]:
-    """By line of a table, in the order in which lines first came: its newest row, and its cells, all of one run.
+def one_run(selected: Rows, line: Sequence[str], cell: Sequence[str] = ()) -> Iterator[tuple[dict[str, str], Cells]]:
+    """For each line of a table, in order of first appearance: its newest row, and its cells, all of one run.
 
-    A cell that was measured again begins another run: rows from before there were sessions have nothing else to tell.
+    A second measurement of a cell begins another run: rows from before there were sessions have no session id.
     """
     lines: dict[tuple[str, ...], dict[tuple[str, ...], list[Cells]]] = {}
-    for row in found:
+    for row in selected:
         runs = lines.setdefault(tuple(row[name] for name in line), {}).setdefault(run_of(row), [{}])
         key = tuple(row[name] for name in cell)
         if key in runs[-1]:
@@ -80,14 +82,14 @@ def where(row: dict[str, str]) -> list[str]:
     return [row["device"] if row["driver"] else f"{row['device']}, {row['threads']} threads", row["commit"]]
 
 
-def compare(columns: dict[str, tuple[str, ...]], sizes: Sequence[str], gpu: bool) -> Table:
+def compare(columns: dict[str, tuple[str, ...]], sizes: Sequence[str], gpu: bool, every: Rows | None = None) -> Table:
     """Time by n, and in brackets how many times ours; "wall": beyond what memory or time allowed at this or less n."""
-    every = rows.select("loss.csv", ("n",), gpu)
+    every = rows.select("loss.csv", ("n",), gpu) if every is None else every
     walls = [(run_of(row), row["contender"], int(row["n"])) for row in every if row["note"]]
     named = {name for names in columns.values() for name in names}
-    found = [row for row in every if row["contender"] in named and (not sizes or row["n"] in sizes)]
+    selected = [row for row in every if row["contender"] in named and (not sizes or row["n"] in sizes)]
     lines = []
-    for newest, cells in sorted(one_run(found, ("n",), ("contender",)), key=lambda pair: int(pair[0]["n"])):
+    for newest, cells in sorted(one_run(selected, ("n",), ("contender",)), key=lambda pair: int(pair[0]["n"])):
         line = [f"{int(newest['n']):,}"]
         for names in columns.values():
             name = next((name for name in names if (name,) in cells), names[0])
@@ -97,6 +99,31 @@ def compare(columns: dict[str, tuple[str, ...]], sizes: Sequence[str], gpu: bool
             line.append("wall" if any(walled) else seconds(cell.get("seconds", "")) + slower)
         lines.append([*line, *where(newest)])
     return ["n", *columns, *WHERE], lines
+
+
+def speed(_: bool) -> Table:
+    """README's table: a CPU, then a GPU; for that the rows of `python -m bench gpu` serve too."""
+    head, lines = compare(SHORT, SIZES, False)
+    return head, [*lines, *(compare(SHORT, SIZES, True)[1] or compare(SHORT, SIZES, True, terms_of_gpu())[1])]
+
+
+def terms_of_gpu() -> Rows:
+    """The times in gpu.csv as rows of loss.csv."""
+    contenders = {"terms, triton": "triton", BOTH: "triton", "terms, reference": "reference"}
+    selected = [row for row in rows.select("gpu.csv", ("latency", "bandwidth"), True) if row["dtype"] == "float32"]
+    ratios = [row for row in selected if (row["case"], row["metric"]) == ("terms", "times faster than reference")]
+    slower = {(run_of(row), row["n"]): row["value"] for row in ratios}
+    return [
+        {
+            **row,
+            "contender": contenders[row["case"]],
+            "seconds": row["value"],
+            "times_slower": slower.get((run_of(row), row["n"]), "") if row["case"] == "terms, reference" else "",
+            "note": "",
+        }
+        for row in selected
+        if row["metric"] == "time" and row["case"] in contenders
+    ]
 
 
 def missing(gpu: bool) -> str:
@@ -120,9 +147,47 @@ def lines_of(
     gpu: bool,
 ) -> Table:
     """A line for each case and device, of its newest row."""
-    found = [row for row in rows.select(file, parts, gpu) if row["contender"] in OURS or file != "loss.csv"]
-    newest = [row for row, _ in one_run(found, ("part", "device", *key)) if row["seconds"] or row["note"]]
+    selected = [row for row in rows.select(file, parts, gpu) if row["contender"] in OURS or file != "loss.csv"]
+    newest = [row for row, _ in one_run(selected, ("part", "device", *key)) if row["seconds"] or row["note"]]
     return [*head, *WHERE], [[*line(row), *where(row)] for row in newest]
+
+
+METRIC_LOSSES = {
+    "metric": "AdCorreMetricLoss", "metric, simplex": "AdCorreMetricLoss, targets simplex", "supcon": "SupCon",
+    "multi-similarity": "Multi-Similarity", "circle": "Circle", "triplet": "Triplet", "inf-cl": "inf-cl",
+}  # fmt: skip
+
+
+def metric_time(gpu: bool) -> Table:
+    """Time and memory of metric losses by n; "wall" as in `compare`."""
+    every = rows.select("loss.csv", ("metric",), gpu)
+    walls = [(run_of(row), row["contender"], int(row["n"])) for row in every if row["note"]]
+    names = [name for name in METRIC_LOSSES if any(row["contender"] == name for row in every)]
+    lines = []
+    for newest, cells in sorted(one_run(every, ("n", "classes"), ("contender",)), key=lambda pair: int(pair[0]["n"])):
+        line = [f"{int(newest['n']):,}", f"{int(newest['classes']):,}"]
+        for name in names:
+            walled = any(run == run_of(newest) and name == other and n <= int(newest["n"]) for run, other, n in walls)
+            cell = cells.get((name,), {})
+            figures = (
+                [seconds(cell["seconds"]), f"{float(cell['peak_extra_mib']):,.0f} MiB"] if cell.get("seconds") else []
+            )
+            line.append("wall" if walled else ", ".join(figures))
+        lines.append([*line, *where(newest)])
+    return ["n", "C", *(METRIC_LOSSES[name] for name in names), *WHERE], lines
+
+
+def retrieval(gpu: bool) -> Table:
+    """Retrieval on the test split after equal training: mean and standard deviation over seeds."""
+    found = [row for row in rows.select("metric.csv", ("digits", "fer2013"), gpu) if row["split"] == "test"]
+    lines = []
+    for newest, cells in one_run(found, ("part", "contender"), ("seed",)):
+        line = [newest["part"], METRIC_LOSSES[newest["contender"]], newest["learning_rate"], str(len(cells))]
+        for metric in METRICS:
+            values = [100 * float(cell[metric]) for cell in cells.values()]
+            line.append(f"{statistics.mean(values):.1f} ± {statistics.stdev(values) if len(values) > 1 else 0:.1f}")
+        lines.append([*line, *where(newest)])
+    return ["data", "loss", "learning rate", "runs", *(f"{words}, %" for words in METRICS.values()), *WHERE], lines
 
 
 CASE = ("contender", "n", "k", "d", "classes", "dtype")
@@ -163,9 +228,9 @@ def scale(row: dict[str, str]) -> list[str]:
 
 def steps(gpu: bool) -> Table:
     """README's table of training steps."""
-    found = rows.select("step.csv", ("loss", "levers"), gpu)
+    selected = rows.select("step.csv", ("loss", "levers"), gpu)
     lines = []
-    for newest, cells in one_run(found, ("image_size", "batch"), ("contender",)):
+    for newest, cells in one_run(selected, ("image_size", "batch"), ("contender",)):
         share = next((cells[name,]["loss_share"] for name in OURS if (name,) in cells), "")
         ratios = [cells[name,]["ratio"] for name in ("all", "all but compile") if (name,) in cells]
         line = [newest["image_size"], newest["batch"], percent(share, 2), times(next(iter(ratios), ""))]
@@ -176,9 +241,9 @@ def steps(gpu: bool) -> Table:
 def figures_of_gpu(parts: Sequence[str], columns: dict[str, tuple[str, str, Callable[[str], str]]], gpu: bool) -> Table:
     """From `python -m bench gpu`, a line for each n and dtype. columns: title -> case, metric, how it is written."""
     named = [(case, metric) for case, metric, _ in columns.values()]
-    found = [row for row in rows.select("gpu.csv", parts, gpu) if (row["case"], row["metric"]) in named]
+    selected = [row for row in rows.select("gpu.csv", parts, gpu) if (row["case"], row["metric"]) in named]
     lines = []
-    for newest, cells in one_run(found, ("n", "dtype"), ("case", "metric")):
+    for newest, cells in one_run(selected, ("n", "dtype"), ("case", "metric")):
         shown = [show(cells.get((case, metric), {}).get("value", "")) for case, metric, show in columns.values()]
         lines.append([f"{int(newest['n']):,}", newest["dtype"], *shown, *where(newest)])
     return ["n", "dtype", *columns, *WHERE], sorted(lines, key=lambda line: (line[1], int(line[0].replace(",", ""))))
@@ -199,12 +264,14 @@ PAIRS: dict[str, tuple[str, str, Callable[[str], str]]] = {
     "MiB more": ("pairs, medium", "peak beyond inputs and dL/dx", number),
 }
 TABLES: dict[str, Callable[[bool], Table]] = {
-    "speed": partial(compare, SHORT, SIZES),
+    "speed": speed,
     "steps": steps,
     "kernels": partial(figures_of_gpu, ("bandwidth", "latency"), KERNELS),
     "pairs": partial(figures_of_gpu, ("pairs-rate", "pairs-rivals", "pairs-memory"), PAIRS),
     "loss": partial(compare, {f"`{name}`": (name,) for name in CONTENDERS}, ()),
     "traffic": partial(lines_of, "loss.csv", ("n",), CASE, TRAFFIC, traffic),
+    "metric-time": metric_time,
+    "retrieval": retrieval,
     "axes": partial(lines_of, "loss.csv", ("k", "d", "classes", "dtype"), CASE, AXES, axes),
     "step": partial(lines_of, "step.csv", ("loss", "levers"), ("contender", "image_size", "batch"), STEP, step),
     "scale": partial(lines_of, "scale.csv", ("n", "classes", "virtual", "ranks"),
@@ -223,7 +290,7 @@ def write(name: str) -> str:
 
 
 def fill(text: str) -> str:
-    """A text with its tables written anew. ValueError for a name that there is no table of."""
+    """Return the text with its tables regenerated. Raises ValueError for an unknown table."""
 
     def table(match: re.Match[str]) -> str:
         if (name := match[1]).removesuffix("-gpu") not in TABLES:
@@ -247,8 +314,8 @@ def main(argv: list[str] | None = None) -> int:
             stale.append(path)
             if not options.check:
                 path.write_text(fill(text))
-    for said in filter(None, map(missing, (False, True))):
-        print(said)
+    for message in filter(None, map(missing, (False, True))):
+        print(message)
     if options.check:
         print("\n".join(f"{path}: its tables are not those of the rows" for path in stale) or "up to date")
         return 1 if stale else 0

@@ -1,12 +1,13 @@
-"""What a user would pick for a pair loss, each as one call from embeddings to a loss with its graph.
+"""The losses that are compared, each as one call from embeddings to a loss with its graph.
 
-A contender is made once per process and shape, and takes x (n, k, d), targets (n,) and attention (C,). Those of
+A contender is built once per process and shape, and takes x (n, k, d), targets (n,) and attention (C,). Those of
 pytorch-metric-learning see the same embeddings as (n, k d), with that library's own defaults.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,8 @@ class Contender:
 
     `same`: it computes FD + MD + ED, so that its gradient is held against the reference's before it is timed.
     `package`: what has to be installed beside PyTorch. `device`: "cpu" or "cuda" where it runs on that alone.
-    `sizes`: the only n to try, where each is compiled anew.
+    `sizes`: the only n to try, where each is compiled anew. `metric`: it joins part "metric" of `bench loss`, k = 1 and
+    about four samples a class; `only_metric`: and no other.
     """
 
     make: Callable[[], Call]
@@ -35,6 +37,8 @@ class Contender:
     package: str = ""
     device: str = ""
     sizes: tuple[int, ...] = ()
+    metric: bool = False
+    only_metric: bool = False
 
     def fits(self, kind: str) -> bool:
         return self.device in ("", kind)
@@ -81,19 +85,38 @@ def factored(x: Tensor, targets: Tensor, attention: Tensor) -> Tensor:
     return fd + md + ed
 
 
-def _metric_learning(name: str) -> Contender:
+def _metric_loss() -> Call:
+    from adcorre.metric import AdCorreMetricLoss
+
+    loss = AdCorreMetricLoss()
+    return lambda x, targets, attention: loss(x.flatten(1), targets)
+
+
+def _metric_learning(name: str, only_metric: bool = False) -> Contender:
     def make() -> Call:
         from pytorch_metric_learning import losses
 
         loss = getattr(losses, name)()
         return lambda x, targets, attention: loss(x.flatten(1), targets)
 
-    return Contender(make, False, same=False, package="pytorch_metric_learning")
+    return Contender(make, False, same=False, package="pytorch_metric_learning", metric=True, only_metric=only_metric)
+
+
+def _inf_cl() -> Call:
+    """InfoNCE between each sample and its neighbour in the batch, in tiles: as many pairs as ours."""
+    from inf_cl import cal_flash_loss
+
+    def call(x: Tensor, targets: Tensor, attention: Tensor) -> Tensor:
+        z = torch.nn.functional.normalize(x.flatten(1), dim=-1)
+        return cal_flash_loss(z, z.roll(1, 0), scale=10.0, head_dim=math.gcd(256, z.shape[1])).mean()
+
+    return call
 
 
 # Linear backends, from the fastest: on each kind of device the first that runs there is what ratios are to.
 OURS = {
     "triton": Contender(_terms("triton"), True, device="cuda"),  # the fused kernels
+    "numba": Contender(_terms("numba"), True, package="numba", device="cpu"),  # the fused kernels
     "torch": Contender(_terms("torch"), True),  # streamed on a CPU, whole tensors elsewhere
     "pairs": Contender(_terms("auto", pairs="sample"), False),  # every pair of samples, tile by tile
 }
@@ -103,6 +126,10 @@ RIVALS = {
     "factored": Contender(lambda: factored, True),
     "supcon": _metric_learning("SupConLoss"),
     "multi-similarity": _metric_learning("MultiSimilarityLoss"),
+    "circle": _metric_learning("CircleLoss", only_metric=True),
+    "triplet": _metric_learning("TripletMarginLoss", only_metric=True),
+    "metric": Contender(_metric_loss, True, same=False, metric=True, only_metric=True),  # AdCorreMetricLoss
+    "inf-cl": Contender(_inf_cl, False, same=False, package="inf_cl", device="cuda", metric=True),
     "factored-compiled": Contender(_compiled(lambda: factored), True, sizes=COMPILED_AT),
     "reference-compiled": Contender(_compiled(_terms("reference")), False, sizes=COMPILED_AT),
 }

@@ -112,7 +112,9 @@ def parser(command: str, description: str | None, results: Path | None = None) -
     )
     if results is not None:
         add = parser.add_argument
-        add("--minutes", type=float, help="stop after so many; rows are kept; default: no limit")
+        add(
+            "--minutes", type=float, help="stop after this many minutes; rows measured so far remain; default: no limit"
+        )
         add("--again", action="store_true", help="also run what is in the file already (default: not)")
         add("--busy", action="store_true", help="append rows though other processes use the CPU (default: stop)")
         add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")

@@ -50,7 +50,7 @@ def virtual_part(options: argparse.Namespace) -> list[dict[str, Any]]:
 
         def call(b: int = b) -> None:
             def chunks() -> Any:
-                for index in range(b):  # made anew each time, so that inputs do not count
+                for index in range(b):  # created anew each time, so that inputs do not count
                     rng = torch.Generator(device).manual_seed(index)
                     images = torch.rand(CHUNK, 3, 32, 32, generator=rng, device=device)
                     yield images, torch.randint(0, CLASSES, (CHUNK,), generator=rng, device=device)
@@ -78,16 +78,16 @@ def ranks_part(options: argparse.Namespace) -> list[dict[str, Any]]:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         context = torch.multiprocessing.get_context("spawn")
-        found = context.SimpleQueue()
-        torch.multiprocessing.spawn(_rank, (world, port, n, on_gpu, options.seed, found), nprocs=world)
-        times, nbytes = found.get()
+        queue = context.SimpleQueue()
+        torch.multiprocessing.spawn(_rank, (world, port, n, on_gpu, options.seed, queue), nprocs=world)
+        times, nbytes = queue.get()
         row = {"part": "ranks", "contender": "AdCorreLoss", "n": n, "ranks": world, **measure.spread(times)}
         row["microseconds_per_sample"] = f"{1e6 * statistics.median(times) / n:.4g}"
         result.append(row | {"bytes_on_the_wire": nbytes})
     return result
 
 
-def _rank(rank: int, world: int, port: int, n: int, on_gpu: bool, seed: int, found: Any) -> None:
+def _rank(rank: int, world: int, port: int, n: int, on_gpu: bool, seed: int, queue: Any) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
@@ -118,7 +118,7 @@ def _rank(rank: int, world: int, port: int, n: int, on_gpu: bool, seed: int, fou
             if turn:
                 times.append(time.perf_counter() - began)
         if rank == 0:
-            found.put((times, sent[0]))
+            queue.put((times, sent[0]))
         dist.barrier()
     finally:
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What OpenMP's threads do while they wait: training steps of one process alone, and of two on the same cores.
+"""Effect of OpenMP's spinning threads: training steps of one process alone, and of two on the same cores.
 
 Threads that spin are the fastest on an idle machine; beside another process they take each other's time. The setting
 that `train/entry.py` chooses keeps nearly all of the first figure and doubles the second.

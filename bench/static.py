@@ -24,6 +24,7 @@ import torch
 import triton
 
 from adcorre_kernels.gpu.gpus import FAMILIES, MODELS
+from bench import times
 from bench.compiled import TARGETS, Launch, compile_launch, loss_launches, machine_code, pair_launches, resources
 from bench.counted import counted, placed_code
 from train.entry import SuggestingParser
@@ -55,12 +56,14 @@ PRECISIONS = ("highest", "high", "medium")
 MOST_OF_H100 = {
     ("warp_statistics", "float32"): 0.55,
     ("warp_gradient", "float32"): 0.55,
+    ("gram_statistics", "bfloat16"): 0.45,
+    ("gram_statistics", "float16"): 0.45,
     ("warp_statistics", "bfloat16"): 0.75,
     ("warp_gradient", "bfloat16"): 0.65,
     ("warp_statistics", "float16"): 0.75,
     ("warp_gradient", "float16"): 0.65,
 }
-STREAMING = ("warp_statistics", "warp_gradient", "program_statistics", "program_gradient")
+STREAMING = ("gram_statistics", "warp_statistics", "warp_gradient", "program_statistics", "program_gradient")
 TILED = ("pair_values", "pair_gradient")
 
 
@@ -126,12 +129,14 @@ def row_of(case: str, dtype: str, launch: Launch, target: str) -> Row:
     warps = launch.options["num_warps"]
     per_warp = -(-used.registers * 32 // 256) * 256
     row.programs_per_sm = min(limits.programs, limits.warps // warps, REGISTER_FILE // (per_warp * warps))
+    if launch.name in STREAMING:
+        row.programs_per_sm = min(row.programs_per_sm, limits.shared // (used.shared + 1024))
     instructions, loops = machine_code(compiled)
     if launch.name in TILED:
         _tiles(row, launch, instructions, loops)
     if launch.name not in STREAMING:
         return row
-    first, last = _streaming_loop(instructions, loops)
+    first, last = streaming_loop(instructions, loops)
     body = instructions[first : last + 1]
     row.loop_instructions = len(body)
     row.loop_barriers = _count(r"\bBAR\b", body)
@@ -148,9 +153,9 @@ def _model(row: Row, launch: Launch, compiled: Any, loop: tuple[int, int]) -> No
     samples = launch.constants["BS"]
     assert isinstance(row.programs_per_sm, int)
     x = launch.arguments["x_ptr"]
-    row.bytes_in_flight = (
-        row.programs_per_sm * samples * launch.constants["K"] * launch.constants["D"] * x.element_size()
-    )
+    sample = launch.constants["K"] * launch.constants["D"] * x.element_size()
+    ahead = (launch.constants.get("STAGES", 3) - 1) // 2  # steps; a step's index is loaded as long before it
+    row.bytes_in_flight = row.programs_per_sm * samples * ahead * sample
     gpus = {name: gpu for name, gpu in MODELS.items() if gpu.family == row.target}
     if not gpus:
         return
@@ -198,8 +203,10 @@ def _loop_of(pattern: str, instructions: list[str], loops: list[tuple[int, int]]
     )
 
 
-def _streaming_loop(instructions: list[str], loops: list[tuple[int, int]]) -> tuple[int, int]:
-    """The innermost loop that holds most of the kernel's float arithmetic: the one over samples."""
+def streaming_loop(instructions: list[str], loops: list[tuple[int, int]]) -> tuple[int, int]:
+    """The innermost loop with matrix units or most of the kernel's float arithmetic: the one over samples."""
+    if with_matrix := [loop for loop in loops if _count(r"\bHMMA\b", instructions[loop[0] : loop[1] + 1])]:
+        return min(with_matrix, key=lambda loop: loop[1] - loop[0])
 
     def work(loop: tuple[int, int]) -> int:
         return _count(r"\bF(FMA|ADD|MUL)2?\b", instructions[loop[0] : loop[1] + 1])
@@ -216,8 +223,8 @@ def _narrowest(operation: str, code: list[str]) -> int | str:
     """Bits of the most frequent width of a memory operation: 128 where whole vectors move."""
     widths: dict[int, int] = {}
     for instruction in code:
-        if found := re.search(rf"\b{operation}\.\S*", instruction):
-            words = found[0].split(".")
+        if match := re.search(rf"\b{operation}\.\S*", instruction):
+            words = match[0].split(".")
             bits = next((int(word) for word in words if word in ("64", "128", "256")), 32)
             bits = next((int(word[1:]) for word in words if word in ("U8", "S8", "U16", "S16")), bits)
             widths[bits] = widths.get(bits, 0) + 1
@@ -234,18 +241,18 @@ def limits() -> dict[tuple[str, str], dict[str, float]]:
 
 
 def complaints(row: Row, allowed: dict[str, float]) -> list[str]:
-    """What in a row is beyond its limits. A streaming loop never spills: where it cannot be looked at, nothing may."""
+    """Messages for what exceeds its limit. A streaming loop must not spill; if it cannot be inspected, no code may."""
     if row.kernel in STREAMING and row.loop_instructions == "":
         allowed = {**allowed, "stack": 0}
     allowed = {**allowed, "shared": min(allowed["shared"], FAMILIES[row.target].shared)}
-    found: list[tuple[str, Any]] = [("registers", row.registers), ("stack", row.stack), ("shared", row.shared)]
+    used: list[tuple[str, Any]] = [("registers", row.registers), ("stack", row.stack), ("shared", row.shared)]
     if row.loop_instructions != "":
-        found += [("barriers", row.loop_barriers), ("spills", row.loop_spills)]
+        used += [("barriers", row.loop_barriers), ("spills", row.loop_spills)]
     if row.h100_share != "":
         allowed = {**allowed, "H100's budget": MOST_OF_H100[row.kernel, row.dtype]}
-        found.append(("H100's budget", row.h100_share))
+        used.append(("H100's budget", row.h100_share))
     where = f"{row.case}: {row.kernel}, {row.dtype}, {row.target}"
-    return [f"{where}: {name} {value} > {allowed[name]:g}" for name, value in found if value > allowed[name]]
+    return [f"{where}: {name} {value} > {allowed[name]:g}" for name, value in used if value > allowed[name]]
 
 
 def read(path: Path = RESULTS) -> list[dict[str, str]]:
@@ -283,6 +290,7 @@ def main(argv: list[str]) -> int:
                     print(_line(row), flush=True)
     write(rows, options.out)
     print(f"{len(rows)} rows in {options.out}")
+    print(*times.lines(read()), sep="\n")
     for complaint in beyond:
         print(complaint)
     return 1 if beyond else 0

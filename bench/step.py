@@ -1,10 +1,10 @@
 """`python -m bench step`: a whole training step, and what the loss and each lever of speed are in it.
 
-Images are drawn noise that is on the device already: the step is forward pass, loss, backward pass and optimizer. Part
+Images are random noise, already on the device: the step is forward pass, loss, backward pass and optimizer. Part
 `loss` compares cross-entropy alone with Ad-Corre, by backend, batch and virtual batch. Its column `loss` is the loss by
 itself, forward and backward, and `loss_share` what that takes beyond cross-entropy, over the whole step: a difference
 of two steps would be too noisy to show it. Part `levers` switches each lever on by itself and all of them, beside
-a step made of timm's own pieces with the defaults of timm's script.
+a step built from timm's own functions with the defaults of timm's script.
 All contenders of a size take turns within one process. Sizes that the file has already are not run again.
 """
 
@@ -164,11 +164,11 @@ def loss_part(options: argparse.Namespace, image_size: int) -> Group:
     base = Levers(channels_last=on_gpu, bf16=on_gpu, fused=True)
     kind = "cuda" if on_gpu else "cpu"
     backends = [*ours_on(kind), "reference"]
-    made = partial(Step, options, image_size)
-    steps: dict[str, Callable[[], Callable[[], None]]] = {"ce": partial(made, None, base)}
-    steps |= {backend: partial(made, backend, base) for backend in backends}
+    build = partial(Step, options, image_size)
+    steps: dict[str, Callable[[], Callable[[], None]]] = {"ce": partial(build, None, base)}
+    steps |= {backend: partial(build, backend, base) for backend in backends}
     virtual = f"virtual, b = {options.virtual}"
-    steps[virtual] = partial(made, "auto", base, options.virtual)
+    steps[virtual] = partial(build, "auto", base, options.virtual)
     return Group(steps, "ce", {virtual: options.virtual})
 
 
@@ -177,13 +177,13 @@ def levers_part(options: argparse.Namespace, image_size: int) -> Group:
     names = ["channels_last", "bf16", "fused", *(["graph"] if on_gpu else [])]
     together = Levers(channels_last=True, bf16=True, fused=True, graph=on_gpu)
     names += ["compiled"] if options.compiled else []
-    made = partial(Step, options, image_size, "auto")
+    build = partial(Step, options, image_size, "auto")
     steps: dict[str, Callable[[], Callable[[], None]]] = {"timm": partial(timm_default, options, image_size)}
-    steps["none"] = partial(made, Levers())
-    steps |= {name: partial(made, replace(Levers(), **cast("dict[str, Any]", {name: True}))) for name in names}
-    steps["all but compile"] = partial(made, together)
+    steps["none"] = partial(build, Levers())
+    steps |= {name: partial(build, replace(Levers(), **cast("dict[str, Any]", {name: True}))) for name in names}
+    steps["all but compile"] = partial(build, together)
     if options.compiled:
-        steps["all"] = partial(made, replace(together, compiled=True))
+        steps["all"] = partial(build, replace(together, compiled=True))
     return Group(steps, "timm")
 
 
@@ -191,9 +191,9 @@ PARTS = {"loss": loss_part, "levers": levers_part}
 
 
 def rows_of(group: Group, options: argparse.Namespace, session: rows.Session) -> Iterator[dict[str, Any]]:
-    """The rows of one size: all contenders that could be made before the deadline, then those that could not."""
+    """The rows of one size: the contenders that could be built before the deadline, then those that failed."""
     device = torch.device(options.device)
-    made: dict[str, Callable[[], None]] = {}
+    ready: dict[str, Callable[[], None]] = {}
     peaks: dict[str, int] = {}
     for name, make in group.steps.items():
         if session.left() <= 0:
@@ -202,15 +202,15 @@ def rows_of(group: Group, options: argparse.Namespace, session: rows.Session) ->
             step = make()
             step()
             peaks[name] = measure.peak_during(step, device)
-            made[name] = step
+            ready[name] = step
         except Exception as error:  # out of memory, a model that cannot be captured: the others are measured
             if name == group.against:
                 raise
-            said = str(error).strip().partition("\n")[0]
-            yield {"contender": name, "note": f"failed: {type(error).__name__}: {said}"[:200]}
+            message = str(error).strip().partition("\n")[0]
+            yield {"contender": name, "note": f"failed: {type(error).__name__}: {message}"[:200]}
     seconds = min(options.seconds, session.left())
-    times = measure.in_turns(made, device, seconds=seconds, most=options.runs)
-    alone = {name: step.loss_alone for name, step in made.items() if isinstance(step, Step) and step.can_halt}
+    times = measure.in_turns(ready, device, seconds=seconds, most=options.runs)
+    alone = {name: step.loss_alone for name, step in ready.items() if isinstance(step, Step) and step.can_halt}
     if group.against not in alone:
         alone = {}
     losses = measure.in_turns(alone, device, seconds=seconds / 4, most=options.runs)

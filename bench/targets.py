@@ -1,4 +1,4 @@
-"""Where the terms lead vectors that nothing else holds: correlations after optimising free vectors, target by target.
+"""Correlations of class means after minimizing the terms over free vectors, for each target.
 
 `python -m bench targets` draws docs/targets.png: FD between classes with equal weights, and with the fixed unequal
 weights of an attention map over FER-2013's class sizes.
@@ -7,6 +7,7 @@ weights of an attention map over FER-2013's class sizes.
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from adcorre import adcorre_terms
 from adcorre.checks import Target
+from train import palette
 from train.entry import SuggestingParser
 
 NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
@@ -96,32 +98,31 @@ def _directions(x: Tensor) -> Tensor:
 def draw(path: Path, seed: int, device: str) -> None:
     """The picture for the docs: one heat map of class correlations per target and weighting."""
     import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     targets: tuple[Target, ...] = (-1, "simplex", 0)
-    figure, axes = plt.subplots(2, 3, figsize=(11, 7.4), layout="constrained")
-    for row, (attention, title) in enumerate((((0.3,) * 7, "equal weights"), (ATTENTION, "weights by recall"))):
-        for column, target in enumerate(targets):
-            result = optimise(COUNTS, attention, between_target=target, seed=seed, device=device)
-            off = result.directions[0][~torch.eye(7, dtype=torch.bool)]
-            axis = axes[row, column]
-            image = axis.imshow(result.directions[0], vmin=-1, vmax=1, cmap="RdBu_r")
-            for a in range(7):
-                for b in range(7):
-                    value = round(float(result.directions[0, a, b]), 2) + 0.0  # no -0.00
-                    colour = "white" if abs(value) > 0.6 else "black"
-                    axis.text(b, a, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)
-            axis.set_title(
-                f"target {target}, {title}\npairs {float(off.min()):.2f} to {float(off.max()):.2f}", fontsize=10
-            )
-            axis.set_xticks(range(7), NAMES if row else [], rotation=60, fontsize=8)
-            axis.set_yticks(range(7), NAMES if column == 0 else [], fontsize=8)
-    figure.colorbar(image, ax=axes, shrink=0.6, label="correlation of class means")
-    figure.suptitle("FD alone on free vectors: which class correlations its between-class target leads to")
+    with matplotlib.rc_context(palette.STYLE):
+        figure = Figure(figsize=(11, 8.2), layout="constrained")
+        axes = figure.subplots(2, 3, sharex=True, sharey=True)
+        for row, (attention, title) in enumerate((((0.3,) * 7, "equal weights"), (ATTENTION, "weights by recall"))):
+            for column, target in enumerate(targets):
+                result = optimise(COUNTS, attention, between_target=target, seed=seed, device=device)
+                off = result.directions[0][~torch.eye(7, dtype=torch.bool)]
+                axis = axes[row, column]
+                image = axis.imshow(result.directions[0], vmin=-1, vmax=1, cmap="RdBu_r")
+                for a, b in itertools.product(range(7), repeat=2):
+                    value = float(result.directions[0, a, b])
+                    color = "white" if abs(value) > 0.6 else "black"
+                    axis.text(b, a, f"{value:z.2f}", ha="center", va="center", fontsize=8, color=color)
+                axis.set_title(
+                    f"Target {target}, {title}\npairs from {float(off.min()):z.2f} to {float(off.max()):z.2f}"
+                )
+                axis.set_xticks(range(7), NAMES, rotation=45, ha="right", rotation_mode="anchor")
+                axis.set_yticks(range(7), NAMES)
+        figure.colorbar(image, ax=axes, shrink=0.6, label="correlation of class means")
+        figure.suptitle("Correlations of class means after minimizing FD over free vectors")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path)
 
 
 def main(argv: list[str] | None = None) -> None:

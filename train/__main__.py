@@ -12,6 +12,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def call() -> int:
         given = vars(parser().parse_args(arguments))
         settings = resolve(given)
+        if os.environ.get("RANK", "0") == "0":
+            print("starting: PyTorch, the data, the model", flush=True)
         from train.loop import Stopped, run  # after the arguments: --help and their errors do not wait for PyTorch
 
         try:

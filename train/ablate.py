@@ -18,11 +18,13 @@ def parser() -> CommandParser:
         + "; table11 = parameters and multiply-adds, without training. After each run tables.md and a CSV per study "
         "are written anew. A row is the training that all other options describe, as of python -m train, but for what "
         "it varies. Called again, it goes on where it stopped; processes with other seeds may work in one folder.",
+        epilog="Every option of python -m train may be given too, but --out, --overwrite and --resume: --data PATH, "
+        "--recipe NAME, --epochs N and so on; python -m train --help lists them.",
     )
     result.add_argument("studies", metavar="STUDY", nargs="+", choices=[*STUDIES, "table11"], help="what to compare")
     result.add_argument("--seeds", type=at_least(1), default=3, metavar="N", help="seeds: --seed and the next ones")
     result.add_argument("--out", default=OUT, help="folder of runs and tables")
-    add_settings(result, but=("out", "overwrite", "resume"))
+    add_settings(result, but=("out", "overwrite", "resume"), hidden=True)
     return result
 
 

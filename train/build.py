@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from train.checkpoint import State
 from train.data import Request, Splits, load_data
 from train.data.decoded import uniform_side
 from train.data.loading import TrainSteps, evaluation_batches, train_batches
+from train.finetune import load_parent
 from train.model import FaceClassifier, build_model
 from train.ranks import Ranks
 from train.resume import check_same_data
@@ -32,6 +33,7 @@ class Network:
     memory_format: torch.memory_format
     trials: list[Trial]
     keeps_freed_memory: bool
+    parent: dict[str, Any] | None  # where --init-from took the weights from
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def build_data(settings: Settings, state: State | None) -> Splits:
 
 
 def build_network(
-    settings: Settings, classes: int, ranks: Ranks, device: torch.device, state: State | None
+    settings: Settings, class_names: Sequence[str], ranks: Ranks, device: torch.device, state: State | None
 ) -> tuple[Network, Settings]:
     """The model with weights drawn by the run's seed, and the settings with a dtype and a layout instead of "auto"."""
     random.seed(settings.run.seed)
@@ -73,7 +75,14 @@ def build_network(
     torch.manual_seed(settings.run.seed)
     # A checkpoint's weights take the place of pretrained ones.
     architecture = dataclasses.replace(settings.model, pretrained=settings.model.pretrained and not state)
-    model, preprocessing = build_model(architecture, classes, settings.data.image_size)
+    model, preprocessing = build_model(architecture, len(class_names), settings.data.image_size)
+    parent = state.get("parent") if state else None  # a checkpoint of an earlier version has none
+    if settings.model.init_from and not state:
+        parent = load_parent(model, class_names, settings.model.init_from)
+    if settings.model.freeze == "backbone":
+        model.freeze_backbone()
+        if not (settings.model.pretrained or parent):
+            print("note: --freeze backbone without --init-from or --pretrained: its weights stay random", flush=True)
     model.to(device)
     keeps_freed_memory = device.type == "cpu" and keep_freed_memory()
     size, batch = settings.data.image_size, settings.data.batch_size
@@ -81,7 +90,7 @@ def build_network(
     settings = dataclasses.replace(settings, speed=resolve_speed(settings.speed, trials))
     memory_format = torch.channels_last if settings.speed.channels_last == "yes" else torch.contiguous_format
     model.to(memory_format=memory_format)
-    return Network(model, preprocessing, memory_format, trials, keeps_freed_memory), settings
+    return Network(model, preprocessing, memory_format, trials, keeps_freed_memory, parent), settings
 
 
 def build_batches(settings: Settings, data: Splits, network: Network, ranks: Ranks, device: torch.device) -> RunBatches:

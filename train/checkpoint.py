@@ -1,4 +1,6 @@
-"""Checkpoints to resume from: RUN/checkpoints/epoch<e>-step<s>-<SHA-256's beginning>.pt, the newest two.
+"""Checkpoints to resume from: RUN/checkpoints/epoch<e>-step<s>-<SHA-256's beginning>.pt.
+
+e is the epoch that step s belongs to. While the run goes on there are the newest two, then as many as --keep says.
 
 Files of other names in there are the user's: they are neither read nor deleted.
 """
@@ -14,6 +16,7 @@ import torch
 
 from train.disk import sync_folder, write_error
 from train.errors import UserError
+from train.owned_folder import remove_if_empty
 
 FORMAT = 1
 KEPT = 2
@@ -37,7 +40,7 @@ def write_checkpoint(run: Path, state: State) -> Path:
             os.fsync(file.fileno())
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-        path = folder / f"epoch{state['epoch']:05d}-step{state['step']:09d}-{digest}.pt"
+        path = folder / f"epoch{state['epoch'] - (not state['done']):05d}-step{state['step']:09d}-{digest}.pt"
         partial.rename(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -48,6 +51,13 @@ def write_checkpoint(run: Path, state: State) -> Path:
         if other != path and other not in before[: KEPT - 1]:
             other.unlink()
     return path
+
+
+def keep_checkpoints(run: Path, count: int) -> None:
+    """Delete all but the newest `count`, and the folder where it is empty then."""
+    for path in checkpoints(run)[count:]:
+        path.unlink()
+    remove_if_empty(run / FOLDER)
 
 
 def _place(path: Path) -> str:

@@ -28,10 +28,11 @@ class _ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class CommandParser(Parser):
-    def __init__(self, name: str, description: str) -> None:
+    def __init__(self, name: str, description: str, epilog: str = "") -> None:
         super().__init__(
             prog=f"python -m train.{name}",
             description=description,
+            epilog=epilog,
             allow_abbrev=False,
             formatter_class=_ShowDefaults,
         )

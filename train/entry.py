@@ -10,8 +10,10 @@ import os
 import re
 import select
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 from train.disk import FULL
@@ -22,6 +24,9 @@ from train.errors import Aborted, UserError, message_of
 # as it is, 197 and 84 with 10,000 turns, 177 and 107 with none.
 SPIN = {"GOMP_SPINCOUNT": "10000"}
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # with one of them the user has chosen
+
+
+PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
 
 class SuggestingParser(argparse.ArgumentParser):
@@ -121,6 +126,15 @@ def _reader_is_gone() -> bool:
     return gone
 
 
+def extra_of(module: str) -> str:
+    """The extra of pyproject.toml that installs the module; "" for none."""
+    package = PACKAGES.get(root := module.split(".")[0], root)
+    file = Path(__file__).parents[1] / "pyproject.toml"
+    extras = tomllib.loads(file.read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    names = {extra: {re.split(r"[<>=!; ]", package)[0] for package in packages} for extra, packages in extras.items()}
+    return next((extra for extra in ("train", *names) if package.replace("_", "-") in names[extra]), "")
+
+
 def explain(error: Exception) -> str:
     """What to do about an error that is the machine's; "" for any other."""
     text = " ".join(str(error).split())
@@ -138,6 +152,11 @@ def explain(error: Exception) -> str:
     if killed := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)(?:.*by signal: (\w+))?", text):
         how = f"was killed ({killed[2]}); did the memory run out? Fewer --workers need less" if killed[2] else "ended"
         return f"a process that loads images (PID {killed[1]}) {how}"
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")):
+        return (
+            f"{error.name} is not installed: . .venv/bin/activate, the environment that make builds, has it; elsewhere "
+            f"pip install -e '.[{extra}]'"
+        )
     if re.search(r"No working C\+\+ compiler|InvalidCxxCompiler|Failed to find C compiler", text):
         return "--compile needs a C++ compiler: install g++ or clang++ (or name one by $CXX), or leave out --compile"
     if re.search(r"out of memory|can't allocate memory", text, re.IGNORECASE):

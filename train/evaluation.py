@@ -18,8 +18,11 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
+from train.data.base import display_width
 from train.data.loading import Batches
 from train.disk import write_rows
+
+COLLAPSED = 0.95  # share of the predictions that are one class
 
 
 @dataclass(frozen=True)
@@ -59,16 +62,30 @@ class Evaluation:
             "classes": per_class,
         }
 
+    @property
+    def collapse(self) -> str:
+        """A note where nearly all samples are predicted as one class, though not nearly all are of it; else ""."""
+        predicted = self.confusion.sum(axis=0)
+        most = int(predicted.argmax())
+        share, own = (int(count) / self.samples for count in (predicted[most], self.support[most]))
+        if share < COLLAPSED or own > 0.8:
+            return ""
+        return (
+            f"note: collapsed: {share:.0%} of the images are predicted as {self.class_names[most]} ({own:.0%} are). "
+            "More epochs, a lower --lambd, --lambd-warmup or another --lr may help"
+        )
+
     def summary(self) -> str:
         note = f" (average over {len(self.class_names) - len(self.absent)} classes; none of " if self.absent else ""
         note += ", ".join(self.absent) + ")" if self.absent else ""
         return f"accuracy {self.accuracy:.4f}  average accuracy {self.average_accuracy:.4f}{note}"
 
     def table(self) -> str:
-        lines = [f"{'':<10}{'precision':>10}{'recall':>10}{'F1':>10}{'samples':>10}"]
+        width = max(9, *map(display_width, self.class_names)) + 1
+        lines = [f"{'':<{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'samples':>10}"]
         for name, *figures, count in self._rows():
             shown = "".join(f"{'-':>10}" if math.isnan(figure) else f"{figure:>10.4f}" for figure in figures)
-            lines.append(f"{name:<10}{shown}{count:>10,}")
+            lines.append(f"{name}{' ' * (width - display_width(name))}{shown}{count:>10,}")
         return "\n".join(lines)
 
     def write_tables(self, confusion: Path, per_class: Path) -> None:

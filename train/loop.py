@@ -11,16 +11,28 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from adcorre import VirtualBatch
+from train.bars import bar as bar_of
 from train.build import Network, build_batches, build_data, build_network, resolve_run
-from train.checkpoint import State, random_state, restore_random, write_checkpoint
+from train.checkpoint import State, keep_checkpoints, random_state, restore_random, write_checkpoint
 from train.data import Splits
 from train.entry import explain
 from train.errors import Diverged, UserError
 from train.evaluation import evaluate
+from train.finetune import inherit_model
 from train.objective import build_objective, check_objective
 from train.optimization import build_optimizer, learning_rate, warmup_notes
 from train.ranks import Ranks, quiet
-from train.report import Totals, check_finite, describe_network, log_epoch, log_steps, progress
+from train.report import (
+    Totals,
+    check_finite,
+    describe_network,
+    describe_steps,
+    log_epoch,
+    log_steps,
+    next_commands,
+    progress,
+    show_figures,
+)
 from train.resume import (
     conditions,
     describe_data,
@@ -48,6 +60,8 @@ def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
         state: State | None = None
         if settings.run.resume and (folder := find_run(settings)):
             settings, state = load_resumed(folder, chosen, ranks)
+        elif settings.model.init_from:
+            settings = inherit_model(settings, chosen)
         device = ranks.device(settings.run.device)
         check_objective(settings, ranks)
         with ranks.joined(device), algorithms(settings.speed.deterministic, device):
@@ -58,7 +72,7 @@ def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
             with Watch(ranks, settings.run.checkpoint_minutes) as watch:
                 settings = resolve_run(settings, ranks, device, state)
                 data = build_data(settings, state)
-                network, settings = build_network(settings, len(data.train.class_names), ranks, device, state)
+                network, settings = build_network(settings, data.train.class_names, ranks, device, state)
                 loop = Run(settings, data, network, ranks, device, state, watch)
                 try:
                     loop.train()
@@ -82,6 +96,7 @@ class Run:
         watch: Watch,
     ) -> None:
         self.settings, self.ranks, self.device, self.watch = settings, ranks, device, watch
+        self.parent = network.parent
         self.data, self.class_names = describe_data(data), data.train.class_names
         self.model, self.preprocessing = network.model, network.preprocessing
         self.loss_fn = build_objective(settings.loss, settings.model, data.train, device, ranks)
@@ -97,12 +112,11 @@ class Run:
         self.totals = Totals(device)
         self.conditions = conditions(device)
         self.folder = self.open_folder(Path(settings.run.out), state)
-        print(f"{data.report}\n\n{describe(settings)}\n")
+        print(f"{data.report}\n\n{describe(settings)}")
         describe_network(network, settings, device)
+        print(describe_steps(self.steps, settings, ranks), flush=True)
         for note in warmup_notes(settings, len(self.steps)):
             print(note, flush=True)
-        if ranks.world > 1:
-            print(f"{ranks.world} processes: {self.steps.sampler.sizes[0]:,} images a step", flush=True)
         if not ranks.first:
             torch.manual_seed(settings.run.seed + (ranks.rank << 32))  # dropout of its own
         if settings.speed.compile:
@@ -120,13 +134,18 @@ class Run:
             "versions": self.conditions,
             "processes": self.ranks.world,
             "started": origin(),
-        }
+        } | ({"parent": self.parent} if self.parent else {})
         return RunFolder.again(out, about, state["logs"]) if state else RunFolder(out, about)
 
     @property
     def evaluated(self) -> nn.Module:
         """The weights that are evaluated and kept."""
         return self.ema.module if self.ema else self.model
+
+    @property
+    def reached(self) -> int:
+        """The epoch that the last step belongs to."""
+        return self.epoch if self.done else self.epoch - 1
 
     @property
     def ended(self) -> bool:
@@ -159,6 +178,8 @@ class Run:
         bar = progress(self.steps, self.epoch, self.done, settings)
         for chunks, images in bar:
             rate = self.one_step(chunks, images)
+            if not bar.disable:
+                show_figures(bar, self.totals)
             if self.folder and self.step % settings.run.log_every == 0:
                 log_steps(self.folder, bar, self.totals, self.epoch, self.step, rate, self.class_names, settings)
             signal, due = self.watch.poll()
@@ -172,7 +193,12 @@ class Run:
 
         for module in (self.model, self.ema.module) if self.ema else (self.model,):
             self.ranks.broadcast(module, buffers_only=True)
-        found = evaluate(self.evaluated, self.watch.over(self.batches.validation), self.class_names, self.device)
+        found = evaluate(
+            self.evaluated,
+            self.watch.over(bar_of(self.batches.validation, "validation")),
+            self.class_names,
+            self.device,
+        )
         figure = getattr(found, settings.run.select)
         better = figure > self.best_figure
         if better:
@@ -190,7 +216,7 @@ class Run:
         optimizer, settings = self.optimizer, self.settings
         rate = learning_rate(settings.optimizer, self.step, len(self.steps))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)  # older checkpoints have none
         optimizer.zero_grad(set_to_none=True)
         amp, scaler = settings.speed.amp, self.scaler if self.scaler.is_enabled() else None
         with torch.autocast(self.device.type, DTYPES[amp], enabled=amp != "none"):
@@ -212,7 +238,7 @@ class Run:
         trained = load_trained(folder.path, self.device, "best") if folder else None
         model = trained.model if trained else self.model
         self.ranks.broadcast(model)
-        test = evaluate(model, self.watch.over(self.batches.test), self.class_names, self.device)
+        test = evaluate(model, self.watch.over(bar_of(self.batches.test, "test")), self.class_names, self.device)
         if not folder or not trained:
             return
         about = trained.description
@@ -222,7 +248,10 @@ class Run:
         folder.close()
         print(f"\nbest checkpoint: epoch {about['epoch']}, chosen by validation {select.replace('_', ' ')}")
         print(f"validation ({validation['samples']:,} images): {about['summary']}")
-        print(f"test ({test.samples:,} images): {test.summary()}\n\n{test.table()}\n\nwritten to {folder.path}")
+        print(f"test ({test.samples:,} images): {test.summary()}\n\n{test.table()}\n")
+        print(f"{test.collapse}\n" if test.collapse else "", end="")
+        keep_checkpoints(folder.path, self.settings.run.keep)
+        print(f"written to {folder.path}\n{next_commands(folder.path)}", flush=True)
 
     def description(self) -> dict[str, Any]:
         """What has to be known to use the weights."""
@@ -260,7 +289,7 @@ class Run:
         tensors = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
         if not self.totals.finite() or not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise Diverged(
-                f"the loss or a weight is no longer finite (epoch {self.epoch}, step {self.step}): no checkpoint was "
+                f"the loss or a weight is no longer finite (epoch {self.reached}, step {self.step}): no checkpoint was "
                 f"written; {what_is_left(self.folder.path)}. A lower --lr or --lambd, or --clip, may help"
             )
         state = {
@@ -268,6 +297,7 @@ class Run:
             "data": self.data,
             "processes": self.ranks.world,
             "conditions": self.conditions,
+            "parent": self.parent,
             "epoch": self.epoch,
             "done": self.done,
             "step": self.step,
@@ -296,7 +326,7 @@ class Run:
         self.loss_fn.load_state_dict(state["loss"])
         self.totals.restore(state["totals"])
         self.publish()
-        print(f"going on in epoch {self.epoch}, after step {self.step}", flush=True)
+        print(f"going on {'in' if self.done else 'after'} epoch {self.reached}, after step {self.step}", flush=True)
         if note := differences(state["conditions"], self.conditions):
             print(note, flush=True)
         if state["processes"] == self.ranks.world:  # else nothing is drawn any more

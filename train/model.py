@@ -20,6 +20,18 @@ class FaceClassifier(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.frozen = False
+
+    def freeze_backbone(self) -> None:
+        """Keep the backbone's parameters, and its BatchNorm statistics, as they are."""
+        self.frozen = True
+        self.backbone.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "FaceClassifier":
+        super().train(mode)
+        if self.frozen:
+            self.backbone.eval()
+        return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits, embeddings = self.head(self.backbone(images))

@@ -40,13 +40,13 @@ def build_objective(
         "embedding_target": settings.embedding_target,
         "backend": settings.backend,
     }
-    if settings.backend == "triton":  # whether it can run is otherwise found out in the first step
+    if settings.backend in ("triton", "numba"):  # whether it can run is otherwise found out in the first step
         try:
             probe = torch.zeros(2, model.k, model.d, device=device), torch.zeros(2, dtype=torch.long, device=device)
             weights = torch.ones(classes, device=device)
-            adcorre_terms(*probe, weights, backend="triton", pairs=settings.pairs)
+            adcorre_terms(*probe, weights, backend=settings.backend, pairs=settings.pairs)
         except ValueError as error:
-            raise UserError(f"--backend triton: {error}") from error
+            raise UserError(f"--backend {settings.backend}: {error}") from error
     if settings.objective in WITH_EMBEDDINGS:
         weight = settings.objective_weight or None
         return WITH_EMBEDDINGS[settings.objective](classes, model.k, model.d, weight, **common).to(device)

@@ -1,6 +1,7 @@
 """The optimizer and its learning rate."""
 
 import math
+from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay
@@ -10,9 +11,8 @@ from train.settings import OptimizerSettings, Settings
 
 
 def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """A fused optimizer of PyTorch. Biases and norms do not decay."""
-    decay = settings.weight_decay
-    parameters = param_groups_weight_decay(model, decay) if decay else list(model.parameters())
+    """A fused optimizer of PyTorch. Biases and norms do not decay. Each group's "lr_scale" multiplies the schedule."""
+    decay, parameters = settings.weight_decay, parameter_groups(model, settings)
     betas = (settings.beta1, settings.beta2)
     if settings.optimizer == "adam":
         return torch.optim.Adam(parameters, settings.lr, betas=betas, weight_decay=decay, fused=True)
@@ -22,6 +22,20 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
     return torch.optim.SGD(
         parameters, settings.lr, momentum=momentum, weight_decay=decay, nesterov=momentum > 0, fused=True
     )
+
+
+def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict[str, Any]]:
+    """The trained parameters; with --lr-backbone the backbone's are groups of their own."""
+    parts = [("", model)] if not settings.lr_backbone else list(model.named_children())
+    groups = []
+    for name, part in parts:
+        plain = [{"params": [parameter for parameter in part.parameters() if parameter.requires_grad]}]
+        scale = settings.lr_backbone / settings.lr if name == "backbone" else 1.0
+        decay = settings.weight_decay
+        groups += [
+            {**group, "lr_scale": scale} for group in (param_groups_weight_decay(part, decay) if decay else plain)
+        ]
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate(settings: OptimizerSettings, step: int, steps_per_epoch: int) -> float:

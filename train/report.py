@@ -1,7 +1,8 @@
 """The figures of a run as it goes: summed on the device, read at intervals, printed and logged."""
 
 import math
-import sys
+import shlex
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,17 +10,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from adcorre import AdCorreLoss, AdCorreOutput
+from train.bars import bar
 from train.build import Network
 from train.data.loading import TrainSteps
 from train.errors import Diverged
 from train.evaluation import Evaluation
+from train.ranks import Ranks
 from train.resume import what_is_left
 from train.run_folder import RunFolder
-from train.settings import Settings
+from train.settings import Settings, columns
 
+TIMES = " × "
 # mean_weight is Eq. 7's w averaged over the images: FD fades with it even where NFD, and so no embedding, moves.
 TERMS = tuple(name for name in AdCorreOutput._fields if name != "attention")
 FIGURES = (*TERMS, "mean_weight", "accuracy")
@@ -67,10 +70,14 @@ class Totals:
         self._steps += 1
         self._images += images
 
+    def peek(self) -> dict[str, float]:
+        """The means since the last reading, of a step at least."""
+        figures = dict(zip(FIGURES, (self._sum / self._steps).tolist(), strict=True))
+        return figures | {"images_per_second": self._images / (time.perf_counter() - self._since)}
+
     def read(self) -> dict[str, float]:
         """The means since the last reading."""
-        figures = dict(zip(FIGURES, (self._sum / self._steps).tolist(), strict=True))
-        figures["images_per_second"] = self._images / (time.perf_counter() - self._since)
+        figures = self.peek()
         self._epoch, self._epoch_steps = self._epoch + self._sum, self._epoch_steps + self._steps
         self._reset()
         return figures
@@ -82,28 +89,64 @@ class Totals:
 
 
 def describe_network(network: Network, settings: Settings, device: torch.device) -> None:
-    """Print size, place, dtype and layout of the model, and the measurement that chose them."""
-    parameters = sum(parameter.numel() for parameter in network.model.parameters())
-    print(f"{settings.model.backbone}: {parameters:,} parameters, on {device}; run folder {settings.run.out}")
+    """Print size, place, dtype and layout of the model, the measurement that chose them, and the run folder."""
+    parameters = list(network.model.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    number = torch.get_num_threads()
+    threads = f", {number} thread{'' if number == 1 else 's'}" if device.type == "cpu" else ""
     speed, trials = settings.speed, ", ".join(map(str, network.trials))
     layout = "channels_last" if speed.channels_last == "yes" else "contiguous"
-    measured = f" (images/s measured, forward and backward: {trials})" if trials else ""
+    part = f", {trained:,} of them trained" if trained < total else ""
+    dtype = speed.amp if speed.amp != "none" else "float32"
     kept = "; freed memory is kept" if network.keeps_freed_memory else ""
-    print(f"{speed.amp if speed.amp != 'none' else 'float32'}, {layout}{measured}{kept}", flush=True)
+    lines = [f"{settings.model.backbone}: {total:,} parameters{part}, on {device}{threads}, in {dtype}, {layout}{kept}"]
+    if trials:
+        lines.append(f"images/s measured, forward and backward: {trials}")
+    print("\n".join(textwrap.fill(line, columns(), subsequent_indent="  ") for line in lines))
+    print(f"run folder {settings.run.out} (settings.json has every setting)")
+
+
+def describe_steps(steps: TrainSteps, settings: Settings, ranks: Ranks) -> str:
+    """The effective batch and what it is made of."""
+    data, images = settings.data, steps.sampler.sizes[0]
+    parts = [f"{data.batch_size:,} a pass"]
+    parts += [f"{data.virtual_batch} passes"] if data.virtual_batch > 1 else []
+    parts += [f"{ranks.world} processes"] if ranks.world > 1 else []
+    return (
+        f"{settings.optimizer.epochs} epochs of {len(steps):,} steps, each of {images:,} images"
+        f"{f' ({TIMES.join(parts)})' if len(parts) > 1 else ''}"
+    )
 
 
 def progress(steps: TrainSteps, epoch: int, done: int, settings: Settings) -> Any:
     """The steps of an epoch that are left, behind a bar where somebody is looking."""
-    return tqdm(
-        steps,
-        f"epoch {epoch}/{settings.optimizer.epochs}",
-        initial=done,
-        total=len(steps),
-        bar_format="{desc} {bar:10} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
-        leave=False,
-        dynamic_ncols=True,
-        disable=not sys.stdout.isatty(),
-        file=sys.stdout,
+    result = bar(steps, f"epoch {epoch}/{settings.optimizer.epochs}", initial=done, total=len(steps))
+    result.shown = 0.0
+    return result
+
+
+def show_figures(bar: Any, totals: Totals) -> None:
+    """The figures behind the bar, once a second: reading them waits for the device."""
+    now = time.monotonic()
+    if now < bar.shown + 1:
+        return
+    bar.shown, figures = now, totals.peek()
+    names = ("loss", "accuracy") if columns() < 110 else FIGURES
+    short = {"mean_weight": "weight", "accuracy": "acc"}
+    text = " ".join(f"{short.get(name, name)} {figures[name]:.3f}" for name in names)
+    bar.set_postfix_str(f" {text} {figures['images_per_second']:.0f}/s", refresh=False)
+
+
+def next_commands(run: Path) -> str:
+    """What can be done with a run that has ended."""
+    folder = shlex.quote(str(run))
+    return (
+        f"next:\n  python -m train.evaluate {folder}      intervals, correlations, t-SNE"
+        f"\n  python -m train.html_report {folder}   the run on one page"
+        f"\n  python -m train.predict {folder} PICTURES"
+        f"\n  python -m train.demo {folder}          try it in the browser"
+        f"\n  tensorboard --logdir {folder}"
     )
 
 
@@ -133,9 +176,6 @@ def log_steps(
     if bar.disable:
         line = f"{_format_figures(figures)}  {figures['images_per_second']:.0f} images/s"
         print(f"epoch {epoch}/{settings.optimizer.epochs}  step {step}  {line}", flush=True)
-    else:
-        short = {"mean_weight": "weight", "accuracy": "acc"}
-        bar.set_postfix_str(" ".join(f"{short.get(key, key)} {figures[key]:.3f}" for key in FIGURES[1:]))
 
 
 def log_epoch(
@@ -161,6 +201,8 @@ def log_epoch(
     title = f"epoch {epoch}/{settings.optimizer.epochs}"
     print(f"{title}  training: {_format_figures(train_figures)}  {seconds:.0f} s")
     print(f"{title}  validation: {found.summary()}{'  best so far' if better else ''}", flush=True)
+    if found.collapse and epoch > 2:  # many runs begin so
+        print(found.collapse, flush=True)
 
 
 def _weights(class_names: Sequence[str], weights: Sequence[float]) -> dict[str, float]:

@@ -25,7 +25,7 @@ from train.settings import Settings, flag, format_value
 
 # What the weights do not depend on. The data are known by their fingerprints, wherever they lie.
 FREE = {"data", "cache", "workers", "device", "recipe", "out", "overwrite", "resume", "threads"}
-FREE |= {"checkpoint_every", "checkpoint_minutes", "log_every"}
+FREE |= {"checkpoint_every", "checkpoint_minutes", "log_every", "keep"}
 
 
 def find_run(settings: Settings) -> Path | None:

@@ -4,9 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from train.command import run_settings
 from train.data import Request, Splits, load_data
-from train.data.base import FaceDataset
+from train.data.base import FaceDataset, Subset, digest
+from train.data.labels import CLASS_NAMES_8, EXPRESSIONS
 from train.errors import UserError
 from train.resume import describe_data
 from train.run_folder import Trained
@@ -29,7 +33,7 @@ def load_run_data(
     """(the split of that name, all splits, whether they are of the data that the run was trained on).
 
     They are drawn as for the run, with its seed, unless the arguments say otherwise. Raises UserError where nothing
-    says which data, where the classes are not the model's, and where the run's own data have changed or the split
+    says which data, where no class is one of the model's, and where the run's own data have changed or the split
     would hold images that the run was trained on.
     """
     stored = run_settings(run).get("settings", {})
@@ -52,7 +56,8 @@ def load_run_data(
         copy = _own_data_elsewhere(path, request, trained, split)
         if copy is None:
             default = Request()
-            other = dataclasses.replace(request, protocol=default.protocol, limit=default.limit)
+            classes = 8 if request.classes == 8 else default.classes
+            other = dataclasses.replace(request, protocol=default.protocol, limit=default.limit, classes=classes)
             splits = _load(path, dataclasses.replace(other, **asked), trained)
             return getattr(splits, split), splits, False
         splits = copy
@@ -67,13 +72,53 @@ def load_run_data(
 
 
 def _load(path: str, request: Request, trained: Trained) -> Splits:
-    splits = load_data(path, request)
-    if splits.test.class_names != trained.class_names:
+    """The splits, their classes the model's, by name."""
+    return map_classes(load_data(path, request), trained.class_names, path)
+
+
+class Renamed(Subset):
+    """The samples whose class is one of `class_names`, by name, labelled by their place among these."""
+
+    def __init__(self, parent: FaceDataset, class_names: tuple[str, ...], places: NDArray[np.int64]) -> None:
+        """`places`: for each class of the parent its place in class_names, or -1."""
+        labels = places[parent.labels]
+        super().__init__(parent, np.flatnonzero(labels >= 0), parent.split)
+        self.class_names, self.labels = class_names, labels[labels >= 0]
+        self.fingerprint = digest(self.fingerprint, *class_names)
+
+
+def map_classes(splits: Splits, class_names: tuple[str, ...], path: str) -> Splits:
+    """The splits with the classes that a model knows: angry is Anger. Images of other classes are left out, and said.
+
+    Raises UserError where no class is known.
+    """
+    theirs = splits.test.class_names
+    if theirs == class_names:
+        return splits
+    known = {plain_class(name): place for place, name in enumerate(class_names)}
+    places = np.array([known.get(plain_class(name), -1) for name in theirs])
+    if (places < 0).all():
         raise UserError(
-            f"--data {path} has the classes {', '.join(splits.test.class_names)}; "
-            f"the model was trained on {', '.join(trained.class_names)}"
+            f"--data {path} has the classes {', '.join(theirs)}; the model was trained on {', '.join(class_names)}: "
+            "none of them is the same by name"
         )
-    return splits
+    same = [(name, class_names[at]) for name, at in zip(theirs, places, strict=True) if at >= 0]
+    renamed = ", ".join(f"{name} = {own}" for name, own in same if name != own)
+    lines = [f"classes are the model's, by name{f': {renamed}' if renamed else ''}"]
+    parts = (splits.train, splits.validation, splits.test)
+    for place in np.flatnonzero(places < 0):
+        counts = ", ".join(f"{(part.labels == place).sum():,} of {part.split}" for part in parts)
+        lines.append(f"left out, as the model has no class {theirs[place]}: {counts}")
+    if absent := [name for at, name in enumerate(class_names) if at not in places]:
+        lines.append(f"without images, though the model may predict them: {', '.join(absent)}")
+    train, validation, test = (Renamed(part, class_names, places) for part in parts)
+    return Splits(train, validation, test, splits.layout, "\n".join([splits.report, *lines]))
+
+
+def plain_class(name: str) -> str:
+    """One name for an expression, however a folder calls it; of any other class its own, in lower case."""
+    plain = name.strip().lower()
+    return CLASS_NAMES_8[EXPRESSIONS[plain]] if plain in EXPRESSIONS else plain
 
 
 def _same_place(one: str, other: str) -> bool:

@@ -2,7 +2,7 @@
 
 settings.json               the resolved settings, versions and data
 steps.csv, epochs.csv       the log; the same figures for TensorBoard in tensorboard/
-validation/                 per-class figures and confusion matrix after each epoch
+validation/epoch-NNN.json   per-class figures and confusion matrix after each epoch
 last/, best/                the model for use: model.safetensors, model.json
 checkpoints/                the whole state of the run, to resume it
 results.json, test-*        the best checkpoint on the validation and test splits
@@ -38,11 +38,12 @@ LOCK = ".lock"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 MODEL_FILES = (WEIGHTS, DESCRIPTION, f"{DESCRIPTION}.partial")
 EVENTS = "tensorboard/events.out.tfevents.*"
+OLDER = "-confusion.csv", "-confusion.png", "-per-class.csv"  # of runs of earlier versions
 # What a run writes, as patterns: what is deleted where it is replaced.
 OUTPUTS = (
     *("settings.json", "settings.json.partial", "results.json", "results.json.partial", "steps.csv", "epochs.csv"),
     *("test-confusion.csv", "test-confusion.png", "test-per-class.csv", "failed.txt", EVENTS),
-    *(f"validation/epoch-{'[0-9]' * 3}{end}" for end in ("-confusion.csv", "-confusion.png", "-per-class.csv")),
+    *(f"validation/epoch-{'[0-9]' * 3}{end}" for end in (".json", ".json.partial", *OLDER)),
     *(f"{name}{end}/{file}" for name in ("last", "best") for end in ("", ".partial", ".old") for file in MODEL_FILES),
     *(f"{checkpoint.FOLDER}/{name}" for name in (checkpoint.NAME, checkpoint.PARTIAL)),
 )
@@ -186,8 +187,8 @@ class RunFolder:
         return result
 
     def write_validation(self, epoch: int, evaluation: Evaluation) -> None:
-        stem = self.path / "validation" / f"epoch-{epoch:03d}"
-        _write_evaluation(stem, evaluation, f"validation, epoch {epoch}")
+        content = evaluation.as_dict() | {"confusion": evaluation.confusion.tolist()}
+        write_json(self.path / "validation" / f"epoch-{epoch:03d}.json", content)
 
     def write_results(self, results: Mapping[str, Any], test: Evaluation) -> None:
         _write_evaluation(self.path / "test", test, f"test, epoch {results['epoch']}")

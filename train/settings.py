@@ -7,7 +7,9 @@ what the user gave. A run that is resumed has those it began with.
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+import shutil
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -105,6 +107,15 @@ class ModelSettings:
     k: int = option(7, "embedding vectors per image", low=1)
     d: int = option(256, "entries per embedding vector", low=2)
     dropout: float = option(0.5, "dropout before the classifier", low=0, high=0.99)
+    init_from: str = option(
+        "",
+        "start a new run from the best weights of this run (or of a checkpoint folder in it): its backbone, k and d, "
+        "and its image size unless named",
+        shown="none",
+    )
+    freeze: str = option(
+        "none", "what is not trained; a backbone then keeps its BatchNorm statistics too", choices=("none", "backbone")
+    )
 
 
 @dataclass(frozen=True)
@@ -146,7 +157,7 @@ class LossSettings:
     )
     logit_adjustment: float = option(0.0, "cross-entropy of logits + this · log(share of the class)", low=0)
     label_smoothing: float = option(0.0, "label smoothing of cross-entropy", low=0, high=1)
-    backend: str = option("auto", "backend of the loss", choices=("auto", "torch", "triton", "reference"))
+    backend: str = option("auto", "backend of the loss", choices=("auto", "triton", "numba", "torch", "reference"))
 
     def lambd_at(self, step: int) -> float:
         return self.lambd * min(1.0, step / self.lambd_warmup) if self.lambd_warmup else self.lambd
@@ -158,6 +169,7 @@ class OptimizerSettings:
     patience: int = option(0, "stop after this many epochs without a better --select figure (0: never)", low=0)
     optimizer: str = option("adam", "optimizer, with PyTorch's fused step", choices=("adam", "adamw", "sgd"))
     lr: float = option(1e-3, "learning rate", low=1e-12)
+    lr_backbone: float = option(0.0, "learning rate of the backbone, with the same schedule (0: that of --lr)", low=0)
     beta1: float = option(0.9, "Adam's first beta", low=0, high=0.9999999)
     beta2: float = option(0.999, "Adam's second beta", low=0, high=0.9999999)
     momentum: float = option(0.9, "momentum of sgd (Nesterov's)", low=0, high=0.9999999)
@@ -204,6 +216,9 @@ class RunSettings:
     checkpoint_every: int = option(0, "steps between checkpoints to resume from (0: see the next)", low=0)
     checkpoint_minutes: float = option(
         10.0, "minutes between checkpoints to resume from; there is one after each epoch anyway (0: no others)", low=0
+    )
+    keep: int = option(
+        1, "checkpoints to resume from that are left once the run has ended (0: none; it cannot go on then)", low=0
     )
     select: str = option(
         "accuracy", "validation figure that chooses the best checkpoint", choices=("accuracy", "average_accuracy")
@@ -252,7 +267,8 @@ def _fields() -> dict[str, dataclasses.Field[Any]]:
     return {item.name: item for _, fields in _groups() for item in fields}
 
 
-NOT_IN_RECIPES = ("data", "recipe", "out", "overwrite", "resume")
+NOT_IN_RECIPES = ("data", "recipe", "out", "overwrite", "resume", "init_from")
+FIRST = ("data", "recipe", "out", "resume", "epochs")  # of --help
 
 
 def recipe_values(name: str) -> dict[str, Any]:
@@ -352,13 +368,20 @@ def parser() -> Parser:
     return result
 
 
-def add_settings(parser: argparse.ArgumentParser, but: tuple[str, ...] = ()) -> None:
-    """An option for every setting, `but` those named; the parser's result has only what the user gave."""
+def add_settings(parser: argparse.ArgumentParser, but: tuple[str, ...] = (), hidden: bool = False) -> None:
+    """An option for every setting, `but` those named; the parser's result has only what the user gave.
+
+    `hidden` ones are not in its help.
+    """
+    first = parser.add_argument_group("first of all")
+    for name in FIRST:
+        if name not in but:
+            _add_option(first, _fields()[name], hidden)
     for name, fields in _groups():
         group = parser.add_argument_group(name)
         for item in fields:
-            if item.name not in but:
-                _add_option(group, item)
+            if item.name not in (*but, *FIRST):
+                _add_option(group, item, hidden)
 
 
 def add_options(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -367,8 +390,8 @@ def add_options(parser: argparse.ArgumentParser, *names: str) -> None:
         _add_option(parser, _fields()[name])
 
 
-def _add_option(parser: argparse._ActionsContainer, item: dataclasses.Field[Any]) -> None:
-    extra: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(item)}
+def _add_option(parser: argparse._ActionsContainer, item: dataclasses.Field[Any], hidden: bool = False) -> None:
+    extra: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS if hidden else _help(item)}
     if isinstance(item.default, bool):
         parser.add_argument(flag(item.name), action=argparse.BooleanOptionalAction, **extra)
         return
@@ -378,9 +401,30 @@ def _add_option(parser: argparse._ActionsContainer, item: dataclasses.Field[Any]
     parser.add_argument(flag(item.name), **extra)
 
 
+RESOLVED = {"out", "device", "workers", "augment", "amp", "channels_last", "data", "recipe", "overwrite", "resume"}
+
+
 def describe(settings: Settings) -> str:
-    """The resolved settings as text, a line per group."""
-    lines = []
-    for name, group in settings.as_dict().items():
-        lines.append(f"{name:<10}" + "  ".join(f"{key}={format_value(value)}" for key, value in group.items()))
-    return "\n".join(lines)
+    """What differs from the paper's recipe, by a recipe and by the user; settings.json has every setting."""
+    values = settings.values()
+    try:
+        recipe = recipe_values(settings.run.recipe) if settings.run.recipe else {}
+    except UserError:  # a file that was there when the run began
+        recipe = {}
+    defaults = Settings().values()
+    other = {name for name, value in values.items() if value != {**defaults, **recipe}[name]} - RESOLVED
+    by_recipe = [name for name in values if name in recipe and name not in other and values[name] != defaults[name]]
+    title = f"recipe {settings.run.recipe}" if settings.run.recipe else "recipe: the paper's"
+    lines = [f"{title}: {_listed(values, by_recipe)}" if by_recipe else title]
+    if other:
+        lines.append(f"other than that: {_listed(values, [name for name in values if name in other])}")
+    return "\n".join(textwrap.fill(line, columns(), subsequent_indent="  ") for line in lines)
+
+
+def _listed(values: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {format_value(values[name])}" for name in names)
+
+
+def columns() -> int:
+    """The width of the terminal, 120 at most; 80 where stdout is none and $COLUMNS does not say."""
+    return min(120, shutil.get_terminal_size((80, 24)).columns)

@@ -58,6 +58,7 @@ def autotune(
     found: list[Trial] = []
 
     def make(folder: Path) -> None:
+        print("measuring which dtype and memory layout is faster: some seconds", flush=True)
         began, cpu = time.perf_counter(), time.thread_time()
         found.extend(measure(model, settings, image_size, batch_size, device))
         share = (time.thread_time() - cpu) / (time.perf_counter() - began)

@@ -20,7 +20,8 @@ class Stopped(Exception):
 
     def __init__(self, number: int, folder: Any) -> None:
         super().__init__(
-            f"stopped by {signal.Signals(number).name}, with a checkpoint; python -m train --resume {folder} goes on"
+            f"stopped by {signal.Signals(number).name}, with a checkpoint; "
+            f"python -m train --resume {folder} continues it"
         )
         self.number = number
 
@@ -30,7 +31,7 @@ class Interrupted(Exception):
 
 
 class Watch:
-    """SIGTERM, SIGINT, SIGUSR1 and the clock. The first signal is kept until somebody asks; a second one kills as ever.
+    """SIGTERM, SIGINT, SIGUSR1 and the clock. The first signal is stored for `poll`; a second one ends the process.
 
     Before `training` is set there is nothing to save: a signal then ends the run at once, by Aborted.
 
@@ -48,14 +49,14 @@ class Watch:
         self.just_written = False
 
     def __enter__(self) -> "Watch":
-        self.before = {number: signal.signal(number, self._keep) for number in SIGNALS}
+        self.before = {number: signal.signal(number, self._store) for number in SIGNALS}
         return self
 
     def __exit__(self, *_: Any) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def _keep(self, number: int, frame: FrameType | None) -> None:
+    def _store(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         for each in SIGNALS:
             signal.signal(each, signal.SIG_DFL)
@@ -67,17 +68,17 @@ class Watch:
         due = self.ranks.first and 0 < self.minutes < (time.monotonic() - self.since) / 60
         if self.group is None:
             return self.number, due
-        found = 0, False
+        result = 0, False
         if self.pending is not None:
             work, flags = self.pending
             work.wait()
             number, late = flags.tolist()
-            found = number, bool(late) and not self.just_written
+            result = number, bool(late) and not self.just_written
         self.just_written = False
         flags = torch.tensor([self.number, int(due)])
         work = torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group=self.group, async_op=True)
         self.pending = work, flags
-        return found
+        return result
 
     def written(self) -> None:
         """There is a checkpoint now; every rank says so."""

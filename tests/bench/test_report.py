@@ -61,6 +61,33 @@ def test_figures_of_a_line_are_of_one_run(results: Path, other: dict[str, object
     assert report.missing(False) == ""
 
 
+def test_readme_has_a_gpu_from_the_rows_of_kernels(results: Path) -> None:
+    rows.append(results / "loss.csv", (*FIELDS, "session"), COMPLETE)
+    case = {
+        "date": "2026-01-01T00:00",
+        "commit": "abc",
+        "device": "a GPU",
+        "driver": "580",
+        "part": "latency",
+        "n": 600,
+    }
+    figures = [
+        ("terms, triton", "float32", "time", 0.001),
+        ("terms, triton", "bfloat16", "time", 0.9),
+        ("terms, reference", "float32", "time", 0.003),
+        ("terms", "float32", "times faster than reference", 3.1),
+        ("Eq. 12", "float32", "times faster than reference", 2.2),
+    ]
+    found = [dict(zip(("case", "dtype", "metric", "value"), figure, strict=True)) for figure in figures]
+    rows.append(results / "gpu.csv", (*KERNEL_FIELDS, "session"), [case | row for row in found])
+    assert report.write("speed").splitlines()[2:] == [
+        "| 600 | 500 ms | 1.5 s (3x) | 1 s (2x) | 2 s (4x) | a CPU, 2 threads | abc |",
+        "| 600 | 1 ms | 3 ms (3.1x) |  |  | a GPU | abc |",
+    ]
+    rows.append(results / "loss.csv", (*FIELDS, "session"), [of_gpu(loss_row("triton", 600))])
+    assert report.write("speed").splitlines()[-1] == "| 600 | 500 ms |  |  |  | a GPU | abc |"
+
+
 def test_tables_and_pictures_of_each_device(results: Path) -> None:
     own = [*COMPLETE, loss_row("reference", 4096, seconds="", note="out of memory"), loss_row("torch", 4096)]
     lacking = loss_row("supcon", 60, seconds="", note="not installed: it")
@@ -92,5 +119,6 @@ def test_tables_and_pictures_of_each_device(results: Path) -> None:
     assert report.write("pairs-gpu").splitlines()[-1] == "| 16,384 | bfloat16 | 62 % | a GPU | abc |"
     assert report.write("scale") == "`scale`: not measured yet."
     drawn = pictures.draw(results)
-    assert [path.name for path in drawn] == ["benchmark-loss.png", "benchmark-loss-gpu.png"]
+    pictures_of_cpu = ["time-over-n.png", "benchmark-loss.png"]
+    assert [path.name for path in drawn] == [*pictures_of_cpu, "time-over-n-gpu.png", "benchmark-loss-gpu.png"]
     assert all(path.stat().st_size > 10_000 for path in drawn)

@@ -36,9 +36,10 @@ SLOW: set[str] = set()
 PAIRS = {"pairs": "sample", "between_target": 0.1}
 SETTINGS: tuple[dict, ...] = (
     {},
-    {"components": ()},
+    {"components": (), "backend": "torch"},
     {"components": {"nfd": 0.3, "ed": 2.0}, "label_smoothing": 0.1, "ignore_index": 2},
     {"between_target": "simplex", "mean_target": 0.2, "embedding_target": 0.1},
+    {"backend": "torch", "embedding_target": 0.1},
     {
         "ce_weight": torch.tensor([0.1, 2.0, 1.0, 0.5]).double(),
         "logit_adjustment": torch.tensor([0, 1.0, -1, 2]).double(),

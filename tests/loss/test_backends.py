@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from adcorre import adcorre_terms
 from adcorre.backends import resolve_options
 from adcorre.functional import all_terms
-from tests.loss.tools import TARGETS, assert_close, draw, run
+from tests.loss.tools import LINEAR, TARGETS, assert_close, draw, run
 
 # One block more or less than a chunk is in test_streaming.py. Here: n = 1, k = 1, d = 2 (every gradient of FD and ED is
 # zero), one class, more classes than samples, vectors far from centred.
@@ -26,10 +26,11 @@ problems = st.builds(
 )
 
 
+@pytest.mark.parametrize("backend", LINEAR)
 @settings(max_examples=600)
 @given(problem=problems)
-def test_torch_equals_reference(problem) -> None:
-    assert_close(problem, run(problem, "torch"), run(problem, "reference"))
+def test_equals_the_reference(backend, problem) -> None:
+    assert_close(problem, run(problem, backend), run(problem, "reference"))
 
 
 @settings(max_examples=300)
@@ -41,14 +42,14 @@ def test_plain_path_equals_reference(problem) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("shape", [(60, 7, 256, 7), (33, 3, 17, 20), (24, 1, 8, 3)])
-def test_both_paths_at_the_papers_size(shape, target) -> None:
+def test_every_path_at_the_papers_size(shape, target) -> None:
     problem = draw(*shape, between=target, mean=target, embedding=target)
     truth = run(problem, "reference")
-    assert_close(problem, run(problem, "torch"), truth)
-    assert_close(problem, run(problem, "plain"), truth)
+    for path in (*LINEAR, "plain"):
+        assert_close(problem, run(problem, path), truth)
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", [*LINEAR, "reference"])
 @pytest.mark.parametrize("target", [-1, "simplex", 0.3])
 def test_gradcheck(backend, target) -> None:
     problem = draw(6, 3, 5, 3, between=target, mean=target, embedding=target, seed=3)
@@ -69,7 +70,7 @@ def test_reference_has_a_double_backward() -> None:
 
 
 def test_fd_at_half_weights_is_nfd() -> None:
-    for backend in ("reference", "torch"):
+    for backend in (*LINEAR, "reference"):
         for target in TARGETS:
             problem = draw(20, 3, 8, 4, between=target)
             options = resolve_options(problem.x, 4, backend, target, -1, -1, -100)
@@ -81,22 +82,23 @@ def test_fd_at_half_weights_is_nfd() -> None:
             assert abs(float(other[0]) - float(nfd)) > 1e-3
 
 
+@pytest.mark.parametrize("backend", LINEAR)
 @settings(max_examples=60)
 @given(problem=problems, seed=st.integers(0, 1000))
-def test_order_scale_and_shift_change_nothing(problem, seed) -> None:
+def test_order_scale_and_shift_change_nothing(backend, problem, seed) -> None:
     """Permuting samples changes no term; scaling and shifting a vector changes neither FD nor ED."""
     rng = torch.Generator().manual_seed(seed)
-    values, gradient = run(problem, "torch")
+    values, gradient = run(problem, backend)
     order = torch.randperm(problem.x.shape[0], generator=rng)
     permuted = problem._replace(x=problem.x[order], targets=problem.targets[order])
-    assert_close(permuted, run(permuted, "torch"), (values, gradient[order]))
+    assert_close(permuted, run(permuted, backend), (values, gradient[order]))
     shape = (*problem.x.shape[:2], 1)
     scale = 0.5 + torch.rand(shape, generator=rng, dtype=torch.float64)
     shift = torch.randn(shape, generator=rng, dtype=torch.float64)
-    moved, _ = run(problem, "torch", x=problem.x * scale + shift)
+    moved, _ = run(problem, backend, x=problem.x * scale + shift)
     assert moved[[0, 2]].tolist() == pytest.approx(values[[0, 2]].tolist(), abs=1e-10)
     # MD: to a shift of each vector and a common scale.
-    moved, _ = run(problem, "torch", x=problem.x * 3 + shift)
+    moved, _ = run(problem, backend, x=problem.x * 3 + shift)
     assert moved.tolist() == pytest.approx(values.tolist(), abs=1e-10)
 
 
@@ -117,7 +119,7 @@ def test_class_level_fd_is_a_lower_bound_of_the_pairwise_one() -> None:
     """And equal to it where classes are compact."""
     problem = draw(30, 2, 6, 4, between=0.2)
     compact = torch.randn(4, 2, 6, dtype=torch.float64)[problem.targets]
-    for backend in ("torch", "reference"):
+    for backend in (*LINEAR, "reference"):
         fd = run(problem, backend)[0][0]
         assert float(fd) < pairwise_fd(problem.x, problem.targets, problem.attention, 0.2) - 0.01
         fd = run(problem, backend, x=compact)[0][0]
@@ -131,18 +133,20 @@ def test_each_term_alone(wanted) -> None:
     """Upstream gradients of some terms only, as a loss with switched-off components has them."""
     problem = draw(20, 3, 8, 4)
     gradients = []
-    for backend in ("torch", "reference"):
+    for backend in (*LINEAR, "reference"):
         x = problem.x.clone().requires_grad_()
         terms = adcorre_terms(x, problem.targets, problem.attention, backend=backend)
         sum(term for term, on in zip(terms, wanted, strict=True) if on).backward()
         gradients.append(x.grad)
-    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-16)
+    for gradient in gradients[:-1]:
+        torch.testing.assert_close(gradient, gradients[-1], rtol=1e-12, atol=1e-16)
 
 
-def test_second_backward_with_retain_graph_and_hooks() -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_second_backward_with_retain_graph_and_hooks(backend) -> None:
     problem = draw(20, 3, 8, 4)
     x = problem.x.clone().requires_grad_()
-    total = sum(adcorre_terms(x, problem.targets, problem.attention))
+    total = sum(adcorre_terms(x, problem.targets, problem.attention, backend=backend))
     seen = []
     x.register_hook(lambda gradient: seen.append(gradient.clone()))
     total.backward(retain_graph=True)

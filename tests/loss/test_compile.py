@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 from adcorre import AdCorreLoss, adcorre_terms, plain, torch_backend
-from tests.loss.tools import draw
+from tests.loss.tools import LINEAR, draw
 
 
 def step(loss, problem, logits):
@@ -16,7 +16,7 @@ def step(loss, problem, logits):
     return out, x.grad
 
 
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("backend", [*LINEAR, "reference"])
 def test_the_whole_loss_compiles_once_for_every_batch_size(backend) -> None:
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager")
@@ -34,13 +34,14 @@ def test_the_whole_loss_compiles_once_for_every_batch_size(backend) -> None:
     assert counter.frame_count == compiled_once
 
 
+@pytest.mark.parametrize("backend", LINEAR)
 @pytest.mark.parametrize("target", ["simplex", 0.2])
-def test_other_targets_compile(target) -> None:
+def test_other_targets_compile(target, backend) -> None:
     torch._dynamo.reset()
     problem = draw(20, 3, 8, 4, between=target, mean=target, embedding=target)
 
     def terms(x):
-        return adcorre_terms(x, problem.targets, problem.attention, **problem.options)
+        return adcorre_terms(x, problem.targets, problem.attention, backend=backend, **problem.options)
 
     compiled = torch.compile(terms, fullgraph=True, backend="aot_eager")
     x, other = (problem.x.clone().requires_grad_() for _ in range(2))
@@ -50,12 +51,13 @@ def test_other_targets_compile(target) -> None:
 
 
 @pytest.mark.compiles
-def test_inductor() -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_inductor(backend) -> None:
     torch._dynamo.reset()
     problem = draw(40, 3, 8, 4, dtype=torch.float32)
     logits = torch.randn(40, 4)
-    expected, wanted = step(AdCorreLoss(4), problem, logits)
-    got, gradient = step(torch.compile(AdCorreLoss(4), fullgraph=True), problem, logits)
+    expected, wanted = step(AdCorreLoss(4, backend=backend), problem, logits)
+    got, gradient = step(torch.compile(AdCorreLoss(4, backend=backend), fullgraph=True), problem, logits)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(gradient, wanted)
 
@@ -79,22 +81,24 @@ def test_the_plain_path_fuses_under_inductor() -> None:
         torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_a_bad_label_under_compile_is_nan() -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_a_bad_label_under_compile_is_nan(backend) -> None:
     torch._dynamo.reset()
     problem = draw(12, 2, 4, 3)
     problem.targets[1] = 3
-    compiled = torch.compile(AdCorreLoss(3), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(AdCorreLoss(3, backend=backend), fullgraph=True, backend="aot_eager")
     out, gradient = step(compiled, problem, torch.randn(12, 3))
     assert bool(out.loss.isnan())
     assert bool(gradient.isnan().all())
 
 
-def test_activation_checkpointing() -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_activation_checkpointing(backend) -> None:
     problem = draw(20, 3, 8, 4)
     x, other = (problem.x.clone().requires_grad_() for _ in range(2))
 
     def total(x):
-        return sum(adcorre_terms(x, problem.targets, problem.attention))
+        return sum(adcorre_terms(x, problem.targets, problem.attention, backend=backend))
 
     total(x).backward()
     checkpoint(total, other, use_reentrant=False).backward()

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from adcorre import adcorre_terms
-from tests.loss.tools import TARGETS, assert_close, draw, run
+from tests.loss.tools import LINEAR, TARGETS, assert_close, draw, run
 
-PATHS = ("torch", "plain", "reference")
+PATHS = (*LINEAR, "plain", "reference")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
@@ -79,7 +79,7 @@ def test_one_vector_has_no_other_and_one_class_neither(path, dtype) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("path", ["torch", "plain"])
+@pytest.mark.parametrize("path", PATHS[:-1])
 def test_constant_vectors_have_no_direction(path, target) -> None:
     """z = 0: their correlations are 0, their gradients from FD and ED too; |z|^2 is not counted as 1."""
     problem = draw(12, 3, 8, 3, between=target, mean=target, embedding=target)
@@ -96,7 +96,7 @@ def test_constant_vectors_have_no_direction(path, target) -> None:
     assert gradient[2, 0].abs().max() > 0
 
 
-@pytest.mark.parametrize("path", ["torch", "plain"])
+@pytest.mark.parametrize("path", PATHS[:-1])
 def test_a_class_mean_that_cancels_has_no_direction(path) -> None:
     """Vectors that cancel leave noise that is large against their sum: measured against the mean of |x|."""
     problem = draw(6, 2, 8, 3)
@@ -162,7 +162,7 @@ def test_vectors_too_long_to_square_are_loud(path) -> None:
     assert bool(values[2].isnan())
 
 
-@pytest.mark.parametrize("path", ["torch", "plain"])
+@pytest.mark.parametrize("path", PATHS[:-1])
 def test_kinks_have_subgradient_zero(path) -> None:
     """Correlations exactly at the target: +-1 and 0, which float64 holds exactly."""
     rows = torch.tensor([[1.0, -1, 0, 0], [0, 0, 1, -1], [1, -1, 0, 0], [1, -1, 1, -1]], dtype=torch.float64)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from adcorre import AdaptiveAttentionMap, AdCorreLoss, EmbeddingSpace, VirtualBatch, adcorre_loss, adcorre_terms
+from tests.loss.tools import LINEAR
 
 X = torch.randn(6, 3, 8)
 Y = torch.tensor([0, 1, 2, 3, 0, 1])
@@ -41,7 +42,7 @@ LOGITS = torch.randn(6, 4)
     ],
 )
 def test_terms_name_what_came_and_what_was_expected(x, y, w, error, words) -> None:
-    for backend in ("auto", "torch", "reference"):
+    for backend in ("auto", *LINEAR, "reference"):
         with pytest.raises(error, match=words):
             adcorre_terms(x, y, w, backend=backend)
 
@@ -154,16 +155,17 @@ def test_modules() -> None:
         AdaptiveAttentionMap(4)(torch.zeros(2, 5), torch.zeros(2).long())
 
 
-def test_what_is_refused_says_so() -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_what_is_refused_says_so(backend) -> None:
     """No silent second derivative, no zeros from jvp, no vmap."""
     x = X.double().requires_grad_()
-    total = sum(adcorre_terms(x, Y, W))
+    total = sum(adcorre_terms(x, Y, W, backend=backend))
     (gradient,) = torch.autograd.grad(total, x, create_graph=True)
-    with pytest.raises(RuntimeError, match='backend "torch" has no double backward; backend="reference" has one'):
+    with pytest.raises(RuntimeError, match=f'backend "{backend}" has no double backward; backend="reference" has one'):
         gradient.sum().backward()
 
     def fd(x: torch.Tensor) -> torch.Tensor:
-        return adcorre_terms(x, Y, W).fd
+        return adcorre_terms(x, Y, W, backend=backend).fd
 
     with pytest.raises(RuntimeError):
         torch.func.jvp(fd, (X,), (X,))

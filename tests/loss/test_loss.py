@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from adcorre import AdCorreLoss, EmbeddingSpace, adcorre_loss, adcorre_terms
-from tests.loss.tools import draw
+from tests.loss.tools import LINEAR, draw
 
 
 def batch(n: int = 20, num_classes: int = 4, dtype: torch.dtype = torch.float64):
@@ -35,7 +35,7 @@ def test_the_total_is_eq_12() -> None:
 @pytest.mark.parametrize(
     "components", [(), ("fd",), ("md",), ("ed",), ("nfd",), ("ed", "nfd"), ("fd", "md"), ("fd", "md", "ed")]
 )
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*LINEAR, "reference"])
 def test_each_component_switches(components, backend) -> None:
     logits, x, y = batch()
     loss = AdCorreLoss(4, lambd=0.7, components=components, backend=backend)
@@ -55,11 +55,12 @@ def test_each_component_switches(components, backend) -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_cross_entropy_is_torchs(weighted, smoothing, dtype) -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_cross_entropy_is_torchs(weighted, smoothing, dtype, backend) -> None:
     logits, x, y = batch(dtype=dtype)
     y[3] = y[7] = -100
     weight = torch.rand(4) + 0.1 if weighted else None
-    out = AdCorreLoss(4, ce_weight=weight, label_smoothing=smoothing, components=())(logits, x, y)
+    out = AdCorreLoss(4, ce_weight=weight, label_smoothing=smoothing, components=(), backend=backend)(logits, x, y)
     wide = logits.detach().to(torch.promote_types(dtype, torch.float32)).requires_grad_()
     weight = None if weight is None else weight.to(wide.dtype)
     expected = cross_entropy(wide, y, weight, label_smoothing=smoothing)
@@ -79,7 +80,8 @@ def test_lambda_per_call_and_as_a_tensor() -> None:
         torch.testing.assert_close(out.loss, default.ce + lambd * terms)
 
 
-def test_ignored_samples_and_nan_in_them() -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_ignored_samples_and_nan_in_them(backend) -> None:
     logits, x, y = batch()
     keep = torch.arange(20) % 3 != 0
     expected = AdCorreLoss(4)(logits[keep], x[keep], y[keep])
@@ -88,7 +90,7 @@ def test_ignored_samples_and_nan_in_them() -> None:
         logits[0, 1] = torch.nan
         x[3, 1, 1] = torch.inf
     for smoothing in (0.0, 0.1):
-        out = AdCorreLoss(4, label_smoothing=smoothing)(logits, x, y)
+        out = AdCorreLoss(4, label_smoothing=smoothing, backend=backend)(logits, x, y)
         if smoothing == 0:
             torch.testing.assert_close(out, expected)
         for gradient in torch.autograd.grad(out.loss, (logits, x)):
@@ -96,7 +98,7 @@ def test_ignored_samples_and_nan_in_them() -> None:
             assert gradient[~keep].abs().max() == 0
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*LINEAR, "reference"])
 def test_nothing_to_learn_is_zero_with_a_graph(backend) -> None:
     logits, x, y = batch()
     out = AdCorreLoss(4, backend=backend)(logits, x, torch.full_like(y, -100))
@@ -108,7 +110,7 @@ def test_nothing_to_learn_is_zero_with_a_graph(backend) -> None:
     empty.loss.backward()
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*LINEAR, "reference"])
 def test_a_bad_label_is_loud(backend) -> None:
     logits, x, y = batch()
     y[5] = 4
@@ -121,23 +123,24 @@ def test_a_bad_label_is_loud(backend) -> None:
         AdCorreLoss(4, backend=backend, validate=True)(logits, x, y)
 
 
-def test_mixed_dtypes() -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_mixed_dtypes(backend) -> None:
     logits, x, y = batch(dtype=torch.float32)
-    wide = AdCorreLoss(4)(logits, x.double(), y)
+    wide = AdCorreLoss(4, backend=backend)(logits, x.double(), y)
     assert wide.fd.dtype == wide.attention.dtype == torch.float64
-    half = AdCorreLoss(4)(logits.bfloat16(), x.half(), y)
+    half = AdCorreLoss(4, backend=backend)(logits.bfloat16(), x.half(), y)
     assert half.fd.dtype == half.ce.dtype == torch.float32
     assert abs(float(half.loss.detach() - wide.loss.detach())) < 2e-2
 
 
 def test_autocast_keeps_statistics_in_float32() -> None:
     logits, x, y = batch(60, dtype=torch.float32)
-    for backend in ("torch", "reference"):
+    for backend in (*LINEAR, "reference"):
         expected = AdCorreLoss(4, backend=backend)(logits, x, y)
         wanted = torch.autograd.grad(expected.loss, (logits, x))
         with torch.autocast("cpu", torch.bfloat16):
             out = AdCorreLoss(4, backend=backend)(logits, x, y)
-            if backend == "torch":  # a backward pass inside autocast is discouraged, and still right
+            if backend != "reference":  # a backward pass inside autocast is discouraged, and still right
                 torch.testing.assert_close(torch.autograd.grad(out.loss, x, retain_graph=True)[0], wanted[1])
         got = torch.autograd.grad(out.loss, (logits, x))
         torch.testing.assert_close(out, expected)

@@ -12,6 +12,7 @@ from adcorre import AdCorreLoss, adcorre_terms, pairs
 from adcorre.backends import resolve_options
 from adcorre.between import between_alone
 from adcorre.functional import class_sums, embedding_gradient, values_and_tables
+from tests.loss.tools import LINEAR
 
 OPTIONS = {"mean_target": 0.2, "embedding_target": 0.1}
 
@@ -33,7 +34,8 @@ def gradient(x: Tensor, targets: Tensor, attention: Tensor, **options: object) -
 @pytest.mark.parametrize(
     "shape", [(1, 2, 8, 3), (2, 1, 5, 2), (40, 3, 17, 5), (300, 2, 16, 3), (37, 7, 32, 1), (50, 2, 9, 40), (0, 2, 4, 3)]
 )
-def test_equals_the_reference(shape: tuple[int, int, int, int], target: float | str) -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_equals_the_reference(shape: tuple[int, int, int, int], target: float | str, backend: str) -> None:
     x, targets, attention = inputs(*shape)
     if shape[0] > 30:
         targets[::7] = -100
@@ -41,7 +43,7 @@ def test_equals_the_reference(shape: tuple[int, int, int, int], target: float | 
             x[3, 0] = 2.0  # a constant vector
     options = {"between_target": target, "pairs": "sample", **OPTIONS}
     truth = gradient(x, targets, attention, backend="reference", **options)
-    got = gradient(x, targets, attention, backend="torch", **options)
+    got = gradient(x, targets, attention, backend=backend, **options)
     for one, other in zip(got, truth, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
 
@@ -49,7 +51,7 @@ def test_equals_the_reference(shape: tuple[int, int, int, int], target: float | 
 @pytest.mark.parametrize("target", [-1, 1])
 def test_at_one_both_forms_are_the_same_number(target: int) -> None:
     x, targets, attention = inputs(200, 3, 16, 5)
-    for backend in ("torch", "reference"):
+    for backend in (*LINEAR, "reference"):
         by_class = gradient(x, targets, attention, backend=backend, between_target=target)
         by_sample = gradient(x, targets, attention, backend=backend, between_target=target, pairs="sample")
         torch.testing.assert_close(by_sample, by_class, rtol=1e-11, atol=1e-13)
@@ -86,7 +88,7 @@ def test_gradcheck() -> None:
 
 def test_at_a_kink_the_subgradient_is_zero() -> None:
     x = torch.tensor([[1.0, -1, 1, -1], [1, 1, -1, -1]], dtype=torch.float64, requires_grad=True)  # correlation 0
-    for backend in ("torch", "reference"):
+    for backend in (*LINEAR, "reference"):
         terms = adcorre_terms(x, torch.tensor([0, 1]), torch.ones(2), between_target=0, pairs="sample", backend=backend)
         assert torch.equal(torch.autograd.grad(terms.fd, x)[0], torch.zeros_like(x))
 
@@ -147,9 +149,10 @@ def test_ops() -> None:
     torch.library.opcheck(pairs.pair_gradient, (x.detach(), targets, attention, scale, *common))
 
 
-def test_it_compiles_whole() -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_it_compiles_whole(backend: str) -> None:
     x, targets, attention = inputs(30, 2, 8, 3)
-    options = {"pairs": "sample", "between_target": 0, "validate": False}
+    options = {"pairs": "sample", "between_target": 0, "validate": False, "backend": backend}
     compiled = torch.compile(adcorre_terms, fullgraph=True, backend="aot_eager")
     found, truth = (
         torch.autograd.grad(sum(terms(x, targets, attention, **options)), x)[0] for terms in (compiled, adcorre_terms)
@@ -160,9 +163,10 @@ def test_it_compiles_whole() -> None:
 def test_the_whole_loss() -> None:
     x, targets, _ = inputs(30, 2, 8, 3)
     logits = torch.randn(30, 3, dtype=torch.float64, requires_grad=True)
-    losses = [AdCorreLoss(3, pairs="sample", between_target="simplex", backend=name) for name in ("torch", "reference")]
-    got, truth = (loss(logits, x, targets) for loss in losses)
-    torch.testing.assert_close(got, truth, rtol=1e-12, atol=1e-13)
+    losses = [AdCorreLoss(3, pairs="sample", between_target="simplex", backend=name) for name in (*LINEAR, "reference")]
+    *got, truth = (loss(logits, x, targets) for loss in losses)
+    for output in got:
+        torch.testing.assert_close(output, truth, rtol=1e-12, atol=1e-13)
 
 
 def test_what_cannot_be_had_is_refused() -> None:

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from adcorre import AdCorreLoss, AttentionMap, ClassStatistics, VirtualBatch, adcorre_loss, torch_backend
+from adcorre import AdCorreLoss, AttentionMap, ClassStatistics, VirtualBatch, adcorre_loss
+from adcorre.backends import Options, backend_of
 from tests.loss.test_loss import batch
+from tests.loss.tools import LINEAR
 from tests.virtual.tools import CLASSES, Model, assert_equal_gradients, assert_equal_outputs, draw, plain_step
 
 SETTINGS = [
@@ -19,7 +21,8 @@ SETTINGS = [
 
 @pytest.mark.parametrize("weighted, adjusted, smoothing", SETTINGS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_the_gradient_of_the_logits_is_autograds(weighted, adjusted, smoothing, dtype) -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_the_gradient_of_the_logits_is_autograds(weighted, adjusted, smoothing, dtype, backend) -> None:
     rng = torch.Generator().manual_seed(0)
     logits = (3 * torch.randn(30, 5, generator=rng, dtype=torch.float64)).to(dtype)
     targets = torch.randint(0, 5, (30,), generator=rng)
@@ -27,8 +30,9 @@ def test_the_gradient_of_the_logits_is_autograds(weighted, adjusted, smoothing, 
     weight = torch.tensor([0.1, 2, 9, 0, 1.0]).double() if weighted else None
     adjustment = torch.randn(5, generator=rng, dtype=torch.float64) if adjusted else None
     upstream = torch.tensor(0.3, dtype=torch.promote_types(dtype, torch.float32))
-    counts, ce = torch_backend.logits_sums(logits, targets, weight, adjustment, smoothing, 2)
-    got = torch_backend.logits_gradient(logits, targets, upstream, weight, adjustment, smoothing, 2)
+    steps = backend_of(Options(backend))
+    counts, ce = steps.logits_sums(logits, targets, weight, adjustment, smoothing, 2)
+    got = steps.logits_gradient(logits, targets, upstream, weight, adjustment, smoothing, 2)
     assert got.dtype == dtype
     assert ce.dtype == upstream.dtype
 
@@ -47,7 +51,8 @@ def test_the_gradient_of_the_logits_is_autograds(weighted, adjusted, smoothing, 
     assert counts.tolist() == [right.tolist(), torch.bincount(targets[part], minlength=5).tolist()]
 
 
-def test_gradcheck_of_the_whole_loss() -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_gradcheck_of_the_whole_loss(backend) -> None:
     logits, x, y = batch(8)
     y[3] = -100
     settings = {
@@ -60,11 +65,11 @@ def test_gradcheck_of_the_whole_loss() -> None:
         module = AdCorreLoss(4, logit_adjustment=torch.randn(4).double(), backend=backend, **settings).eval()
         return lambda logits, x: module(logits, x, y).loss
 
-    assert torch.autograd.gradcheck(loss("torch"), (logits, x))
+    assert torch.autograd.gradcheck(loss(backend), (logits, x))
     assert torch.autograd.gradgradcheck(loss("reference"), (logits, x))
-    gradients = torch.autograd.grad(loss("torch")(logits, x), (logits, x), create_graph=True)
+    gradients = torch.autograd.grad(loss(backend)(logits, x), (logits, x), create_graph=True)
     for gradient in gradients:
-        with pytest.raises(RuntimeError, match='backend "torch" has no double backward'):
+        with pytest.raises(RuntimeError, match=f'backend "{backend}" has no double backward'):
             gradient.sum().backward(retain_graph=True)
 
 
@@ -77,7 +82,7 @@ def test_each_input_alone(wanted) -> None:
     assert torch.equal(got, truth)
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*LINEAR, "reference"])
 def test_each_component_has_its_weight(backend) -> None:
     """By hand from the terms; in a virtual batch as in a plain one."""
     components = {"ed": 0.1, "nfd": 2.0, "md": 0.0}
@@ -93,11 +98,11 @@ def test_each_component_has_its_weight(backend) -> None:
         for name, weight in components.items()
     ]
     torch.testing.assert_close(gradient, sum(parts), rtol=1e-10, atol=1e-14)
-    if backend == "torch":
+    if backend != "reference":
         plain, virtual = Model().double(), Model().double()
         images, targets = draw(31)
-        wanted = plain_step(plain, AdCorreLoss(CLASSES, components=components), images, targets)
-        got = VirtualBatch(virtual, AdCorreLoss(CLASSES, components=components), 7)(images, targets)
+        wanted = plain_step(plain, AdCorreLoss(CLASSES, components=components, backend=backend), images, targets)
+        got = VirtualBatch(virtual, AdCorreLoss(CLASSES, components=components, backend=backend), 7)(images, targets)
         assert_equal_outputs(got, wanted)
         assert_equal_gradients(virtual, plain)
 
@@ -117,10 +122,11 @@ def test_parts_add_up_to_the_batch() -> None:
     torch.testing.assert_close(combined.statistics, statistics.flat, rtol=1e-12, atol=1e-13)
 
 
-def test_class_statistics_of_samples() -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_class_statistics_of_samples(backend) -> None:
     _, x, y = batch()
-    flat = torch_backend.statistics(x.detach(), y, 4, -100, 0.2)
-    of = ClassStatistics.of(x, y.to(torch.uint8), 4, embedding_target=0.2)
+    flat = backend_of(Options(backend)).statistics(x.detach(), y, 4, -100, 0.2)
+    of = ClassStatistics.of(x, y.to(torch.uint8), 4, embedding_target=0.2, backend=backend)
     assert torch.equal(of.flat, flat)
     assert (of.num_classes, of.k, of.d, of.embedding_target) == (4, 3, 8, 0.2)
     assert not of.flat.requires_grad
@@ -192,7 +198,7 @@ def test_a_moving_average_as_attention_map() -> None:
 
 def test_a_constant_half_is_the_naive_fd() -> None:
     logits, x, y = batch()
-    for backend in ("torch", "reference"):
+    for backend in (*LINEAR, "reference"):
         got = AdCorreLoss(4, attention_map=Half(), backend=backend)(logits, x, y)
         wanted = AdCorreLoss(4, components=("nfd", "md", "ed"), backend=backend)(logits, x, y)
         assert torch.equal(got.loss, wanted.loss)

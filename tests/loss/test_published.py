@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from adcorre import adcorre_terms
+from tests.loss.tools import LINEAR
 
 # Inputs: rng = numpy.random.default_rng(seed); x = rng.standard_normal((n, k, d)) in float32, each vector divided by
 # its L2 norm; y = rng.integers(0, 7, n). Values: the code's unweighted FD (Eq. 5), MD and ED.
@@ -18,7 +19,7 @@ PUBLISHED = (
 
 
 @pytest.mark.parametrize("seed, n, k, d, fd, md, ed, x_checksum, y_checksum", PUBLISHED)
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", [*LINEAR, "reference"])
 def test_values_of_the_published_code(backend, seed, n, k, d, fd, md, ed, x_checksum, y_checksum) -> None:
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((n, k, d)).astype("float32")

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adcorre import AdaptiveAttentionMap, AdCorreLoss, EmbeddingSpace, VirtualBatch, adcorre_loss
 from tests.loss.test_loss import batch
+from tests.loss.tools import LINEAR
 from tests.virtual.tools import CLASSES, Model, draw
 
 
@@ -16,7 +17,7 @@ def recorded(loss: AdCorreLoss) -> int:
     return int(loss.attention_map.counts.sum(2)[:, 1].ne(0).sum())
 
 
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*LINEAR, "reference"])
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("pending", [1, 2])
 def test_activation_checkpointing_is_one_step_with_the_same_weights(reentrant, pending, backend) -> None:
@@ -124,7 +125,7 @@ NARROW = (
 
 
 @pytest.mark.parametrize("dtype, num_classes, labels, ignored", NARROW)
-@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize("backend", [*LINEAR, "reference"])
 def test_narrow_labels_are_the_wide_ones(dtype, num_classes, labels, ignored, backend) -> None:
     """Comparisons with C and ignore_index wrap around in a dtype that does not hold them."""
     if backend == "reference" and num_classes > 1000:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from adcorre import ClassStatistics, adcorre_terms, streaming, torch_backend
-from tests.loss.tools import assert_close, draw, gradient_scale, run
+from tests.loss.tools import LINEAR, assert_close, draw, gradient_scale, run
 
 
 def statistics(x, targets, num_classes, embedding_target=-1.0) -> ClassStatistics:
@@ -75,7 +75,7 @@ def test_statistics_that_do_not_fit_do_not_add() -> None:
 # The error budget: float64 is the truth; the reference computed in float32 on the same inputs is the plain formula. A
 # backend may be no further from the truth than twice that, plus a rounding of its own.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", ["torch", "plain"])
+@pytest.mark.parametrize("backend", [*LINEAR, "plain"])
 @pytest.mark.parametrize(
     "shape, shift", [((60, 7, 256, 7), 0), ((130, 3, 17, 20), 0), ((60, 7, 64, 7), 30), ((8, 1, 2, 3), 0)]
 )
@@ -99,12 +99,13 @@ def test_error_budget(dtype, backend, shape, shift, target) -> None:
     assert bool((error <= allowed).all()), f"worst {float((error / allowed).max()):.2f} of the budget"
 
 
-def test_float16_gradient_under_a_grad_scaler() -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_float16_gradient_under_a_grad_scaler(backend) -> None:
     """65,536 times a gradient that float16 could not hold by itself."""
     problem = draw(60, 7, 64, 7)
     half = problem.x.half()
     x = half.clone().requires_grad_()
-    (sum(adcorre_terms(x, problem.targets, problem.attention)) * 65536).backward()
+    (sum(adcorre_terms(x, problem.targets, problem.attention, backend=backend)) * 65536).backward()
     truth_x = half.double().requires_grad_()
     sum(adcorre_terms(truth_x, problem.targets, problem.attention, backend="reference")).backward()
     scaled = truth_x.grad * 65536
@@ -113,7 +114,8 @@ def test_float16_gradient_under_a_grad_scaler() -> None:
 
 
 @pytest.mark.parametrize("kind", ["transposed", "expanded", "strided", "every second entry"])
-def test_any_strides(kind) -> None:
+@pytest.mark.parametrize("backend", LINEAR)
+def test_any_strides(kind, backend) -> None:
     problem = draw(12, 3, 8, 4)
     x = {
         "transposed": lambda: problem.x.transpose(0, 1).contiguous().transpose(0, 1),
@@ -123,8 +125,8 @@ def test_any_strides(kind) -> None:
     }[kind]()
     assert kind == "expanded" or not x.is_contiguous() or x.stride() != (24, 8, 1)
     strided = problem._replace(x=x)
-    assert_close(strided, run(strided, "torch"), run(strided, "reference", x=x.contiguous()))
-    assert run(strided, "torch")[1].is_contiguous()
+    assert_close(strided, run(strided, backend), run(strided, "reference", x=x.contiguous()))
+    assert run(strided, backend)[1].is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])

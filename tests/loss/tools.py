@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from adcorre import adcorre_terms, plain, torch_backend
 from adcorre.backends import Options, resolve_options
 
+LINEAR = ("numba", "torch") if find_spec("numba") else ("torch",)  # the linear backends on a CPU
 TARGETS = (-1, "simplex", 0, 0.3, 1)
 
 

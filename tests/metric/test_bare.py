@@ -10,7 +10,8 @@ import sys
 import torch
 import adcorre
 assert "pytorch_metric_learning" not in {{name for name, module in sys.modules.items() if module}}
-from adcorre.metric import AdCorreMetricLoss
+from adcorre import AdCorreMetricLoss
+assert adcorre.metric.AdCorreMetricLoss is AdCorreMetricLoss
 loss_fn = AdCorreMetricLoss()
 x, labels = torch.randn(40, 8, requires_grad=True), torch.arange(40) % 5 * 9
 optimizer = torch.optim.Adam([x], lr=0.1)

@@ -33,7 +33,7 @@ took = time.perf_counter() - began
 assert adcorre.__version__
 torch.cuda.is_available, torch.cuda.device_count, torch.cuda._lazy_init = asked
 assert not torch.cuda.is_initialized(), "CUDA was initialised"
-heavy = {"matplotlib", "sklearn", "tensorboard", "timm", "torchvision", "train", "bench"} & sys.modules.keys()
+heavy = {"matplotlib", "sklearn", "tensorboard", "timm", "torchvision", "numba", "train", "bench"} & sys.modules.keys()
 assert not heavy, heavy
 assert took < 5, took
 """

@@ -1,28 +1,32 @@
-"""README.md promises only what works: its Python runs as printed, its commands exist and know the options they show."""
+"""README.md and docs/ promise only what works: their Python runs as printed, their commands and options exist."""
 
 import random
 import re
 import runpy
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from train.settings import parser, resolve
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 # Installing and moving about: the wheel's tests build what `pip install` would.
 UNTESTED = ("cd ", "git clone ", "pip install ", "python -m venv ", "source ")
 
 
-def blocks(language: str) -> list[str]:
-    text = README.read_text() if README.exists() else ""
-    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", text)
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"))
 
 
-def shell_lines() -> list[str]:
-    joined = "\n".join(blocks("bash") + blocks("sh") + blocks("console") + blocks("shell")).replace("\\\n", " ")
+def shell_lines(page: Path) -> list[str]:
+    joined = "\n".join(blocks(page, "(?:bash|sh|console|shell)")).replace("\\\n", " ")
     lines = (re.sub(r"^\$ |\s+#.*|^#.*", "", line.strip()).strip() for line in joined.splitlines())
     return [line for line in lines if line]
 
@@ -31,14 +35,19 @@ def targets() -> set[str]:
     return set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
 
 
-@pytest.mark.skipif(not README.exists(), reason="not written yet")
-def test_it_shows_use_and_the_two_commands() -> None:
-    assert blocks("python"), "no example of use"
-    assert {"make train", "make test"} <= set(shell_lines())
+def each(found: Callable[[Path], list[str]]) -> list[Any]:
+    """(page, what was found on it), with readable names."""
+    named = [(page, text) for page in PAGES for text in found(page)]
+    return [pytest.param(page, text, id=f"{page.name}: {text.strip().splitlines()[0]}") for page, text in named]
 
 
-@pytest.mark.parametrize("line", shell_lines())
-def test_command(run, run_module, line: str, tmp_path: Path) -> None:
+def test_readme_shows_use_and_the_commands() -> None:
+    assert blocks(README, "python"), "no example of use"
+    assert {"make venv", "source .venv/bin/activate"} <= set(shell_lines(README))
+
+
+@pytest.mark.parametrize("page, line", each(shell_lines))
+def test_command(run, run_module, page: Path, line: str, tmp_path: Path) -> None:
     words = shlex.split(line)
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         del words[0]
@@ -55,6 +64,8 @@ def test_command(run, run_module, line: str, tmp_path: Path) -> None:
                 make = ("make", "--assume-old=venv", "train", f"RUN={sys.executable}")
                 result = run(*make, f"ARGS={shlex.join(arguments)}", timeout=300)
             assert result.returncode == 0, result.stdout + result.stderr
+    elif words[:3] == ["python", "-m", "train"] and (page != README or "--resume" in words):  # as tests/train does
+        resolve(vars(parser().parse_args(words[3:])))
     elif words[:3] == ["python", "-m", "train"]:
         result = run_module("train", *tiny(words[3:], tmp_path))
         assert result.returncode == 0, result.stdout + result.stderr
@@ -89,8 +100,14 @@ def tiny(words: list[str], folder: Path) -> list[str]:
 ABORTED = "terminate called without an active exception"
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[0])
-def test_python_runs_as_printed(run, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# tests/metric and tests/integrations run the Python of these.
+TESTED_ELSEWHERE = ("metric-learning.md", "integrations.md")
+
+
+@pytest.mark.parametrize(
+    "page, code", each(lambda page: [] if page.name in TESTED_ELSEWHERE else blocks(page, "python"))
+)
+def test_python_runs_as_printed(run, page: Path, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("example.py").write_text(code)
     if "init_process_group" not in code:
@@ -104,9 +121,7 @@ def test_python_runs_as_printed(run, code: str, tmp_path: Path, monkeypatch: pyt
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "CHANGELOG.md", "README.md"])
-def test_targets_named_in_documents_exist(name: str) -> None:
-    if not (ROOT / name).exists():
-        pytest.skip("not written yet")
-    named = set(re.findall(r"`(?:[A-Z]+=\S+ )?make ([a-z-]+)", (ROOT / name).read_text()))
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_targets_named_in_documents_exist(page: Path) -> None:
+    named = set(re.findall(r"`(?:[A-Z]+=\S+ )?make ([a-z-]+)", page.read_text(encoding="utf-8")))
     assert named <= targets()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import ptx_machine
-from adcorre_kernels.gpu import gpus, plan, support
+from adcorre_kernels.gpu import gpus, loss, plan, support
 from tests.kernels.launched import pair_tools, tools
 from tests.loss.tools import Problem, draw
 from tests.loss.tools import run as run_on_cpu
@@ -22,6 +22,7 @@ LOCAL = 30  # samples that programs order by themselves; beyond, launches of the
 SHAPES = {
     "narrow, the paper's": (20, 7, 256, 7),
     "narrow, aligned": (21, 3, 64, 6),
+    "gram, far": (21, 6, 48, 3),
     "narrow, odd d": (33, 3, 17, 5),
     "narrow, k = 16": (9, 16, 100, 3),
     "narrow, the least": (9, 1, 2, 3),
@@ -111,7 +112,7 @@ def _complete(rows: Sequence[tuple], factors: tuple[Sequence, ...]) -> list[tupl
 def machine(target: str, seed: int = 0, **options: object) -> Iterator[ptx_machine.Report]:
     """`ptx_machine.target` with the package told that CPU tensors can be launched; fresh buffers hold NaN."""
     before = support.cpu_tensors, gpus.multiprocessors, plan.LOCAL_SAMPLES, tools.INTERPRETED, gpus.family
-    remembered = (plan.plan_statistics, plan.plan_gradient, plan.plan_terms)
+    remembered = (plan.plan_statistics, plan.plan_gradient, plan.plan_terms, loss._plan, loss._terms_options)
     support.cpu_tensors, gpus.multiprocessors, plan.LOCAL_SAMPLES = True, lambda device: FEW, LOCAL
     tools.INTERPRETED = False
     gpus.family = lambda device: target
@@ -135,7 +136,10 @@ def problem_of(case: Case, seed: int = 0) -> tuple[Problem, Tensor]:
     aims = {}
     if case.batch == "other aims":
         aims = {"between": "simplex", "mean": 0.3, "embedding": 0.2 if k <= 16 else -1}
-    problem, x = tools.rounded(draw(n, k, d, num_classes, seed=seed, **aims), case.dtype)
+    drawn = draw(n, k, d, num_classes, seed=seed, **aims)
+    if case.shape == "gram, far":
+        drawn.x[::4] += 20.0
+    problem, x = tools.rounded(drawn, case.dtype)
     if case.batch == "ignored" and n > 1:
         problem.targets[::3] = -100
     if case.batch == "bad label" and n:

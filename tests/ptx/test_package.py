@@ -28,6 +28,7 @@ KERNELS = ["narrow, the paper's", "narrow, odd d", "narrow, sorted", "wide, coun
 SELECTION = [
     Case("narrow, odd d", torch.float32, "sm_80", "plain"),
     Case("narrow, sorted", torch.bfloat16, "sm_90", "strides"),
+    Case("gram, far", torch.bfloat16, "sm_90", "ignored"),
     Case("wide, k > 16", torch.float16, "sm_120", "ignored"),
     Case("narrow, the least", torch.float32, "sm_90", "bad label"),
 ]
@@ -112,7 +113,8 @@ def test_traffic_is_three_passes(dtype: torch.dtype) -> None:
     report.raise_if_any()
     moved = {launch.kernel: launch for launch in report.counts}
     one = n * k * d * x.element_size()
-    statistics, gradient = moved["warp_statistics"], moved["warp_gradient"]
+    statistics = moved["warp_statistics" if dtype == torch.float32 else "gram_statistics"]
+    gradient = moved["warp_gradient"]
     assert statistics.distinct_bytes == pytest.approx(one, rel=0.02)
     assert gradient.distinct_bytes == pytest.approx(2 * one, rel=0.02)
     assert 32 * statistics.global_sectors["x_ptr read"] == one

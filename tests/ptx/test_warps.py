@@ -202,7 +202,7 @@ def test_lanes_part_and_meet_again() -> None:
 
 def test_lanes_that_parted_meet_at_a_shuffle_wherever_their_code_lies() -> None:
     out = np.zeros(32, np.uint32)
-    body = "mov.u32 %r2, 1;\nsetp.lt.u32 %p1, %r100, 7;\n@%p1 bra SLOW;\nJOIN:\n"
+    body = AT + "mov.u32 %r2, 1;\nsetp.lt.u32 %p1, %r100, 7;\n@%p1 bra SLOW;\nJOIN:\n"
     body += "shfl.sync.bfly.b32 %r3, %r2, 31, 31, -1;\nst.global.b32 [%rd60], %r3;\nbra END;\n"
     body += "SLOW:\nadd.s32 %r2, %r2, %r100;\nbra JOIN;\nEND:\n"
     run(body, out).raise_if_any()

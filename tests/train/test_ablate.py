@@ -255,7 +255,7 @@ def test_real_runs_stopped_and_gone_on_with(
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "2 runs, 1 of them to train" in out
-    assert "going on in epoch 2" in out
+    assert "going on after epoch 1" in out
     first, second = rows(tmp_path / "runs.csv")
     assert first == done
     results = json.loads((tmp_path / "runs/base/seed-0/results.json").read_text())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adcorre import ClassStatistics
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
-from train.analysis.outputs import Flipped, collect, drawn
+from train.analysis.outputs import Flipped, collect, random_positions
 
 C, K, D = 5, 3, 6
 CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ class Network(nn.Module):
 def test_a_pass_over_a_split_does_not_depend_on_its_batches(batch_size: int) -> None:
     x, targets = samples()
     model = Network().double().train()
-    sample = drawn(40, 9, seed=1)
+    sample = random_positions(40, 9, seed=1)
     assert sample.tolist() == sorted(set(sample.tolist()))
     batches = list(zip(x.split(batch_size), targets.split(batch_size), strict=True))
     found = collect(model, batches, C, CPU, sample)

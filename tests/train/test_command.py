@@ -49,7 +49,7 @@ def test_fer_folders_end_to_end(
     assert "FER-2013 folders" in done.stdout
     assert "does not match FER-2013" in done.stdout
     assert "test (21 images)" in done.stdout
-    assert done.stderr == ""
+    assert all(line.startswith("adcorre: ") for line in done.stderr.splitlines())  # of a first use of Numba
     step_lines = [line for line in done.stdout.splitlines() if "  step " in line]
     assert len(step_lines) == 4  # 42 images in batches of 16: 3 steps an epoch
     for figure in ("ce", "fd", "md", "ed", "nfd", "mean weight"):
@@ -58,7 +58,8 @@ def test_fer_folders_end_to_end(
     names = {path.name for path in run.iterdir()}
     assert names >= {"settings.json", "steps.csv", "epochs.csv", "last", "best", "results.json", "tensorboard"}
     assert names >= {"test-confusion.csv", "test-confusion.png", "test-per-class.csv"}
-    assert len(list((run / "validation").iterdir())) == 9
+    assert len(list((run / "validation").iterdir())) == 3
+    assert len(list((run / "checkpoints").iterdir())) == 1
     assert list((run / "tensorboard").glob("events.*"))
     settings = json.loads((run / "settings.json").read_text())
     assert settings["data"] == {

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from train.data.base import GreyArray, draw_stratified, limit
 from train.data.loading import evaluation_batches
-from train.evaluation import Evaluation, evaluate
+from train.evaluation import Evaluation, evaluate, evaluation_of
 
 NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
 CPU = torch.device("cpu")
@@ -142,3 +142,13 @@ def test_limit_keeps_proportions() -> None:
     assert np.abs(np.bincount(part.labels) - [12, 6, 2]).max() <= 1
     assert limit(whole, 100, seed=0) is whole
     assert part.fingerprint != limit(whole, 20, seed=1).fingerprint
+
+
+def test_a_collapsed_model_is_said() -> None:
+    names = ("a", "b", "c")
+    targets = torch.arange(90) % 3
+    same = torch.zeros(90, 3).index_fill(1, torch.tensor([1]), 5.0)
+    assert "collapsed: 100% of the images are predicted as b (33% are)" in evaluation_of(same, targets, names).collapse
+    assert evaluation_of(5.0 * torch.eye(3)[targets], targets, names).collapse == ""
+    nearly_all = torch.where(torch.arange(90) < 80, 1, 2)
+    assert evaluation_of(same, nearly_all, names).collapse == "", "nearly all are of that class"

@@ -1,6 +1,7 @@
 """`python -m train.evaluate` on a small run: what it writes agrees with the run, with scikit-learn and with itself."""
 
 import csv
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -161,3 +162,18 @@ def test_mistakes(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert error.startswith("error: ")
         assert message in error
         assert error.count("\n") == 1
+
+
+def test_an_evaluation_that_broke_off_has_no_metrics(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """metrics.json is what a report takes for a whole evaluation."""
+    whole = evaluated(finished_run, tmp_path, "--resamples", "5", "--tsne", "0", "--samples", "0")
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("train.analysis.evaluate.write_correlations", full)
+    assert main([str(finished_run), "--out", str(whole), "--device", "cpu", "--resamples", "5"]) == 2
+    assert "the disk is full" in capsys.readouterr().err
+    assert not (whole / "metrics.json").exists()

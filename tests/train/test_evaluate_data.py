@@ -143,3 +143,26 @@ def test_a_report_shows_no_other_data(
     assert html_report([str(run), "--device", "cpu"]) == 0
     assert json.loads((run / "evaluation-test/metrics.json").read_text())["own_data"]
     assert np.isfinite(json.loads((run / "evaluation-test/metrics.json").read_text())["accuracy"])
+
+
+def test_other_data_with_other_classes_are_mapped_by_name(
+    own: tuple[Path, Path, set[str]], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Labels are the model's, whatever the folders are called; what it has no class for is left out."""
+    run, _, _ = own  # Happy, Sad, Fear
+    names = {"Sadness": (2, 20), "contempt": (6, 20), "fearful": (4, 20)}
+    data = layouts.class_folders(tmp_path / "other", {"train": names, "test": names})
+    found, files = evaluated(run, tmp_path / "out", "--data", data)
+    said = capsys.readouterr().out
+    assert "left out, as the model has no class Contempt: 18 of train, 2 of validation, 20 of test" in said
+    assert "without images, though the model may predict them: Happy" in said
+    assert found["samples"] == 40
+    assert {name: row["samples"] for name, row in found["classes"].items()} == {"Happy": 0, "Sad": 20, "Fear": 20}
+    with (tmp_path / "out/predictions.csv").open(newline="", encoding="utf-8") as file:
+        assert {(row["class"], Path(row["name"]).parent.name) for row in csv.DictReader(file)} == {
+            ("Sad", "Sadness"),
+            ("Fear", "fearful"),
+        }
+    nothing = layouts.class_folders(tmp_path / "cats", {"": {"cat": (1, 9), "dog": (2, 9)}})
+    evaluated(run, tmp_path / "out", "--data", nothing, code=2)
+    assert "none of them is the same by name" in capsys.readouterr().err

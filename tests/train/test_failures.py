@@ -50,7 +50,7 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
             return os.mkdir, (str(tmp_path / "ran"),)
 
-    write_checkpoint(tmp_path, {"epoch": 1, "step": 1, "model": Evil()})
+    write_checkpoint(tmp_path, {"epoch": 1, "done": 1, "step": 1, "model": Evil()})
     with pytest.raises(UserError, match="is damaged"):
         read_checkpoint(tmp_path)
     assert not (tmp_path / "ran").exists()
@@ -110,7 +110,7 @@ def test_files_of_the_user_among_the_checkpoints_survive(tmp_path: Path) -> None
     for name in theirs:
         (tmp_path / "checkpoints" / name).write_text("mine")
     for step in (1, 2, 3):
-        write_checkpoint(tmp_path, {"epoch": 1, "step": step})
+        write_checkpoint(tmp_path, {"epoch": 1, "done": 1, "step": step})
     assert len(checkpoints(tmp_path)) == 2
     assert [(tmp_path / "checkpoints" / name).read_text() for name in theirs] == ["mine"] * len(theirs)
 
@@ -160,7 +160,7 @@ def test_no_checkpoint_is_promised_where_there_is_none(
 
 def test_a_file_size_limit_as_the_disk_would_have_it(tmp_path: Path) -> None:
     """What PyTorch makes of a write that fails half way is the disk's error again, and leaves nothing behind."""
-    state = {"epoch": 1, "step": 1, "model": torch.zeros(500_000)}
+    state = {"epoch": 1, "done": 1, "step": 1, "model": torch.zeros(500_000)}
     pid = os.fork()
     if not pid:
         import resource
@@ -198,13 +198,14 @@ def test_a_loss_that_is_no_number_keeps_the_checkpoints(
 
 def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3):
-        write_checkpoint(tmp_path, {"epoch": 1, "step": step})
+        write_checkpoint(tmp_path, {"epoch": 1, "done": 1, "step": step})
     (tmp_path / "checkpoints/checkpoint.partial").touch()  # killed half written
-    write_checkpoint(tmp_path, {"epoch": 2, "step": 4})
+    write_checkpoint(tmp_path, {"epoch": 2, "done": 1, "step": 4})
     assert [path.name[:25] for path in checkpoints(tmp_path)] == [
         "epoch00002-step000000004-",
         "epoch00001-step000000003-",
     ]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
-    write_checkpoint(tmp_path, {"epoch": 1, "step": 3})  # gone back to: what came after it is of another history
+    # Gone back to: what came after it is of another history.
+    write_checkpoint(tmp_path, {"epoch": 1, "done": 1, "step": 3})
     assert [path.name[:25] for path in checkpoints(tmp_path)] == ["epoch00001-step000000003-"]

@@ -164,7 +164,7 @@ def test_mistakes(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         assert error.count("\n") == 1
 
 
-def test_runs_side_by_side(run: Path, page: Page, tmp_path: Path) -> None:
+def test_runs_side_by_side(run: Path, page: Page, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = shutil.copytree(run, tmp_path / "other")
     stored = json.loads((other / "settings.json").read_text())
     stored["settings"]["optimizer"]["lr"] = 0.125
@@ -172,12 +172,19 @@ def test_runs_side_by_side(run: Path, page: Page, tmp_path: Path) -> None:
     (other / "settings.json").write_text(json.dumps(stored))
     file = other / "evaluation-test/metrics.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"flip": True, "accuracy": 0.1234}))
+    results = json.loads((other / "results.json").read_text())
+    results["validation"]["accuracy"] = 0.99
+    (other / "results.json").write_text(json.dumps(results))
     assert main([str(run), str(other), "--no-evaluate", "--out", str(tmp_path / "two.html")]) == 0
+    said = capsys.readouterr().out
+    assert "other: validation accuracy 99.00 %, " in said
+    assert "best by validation accuracy: other\n" in said
     text = Page((tmp_path / "two.html").read_text(encoding="utf-8")).text
     assert text.startswith("2 runs side by side")
     assert "2026-01-02 03:04" in text
     assert "python -m train <i>" in text
     assert "abc1234" in text
+    assert "Best by validation accuracy, on the same validation images: other" in text
     assert "test accuracy with flip – 12.34 %" in text
     assert text.count("12.34") == 3  # comparison, tile, table: one number for one figure
     assert re.search(r"optimizer.lr \S+ 0.125", text)

@@ -142,7 +142,9 @@ def test_the_run_folder_has_what_was_resolved(tmp_path: Path, capsys: pytest.Cap
     assert resolved_values["lr"] == 1e-9
     assert "images/s measured, forward and backward: " in said
     assert "no better epoch in 1: stopped early" in said, "a learning rate of nothing improves nothing"
-    assert describe(Settings()).count("\n") == 5
+    assert "recipe fer2013-modern: " in said
+    assert "other than that: validation_fraction 0.2, " in said
+    assert describe(Settings()) == "recipe: the paper's", "nothing differs from it"
 
 
 def test_the_page_on_training_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,9 +46,9 @@ def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Differen
         return Difference(len(seeds), float(differences.mean()) if seeds else NAN, NAN, NAN, NAN)
     from scipy import stats
 
-    found = stats.ttest_1samp(differences, 0.0)
-    low, high = found.confidence_interval(0.95)
-    return Difference(len(seeds), float(differences.mean()), float(low), float(high), float(found.pvalue))
+    test = stats.ttest_1samp(differences, 0.0)
+    low, high = test.confidence_interval(0.95)
+    return Difference(len(seeds), float(differences.mean()), float(low), float(high), float(test.pvalue))
 
 
 def holm(values: Sequence[float]) -> list[float]:

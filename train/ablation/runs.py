@@ -1,6 +1,6 @@
 """The runs of an ablation: one run folder for each setting and seed, shared by the studies that need it.
 
-OUT/runs/<what differs from the user's settings, or "base">/seed-<s>; failed.txt in it says why a run came to nothing.
+OUT/runs/<what differs from the user's settings, or "base">/seed-<s>; failed.txt in it says why a run failed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,7 +22,7 @@ FAILED = "failed.txt"
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished run came to: the best checkpoint, by validation, on the test split of `samples` images."""
+    """The result of a finished run: the best checkpoint, by validation, on the test split of `samples` images."""
 
     seed: int
     epoch: int

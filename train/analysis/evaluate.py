@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from train.analysis import pictures
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
-from train.analysis.outputs import Flipped, Outputs, collect, drawn
+from train.analysis.outputs import Flipped, Outputs, collect, random_positions
+from train.bars import bar
 from train.command import device_of
 from train.data.loading import evaluation_batches
 from train.disk import read_json, write_json, write_rows
@@ -74,13 +75,13 @@ def evaluate_run(
         raise UserError(f"the {split} split has no images")
     batches = evaluation_batches(faces, trained.preprocessing.evaluation(), batch_size, workers, on.type == "cuda")
     model = Flipped(trained.model) if flip else trained.model
-    sample = drawn(len(faces), max(tsne, retrieval), seed)
+    sample = random_positions(len(faces), max(tsne, retrieval), seed)
     print(f"{splits.report}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
     if not own:
         print(OTHER_DATA, flush=True)
-    outputs = collect(model, batches, len(trained.class_names), on, sample)
-    retrieved = outputs.subset(drawn(len(faces), retrieval, seed))
-    shown = outputs.subset(drawn(len(faces), tsne, seed))
+    outputs = collect(model, bar(batches, split), len(trained.class_names), on, sample)
+    retrieved = outputs.subset(random_positions(len(faces), retrieval, seed))
+    shown = outputs.subset(random_positions(len(faces), tsne, seed))
 
     out = prepare(out or default_folder(run, split), KIND, OUTPUTS)
     about = {
@@ -97,7 +98,7 @@ def evaluate_run(
         metrics = retrieval_metrics(retrieved.embeddings, labels)
         about["retrieval"] = {"samples": len(labels), **{name: _nullable(metrics[name]) for name in metrics}}
     names = [faces.name(index) for index in range(len(faces))]
-    found = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
+    found, described = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
     title = f"{split}, {len(faces):,} images, epoch {about['epoch']}"
     found.draw_confusion(out / "confusion.png", title)
     write_correlations(out, outputs, trained.class_names, title)
@@ -108,7 +109,10 @@ def evaluate_run(
         targets = outputs.targets.numpy()
         file = out / "samples.png"
         pictures.draw_samples(file, faces.image, targets, probabilities, trained.class_names, samples, seed)
+    write_json(out / "metrics.json", about | described)  # the last file: where it is, the others are
     print(f"\n{(out / 'tables.md').read_text(encoding='utf-8')}\nwritten to {out}")
+    if found.collapse:
+        print(found.collapse)
     return out
 
 
@@ -137,7 +141,7 @@ def write_figures(
     about: dict[str, Any],
     resamples: int,
     seed: int,
-) -> Evaluation:
+) -> tuple[Evaluation, dict[str, Any]]:
     found = evaluation_of(outputs.logits, outputs.targets, class_names)
     figures = figures_of(found.confusion)
     intervals = bootstrap(found.confusion, resamples, seed)
@@ -152,7 +156,6 @@ def write_figures(
             key: [None if np.isnan(value) else float(value) for value in intervals[key][:, index]]
             for key in ("precision", "recall", "f1")
         }
-    write_json(out / "metrics.json", about | described)
     found.write_tables(out / "confusion.csv", out / "per-class.csv")
     note = "" if about["own_data"] else f"\n{OTHER_DATA}\n"
     (out / "tables.md").write_text(tables(found, described, intervals, about.get("retrieval")) + note, encoding="utf-8")
@@ -163,7 +166,7 @@ def write_figures(
         best = class_names[row.index(max(row))]
         lines.append([index, name, class_names[target], best, *(f"{value:.6f}" for value in row)])
     write_rows(out / "predictions.csv", lines)
-    return found
+    return found, described
 
 
 def tables(

@@ -62,8 +62,21 @@ def write_report(
         out.write_text(page, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out {out}: cannot write it: {error}") from error
+    for row in described if len(runs) > 1 else ():
+        figures = [f"{name} {value}" for name, value in row["figures"].items() if " accuracy" in name]
+        print(f"{row['name']}: {', '.join(figures)}")
+    if best := best_run(described):
+        print(f"best by validation accuracy: {best}")
     print(f"written to {out}")
     return out
+
+
+def best_run(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The name of the run with the highest validation accuracy; "" for one run, or where the data were not the same."""
+    figures = [run["validation"] for run in runs]
+    if len(runs) < 2 or None in figures or len({run["validated_on"] for run in runs}) > 1:
+        return ""
+    return str(runs[figures.index(max(figures))]["name"])
 
 
 def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
@@ -86,8 +99,11 @@ def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
         "name": name,
         "model": f"{model.get('backbone', '?')}, k = {model.get('k', '?')}, d = {model.get('d', '?')}; "
         + described_loss(settings.get("loss", {})),
-        "origin": {key: started[key] for key in ("date", "command", "commit") if started.get(key)},
+        "origin": {key: started[key] for key in ("date", "command", "commit") if started.get(key)}
+        | ({"weights from": f"{parent['run']} (epoch {parent['epoch']})"} if (parent := stored.get("parent")) else {}),
         "figures": _figures(epochs, results, test, _test_note(test, stored) if current else ""),
+        "validation": results.get("validation", {}).get("accuracy"),
+        "validated_on": stored.get("data", {}).get("fingerprints", {}).get("validation"),
         "steps": steps,
         "epochs": epochs,
         "charts": _charts(steps, epochs),
@@ -181,6 +197,7 @@ def _compare(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         ],
         "settings": [(key, cells) for key, cells in settings if key != "run.out" and len(set(map(str, cells))) > 1],
         "charts": _drawn_charts(charts),
+        "best": best_run(runs),
     }
 
 

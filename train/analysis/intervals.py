@@ -42,9 +42,9 @@ def bootstrap(
     classes = len(confusion)
     n = int(confusion.sum())
     cells = np.random.default_rng(seed).multinomial(n, confusion.ravel() / n, size=resamples)
-    found = figures_of(cells.reshape(resamples, classes, classes))
+    values_of = figures_of(cells.reshape(resamples, classes, classes))
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
-    return {name: _quantiles(values, tails) for name, values in found.items()}
+    return {name: _quantiles(values, tails) for name, values in values_of.items()}
 
 
 def _quantiles(values: NDArray[np.float64], tails: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -64,29 +64,29 @@ def collect(
     sample = np.empty(0, np.int64) if sample is None else sample
     training = model.training
     model.eval()
-    logits, targets, kept = [], [], []
+    logits, targets, sampled = [], [], []
     flat: Tensor | float = 0.0
     vectors: Tensor | float = 0.0
     seen, shape = 0, (0, 0)
     for images, labels in batches:
-        found, embeddings = model(images.to(device, non_blocking=True))
+        predicted, embeddings = model(images.to(device, non_blocking=True))
         x = embeddings.double() if device.type != "mps" else embeddings.float()
         flat = flat + ClassStatistics.of(x, labels.to(device), num_classes).flat.cpu().double()
         z = x - x.mean(-1, keepdim=True)
         z = nn.functional.normalize(z, dim=-1)
         vectors = vectors + torch.einsum("nld,nmd->lm", z, z).cpu().double()
         wanted = sample[(sample >= seen) & (sample < seen + len(labels))] - seen
-        kept.append(embeddings.float().cpu()[torch.from_numpy(wanted)])
-        logits.append(found.float().cpu())
+        sampled.append(embeddings.float().cpu()[torch.from_numpy(wanted)])
+        logits.append(predicted.float().cpu())
         targets.append(labels.cpu())
         seen, shape = seen + len(labels), (x.shape[1], x.shape[2])
     model.train(training)
     assert isinstance(flat, Tensor)  # there is at least one batch
     assert isinstance(vectors, Tensor)
     statistics = ClassStatistics(flat, num_classes, *shape)
-    return Outputs(torch.cat(logits), torch.cat(targets), statistics, vectors / seen, sample, torch.cat(kept))
+    return Outputs(torch.cat(logits), torch.cat(targets), statistics, vectors / seen, sample, torch.cat(sampled))
 
 
-def drawn(n: int, count: int, seed: int) -> NDArray[np.int64]:
+def random_positions(n: int, count: int, seed: int) -> NDArray[np.int64]:
     """Sorted positions of at most `count` of n samples."""
     return np.sort(np.random.default_rng(seed).permutation(n)[:count]).astype(np.int64)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from train import palette
+from train.fonts import use_fonts_for
 
 VARIABLES = {hex: f"var(--c{index})" for index, hex in enumerate(palette.COLORS)}
 VARIABLES |= {palette.TEXT: "var(--dim)", palette.GRID: "var(--grid)"}
@@ -37,6 +38,7 @@ def lines_svg(title: str, series: Sequence[Line], x_label: str) -> str:
             finite.append(Line(name, *zip(*points, strict=True)))
     if not finite:
         return ""
+    use_fonts_for(line.name for line in finite)
     figure = Figure(figsize=(4.6, 2.9), layout="constrained")
     axes = figure.subplots()
     for index, (name, x, y) in enumerate(finite):
@@ -70,6 +72,7 @@ def tsne(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
 
 def _tsne_figure(points: NDArray[np.float64], labels: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
     """The square is filled: each axis has a scale of its own."""
+    use_fonts_for(class_names)
     figure = Figure(figsize=(5.8, 6.4), layout="constrained")
     axes = figure.subplots()
     for index, name in enumerate(class_names):
@@ -105,6 +108,7 @@ def draw_tsne(
 @matplotlib.rc_context(palette.STYLE)
 def draw_confusion(path: Path, confusion: NDArray[np.int64], class_names: Sequence[str], title: str) -> None:
     """The confusion matrix (true, predicted): the share of each true class, with the counts below."""
+    use_fonts_for(class_names)
     totals = confusion.sum(axis=1, keepdims=True)
     share = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
     size = 2.0 + 0.8 * len(class_names)
@@ -129,6 +133,7 @@ def draw_correlations(
 
     `axis` names what the rows and columns are.
     """
+    use_fonts_for(names)
     size = 1.6 + 0.6 * len(names)
     figure = Figure(figsize=(size * len(matrices) + 0.9, size + 0.5), layout="constrained")
     every = figure.subplots(1, len(matrices), squeeze=False)[0]
@@ -163,6 +168,7 @@ def draw_samples(
     seed: int,
 ) -> None:
     """`each` random samples of each class predicted right (left), and of those predicted wrong (right)."""
+    use_fonts_for(class_names)
     predicted = probabilities.argmax(1)
     rng = np.random.default_rng(seed)
     present = [index for index in range(len(class_names)) if (labels == index).any()]

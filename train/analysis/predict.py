@@ -4,6 +4,7 @@ import csv
 import glob
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,40 @@ from PIL import Image, ImageDraw, ImageFont
 from train.analysis.outputs import Flipped
 from train.command import device_of
 from train.data.base import broken, printable
+from train.data.crop import Corners, Detector, face_boxes, find_detector
 from train.data.decode import read_picture
 from train.data.files import ignored, list_images
 from train.data.tables import read_table
 from train.errors import UserError
 from train.owned_folder import prepare
 from train.run_folder import load_trained
+from train.transforms import Transform
 
 TABLE = "predictions.csv"
 WIDTH, TALLEST = 320, 640  # pixels of an annotated picture, without its bars
+SMALLEST = 1 / 3
+WHOLE = "--whole takes pictures as they are, for faces that are cropped already"
+FRAME, BAR, OTHER_BAR, BEHIND = "#d55e00", "#0072B2", "#8fb8d3", "#e6e6e6"
 Named = tuple[Path, str]  # where a picture is, and its name in the output folder
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face to predict on: its picture, the network's input, and the picture with the face framed, to annotate."""
+
+    path: Path
+    name: str
+    box: Corners | None  # None: the whole picture
+    pixels: torch.Tensor
+    shown: Image.Image | None
+
+
+@dataclass
+class Pictures:
+    """What became of the pictures: how many were read, and the paths of those where no face was seen."""
+
+    read: int = 0
+    faceless: list[Path] = field(default_factory=list)
 
 
 def predict(
@@ -31,49 +56,96 @@ def predict(
     images: Sequence[Path],
     *,
     out: Path = Path("predictions"),
+    whole: bool = False,
+    detector: Path | None = None,
+    margin: float = 0.1,
     pictures: bool = True,
     flip: bool = False,
     batch_size: int = 32,
     device: str = "auto",
 ) -> Path:
-    """Predict the class of pictures and of those in folders; write predictions.csv and annotated pictures into `out`.
+    """Predict the class of the faces in pictures and in folders of them; write predictions.csv, a row for each face,
+    and annotated pictures into `out`. With `whole`, every picture is taken as one face, as it is.
 
-    Pictures are read as training reads them. Those that cannot be read are named on stderr and left out. Files of an
-    earlier prediction in `out` are replaced. Raises UserError where no picture at all can be read.
+    Pictures are read as training reads them. Those that cannot be read or have no face are named on stderr and left
+    out. Files of an earlier prediction in `out` are replaced. Raises UserError where nothing is left.
     """
     places = list(list_pictures(images, out))
     on = device_of(device)
     trained = load_trained(run, on)
     model = Flipped(trained.model) if flip else trained.model
-    transform = trained.preprocessing.evaluation()
+    find = None if whole else find_detector(detector)
     prepare(out, "predictions", _earlier_files(out))
-    remaining, read = iter(places), 0
+    seen, count = Pictures(), 0
+    faces = find_faces(places, find, margin, trained.preprocessing.evaluation(), pictures, seen)
     with (out / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "class", *trained.class_names, *(["picture"] if pictures else [])])
-        while batch := list(islice(remaining, batch_size)):
-            opened = [(path, name, image) for path, name in batch if (image := open_picture(path)) is not None]
-            if not opened:
-                continue
+        writer.writerow(["path", "face", "class", *trained.class_names, *(["picture"] if pictures else [])])
+        while batch := list(islice(faces, batch_size)):
             with torch.inference_mode():
-                logits, _ = model(torch.stack([transform(image) for _, _, image in opened]).to(on))
+                logits, _ = model(torch.stack([face.pixels for face in batch]).to(on))
             rows = logits.double().softmax(1).tolist()
-            for (path, name, _), row in zip(opened, rows, strict=True):
+            for face, row in zip(batch, rows, strict=True):
                 best = trained.class_names[row.index(max(row))]
-                target = [f"pictures/{name}.png"] if pictures else []
-                writer.writerow([printable(str(path)), best, *(f"{value:.6f}" for value in row), *target])
+                target = [f"pictures/{face.name}.png"] if pictures else []
+                box = " ".join(map(str, face.box)) if face.box else "whole"
+                writer.writerow([printable(str(face.path)), box, best, *(f"{value:.6f}" for value in row), *target])
             file.flush()  # before the pictures: the table names all that are there, whenever this ends
-            for (_, name, image), row in zip(opened, rows, strict=True) if pictures else ():
-                target_file = out / "pictures" / f"{name}.png"
-                target_file.parent.mkdir(parents=True, exist_ok=True)
-                annotate(image, trained.class_names, row).save(target_file)
-            read += len(opened)
-    if not read:
+            for face, row in zip(batch, rows, strict=True):
+                if face.shown:
+                    target_file = out / "pictures" / f"{face.name}.png"
+                    target_file.parent.mkdir(parents=True, exist_ok=True)
+                    annotate(face.shown, trained.class_names, row).save(target_file)
+            count += len(batch)
+    if not seen.read:
         raise UserError(f"none of {len(places):,} pictures could be read")
-    left_out = f", {len(places) - read:,} left out" if read < len(places) else ""
+    if not count:
+        raise UserError(f"no face seen in any of {seen.read:,} pictures; {WHOLE}")
+    left_out = f", {len(places) - seen.read:,} left out" if seen.read < len(places) else ""
+    found = "" if whole else f", {count:,} face{'' if count == 1 else 's'}"
+    found += f", none seen in {len(seen.faceless):,} of them ({WHOLE})" if seen.faceless else ""
     annotated = f", {out / 'pictures'}" if pictures else ""
-    print(f"{read:,} pictures{left_out}; {out / TABLE}{annotated}")
+    print(f"{seen.read:,} pictures{left_out}{found}; {out / TABLE}{annotated}")
     return out
+
+
+def find_faces(
+    places: Sequence[Named],
+    detect: Detector | None,
+    margin: float,
+    transform: Transform,
+    pictures: bool,
+    seen: Pictures,
+) -> Iterator[Face]:
+    """The faces of each picture, the largest first; without a detector, the pictures. Adds up what was `seen`.
+
+    A box of less than SMALLEST of the largest one's width is more often no face than one.
+    """
+    for path, name in places:
+        if (picture := open_picture(path)) is None:
+            continue
+        seen.read += 1
+        boxes: list[Corners | None] = [None]
+        if detect:
+            found = face_boxes(picture, detect, margin)
+            boxes = [box for box in found if box[2] - box[0] >= SMALLEST * (found[0][2] - found[0][0])]
+        if not boxes:
+            print(f"no face seen: {printable(str(path))}", file=sys.stderr)
+            seen.faceless.append(path)
+        for number, box in enumerate(boxes, 1):
+            pixels = transform(picture.crop(box) if box else picture)
+            shown = frame(picture, box, (WIDTH, TALLEST)) if pictures else None
+            yield Face(path, name if number == 1 else f"{name}.face{number}", box, pixels, shown)
+
+
+def frame(picture: Image.Image, box: Corners | None, largest: tuple[int, int]) -> Image.Image:
+    """The picture, enlarged or shrunk to this size, with a frame at the box."""
+    scale = min(bound / side for bound, side in zip(largest, picture.size, strict=True))
+    shown = picture.resize([max(1, round(side * scale)) for side in picture.size], Image.Resampling.BICUBIC)
+    if box:
+        x0, y0, x1, y1 = (edge * scale for edge in box)
+        ImageDraw.Draw(shown).rectangle((x0, y0, x1 - 1, y1 - 1), outline=FRAME, width=max(2, max(shown.size) // 160))
+    return shown
 
 
 def _earlier_files(out: Path) -> list[str]:
@@ -131,16 +203,20 @@ def annotate(image: Image.Image, class_names: Sequence[str], probabilities: Iter
     canvas = Image.new("RGB", (width, height + line * len(class_names) + 8), "white")
     canvas.paste(image.resize((across, height), Image.Resampling.BICUBIC), ((width - across) // 2, 0))
     draw = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(14)
+    font: Any = ImageFont.load_default(14)
+    if not (names := "".join(class_names)).isascii():
+        from train.fonts import file_for
+
+        font = ImageFont.truetype(file_for(names), 14)
     row = list(probabilities)
     start, end = 96, width - 52
     for index, (name, value) in enumerate(zip(class_names, row, strict=True)):
         top = height + 6 + line * index
         best = value == max(row)
-        draw.rectangle((start, top + 3, end, top + line - 5), fill="#e6e6e6")
+        draw.rectangle((start, top + 3, end, top + line - 5), fill=BEHIND)
         draw.rectangle(
             (start, top + 3, start + round((end - start) * value), top + line - 5),
-            fill="#0072B2" if best else "#8fb8d3",
+            fill=BAR if best else OTHER_BAR,
         )
         draw.text((start - 6, top + line / 2 - 1), _shortened(name, font, start - 10), "black", font, anchor="rm")
         draw.text((end + 6, top + line / 2 - 1), f"{100 * value:.1f}%", "black", font, anchor="lm")

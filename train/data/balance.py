@@ -1,4 +1,4 @@
-"""Class-balanced sampling: every class equally often in an epoch, whatever its size."""
+"""Class-balanced sampling: every class equally often in an epoch, independent of its size."""
 
 from collections.abc import Sequence
 
@@ -21,10 +21,10 @@ def balanced_order(
         raise ValueError(f"labels are {labels.min()} to {labels.max()}; expected 0 to {num_classes - 1}")
     rng = np.random.default_rng([seed, epoch])
     present = rng.permutation(np.unique(labels))
-    drawn = []
+    parts: list[np.ndarray] = []
     for place, label in enumerate(present):
         members = np.flatnonzero(labels == label)
         share = len(labels) // len(present) + (place < len(labels) % len(present))
         rounds, rest = divmod(share, len(members))
-        drawn += [np.tile(members, rounds), rng.permutation(members)[:rest]]
-    return rng.permutation(np.concatenate(drawn)) if drawn else np.empty(0, np.int64)
+        parts += [np.tile(members, rounds), rng.permutation(members)[:rest]]
+    return rng.permutation(np.concatenate(parts)) if parts else np.empty(0, np.int64)

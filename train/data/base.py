@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from train.errors import UserError
 from train.settings import DataOptions
 
 Labels = NDArray[np.int64]
+MOST_CLASSES = 12  # of a table of counts
 SPLITS = ("train", "validation", "test")
 
 
@@ -278,10 +280,26 @@ def class_counts(dataset: FaceDataset) -> tuple[int, ...]:
     return tuple(np.bincount(dataset.labels, minlength=len(dataset.class_names)).tolist())
 
 
-def count_table(class_names: Sequence[str], rows: Sequence[tuple[str, Sequence[int]]]) -> str:
-    """Counts per class as text: one row per (title, counts), a column per class and the total."""
-    width = max(len(title) for title, _ in rows)
-    lines = [" " * width + "".join(f"{name:>10}" for name in (*class_names, "total"))]
-    for title, counts in rows:
-        lines.append(f"{title:<{width}}" + "".join(f"{count:>10,}" for count in (*counts, sum(counts))))
+def count_table(class_names: Sequence[str], columns: Sequence[tuple[str, Sequence[int]]]) -> str:
+    """Counts per class as text: a row per class and the total, a column per (title, counts).
+
+    Of many classes the first ones are shown, and how many more there are with how few and many images.
+    """
+    totals = ("total", *(f"{sum(counts):,}" for _, counts in columns))
+    rows = [(name, *(f"{counts[at]:,}" for _, counts in columns)) for at, name in enumerate(class_names)]
+    if len(rows) > MOST_CLASSES:
+        left = [counts[MOST_CLASSES - 1 :] for _, counts in columns]
+        spans = (f"{min(counts):,}–{max(counts):,}" for counts in left)
+        rows[MOST_CLASSES - 1 :] = [(f"{len(left[0])} more classes", *spans)]
+    table = [("", *(title for title, _ in columns)), *rows, totals]
+    widths = [max(map(display_width, cells)) for cells in zip(*table, strict=True)]
+    lines = []
+    for first, *cells in table:
+        line = first + " " * (widths[0] - display_width(first))
+        lines.append(line + "".join(f"{cell:>{width + 2}}" for cell, width in zip(cells, widths[1:], strict=True)))
     return "\n".join(lines)
+
+
+def display_width(text: str) -> int:
+    """Columns of a terminal: a Chinese, Japanese or Korean letter takes two."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

@@ -19,6 +19,7 @@ from train.errors import UserError
 CASCADE = "haarcascade_frontalface_default.xml"
 LARGEST = 1280  # pixels of the longer side at which faces are looked for
 Box = tuple[float, float, float, float]  # x, y, width, height
+Corners = tuple[int, int, int, int]  # x0, y0, x1, y1
 Detector = Callable[[NDArray[np.uint8]], list[Box]]  # of (h, w, 3) RGB
 
 
@@ -62,18 +63,29 @@ def haar() -> Detector:
     return detect
 
 
-def face_box(picture: Image.Image, detect: Detector, margin: float) -> tuple[int, int, int, int] | None:
-    """(x0, y0, x1, y1) of the largest face, with `margin` of its sides added on each, inside the picture."""
+def find_detector(file: Path | None, score: float = 0.6) -> Detector:
+    """YuNet from the file, or the Haar cascade where there is none."""
+    return yunet(file, score) if file else haar()
+
+
+def face_box(picture: Image.Image, detect: Detector, margin: float) -> Corners | None:
+    """Of the largest face, as `face_boxes` gives it."""
+    return next(iter(face_boxes(picture, detect, margin)), None)
+
+
+def face_boxes(picture: Image.Image, detect: Detector, margin: float) -> list[Corners]:
+    """Of each face, the largest first, with `margin` of its sides added on each, inside the picture."""
     scale = min(1.0, LARGEST / max(picture.size))
     smaller = picture.resize([max(1, round(side * scale)) for side in picture.size]) if scale < 1 else picture
-    boxes = [box for box in detect(np.asarray(smaller)) if box[2] > 0 and box[3] > 0]
-    if not boxes:
-        return None
-    x, y, width, height = (value / scale for value in max(boxes, key=lambda box: box[2] * box[3]))
-    corners = (x - margin * width, y - margin * height, x + (1 + margin) * width, y + (1 + margin) * height)
-    x0, y0 = (max(0, round(value)) for value in corners[:2])
-    x1, y1 = min(picture.width, round(corners[2])), min(picture.height, round(corners[3]))
-    return (x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
+    boxes = sorted(detect(np.asarray(smaller)), key=lambda box: box[2] * box[3], reverse=True)
+    result = []
+    for x, y, width, height in ((value / scale for value in box) for box in boxes if box[2] > 0 and box[3] > 0):
+        x0, y0 = max(0, round(x - margin * width)), max(0, round(y - margin * height))
+        x1 = min(picture.width, round(x + (1 + margin) * width))
+        y1 = min(picture.height, round(y + (1 + margin) * height))
+        if x1 > x0 and y1 > y0:
+            result.append((x0, y0, x1, y1))
+    return result
 
 
 def crop(source: Path, out: Path, detector: Path | None, margin: float, score: float) -> int:
@@ -84,7 +96,7 @@ def crop(source: Path, out: Path, detector: Path | None, margin: float, score: f
         raise UserError(f"{out} is there already and not empty")
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"{out} lies in {source}, which is read: choose another place")
-    detect = yunet(detector, score) if detector else haar()
+    detect = find_detector(detector, score)
     pictures = list_images(source).images
     if not pictures:
         raise UserError(f"{source}: no picture in it")

@@ -11,9 +11,9 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 
 def read_picture(source: Path | bytes, box: Sequence[int] | np.ndarray | None = None) -> Image.Image:
-    """The whole picture, or what lies inside box (x0, y0, x1, y1), in mode RGB.
+    """The whole picture, or the part inside box (x0, y0, x1, y1), in mode RGB.
 
-    The kind is told from the content, not from the file's suffix; the pixels are those of `to_rgb`. Raises whatever
+    The format is detected from the content, not from the suffix; the pixels are those of `to_rgb`. Raises whatever
     Pillow does for a file that is damaged, cut short or no image, and ValueError for a kind that `to_rgb` refuses or a
     box outside the picture.
     """

@@ -69,7 +69,7 @@ def uniform_side(faces: FaceDataset) -> int:
 def cached(
     dataset: FaceDataset, folder: Path, size: int, on_broken: str = "fail"
 ) -> tuple[FaceDataset, dict[int, str]]:
-    """(the dataset with its images decoded and kept in `folder`, the unreadable samples and why they are).
+    """Returns the dataset with its decoded images cached in `folder`, and the unreadable samples with the reasons.
 
     Raises UserError that names the unreadable ones where on_broken is "fail". With "skip" they are for the caller to
     leave out.
@@ -92,9 +92,9 @@ def refuse_broken(broken: dict[int, str], on_broken: str) -> None:
 
 
 def decode(dataset: FaceDataset, folder: Path, size: int, processes: int | None = None) -> DecodedImages:
-    """All images in one file in `folder`, under a name made of the dataset's fingerprint and its files' times.
+    """All images in one file in `folder`, named after the dataset's fingerprint and its files' times.
 
-    Pictures that are all of one square size up to `size` are kept as they are; others are resized as for evaluation,
+    Pictures that are all of one square size up to `size` are stored unchanged; others are resized as for evaluation,
     to size x size. What a killed process has done is taken up by the next; of several at once, one works and the others
     wait. Raises UserError where the folder cannot be written or the disk is too small.
     """
@@ -107,11 +107,11 @@ def decode(dataset: FaceDataset, folder: Path, size: int, processes: int | None 
                 for side in (_native_side(dataset, size), size):
                     if side and _fill(dataset, folder / name, side, native=side != size, processes=processes):
                         break
-            said = json.loads(about.read_text(encoding="utf-8"))
+            content = json.loads(about.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{folder}: cannot keep decoded images there: {error.strerror or error}") from error
-    broken = {int(index): reason for index, reason in said["broken"].items()}
-    return DecodedImages(dataset, folder / f"{name}.u8", said["side"], broken)
+    broken = {int(index): reason for index, reason in content["broken"].items()}
+    return DecodedImages(dataset, folder / f"{name}.u8", content["side"], broken)
 
 
 def _native_side(dataset: FaceDataset, size: int) -> int:

@@ -183,18 +183,18 @@ def write_shards(splits: Splits, out: Path, samples_per_shard: int, on_broken: s
 def _write_split(
     faces: FaceDataset, folder: Path, samples_per_shard: int, on_broken: str, left_out: list[str]
 ) -> dict[str, Any]:
-    kept = []
+    readable = []
     for at in range(len(faces)):
         if (reason := fault(faces, at)) is None:
-            kept.append(at)
+            readable.append(at)
         elif on_broken == "fail":
             raise UserError(f"{reason} (--on-broken skip leaves such images out)")
         else:
             left_out.append(reason)
     shards, offsets, sizes = [], [], []
-    for start in range(0, len(kept), samples_per_shard):
+    for start in range(0, len(readable), samples_per_shard):
         file = folder / f"{faces.split}-{start // samples_per_shard:05d}.tar"
-        members = kept[start : start + samples_per_shard]
+        members = readable[start : start + samples_per_shard]
         with file.open("wb") as stream, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for number, at in enumerate(members, start=start):
                 suffix, data = faces.encoded(at)
@@ -205,9 +205,9 @@ def _write_split(
                 about = {"name": faces.name(at), "label": label, "class": faces.class_names[label]}
                 _add(tar, f"{key}.json", json.dumps(about, ensure_ascii=True).encode())
         shards.append({"file": file.name, "samples": len(members), "bytes": file.stat().st_size})
-    labels: Labels = faces.labels[np.array(kept, dtype=np.int64)]
+    labels: Labels = faces.labels[np.array(readable, dtype=np.int64)]
     counts = np.bincount(labels, minlength=len(faces.class_names)).tolist()
-    fingerprint = faces.fingerprint if len(kept) == len(faces) else digest(faces.fingerprint, *map(str, kept))
+    fingerprint = faces.fingerprint if len(readable) == len(faces) else digest(faces.fingerprint, *map(str, readable))
     return {
         "fingerprint": fingerprint,
         "counts": dict(zip(faces.class_names, counts, strict=True)),

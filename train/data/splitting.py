@@ -24,7 +24,7 @@ def describe(found: Found) -> str:
     rows: list[tuple[str, tuple[int, ...]]] = []
     for name in dict.fromkeys((*found.official, *counts)):
         rows += [(name, counts[name])] if name in counts else []
-        rows += [("  official", found.official[name])] if name in found.official else []
+        rows += [("official", found.official[name])] if name in found.official else []
     lines = [f"{found.layout} at {printable(str(found.source))}", count_table(found.whole.class_names, rows)]
     if found.official:
         lines.append(verdict(counts, found.official, found.dataset, found.whole.class_names))

@@ -1,4 +1,4 @@
-"""What is computed from a dataset once and kept: indices, lists of unreadable images, decoded pixels.
+"""The cache of what is computed from a dataset once: indices, lists of unreadable images, decoded pixels.
 
 Small things lie in a folder of the user's ($ADCORRE_CACHE, else adcorre/ in $XDG_CACHE_HOME or ~/.cache). Everything
 appears under its final name only once it is whole, and under a name that changes with what it was made from.
@@ -38,7 +38,7 @@ def cached_dir(name: str, make: Callable[[Path], None]) -> Path | None:
     try:
         target = cache_folder() / name
     except UserError:
-        print("nothing is kept for the next run: no home folder; name one by $ADCORRE_CACHE", file=sys.stderr)
+        print("nothing is cached for the next run: no home folder; name one by $ADCORRE_CACHE", file=sys.stderr)
         return None
     if target.is_dir():
         return target
@@ -46,14 +46,14 @@ def cached_dir(name: str, make: Callable[[Path], None]) -> Path | None:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".partial", dir=target.parent))
     except OSError as error:
-        print(f"nothing is kept for the next run: {target.parent}: {error.strerror}", file=sys.stderr)
+        print(f"nothing is cached for the next run: {target.parent}: {error.strerror}", file=sys.stderr)
         return None
     try:
         make(partial)
         partial.rename(target)
     except OSError as error:
         if not target.is_dir():
-            print(f"nothing is kept for the next run: {target.parent}: {error.strerror}", file=sys.stderr)
+            print(f"nothing is cached for the next run: {target.parent}: {error.strerror}", file=sys.stderr)
             return None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -92,8 +92,8 @@ def unreadable(dataset: FaceDataset) -> dict[int, str]:
         (folder / "unreadable.json").write_text(json.dumps(look()), encoding="utf-8")
 
     def look() -> dict[int, str]:
-        found = (pair for chunk, reasons in map_samples(dataset, fault) for pair in zip(chunk, reasons, strict=True))
-        return {index: reason for index, reason in found if reason is not None}
+        faults = (pair for chunk, reasons in map_samples(dataset, fault) for pair in zip(chunk, reasons, strict=True))
+        return {index: reason for index, reason in faults if reason is not None}
 
     if isinstance(dataset, GreyArray):
         return {}

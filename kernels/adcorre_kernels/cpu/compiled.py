@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
-from threading import Lock, Timer
+from importlib.util import find_spec
+from pathlib import Path
+from threading import RLock, Timer
 from typing import Any
 
+WAIT = 1.0  # seconds, from which on it is announced
 logger = logging.getLogger("adcorre_kernels")
-_lock = Lock()
-_announced = False
 
 # Of the arguments: t a number of the arithmetic's type, f float64, everything else int64.
 KERNELS = {
@@ -21,36 +25,54 @@ KERNELS = {
     "logits_sums": ("logits", 11 * "i" + "f" + 7 * "i"),
     "logits_gradient": ("logits", 10 * "i" + "f" + "i" + "f" + 4 * "i"),
 }
+compiled: dict[tuple[str, bool], Callable[..., None]] = {}
+
+_lock = RLock()
+if hasattr(os, "register_at_fork"):  # no child begins with a lock that a thread of its parent holds
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+@cache
+def installed() -> bool:
+    return find_spec("numba") is not None
 
 
 @cache
 def why_unavailable() -> str | None:
     """None if Numba works with this Python and NumPy, else what is wrong. Imports Numba."""
-    try:
-        from numba import config
-    except Exception as error:  # a Numba that does not know this Python or NumPy fails in many ways
-        return f"Numba cannot be imported ({type(error).__name__}: {error})"
+    with _announced_wait("importing Numba"):
+        try:
+            from numba import config
+        except Exception as error:  # a Numba that does not know this Python or NumPy fails in many ways
+            return f"Numba cannot be imported ({type(error).__name__}: {error})"
     return "NUMBA_DISABLE_JIT is set" if vars(config).get("DISABLE_JIT") else None
 
 
-@cache
 def kernel(name: str, double: bool = False) -> Callable[..., None]:
     """The compiled kernel, float32 or float64: called with numbers only, it skips Numba's look at the arguments."""
-    with _lock:
-        timer = Timer(1.0, _announce)
-        timer.daemon = True
-        timer.start()
-        try:
-            return _compile(name, double)
-        finally:
-            timer.cancel()
+    try:
+        return compiled[name, double]
+    except KeyError:
+        with _lock, _announced_wait("compiling the CPU kernels with Numba"):
+            if (name, double) not in compiled:
+                compiled[name, double] = _compile(name, double)
+            return compiled[name, double]
 
 
-def _announce() -> None:
-    global _announced
-    if not _announced:
-        _announced = True
-        logger.warning("adcorre: compiling its CPU kernels with Numba takes some seconds once")
+@contextmanager
+def _announced_wait(what: str) -> Iterator[None]:
+    timer = Timer(WAIT, _announce, (what,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+@cache
+def _announce(what: str) -> None:
+    logger.warning("adcorre: %s takes some seconds at first use", what)
 
 
 def _compile(name: str, double: bool) -> Callable[..., None]:
@@ -63,10 +85,28 @@ def _compile(name: str, double: bool) -> Callable[..., None]:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         dispatcher = njit(cache=True, **options)(function)
-    except RuntimeError:  # Numba knows no folder that it could write to
-        dispatcher = njit(**options)(function)
-    try:
+        # Numba's own stamp covers only the file that holds the kernel, and not memory.py, which each of them uses.
+        dispatcher._cache._cache_file._source_stamp = _sources()
         dispatcher.compile(signature)
-    except OSError:  # compiled, but not written
-        logger.warning("adcorre: the compiled CPU kernels cannot be cached on disk", exc_info=True)
+    except Exception as error:  # no folder to write to, a full disk, a file that is damaged: Numba raises them all
+        _announce_uncached(f"{type(error).__name__}: {error}")
+        dispatcher = njit(**options)(function)
+        dispatcher.compile(signature)
     return dispatcher.get_overload(signature)
+
+
+@cache
+def _announce_uncached(reason: str) -> None:
+    logger.warning(
+        "adcorre: compiled CPU kernels cannot be cached on disk, so that every process compiles them anew (%s); "
+        "NUMBA_CACHE_DIR names a folder for them",
+        reason,
+    )
+
+
+@cache
+def _sources() -> str:
+    """A hash of the kernels' source."""
+    return hashlib.sha256(
+        b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    ).hexdigest()

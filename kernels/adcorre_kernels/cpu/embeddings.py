@@ -112,9 +112,8 @@ def _add_three_to_class(a, b, c, mean_a, mean_b, mean_c, inverse_a, inverse_b, i
 @njit(**EXACT)
 def _inverse_length(squared_length, squared_length_of_x, limit, zero):
     """1 / |x - mean|; 0 for a constant vector. NaN on overflow: zero would hide it."""
-    if squared_length <= squared_length_of_x * limit:
-        return zero
-    return cast(1, zero) / np.sqrt(squared_length) + zero * squared_length
+    constant = squared_length <= squared_length_of_x * limit  # on overflow too
+    return (zero if constant else cast(1, zero) / np.sqrt(squared_length)) + zero * squared_length
 
 
 @njit(**EXACT)

@@ -1,7 +1,4 @@
-"""Device code shared by the CPU kernels: rows at raw addresses, casts, and half precision as bits.
-
-Numba's disk cache looks only at the file that holds a kernel: after a change here, touch the files that import it.
-"""
+"""Device code shared by the CPU kernels: rows at raw addresses, casts, and half precision as bits."""
 
 from __future__ import annotations
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
-from adcorre_kernels.cpu.compiled import why_unavailable
+from adcorre_kernels.cpu import compiled
 from adcorre_kernels.cpu.host import DTYPES
 
 MAX_C_OF_PAIRS = 128  # classes; beyond, matrix products take their correlations faster than loops
@@ -20,9 +21,20 @@ def why_unsupported(x: Tensor) -> str | None:
     return _why_unavailable()
 
 
-@torch.compiler.assume_constant_result
+def _constant(function: Any) -> Any:
+    """`torch.compiler.assume_constant_result` without its import of Dynamo, which takes seconds."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
+def installed() -> bool:
+    return compiled.installed()
+
+
+@_constant
 def _why_unavailable() -> str | None:
-    return why_unavailable()
+    return compiled.why_unavailable()
 
 
 def terms_supported(num_classes: int, between_target: float | None, mean_target: float) -> bool:

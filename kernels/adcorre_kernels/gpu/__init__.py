@@ -1,31 +1,42 @@
 """The Ad-Corre loss on GPUs: class statistics, terms and gradient as fused Triton kernels.
 
 `statistics`, `terms`, `gradient`, `logits_sums` and `logits_gradient` are the five steps of a backend of `adcorre`,
-`pair_values` and `pair_gradient` its FD over all pairs of samples; `why_unsupported`, `terms_supported` and
+`pair_values` and `pair_gradient` its FD over all pairs of samples; `whole_loss`, `loss_from_sums`, `sample_terms` and
+`gradients` are several steps in one; `why_unsupported`, `terms_supported` and
 `logits_supported` tell what they can take.
 ImportError where Triton is missing. See kernels/README.md.
 """
 
+from adcorre_kernels.gpu.loss import Settings
 from adcorre_kernels.gpu.ops import (
     gradient,
+    gradients,
     logits_gradient,
     logits_sums,
+    loss_from_sums,
     pair_gradient,
     pair_values,
+    sample_terms,
     statistics,
     terms,
+    whole_loss,
 )
 from adcorre_kernels.gpu.support import logits_supported, terms_supported, why_unsupported
 
 __all__ = [
+    "Settings",
     "gradient",
+    "gradients",
     "logits_gradient",
     "logits_sums",
     "logits_supported",
+    "loss_from_sums",
     "pair_gradient",
     "pair_values",
+    "sample_terms",
     "statistics",
     "terms",
     "terms_supported",
+    "whole_loss",
     "why_unsupported",
 ]

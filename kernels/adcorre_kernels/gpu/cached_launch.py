@@ -32,7 +32,7 @@ def cached_launch(
         compiled, constexprs = cached
         compiled[grid + (1,) * (3 - len(grid))](*arguments, *constexprs)
         return
-    compiled = kernel[grid](*arguments, **options)
+    compiled = kernel.run(*arguments, grid=grid, warmup=False, **options)
     if arguments[0].is_cuda and isinstance(compiled, CompiledKernel):
         names = compiled.src.fn.arg_names[len(arguments) :]
         options.compiled[key] = (compiled, tuple(options[name] for name in names))

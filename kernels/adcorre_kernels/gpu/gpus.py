@@ -54,6 +54,15 @@ MODELS = {
 }
 
 
+class GramSettings(NamedTuple):
+    """Launch settings of `gram_per_sample`, whose programs are single warps."""
+
+    width: int = 32  # entries W of a tile: 64 spill
+    stages: int = 5  # of the pipeline that copies samples to shared memory: two steps are on their way
+    programs: int = 8  # of the statistics, for each multiprocessor
+    sample_numbers: int = 2048  # entries of a sample, all embeddings, whose sums fit the registers of a warp
+
+
 class StreamingSettings(NamedTuple):
     """Launch settings of the passes over samples, for one element size.
 
@@ -69,18 +78,22 @@ class StreamingSettings(NamedTuple):
     small_numbers: int = 2048  # up to here such a program has 4 warps, beyond 8
     programs: int = 2  # of the statistics, for each multiprocessor
     small_programs: int = 4  # the same where a program of `program_per_sample` has 4 warps
+    gradient_steps: int = 16  # most steps of a program that keeps nothing: the gradient's and `program_embedding`'s
+    gradient_programs: int = 32  # for each multiprocessor, before such a program gets a second step
+    gram: GramSettings | None = None  # None: no `gram_per_sample`
 
 
 # float32 has enough bytes in flight without look-ahead, and no register to spare.
 _BYTES_4 = StreamingSettings(max_width=128, row_numbers=512, look_ahead=False)
-_BYTES_2 = StreamingSettings(max_width=256, row_numbers=1024, look_ahead=True)
+_BYTES_2 = StreamingSettings(max_width=256, row_numbers=1024, look_ahead=True, gram=GramSettings())
+_BYTES_2_WARP = _BYTES_2._replace(gram=None)  # sm_120 would spill; on AMD nothing has run
 # (family, bytes of an element) -> settings.
 STREAMING = {
     ("sm_80", 4): _BYTES_4, ("sm_80", 2): _BYTES_2,
     ("sm_90", 4): _BYTES_4, ("sm_90", 2): _BYTES_2,
     ("sm_100", 4): _BYTES_4, ("sm_100", 2): _BYTES_2,
-    ("sm_120", 4): _BYTES_4, ("sm_120", 2): _BYTES_2,
-    ("gfx942", 4): _BYTES_4, ("gfx942", 2): _BYTES_2,
+    ("sm_120", 4): _BYTES_4, ("sm_120", 2): _BYTES_2_WARP,
+    ("gfx942", 4): _BYTES_4, ("gfx942", 2): _BYTES_2_WARP,
 }  # fmt: skip
 
 

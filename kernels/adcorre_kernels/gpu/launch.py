@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from adcorre_kernels.gpu import gpus, plan
 from adcorre_kernels.gpu.cached_launch import cached_launch, specialization_key
 from adcorre_kernels.gpu.class_sort import count_labels, place_samples
+from adcorre_kernels.gpu.gram_per_sample import gram_statistics
 from adcorre_kernels.gpu.logits import logits_gradient_kernel, logits_sums_kernel, reduce_logits
 from adcorre_kernels.gpu.program_per_sample import program_embedding, program_gradient, program_statistics
 from adcorre_kernels.gpu.reduce import reduce_slots
@@ -17,9 +21,9 @@ from adcorre_kernels.gpu.warp_per_sample import warp_gradient, warp_statistics
 
 def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float) -> Tensor:
     """`ClassStatistics.flat` of x (n, k, d): one pass over x and one over the programs' sums."""
-    x, targets = _readable(x), _labels(targets)
+    x, targets = readable(x), _labels(targets)
     n, k, d = x.shape
-    device, sn, sk = x.device, x.stride(0), x.stride(1)
+    device = x.device
     launches = plan.plan_statistics(n, k, d, num_classes, embedding_target, *_layout(x))
     if launches.local or launches.sort:
         scratch = torch.empty(launches.scratch, dtype=torch.int32, device=device)
@@ -27,24 +31,48 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
         scratch = _sort_by_class(targets, num_classes, ignore_index, launches.tile.BS, launches.capacity)
     sums = torch.empty(launches.sums, dtype=torch.float32, device=device)
     flat = torch.empty(launches.flat, dtype=torch.float32, device=device)
+    key = (device.index, specialization_key(x), specialization_key(targets), x.stride(0), x.stride(1), ignore_index)
+    add_up(launches, x, targets, scratch, sums, flat, num_classes, ignore_index, key)
+    return flat
+
+
+def add_up(
+    launches: plan.StatisticsPlan,
+    x: Tensor,
+    targets: Tensor,
+    scratch: Tensor,
+    sums: Tensor,
+    flat: Tensor,
+    num_classes: int,
+    ignore_index: int,
+    key: Hashable,
+    flat_offset: int = 0,
+    attention: tuple[Any, ...] = (None, None, None, None, 0, 0),
+) -> None:
+    """The launches of `statistics`, into given buffers; with `attention_step`'s arguments, its step too.
+
+    `flat` begins `flat_offset` numbers behind its beginning.
+    """
+    n, sn, sk = x.shape[0], x.stride(0), x.stride(1)
     if launches.sort:
         sort_arguments = (targets, scratch, n, launches.sort.share, ignore_index, num_classes, launches.capacity)
-        sort_key = (device.index, specialization_key(targets), ignore_index)
-        cached_launch(count_labels, launches.sort.grid, sort_arguments, launches.sort.counting, sort_key)
-        cached_launch(place_samples, launches.sort.grid, sort_arguments, launches.sort.placing, sort_key)
+        cached_launch(count_labels, launches.sort.grid, sort_arguments, launches.sort.counting, key)
+        cached_launch(place_samples, launches.sort.grid, sort_arguments, launches.sort.placing, key)
     arguments = (
         x, targets, scratch, sums, sn, sk, n, launches.chunk, ignore_index, num_classes, launches.capacity,
         launches.offset,
     )  # fmt: skip
-    key = (device.index, specialization_key(x), specialization_key(targets), sn, sk, ignore_index)
-    kernel = program_statistics if launches.tile.BK else warp_statistics
+    if launches.tile.PK:
+        kernel = gram_statistics
+    else:
+        kernel = program_statistics if launches.tile.BK else warp_statistics
     cached_launch(kernel, launches.grid, arguments, launches.streaming, key)
     if launches.grid[2] > 1 and n > 0:
         embedding_arguments = (x, targets, sums, sn, sk, n, launches.embedding_chunk, ignore_index, num_classes)
         cached_launch(program_embedding, (launches.embeddings,), embedding_arguments, launches.embedding, key)
     numbers = (launches.grid[0], launches.embeddings, launches.chunk, num_classes, launches.capacity, launches.offset)
-    cached_launch(reduce_slots, launches.reduce_grid, (sums, scratch, flat, *numbers), launches.reduce, device.index)
-    return flat
+    results = (sums, scratch, flat, *numbers, flat_offset, *attention)
+    cached_launch(reduce_slots, launches.reduce_grid, results, launches.reduce, key)
 
 
 def terms(
@@ -55,34 +83,38 @@ def terms(
     between_target: float | None,
     mean_target: float,
     embedding_target: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """values (4,) = (fd, md, ed, nfd), the tables G and H (C, k, d), and 2 / (n k^2) (): one launch, C <= 32.
+) -> tuple[Tensor, Tensor]:
+    """values (4,) = (fd, md, ed, nfd), and the tables G and H (C, k, d) and 2 / (n k^2): one launch, C <= 32.
 
     `between_target` None: fd, nfd and G are those of the pairs within classes.
     """
     num_classes = attention.shape[0]
-    values, embedding_scale = flat.new_empty(4), flat.new_empty(())
-    feature, mean = flat.new_empty(num_classes, k, d), flat.new_empty(num_classes, k, d)
+    values, tables = flat.new_empty(4), flat.new_empty(2 * num_classes * k * d + 1)
     options = plan.plan_terms(k, d, num_classes, between_target, mean_target, embedding_target)
     flat, attention = flat.contiguous(), attention.contiguous()
     key = (flat.device.index, specialization_key(flat), specialization_key(attention))
-    arguments = (flat, attention, values, feature, mean, embedding_scale, num_classes)
+    arguments = (flat, attention, None, 0.0, None, 1.0, values, None, tables, 0, num_classes)
     cached_launch(terms_kernel, (k + 1,), arguments, options, key)
-    return values, feature, mean, embedding_scale
+    return values, tables
 
 
 def gradient(
     x: Tensor,
     targets: Tensor,
-    upstream: Tensor,
+    fd: Tensor | None,
+    md: Tensor | None,
+    ed: Tensor | None,
     feature: Tensor,
     mean: Tensor,
     embedding_scale: Tensor,
     ignore_index: int,
     embedding_target: float,
 ) -> Tensor:
-    """dL/dx, contiguous and in x's dtype: one pass that reads x and writes the gradient."""
-    x, targets = _readable(x), _labels(targets)
+    """dL/dx, contiguous and in x's dtype: one pass that reads x and writes the gradient.
+
+    fd, md, ed: () each, the terms' upstream gradients; None: zero.
+    """
+    x, targets = readable(x), _labels(targets)
     n, k, d = x.shape
     device, num_classes = x.device, feature.shape[0]
     out = torch.empty((n, k, d), dtype=x.dtype, device=device)
@@ -92,8 +124,7 @@ def gradient(
     order = targets  # not read
     if launches.sorted:
         order = torch.sort(_class_or_last(targets, num_classes, ignore_index)[0], stable=True)[1]
-    upstream, feature, mean = upstream.to(torch.float32).contiguous(), feature.contiguous(), mean.contiguous()
-    tensors = (x, targets, order, upstream, feature, mean, embedding_scale)
+    tensors = (x, targets, order, fd, md, ed, feature.contiguous(), mean.contiguous(), embedding_scale)
     sn, sk = x.stride(0), x.stride(1)
     cached_launch(
         warp_gradient if launches.warp_per_sample else program_gradient,
@@ -117,14 +148,14 @@ def logits_sums(
 
     One pass over the logits, C <= 1,024, and one over the programs' sums.
     """
-    logits, targets = _readable(logits), _labels(targets)
+    logits, targets = readable(logits), _labels(targets)
     n, num_classes = logits.shape
     double = logits.dtype == torch.float64
     launches = plan.plan_logits(n, num_classes, label_smoothing, double)
     partials = torch.empty(launches.programs * (2 * num_classes + 2), dtype=torch.float64, device=logits.device)
     counts = torch.empty((2, num_classes), dtype=torch.int64, device=logits.device)
     ce = torch.empty(2, dtype=torch.float64 if double else torch.float32, device=logits.device)
-    tensors = (logits, targets, _contiguous(ce_weight), _contiguous(adjustment))
+    tensors = (logits, targets, readable(ce_weight), readable(adjustment))
     stride = logits.stride(0)
     key = (logits.device.index, *map(specialization_key, tensors), stride, ignore_index)
     arguments = (*tensors, partials, stride, n, launches.share, ignore_index, num_classes)
@@ -144,26 +175,23 @@ def logits_gradient(
     ignore_index: int,
 ) -> Tensor:
     """The gradient of the sum of cross-entropies times `upstream` (), contiguous and in the logits' dtype."""
-    logits, targets = _readable(logits), _labels(targets)
+    logits, targets = readable(logits), _labels(targets)
     n, num_classes = logits.shape
     out = torch.empty((n, num_classes), dtype=logits.dtype, device=logits.device)
     if n == 0:
         return out
     launches = plan.plan_logits(n, num_classes, label_smoothing, logits.dtype == torch.float64)
-    tensors = (logits, targets, _contiguous(ce_weight), _contiguous(adjustment), upstream)
+    tensors = (logits, targets, readable(ce_weight), readable(adjustment), upstream)
     stride = logits.stride(0)
     key = (logits.device.index, *map(specialization_key, tensors), stride, ignore_index)
-    arguments = (*tensors, None, out, stride, n, ignore_index, num_classes)
+    arguments = (*tensors, None, out, 0, stride, n, ignore_index, num_classes)
     cached_launch(logits_gradient_kernel, (launches.tiles,), arguments, launches.gradient, key)
     return out
 
 
-def _readable(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
+def readable(tensor: Tensor | None) -> Any:
+    """The tensor with its last axis contiguous, as kernels read it."""
+    return tensor if tensor is None or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _layout(x: Tensor) -> tuple[int, bool, str, int]:

@@ -135,7 +135,7 @@ def reduce_logits(partials_ptr, counts_ptr, ce_ptr, programs, C, BC: tl.constexp
     tl.store(ce_ptr + 1, divisor.to(ce_ptr.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
+@triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=["upstream_ptr"])
 def logits_gradient_kernel(
     logits_ptr,
     targets_ptr,
@@ -144,6 +144,7 @@ def logits_gradient_kernel(
     upstream_ptr,
     scale_ptr,
     out_ptr,
+    scale_offset,
     stride,
     n,
     ignore_index,
@@ -153,12 +154,12 @@ def logits_gradient_kernel(
     SMOOTHING: tl.constexpr,
     DOUBLE: tl.constexpr,
 ):
-    """upstream (), times scale () if there is one, times the gradient of the sum of cross-entropies."""
+    """upstream (), times the scale if there is one, times the gradient of the sum of cross-entropies."""
     WORK: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     column = tl.arange(0, BC)
     upstream = tl.load(upstream_ptr).to(WORK)
     if scale_ptr is not None:
-        upstream *= tl.load(scale_ptr).to(WORK)
+        upstream *= tl.load(scale_ptr + scale_offset).to(WORK)
     index = tl.program_id(0) * BN + tl.arange(0, BN)
     label, _bad = labels_of(targets_ptr, index, index < n, ignore_index, C)
     logits = _logits(logits_ptr, index, label, stride, C, BC, WORK)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from adcorre_kernels.gpu import gpus, pair_plan, pairs
-from adcorre_kernels.gpu.launch import _aligned, _labels, _readable
+from adcorre_kernels.gpu.launch import _aligned, _labels, readable
 from adcorre_kernels.gpu.pair_plan import PairPlan
 
 _LARGEST_WEIGHT = 128.0  # in the gradient's left factor, whose pieces are float16
@@ -62,7 +62,7 @@ def pair_gradient(
     pairs.pair_gradient[plan.gradient_grid](
         table, labels, weights, out, row_start, row_stop, plan.padded, **plan.gradient
     )
-    x, targets = _readable(x), _labels(targets)
+    x, targets = readable(x), _labels(targets)
     pairs.pair_project[plan.project_grid](
         x, targets, scale.to(torch.float32), largest * (2 / (_LARGEST_WEIGHT * pairs.SCALE.value)), out, x.stride(0),
         x.stride(1), n, row_start, row_stop, ignore_index, attention.shape[0],
@@ -80,7 +80,7 @@ def _tables(
     plan: PairPlan, x: Tensor, targets: Tensor, weights: Tensor, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """z in pieces (k, pieces, padded, DP), and each sample's label and weight (padded,)."""
-    x, targets = _readable(x), _labels(targets)
+    x, targets = readable(x), _labels(targets)
     table = torch.empty(plan.table, dtype=plan.dtype, device=x.device)
     labels = torch.empty(plan.padded, dtype=torch.int32, device=x.device)
     sample_weights = torch.empty(plan.padded, dtype=torch.float32, device=x.device)

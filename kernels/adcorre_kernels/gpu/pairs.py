@@ -8,14 +8,12 @@ tables again, `pair_project` takes dL/dz back to x. Derivations: kernels/README.
 
 import triton
 import triton.language as tl
-from triton import knobs
 
-from adcorre_kernels.gpu.rows import centre, labels_of, zeros
+from adcorre_kernels.gpu.rows import centre, dot, labels_of, zeros
 
 # Launch arguments whose value must not choose a compiled variant.
 UNSPECIALISED = ["n", "row_start", "row_stop", "padded", "tiles", "group", "ignore_index", "C"]
 SCALE = tl.constexpr(1024.0)  # of z in the tables: |z| <= 1, float16 ends at 65,504
-_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
 @triton.jit
@@ -96,14 +94,6 @@ def _chunks(base_ptr, row, piece, DP: tl.constexpr, PIECES: tl.constexpr, B: tl.
 
 
 @triton.jit
-def _dot(a, b, c):
-    if _INTERPRETED:  # the interpreter multiplies the bits of bfloat16
-        return tl.dot(a.to(tl.float32), b.to(tl.float32), c)
-    else:
-        return tl.dot(a, b, c)
-
-
-@triton.jit
 def _multiply(a, b, c):
     """c + a b, from pieces: the smallest products first; lo.lo is below what they keep.
 
@@ -111,11 +101,11 @@ def _multiply(a, b, c):
     float32's bits, so that their sums start from zero each time and are added up outside, where rounding is to nearest.
     """
     if len(a) == 2:
-        part = _dot(a[1], b[0], tl.zeros_like(c))
-        part = _dot(a[0], b[1], part)
-        return c + _dot(a[0], b[0], part)
+        part = dot(a[1], b[0], tl.zeros_like(c))
+        part = dot(a[0], b[1], part)
+        return c + dot(a[0], b[0], part)
     else:
-        return _dot(a[0], b[0], c)
+        return dot(a[0], b[0], c)
 
 
 @triton.jit

@@ -18,6 +18,7 @@ SLOT_NUMBERS = 1 << 24  # up to 64 MiB of slots, a slot has a row for each sampl
 SORT_PROGRAMS = 256  # programs that order all samples
 SORT_TILE = 2048  # labels x classes that such a program ranks at a time
 TERMS_TILE = 8192  # numbers of k embeddings x C classes x d entries that the program of the values can hold
+GRAM_ROWS = 16  # rows of a tile of `gram_per_sample`
 LABELS = 256  # that a program with one class looks at at a time
 LOGITS_TILE = 2048  # numbers of samples x classes that a program over the logits holds
 LOGITS_PROGRAMS = 256  # programs that sum over the logits
@@ -25,12 +26,14 @@ LOGITS_PROGRAMS = 256  # programs that sum over the logits
 
 class SampleTile(NamedTuple):
     """How the streaming kernels cut a sample: with a warp per sample (BK = 0) in H tiles of W entries an embedding, BS
-    samples at once; with a program per sample in tiles of BK embeddings x W entries."""
+    samples at once; with a program per sample in tiles of BK embeddings x W entries; for matrix units (PK > 0) in tiles
+    of 16 rows x W entries, PK rows a sample."""
 
     W: int
     BS: int
     BK: int
     warps: int
+    PK: int = 0
 
     def options(self, aligned: bool) -> dict[str, Any]:
         """`aligned`: every row begins at a multiple of 16 bytes, known to the compiler, so that a lane has several
@@ -38,6 +41,8 @@ class SampleTile(NamedTuple):
         across lanes unrounded and the other lane's rounded, and sums that must agree would not, in the last bit.
         """
         tile = {"BD": self.W, "BK": self.BK} if self.BK else {"W": self.W, "BS": self.BS}
+        if self.PK:
+            tile["PK"] = self.PK
         return {**tile, "num_warps": self.warps, "enable_fp_fusion": aligned}
 
 
@@ -81,11 +86,17 @@ class GradientPlan(NamedTuple):
     options: KernelOptions
 
 
-def sample_tile(k: int, d: int, settings: gpus.StreamingSettings, pairs: bool) -> SampleTile:
+def sample_tile(k: int, d: int, settings: gpus.StreamingSettings, pairs: bool, aligned: bool) -> SampleTile:
     """The tile for k embeddings of d entries; `pairs` if ED's target is not -1.
 
-    With a warp per sample a row of a tile lies within a warp, whose lanes load 16 bytes each.
+    With a warp per sample a row of a tile lies within a warp, whose lanes load 16 bytes each. Matrix units take k from
+    5 on: with fewer embeddings sums over the samples of a tile would cross lanes.
     """
+    gram = settings.gram
+    if gram and aligned and not pairs and 4 < k <= GRAM_ROWS and d >= 32:
+        width, rows = gram.width, power_of_2(k)
+        if rows * round_up(d, width) <= gram.sample_numbers:
+            return SampleTile(width, GRAM_ROWS // rows, 0, 1, rows)
     width = min(max(16, power_of_2(d)), settings.max_width)
     samples = min(settings.sample_numbers // (k * ceil_div(d, width) * width), settings.row_numbers // width, 16)
     if samples >= 4 and k <= (8 if pairs else 16):
@@ -110,12 +121,16 @@ def plan_statistics(
     processors: int,
 ) -> StatisticsPlan:
     settings = gpus.STREAMING[family, itemsize]
-    tile = sample_tile(k, d, settings, embedding_target != -1.0)
+    tile = sample_tile(k, d, settings, embedding_target != -1.0, aligned)
     blocks = ceil_div(k, tile.BK) if tile.BK else 1
     counted = num_classes <= COUNTED_CLASSES
     local = counted and n <= LOCAL_SAMPLES
     slot = round_up(2 * k * (d + 1), 32)
-    per_processor = settings.small_programs if tile.BK and tile.warps == 4 else settings.programs
+    if tile.PK:
+        assert settings.gram is not None
+        per_processor = settings.gram.programs
+    else:
+        per_processor = settings.small_programs if tile.BK and tile.warps == 4 else settings.programs
     resident = per_processor * processors // blocks
     sort = None
     if local:
@@ -135,13 +150,17 @@ def plan_statistics(
         if counted:
             sort = _plan_sort(n, num_classes, tile.BS)
             scratch += sort.grid[0] * (num_classes + 1)
-    rows = tile.BS if slots * slot * tile.BS <= SLOT_NUMBERS else 1
-    embedding_chunk = _chunk_of_samples(n, processors, 1)
+    rows = 1 if tile.PK or slots * slot * tile.BS > SLOT_NUMBERS else tile.BS
+    embedding_chunk = _chunk_of_samples(n, processors, 1, settings)
     embeddings = programs * groups if blocks == 1 else ceil_div(n, embedding_chunk)
     offset = round_up(embeddings, 32)
     constants = {"K": k, "D": d}
-    streaming = {"SLOT": slot, "LOCAL": local, "BL": LABELS}
-    if not tile.BK:
+    streaming: dict[str, Any] = {"SLOT": slot, "LOCAL": local, "BL": LABELS}
+    if tile.PK and settings.gram is not None:
+        streaming["STAGES"] = settings.gram.stages
+    else:
+        streaming["TARGET"] = embedding_target
+    if not tile.BK and not tile.PK:
         streaming["ROWS"] = rows
         streaming["PREFETCH"] = settings.look_ahead
     columns = 128 if counted else 512
@@ -153,6 +172,10 @@ def plan_statistics(
         "BK": power_of_2(k),
         "ROWS": rows,
         "LOCAL": local,
+        "BC": 1,
+        "BL": 1,
+        "COUNT": False,
+        "RECORD": False,
     }
     return StatisticsPlan(
         tile=tile,
@@ -167,7 +190,7 @@ def plan_statistics(
         offset=offset,
         sums=offset + slots * slot * rows,
         flat=num_classes * k * (2 * d + 1) + 2 * num_classes + 1,
-        streaming=KernelOptions(**constants, TARGET=embedding_target, **streaming, **tile.options(aligned)),
+        streaming=KernelOptions(**constants, **streaming, **tile.options(aligned)),
         embedding=KernelOptions(**constants, TARGET=embedding_target, **tile.options(aligned)),
         reduce_grid=(num_classes, ceil_div(2 * k * d + k, columns)),
         reduce=KernelOptions(**constants, **reduce, num_warps=4, enable_fp_fusion=True),
@@ -197,8 +220,8 @@ def plan_gradient(
     processors: int,
 ) -> GradientPlan:
     settings = gpus.STREAMING[family, itemsize]
-    tile = sample_tile(k, d, settings, embedding_target != -1.0)
-    chunk = _chunk_of_samples(n, processors, tile.BS)
+    tile = sample_tile(k, d, settings._replace(gram=None), embedding_target != -1.0, aligned)
+    chunk = _chunk_of_samples(n, processors, tile.BS, settings)
     by_class = num_classes > GATHERED_CLASSES
     options = KernelOptions(K=k, D=d, TARGET=embedding_target, SORTED=by_class, **tile.options(aligned))
     if not tile.BK:
@@ -216,7 +239,9 @@ def plan_terms(
     embeddings = TERMS_TILE // (rows * columns) if between_target in (-1.0, None) and mean_target == -1.0 else 1
     tile = {"BK": max(1, min(power_of_2(k), embeddings)), "BC": rows, "BD": columns}
     targets = {"BETWEEN": between_target, "MEAN": mean_target, "EMBEDDING": embedding_target}
-    return KernelOptions(K=k, D=d, **tile, **targets, num_warps=8, enable_fp_fusion=False)  # see `SampleTile.options`
+    weights = {"FD": 1.0, "MD": 1.0, "ED": 1.0, "NAIVE": False}
+    options = {"num_warps": 8, "enable_fp_fusion": False}  # see `SampleTile.options`
+    return KernelOptions(K=k, D=d, **tile, **targets, **weights, **options)
 
 
 class LogitsPlan(NamedTuple):
@@ -249,9 +274,10 @@ def plan_logits(n: int, num_classes: int, label_smoothing: float, double: bool) 
     )
 
 
-def _chunk_of_samples(n: int, processors: int, samples: int) -> int:
+def _chunk_of_samples(n: int, processors: int, samples: int, settings: gpus.StreamingSettings) -> int:
     """Samples of a program that keeps nothing: some waves of programs, but not a launch per step of `samples`."""
-    return samples * max(1, min(16, n // (32 * samples * processors)))
+    steps = n // (settings.gradient_programs * samples * processors)
+    return samples * max(1, min(settings.gradient_steps, steps))
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from adcorre_kernels.gpu.class_sort import sort_buffers, sort_class
-from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, sign
+from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, number, sign, table_pointers
 
 
 @triton.jit
@@ -176,12 +176,14 @@ def program_embedding(
     tl.store(sums_ptr + tl.program_id(0), result)
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
+@triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=["fd_ptr", "md_ptr", "ed_ptr"])
 def program_gradient(
     x_ptr,
     targets_ptr,
     order_ptr,
-    upstream_ptr,
+    fd_ptr,
+    md_ptr,
+    ed_ptr,
     feature_ptr,
     mean_ptr,
     scale_ptr,
@@ -202,10 +204,11 @@ def program_gradient(
     """As `warp_gradient`."""
     entry = tl.arange(0, BD)
     low = tl.program_id(0) * chunk
+    mean_ptr, scale_ptr = table_pointers(feature_ptr, mean_ptr, scale_ptr, C, K * D)
     scale = tl.load(scale_ptr)
-    to_feature = tl.load(upstream_ptr)
-    to_mean = tl.load(upstream_ptr + 1)
-    to_total = tl.load(upstream_ptr + 2) * scale
+    to_feature = number(fd_ptr)
+    to_mean = number(md_ptr)
+    to_total = number(ed_ptr) * scale
     for position in tl.range(low, tl.minimum(low + chunk, n), num_stages=1):
         index = position
         if SORTED:

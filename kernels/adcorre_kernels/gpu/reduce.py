@@ -3,11 +3,12 @@
 import triton
 import triton.language as tl
 
+from adcorre_kernels.gpu.attention import attention_step
 from adcorre_kernels.gpu.class_sort import own_buffers, sort_buffers
 
 
-@triton.jit(do_not_specialize=["programs", "embeddings", "chunk", "C", "capacity"])
-def reduce_slots(
+@triton.jit
+def _reduce_class(
     sums_ptr,
     scratch_ptr,
     flat_ptr,
@@ -84,3 +85,49 @@ def reduce_slots(
             for start in range(0, embeddings, 128):
                 embedding += tl.load(sums_ptr + start + lane, mask=start + lane < embeddings, other=0.0)
             tl.store(rest + 2 * C, tl.sum(embedding, 0))
+
+
+@triton.jit(do_not_specialize=["programs", "embeddings", "chunk", "C", "capacity", "logits_programs"])
+def reduce_slots(
+    sums_ptr,
+    scratch_ptr,
+    flat_ptr,
+    programs,
+    embeddings,
+    chunk,
+    C,
+    capacity,
+    offset,
+    flat_offset,
+    partials_ptr,
+    counts_ptr,
+    position_ptr,
+    values_ptr,
+    logits_programs,
+    window,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    SLOT: tl.constexpr,
+    BS: tl.constexpr,
+    BP: tl.constexpr,
+    BJ: tl.constexpr,
+    BK: tl.constexpr,
+    ROWS: tl.constexpr,
+    LOCAL: tl.constexpr,
+    BC: tl.constexpr,
+    BL: tl.constexpr,
+    COUNT: tl.constexpr,
+    RECORD: tl.constexpr,
+):
+    """`ClassStatistics.flat`: programs (c, b) add up a class's slots. With `partials`, program (C, 0) takes a step of
+    the attention map. `flat` begins `flat_offset` behind its pointer."""
+    if tl.program_id(0) < C:
+        _reduce_class(
+            sums_ptr, scratch_ptr, flat_ptr + flat_offset, programs, embeddings, chunk, C, capacity, offset,
+            K, D, SLOT, BS, BP, BJ, BK, ROWS, LOCAL,
+        )  # fmt: skip
+    elif partials_ptr is not None:  # noqa: SIM102
+        if tl.program_id(1) == 0:
+            attention_step(
+                partials_ptr, counts_ptr, position_ptr, values_ptr, logits_programs, window, C, BC, BL, COUNT, RECORD
+            )

@@ -2,9 +2,11 @@
 
 import triton
 import triton.language as tl
+from triton import knobs
 
 # Launch arguments whose value must not choose a compiled variant: they change from batch to batch.
 UNSPECIALISED = ["n", "chunk", "ignore_index", "C", "capacity"]
+_INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
 @triton.jit
@@ -29,11 +31,27 @@ def centre(tiles, D: tl.constexpr, W: tl.constexpr):
             squares += tile * tile
         centred = centred + (tile,)
     squared = tl.sum(squares, 1)
+    inverse, length = inverse_length(squared, mean, D)
+    return centred, inverse, length
+
+
+@triton.jit
+def inverse_length(squared, mean, D: tl.constexpr):
+    """1 / |x - mean| and |x| of vectors with squared = |x - mean|^2; the first is 0 and NaN where `centre` says so."""
     squared_x = squared + mean * mean * D
     constant = squared <= tl.maximum(squared_x * 1.4551915228366852e-11, 1.1754943508222875e-38)  # (32 eps)^2
     inverse = tl.where(constant, 0.0, tl.rsqrt(squared))
     inverse = tl.where(squared == float("inf"), float("nan"), inverse)
-    return centred, inverse, tl.sqrt(squared_x)
+    return inverse, tl.sqrt(squared_x)
+
+
+@triton.jit
+def dot(a, b, c):
+    """c + a b by matrix units."""
+    if _INTERPRETED:  # the interpreter multiplies the bits of bfloat16
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), c)
+    else:
+        return tl.dot(a, b, c)
 
 
 @triton.jit
@@ -42,6 +60,24 @@ def zeros(count: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
     for _ in tl.static_range(count):
         tiles = tiles + (tl.zeros((R, W), tl.float32),)
     return tiles
+
+
+@triton.jit
+def number(pointer):
+    """The number there, float32; 0 without a pointer."""
+    value = tl.full((), 0.0, tl.float32)
+    if pointer is not None:
+        value = tl.load(pointer).to(tl.float32)
+    return value
+
+
+@triton.jit
+def table_pointers(feature_ptr, mean_ptr, scale_ptr, C, KD: tl.constexpr):
+    """Where H and the scale are; behind G if they have no pointers."""
+    if mean_ptr is None:
+        mean_ptr = feature_ptr + C.to(tl.int64) * KD
+        scale_ptr = mean_ptr + C.to(tl.int64) * KD
+    return mean_ptr, scale_ptr
 
 
 @triton.jit

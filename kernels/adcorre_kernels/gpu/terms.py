@@ -1,4 +1,4 @@
-"""The terms and the gradient tables from the class statistics, in one launch, for up to 32 classes.
+"""The terms, Eq. 12 and the gradient tables from the class statistics, in one launch, for up to 32 classes.
 
 Programs 0 to k - 1 write the tables of one embedding each; program k takes all embeddings, BK at a time, and writes the
 values, so that no program waits for another. Sums over d are float32; where large numbers cancel, the arithmetic is
@@ -8,6 +8,7 @@ float64. Tiles are (BK embeddings, BC classes, BD entries).
 import triton
 import triton.language as tl
 
+from adcorre_kernels.gpu.attention import ATTENTION, CE, CE_SUMS
 from adcorre_kernels.gpu.rows import sign
 
 
@@ -74,14 +75,18 @@ def _combine(base_ptr, weight, l, start, C, K: tl.constexpr, D: tl.constexpr, BC
     return total
 
 
-@triton.jit(do_not_specialize=["C"])
+@triton.jit(do_not_specialize=["C", "factor"])
 def terms_kernel(
     flat_ptr,
     attention_ptr,
+    ce_ptr,
+    lambd,
+    lambd_ptr,
+    factor,
     values_ptr,
-    feature_ptr,
-    mean_ptr,
-    scale_ptr,
+    loss_ptr,
+    tables_ptr,
+    flat_offset,
     C,
     K: tl.constexpr,
     D: tl.constexpr,
@@ -91,18 +96,34 @@ def terms_kernel(
     BETWEEN: tl.constexpr,
     MEAN: tl.constexpr,
     EMBEDDING: tl.constexpr,
+    FD: tl.constexpr,
+    MD: tl.constexpr,
+    ED: tl.constexpr,
+    NAIVE: tl.constexpr,
 ):
-    """flat -> values (fd, md, ed, nfd), tables G and H (C, k, d), 2 / (n k^2).
+    """flat -> values (fd, md, ed, nfd) and the tables: G and H (C, k, d), then 2 / (n k^2).
 
-    BETWEEN None: FD and G of the pairs within classes.
+    BETWEEN None: FD and G of the pairs within classes. NAIVE: w is 1/2.
+
+    With `loss_ptr`: Eq. 12 too, and `values` as `attention.py` describes them, where w and the sums of cross-entropies
+    stand if their pointers are None. The tables are then those of the loss: multiplied by lambda, by the terms' weights
+    FD, MD and ED and by `factor`; behind them, `factor` / the divisor of cross-entropy. `lambd` is not read if it has a
+    pointer.
     """
     OF_CLASSES: tl.constexpr = False if BETWEEN is None else BETWEEN != -1
     a = tl.arange(0, BC)
     size = C * K * D
+    flat_ptr += flat_offset
     centred_ptr = flat_ptr + size
     norm_ptr = centred_ptr + size
     square_ptr = norm_ptr + C * K
-    w = tl.load(attention_ptr + a, mask=a < C, other=0.0).to(tl.float32)
+    GIVEN: tl.constexpr = attention_ptr is not None
+    if attention_ptr is None:
+        attention_ptr = values_ptr + ATTENTION
+    if NAIVE:
+        w = tl.where(a < C, 0.5, 0.0)
+    else:
+        w = tl.load(attention_ptr + a, mask=a < C, other=0.0).to(tl.float32)
     count = tl.load(square_ptr + C + a, mask=a < C, other=0.0)
     present = count > 0
     pairs = (present[:, None] & present[None, :] & (a[:, None] != a[None, :]))[None]
@@ -110,8 +131,18 @@ def terms_kernel(
     at_least_one = tl.where(n < 1, 1.0, n)  # a NaN stays
     not_a_number = (n * 0).to(tl.float32)  # 0, or NaN if a label is bad
     pair_weight = (w[:, None] + w[None, :])[None]
+    half_to_h = tl.where(C == 1, 0.0, 1.0 / (K * C.to(tl.float32) * C.to(tl.float32)))
     to_g = (1.0 / (K * at_least_one * at_least_one)).to(tl.float32)
-    to_h = tl.where(C == 1, 0.0, 2.0 / (K * C.to(tl.float32) * C.to(tl.float32)))
+    to_h = 2 * half_to_h
+    if loss_ptr is not None:
+        wide_lambd = tl.cast(lambd, tl.float64)
+        if lambd_ptr is not None:
+            wide_lambd = tl.load(lambd_ptr).to(tl.float64)
+        to_loss = wide_lambd.to(tl.float32) * factor
+        to_g *= to_loss * FD
+        to_h *= to_loss * MD
+    mean_ptr = tables_ptr + C.to(tl.int64) * (K * D)
+    scale_ptr = mean_ptr + C.to(tl.int64) * (K * D)
 
     if tl.program_id(0) < K:
         l = tl.program_id(0) + tl.arange(0, 1)
@@ -143,7 +174,7 @@ def terms_kernel(
                 g = -4 * weighted
                 if OF_CLASSES:
                     g += _combine(flat_ptr, feature_weight, l, start, C, K, D, BC, BD)
-            tl.store(feature_ptr + at, g * to_g, mask=inside)
+            tl.store(tables_ptr + at, g * to_g, mask=inside)
             direction = _tile(centred_ptr, l, start, C, K, D, BC, BD) * inverse[:, :, None]
             if MEAN == -1:
                 h = tl.sum(direction, 1)[:, None, :]
@@ -206,15 +237,30 @@ def terms_kernel(
             nfd = (tl.sum(within, 0) + naive_sum) / divisor
         if MEAN == -1:
             md_sum += K * present_classes * (present_classes - 1)
-        md_value = md_sum * (0.5 * to_h)
+        md_value = md_sum * half_to_h
         ed = tl.load(square_ptr + 2 * C).to(tl.float64)
         if EMBEDDING == -1:
             ed += K * (K - 1) * n - tl.sum(square_sum, 0)
         if K == 1:
             ed = n * 0
         ed = ed / (at_least_one * (K * K))
-        tl.store(values_ptr, fd.to(tl.float32))
-        tl.store(values_ptr + 1, md_value.to(tl.float32) + not_a_number)
-        tl.store(values_ptr + 2, ed.to(tl.float32))
-        tl.store(values_ptr + 3, nfd.to(tl.float32))
-        tl.store(scale_ptr, (2.0 / (at_least_one * (K * K))).to(tl.float32))
+        md_value += not_a_number
+        to_ed = 2.0 / (at_least_one * (K * K))
+        tl.store(values_ptr, fd.to(values_ptr.dtype.element_ty))
+        tl.store(values_ptr + 1, md_value.to(values_ptr.dtype.element_ty))
+        tl.store(values_ptr + 2, ed.to(values_ptr.dtype.element_ty))
+        tl.store(values_ptr + 3, nfd.to(values_ptr.dtype.element_ty))
+        if loss_ptr is not None:
+            if ce_ptr is None:
+                ce_ptr = values_ptr + ATTENTION + CE_SUMS * C
+            divisor = tl.load(ce_ptr + 1).to(tl.float64)
+            divisor = tl.where(divisor == 0, 1.0, divisor)
+            ce = tl.load(ce_ptr).to(tl.float64) / divisor
+            loss = ce + wide_lambd * (FD * fd + MD * md_value + ED * ed)
+            tl.store(values_ptr + CE, ce.to(values_ptr.dtype.element_ty))
+            tl.store(loss_ptr, loss.to(loss_ptr.dtype.element_ty))
+            tl.store(scale_ptr + 1, (factor / divisor).to(tl.float32))
+            to_ed *= to_loss * ED
+            if GIVEN or NAIVE:
+                tl.store(values_ptr + ATTENTION + a, w.to(values_ptr.dtype.element_ty), mask=a < C)
+        tl.store(scale_ptr, to_ed.to(tl.float32))

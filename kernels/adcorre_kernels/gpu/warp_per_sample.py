@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from adcorre_kernels.gpu.class_sort import sort_buffers, sort_class
-from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, sign, zeros
+from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, number, sign, table_pointers, zeros
 
 
 @triton.jit
@@ -177,12 +177,14 @@ def _sample(targets_ptr, order_ptr, position, high, ignore_index, C, SORTED: tl.
     return index, valid, label
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
+@triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=["fd_ptr", "md_ptr", "ed_ptr"])
 def warp_gradient(
     x_ptr,
     targets_ptr,
     order_ptr,
-    upstream_ptr,
+    fd_ptr,
+    md_ptr,
+    ed_ptr,
     feature_ptr,
     mean_ptr,
     scale_ptr,
@@ -210,11 +212,12 @@ def warp_gradient(
     low = tl.program_id(0) * chunk
     entry = tl.arange(0, W)
     lane = tl.arange(0, BS)
+    mean_ptr, scale_ptr = table_pointers(feature_ptr, mean_ptr, scale_ptr, C, K * D)
     scale = tl.load(scale_ptr)
     blank = scale * 0.0  # the gradient of a sample that takes no part: NaN if a label is bad
-    to_feature = tl.load(upstream_ptr)
-    to_mean = tl.load(upstream_ptr + 1)
-    to_total = tl.load(upstream_ptr + 2) * scale
+    to_feature = number(fd_ptr)
+    to_mean = number(md_ptr)
+    to_total = number(ed_ptr) * scale
     high = tl.minimum(low + chunk, n)
     if PREFETCH:
         next_index, next_valid, next_label = _sample(targets_ptr, order_ptr, low + lane, high, ignore_index, C, SORTED)

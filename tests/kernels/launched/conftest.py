@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from adcorre_kernels.gpu import gpus, plan
+from adcorre_kernels.gpu import gpus, loss, plan
 
 FEW = 4  # processors: small grids, since the interpreter runs one program after another
 
@@ -28,7 +28,14 @@ def small_grids(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def fresh_plans() -> Iterator[None]:
     """Tests change the numbers that plans are made from."""
     yield
-    for remembered in (plan.plan_statistics, plan.plan_gradient, plan.plan_terms, plan.plan_logits):
+    for remembered in (
+        plan.plan_statistics,
+        plan.plan_gradient,
+        plan.plan_terms,
+        plan.plan_logits,
+        loss._plan,
+        loss._terms_options,
+    ):
         remembered.cache_clear()
 
 

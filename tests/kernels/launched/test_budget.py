@@ -26,12 +26,14 @@ WIDE = [
     (4, 3, 4096, 2),  # larger than a tile: blocks
     (3, 64, 72, 2),  # the largest k
 ]
-MANY_CLASSES = [(40, 3, 20, 33), (20, 2, 16, 100), (5, 9, 130, 33)]  # one order of all samples
+# In half precision, lengths by matrix units: one and two samples a tile; several tiles a row, the last one part full.
+GRAM = [(9, 16, 48, 3), (11, 5, 80, 3)]
+MANY_CLASSES = [(40, 3, 20, 33), (12, 6, 32, 40), (20, 2, 16, 100), (5, 9, 130, 33)]  # one order of all samples
 
 
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
-@pytest.mark.parametrize("shape", NARROW + WIDE)
+@pytest.mark.parametrize("shape", NARROW + WIDE + GRAM)
 def test_terms_of_the_paper(shape, dtype) -> None:
     check(draw(*shape), dtype)
 
@@ -50,7 +52,7 @@ def test_vectors_far_from_centred(shape) -> None:
     check(draw(*shape, shift=30.0))
 
 
-@pytest.mark.parametrize("shape", [(50, 3, 32, 4), (12, 9, 130, 3)])
+@pytest.mark.parametrize("shape", [(50, 3, 32, 4), (12, 9, 130, 3), (23, 6, 32, 3)])
 def test_one_order_of_all_samples(shape, monkeypatch) -> None:
     """The cut of large batches: two launches order all samples; a program walks over the runs of several classes."""
     monkeypatch.setattr(plan, "LOCAL_SAMPLES", 0)

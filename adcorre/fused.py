@@ -1,0 +1,168 @@
+"""The Triton backend's short way: one operator forward, one backward, and one node of the graph."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adcorre.backends import Options, apply_of, triton_kernels, without_double_backward
+
+
+class AttentionState(NamedTuple):
+    """Where w comes from: given (C,), or a map's counts (window, 2, C) and position (1,).
+
+    counted: this step counts in w. record: it enters the map.
+    """
+
+    attention: Tensor | None
+    counts: Tensor | None = None
+    position: Tensor | None = None
+    counted: bool = False
+    record: bool = False
+
+
+def settings_of(options: Options, num_classes: int, x: Tensor, logits: Tensor | None = None) -> Any:
+    """The kernels' settings; None where they leave some step of these options to others."""
+    if options.backend != "triton" or options.pairs != "class":
+        return None
+    kernels = triton_kernels()
+    if not kernels.terms_supported(num_classes, *x.shape[1:]) or not (
+        logits is None or kernels.logits_supported(logits)
+    ):
+        return None
+    weights = dict.fromkeys(("fd", "md", "ed"), 1.0) if logits is None else options.components
+    fd = weights.get("fd", weights.get("nfd", 0.0))
+    return kernels.Settings(
+        options.ignore_index,
+        options.label_smoothing,
+        options.between_target,
+        options.mean_target,
+        options.embedding_target,
+        fd,
+        weights.get("md", 0.0),
+        weights.get("ed", 0.0),
+        "nfd" in weights,
+    )
+
+
+def fused_loss(
+    samples: Any, state: AttentionState, lambd: float | Tensor, options: Options, settings: Any
+) -> tuple[Tensor, Tensor]:
+    """Eq. 12 of a whole batch: the loss with its graph, and `values` as the kernels' attention.py describes them."""
+    logits, x, targets, ce_weight, adjustment = samples
+    number, tensor = (0.0, lambd) if isinstance(lambd, Tensor) else (float(lambd), None)
+    attention, counts, position, counted, record = state
+    rest = (number, counted, record)
+    return _apply(
+        x, logits, targets, ce_weight, adjustment, attention, counts, position, tensor, rest, options, settings
+    )[:2]
+
+
+def fused_loss_from_sums(
+    samples: Any, batch: Any, lambd: float | Tensor, options: Options, settings: Any
+) -> tuple[Tensor, Tensor]:
+    """The same from the sums of a batch over parts and ranks, and its w."""
+    logits, x, targets, ce_weight, adjustment = samples
+    number, tensor = (0.0, lambd) if isinstance(lambd, Tensor) else (float(lambd), None)
+    rest = (number, float(batch.gradient_factor))
+    return _apply(
+        x, logits, targets, ce_weight, adjustment, batch.attention, batch.statistics, batch.ce_sums, tensor, rest,
+        options, settings,
+    )[:2]  # fmt: skip
+
+
+def fused_terms(x: Tensor, targets: Tensor, attention: Tensor, options: Options, settings: Any) -> tuple[Tensor, ...]:
+    """fd, md, ed, with their graph, and nfd."""
+    return _apply_terms(x, targets, attention, options, settings)[:4]
+
+
+class _Loss(torch.autograd.Function):
+    """Eq. 12 from samples, or (`rest` without `record`) from sums, which stand in the place of the map's state."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        logits: Tensor,
+        targets: Tensor,
+        ce_weight: Tensor | None,
+        adjustment: Tensor | None,
+        attention: Tensor | None,
+        counts: Tensor | None,
+        position: Tensor | None,
+        lambd: Tensor | None,
+        rest: tuple[Any, ...],
+        options: Options,
+        settings: Any,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kernels = triton_kernels()
+        if len(rest) == 2:
+            shape = x.shape[1:]
+            return kernels.loss_from_sums(counts, position, attention, lambd, *rest, *shape, settings)
+        return kernels.whole_loss(
+            x, logits, targets, ce_weight, adjustment, attention, counts, position, lambd, *rest, settings
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, logits, targets, ce_weight, adjustment, *_, ctx.options, ctx.settings = inputs
+        _, values, tables = output
+        ctx.mark_non_differentiable(values, tables)
+        ctx.save_for_backward(x, logits, targets, ce_weight, adjustment, tables)
+        if not torch.compiler.is_compiling():  # Dynamo knows no such call
+            ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * 12
+        of_x, of_logits, *_ = ctx.needs_input_grad
+        of_x = of_x and bool(ctx.options.components)
+
+        def compute(*tensors: Tensor) -> Any:
+            x, logits, *labels, tables, upstream = tensors
+            return tuple(
+                triton_kernels().gradients(
+                    x, logits if of_logits else None, *labels, upstream, upstream, upstream, tables, of_x,
+                    logits.shape[1], ctx.settings,
+                )
+            )  # fmt: skip
+
+        found = iter(without_double_backward(compute, ctx.options, *ctx.saved_tensors, upstream))
+        first = next(found) if of_logits else None
+        return next(found) if of_x else None, first, *(None,) * 10
+
+
+class _Terms(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: Tensor, targets: Tensor, attention: Tensor, options: Options, settings: Any
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        values, tables = triton_kernels().sample_terms(x, targets, attention, settings)
+        return *values.unbind(), tables
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, targets, attention, ctx.options, ctx.settings = inputs
+        *_, nfd, tables = output
+        ctx.num_classes = attention.shape[0]
+        ctx.mark_non_differentiable(nfd, tables)
+        ctx.save_for_backward(x, targets, tables)
+        if not torch.compiler.is_compiling():
+            ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        def compute(x: Tensor, targets: Tensor, tables: Tensor, *upstream: Tensor | None) -> Any:
+            return tuple(
+                triton_kernels().gradients(
+                    x, None, targets, None, None, *upstream, tables, True, ctx.num_classes, ctx.settings
+                )
+            )
+
+        (of_x,) = without_double_backward(compute, ctx.options, *ctx.saved_tensors, *upstream[:3])
+        return of_x, None, None, None, None
+
+
+_apply, _apply_terms = apply_of(_Loss), apply_of(_Terms)

@@ -1,0 +1,178 @@
+"""`python -m bench metric`: retrieval by embeddings that were trained with each metric loss, alike but for the loss.
+
+A small network; its initial weights, batches, steps and optimizer (Adam) are the same for every loss. Each loss gets
+the learning rate, out of LEARNING_RATES, with the best MAP@R on the validation split at seed 0. Then one run for each
+of the other seeds is evaluated on the test split, by cosine similarity for every loss. Losses of
+pytorch-metric-learning have their defaults and no miner. Time and memory of the same losses:
+`python -m bench loss --parts metric`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench import rows
+from train.retrieval import METRICS, retrieval_metrics
+
+FIELDS = (
+    *rows.ORIGIN,
+    "part",
+    "contender",
+    "learning_rate",
+    "seed",
+    "split",
+    "steps",
+    "batch",
+    *METRICS,
+    "seconds",
+    "note",
+)
+KEY = ("part", "contender", "learning_rate", "seed", "split")
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+SEEDS = (1, 2, 3)
+BATCH, SIZE = 128, 64  # samples of a batch; numbers of an embedding
+STEPS = {"digits": 200, "fer2013": 300}
+IMAGES = {"train": 5000, "validation": 1500, "test": 2000}  # of FER-2013, which is drawn from its own splits
+
+
+class Split(NamedTuple):
+    """images (n, 1, h, w) float32 and labels (n,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+def digits() -> dict[str, Split]:
+    """scikit-learn's 1,797 digits of 8 x 8 pixels: half for training, a quarter each for validation and test."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = torch.from_numpy(data.images).float()[:, None] / 8 - 1
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    labels = torch.from_numpy(data.target).long()
+    edges = (0, 898, 1347, 1797)
+    parts = [order[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    names = ("train", "validation", "test")
+    return {name: Split(images[part], labels[part]) for name, part in zip(names, parts, strict=True)}
+
+
+def faces(data: str) -> dict[str, Split]:
+    """FER-2013 at 24 x 24 pixels: some images of its training split, the rest of the paper's protocol's splits."""
+    from train.data import Request, load_data
+
+    splits = load_data(data, Request(image_size=48, seed=0))
+    found = {}
+    for name, count in IMAGES.items():
+        part = getattr(splits, name)
+        chosen = np.sort(np.random.default_rng(0).permutation(len(part))[:count])
+        grey = [np.asarray(part.image(int(index)).convert("L").resize((24, 24))) for index in chosen]
+        images = torch.from_numpy(np.stack(grey)).float()[:, None] / 128 - 1
+        found[name] = Split(images, torch.from_numpy(np.asarray(part.labels)[chosen]).long())
+    return found
+
+
+def network(pixels: int, seed: int) -> nn.Module:
+    """Two strided convolutions and a hidden layer."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, stride=2 if pixels > 8 else 1, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.LazyLinear(128),
+        nn.ReLU(),
+        nn.Linear(128, SIZE),
+    )
+
+
+def contenders() -> dict[str, Callable[[], nn.Module]]:
+    from pytorch_metric_learning import losses
+
+    from adcorre.metric import AdCorreMetricLoss
+
+    return {
+        "metric": AdCorreMetricLoss,
+        "metric, simplex": lambda: AdCorreMetricLoss(between_target="simplex", mean_target="simplex"),
+        "supcon": losses.SupConLoss,
+        "multi-similarity": losses.MultiSimilarityLoss,
+        "circle": losses.CircleLoss,
+        "triplet": losses.TripletMarginLoss,
+    }
+
+
+def train(loss: nn.Module, data: Split, steps: int, learning_rate: float, seed: int) -> tuple[nn.Module, float]:
+    """The trained network, in eval mode, and the seconds of its training."""
+    model = network(data.images.shape[-1], seed)
+    model(data.images[:1])  # gives the lazy layer its size
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    rng = torch.Generator().manual_seed(seed)
+    order = torch.empty(0, dtype=torch.int64)
+    began = time.perf_counter()
+    for _ in range(steps):
+        if len(order) < BATCH:
+            order = torch.randperm(len(data.labels), generator=rng)
+        chosen, order = order[:BATCH], order[BATCH:]
+        optimizer.zero_grad()
+        loss(model(data.images[chosen]), data.labels[chosen]).backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval(), time.perf_counter() - began
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Split) -> dict[str, float]:
+    embeddings = torch.cat([model(images) for images in data.images.split(500)])
+    if not embeddings.isfinite().all():
+        return dict.fromkeys(METRICS, float("nan"))
+    return retrieval_metrics(embeddings, data.labels, "cosine")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = rows.parser("metric", __doc__, rows.RESULTS / "metric.csv")
+    parser.add_argument("--data", help="FER-2013 in any of its layouts; without it the digits alone")
+    parser.add_argument("--contenders", nargs="+", choices=contenders(), metavar="NAME", help="default: all")
+    parser.add_argument("--steps", type=int, help=f"default: {STEPS}")
+    options = parser.parse_args(argv)
+    session = rows.Session(parser, options, FIELDS, KEY)
+    for part in ("digits", *(["fer2013"] if options.data else [])):
+        data = faces(options.data) if part == "fer2013" else digits()
+        for name in options.contenders or contenders():
+            if session.stops(f"{part}, {name}"):
+                return session.status
+            measure_one(session, part, data, name, options.steps or STEPS[part], options.out)
+    return session.status
+
+
+def measure_one(session: rows.Session, part: str, data: dict[str, Split], name: str, steps: int, out: Path) -> None:
+    """Rows of one loss: seed 0 at each learning rate on the validation split, then SEEDS on the test split."""
+    loss = contenders()[name]
+
+    def row(rate: float, seed: int, split: str) -> None:
+        case = {"part": part, "contender": name, "learning_rate": rate, "seed": seed, "split": split}
+        if session.done(**case):
+            return
+        model, seconds = train(loss(), data["train"], steps, rate, seed)
+        figures: dict[str, Any] = {key: f"{value:.4f}" for key, value in evaluate(model, data[split]).items()}
+        session.append({**case, "steps": steps, "batch": BATCH, **figures, "seconds": f"{seconds:.3g}"})
+        print(f"{part:8} {name:18} lr {rate:<7} seed {seed} {split:10} {figures} {seconds:.1f} s", flush=True)
+
+    for rate in LEARNING_RATES:
+        row(rate, 0, "validation")
+    mine = [
+        found
+        for found in rows.read(out)
+        if (found["part"], found["contender"], found["split"]) == (part, name, "validation")
+        and found["session"] == session.origin["session"]
+    ]
+    best = max(mine, key=lambda found: float(found["map_at_r"]) if found["map_at_r"] != "nan" else -1)
+    for seed in SEEDS:
+        row(float(best["learning_rate"]), seed, "test")

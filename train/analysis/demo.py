@@ -1,0 +1,205 @@
+"""The page of `python -m train.demo`: Gradio on 127.0.0.1, without its analytics or anything from a network."""
+
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from train.analysis.outputs import random_positions
+from train.analysis.predict import frame
+from train.command import device_of
+from train.data.base import FaceDataset, Subset, broken
+from train.data.crop import Detector, face_box, find_detector
+from train.data.decode import read_picture
+from train.data.loading import evaluation_batches
+from train.errors import UserError
+from train.run_data import load_run_data
+from train.run_folder import Trained, load_trained
+
+NEAREST = 8
+SHOWN = 1024, 1024  # pixels of the picture on the page, at most
+HOST = "127.0.0.1"
+NO_FACE = "No face seen. If the picture is a face already, tick the box."
+
+
+@dataclass(frozen=True)
+class TrainingFaces:
+    """Some of the training faces, with `directions` (n, k * d) of their embeddings."""
+
+    faces: FaceDataset
+    directions: Tensor
+
+    def nearest(self, embeddings: Tensor, count: int) -> list[tuple[Image.Image, str]]:
+        """(image, class and correlation) of the faces whose embeddings (1, k, d) correlate most, mean over k."""
+        correlations = self.directions @ directions(embeddings)[0]
+        values, places = correlations.topk(min(count, len(self.faces)))
+        names, labels = self.faces.class_names, self.faces.labels
+        return [
+            (self.faces.image(place), f"{names[labels[place]]} {value:z.2f}")
+            for value, place in zip(values.tolist(), places.tolist(), strict=True)
+        ]
+
+
+def directions(embeddings: Tensor) -> Tensor:
+    """(n, k, d) -> (n, k * d): two rows' product is the correlation of their embeddings, mean over k (Eq. 2)."""
+    centred = embeddings.float() - embeddings.float().mean(-1, keepdim=True)
+    return (nn.functional.normalize(centred, dim=-1) / embeddings.shape[1] ** 0.5).flatten(1).cpu()
+
+
+@torch.inference_mode()
+def embed_faces(trained: Trained, faces: FaceDataset, count: int, device: torch.device) -> TrainingFaces:
+    some = Subset(faces, random_positions(len(faces), count, seed=0), "train")
+    batches = evaluation_batches(some, trained.preprocessing.evaluation(), 64, 0, device.type == "cuda")
+    bar = tqdm(batches, f"embedding {len(some):,} training faces", leave=False, disable=not sys.stderr.isatty())
+    return TrainingFaces(some, torch.cat([directions(trained.model(images.to(device))[1]) for images, _ in bar]))
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page shows of a picture."""
+
+    trained: Trained
+    detect: Detector
+    training_faces: TrainingFaces | None
+    device: torch.device
+
+    def look(self, file: str | None, whole: bool) -> tuple[Any, dict[str, float] | None, Any, str]:
+        """(the picture with the face framed, probability by class, nearest training faces, a note)."""
+        if not file:
+            return None, None, None, ""
+        try:
+            picture = read_picture(Path(file))
+        except Exception as error:  # Pillow raises many kinds
+            return None, None, None, str(broken(Path(file).name, error))
+        box = (0, 0, *picture.size) if whole else face_box(picture, self.detect, 0.1)
+        if box is None:
+            return picture, None, None, NO_FACE
+        image = self.trained.preprocessing.evaluation()(picture.crop(box))[None].to(self.device)
+        with torch.inference_mode():
+            logits, embeddings = self.trained.model(image)
+        row = dict(zip(self.trained.class_names, logits[0].double().softmax(0).tolist(), strict=True))
+        nearest = self.training_faces.nearest(embeddings, NEAREST) if self.training_faces else None
+        return frame(picture, box, SHOWN), row, nearest, f"Predicted on {box[2] - box[0]} x {box[3] - box[1]} pixels."
+
+
+def serve(
+    run: Path,
+    *,
+    data: str | None = None,
+    faces: int = 1000,
+    detector: Path | None = None,
+    port: int = 0,
+    open: bool = False,
+    device: str = "auto",
+) -> None:
+    """Serve the page until SIGINT or SIGTERM. Raises UserError where the port is taken, or there is no model."""
+    with gradio_folder():
+        import gradio  # noqa: F401  # first: where it is not installed, nothing else is worth waiting for
+
+        on = device_of(device)
+        trained = load_trained(run, on)
+        detect = find_detector(detector)
+        training_faces = None
+        try:
+            if faces:
+                training_faces = embed_faces(trained, load_run_data(run, trained, "train", data=data)[0], faces, on)
+        except UserError as error:
+            print(f"no nearest training faces: {error}", file=sys.stderr)
+        page = build(Page(trained, detect, training_faces, on), run)
+        _, url, _ = page.launch(
+            server_name=HOST,
+            server_port=free_port(port),
+            inbrowser=open,
+            prevent_thread_lock=True,
+            share=False,
+            quiet=True,
+            ssr_mode=False,
+            show_error=True,
+            footer_links=[],
+        )
+        print(f"serving {run} at {url} (this machine alone); Ctrl-C ends it", flush=True)
+        ended = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
+        ended.wait()
+        page.close(verbose=False)
+
+
+@contextmanager
+def gradio_folder() -> Iterator[None]:
+    """Before Gradio's import: no analytics, and a folder for uploads that is deleted at the end."""
+    with tempfile.TemporaryDirectory(prefix="adcorre-demo-") as folder:
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": folder}
+        yield
+
+
+def free_port(port: int) -> int:
+    """`port`, or the first free one from 7860 for 0. Raises UserError where it is taken."""
+    for candidate in [port] if port else range(7860, 7960):
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((HOST, candidate))
+            except (OSError, OverflowError):
+                continue
+            return candidate
+    raise UserError(f"--port {port}: taken, or no port; leave it out for a free one")
+
+
+def build(page: Page, run: Path) -> Any:
+    """The Gradio page."""
+    import gradio as gr
+
+    about = page.trained.description
+    with gr.Blocks(title=f"adcorre: {run.resolve().name}", analytics_enabled=False) as blocks:
+        gr.Markdown(
+            f"## {run.resolve().name}\n{about['model']['backbone']}, epoch {about['epoch']}; validation: "
+            f"{about.get('summary', '–')}. Pictures stay on this machine."
+        )
+        with gr.Row():
+            with gr.Column():
+                picture = gr.Image(
+                    label="Drop, paste or take a picture",
+                    type="filepath",
+                    image_mode=None,
+                    sources=["upload", "webcam", "clipboard"],
+                    height=360,
+                )
+                whole = gr.Checkbox(label="The picture is a face already")
+            found = gr.Image(label="Face found", interactive=False, height=360, format="png", buttons=["fullscreen"])
+            with gr.Column():
+                classes = gr.Label(label="Expression", num_top_classes=len(page.trained.class_names))
+                note = gr.Markdown()
+        if page.training_faces:
+            gr.Markdown(
+                f"Nearest of {len(page.training_faces.faces):,} training faces, by correlation of the embeddings"
+            )
+        nearest = gr.Gallery(
+            show_label=False,
+            columns=NEAREST,
+            height="auto",
+            object_fit="contain",
+            buttons=[],
+            visible=page.training_faces is not None,
+        )
+        gr.on(
+            [picture.change, whole.change],
+            page.look,
+            [picture, whole],
+            [found, classes, nearest, note],
+            api_name="look",
+            show_progress="hidden",
+        )
+    return blocks
