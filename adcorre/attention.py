@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adcorre import checks
 from adcorre.logits import count_predictions
@@ -26,6 +26,15 @@ class AttentionMap(Protocol):
 
     def weights(self, counts: Tensor | None = None) -> Tensor:
         """w, (C,) floating, of the state as it stands; or as it were after `record(counts)`, which it is not."""
+
+
+def check_attention_map(name: str, value: object) -> None:
+    """TypeError for what is no module with the methods of `AttentionMap`."""
+    if not (isinstance(value, AttentionMap) and isinstance(value, nn.Module)):
+        raise TypeError(
+            f"{name}: expected a torch.nn.Module with the methods record and weights of adcorre.AttentionMap, "
+            f"got {type(value).__name__}"
+        )
 
 
 class AdaptiveAttentionMap(StateModule):

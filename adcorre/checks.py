@@ -44,6 +44,12 @@ def resolve_target(name: str, target: Target, parts: int) -> float:
     return float(target)
 
 
+def check_correlation_targets(parts: int, **targets: Target) -> None:
+    """Errors of `resolve_target` for each target, by the name of its argument."""
+    for name, target in targets.items():
+        resolve_target(name, target, parts)
+
+
 def check_tensor(name: str, value: Any) -> None:
     """TypeError for what is no tensor: a NumPy array, say, whose dtype reads as a tensor's does."""
     if not isinstance(value, Tensor):

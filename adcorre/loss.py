@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from adcorre import checks, distributed
-from adcorre.attention import AdaptiveAttentionMap, AttentionMap
+from adcorre.attention import AdaptiveAttentionMap, check_attention_map
 from adcorre.backends import Options, resolve_options
 from adcorre.distributed import BatchSums
 from adcorre.equation import AdCorreOutput, Batch, Part, Samples, batch_of, loss_of, part_of, weights_used, whole_loss
@@ -140,24 +140,16 @@ class AdCorreLoss(LossModule):
     ) -> None:
         super().__init__()
         built_in = AdaptiveAttentionMap(num_classes, window, ignore_index=ignore_index)
-        if attention_map is not None and not (
-            isinstance(attention_map, AttentionMap) and isinstance(attention_map, nn.Module)
-        ):
-            raise TypeError(
-                "attention_map: expected a torch.nn.Module with the methods record and weights of "
-                f"adcorre.AttentionMap, got {type(attention_map).__name__}"
-            )
+        if attention_map is not None:
+            check_attention_map("attention_map", attention_map)
         self.attention_map: Any = built_in if attention_map is None else attention_map
         self.num_classes = built_in.num_classes
         self.lambd = checks.check_lambda(lambd)
         self.components = checks.check_components(components)
         checks.check_backend(backend)
-        for name, target in (
-            ("between_target", between_target),
-            ("mean_target", mean_target),
-            ("embedding_target", embedding_target),
-        ):
-            checks.resolve_target(name, target, num_classes)  # a wrong one is refused here, not in the first step
+        checks.check_correlation_targets(  # here, not in the first step
+            num_classes, between_target=between_target, mean_target=mean_target, embedding_target=embedding_target
+        )
         self.between_target = between_target
         self.mean_target = mean_target
         self.embedding_target = embedding_target

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from adcorre import checks, distributed
-from adcorre.attention import AttentionMap
+from adcorre.attention import check_attention_map
 from adcorre.backends import Options, resolve_options
 from adcorre.distributed import BatchSums
 from adcorre.equation import term_weights, weights_used
@@ -111,11 +111,7 @@ class AdCorreMetricLoss(LossModule, _Base):
         self.attention_map: Any = None
         self.class_means: ClassMeans | None = None
         if isinstance(attention, nn.Module):
-            if not isinstance(attention, AttentionMap):
-                raise TypeError(
-                    "attention: expected a torch.nn.Module with the methods record and weights of "
-                    f"adcorre.AttentionMap, got {type(attention).__name__}"
-                )
+            check_attention_map("attention", attention)
             if embedding_size is None:
                 raise ValueError("attention: a map needs embedding_size, d or (k, d), for the class means that feed it")
             size = (1, embedding_size) if isinstance(embedding_size, int) else tuple(embedding_size)
@@ -131,12 +127,9 @@ class AdCorreMetricLoss(LossModule, _Base):
         if not self.components:
             raise ValueError("components: expected at least one of fd, nfd, md and ed; got none")
         checks.check_backend(backend)
-        for name, target in (
-            ("between_target", between_target),
-            ("mean_target", mean_target),
-            ("embedding_target", embedding_target),
-        ):
-            checks.resolve_target(name, target, num_classes or 2)
+        checks.check_correlation_targets(
+            num_classes or 2, between_target=between_target, mean_target=mean_target, embedding_target=embedding_target
+        )
         self.between_target = between_target
         self.mean_target = mean_target
         self.embedding_target = embedding_target

@@ -24,6 +24,26 @@ def parser() -> CommandParser:
     result.add_argument("studies", metavar="STUDY", nargs="+", choices=[*STUDIES, "table11"], help="what to compare")
     result.add_argument("--seeds", type=at_least(1), default=3, metavar="N", help="seeds: --seed and the next ones")
     result.add_argument("--out", default=OUT, help="folder of runs and tables")
+    result.add_argument(
+        "--rows",
+        help="CSV file that gets a row for each run that ends; one that has a row is not trained "
+        "(default: OUT/runs.csv)",
+    )
+    result.add_argument(
+        "--minutes",
+        type=at_least(0, float),
+        default=0.0,
+        metavar="M",
+        help="stop after so long, with a checkpoint of each run begun, to go on by the same command; 0: train all",
+    )
+    result.add_argument(
+        "--processes",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="runs at a time, each with one thread if there are several; 0: one per core, and one alone on a GPU or "
+        "with --threads",
+    )
     add_settings(result, but=("out", "overwrite", "resume"), hidden=True)
     return result
 

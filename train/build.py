@@ -14,14 +14,16 @@ from train.checkpoint import State
 from train.data import Request, Splits, load_data
 from train.data.decoded import uniform_side
 from train.data.loading import TrainSteps, evaluation_batches, train_batches
+from train.errors import UserError
 from train.finetune import load_parent
 from train.model import FaceClassifier, build_model
 from train.ranks import Ranks
 from train.resume import check_same_data
 from train.run_folder import free_folder
-from train.settings import Settings
+from train.settings import Settings, flag
 from train.speed import Trial, autotune, keep_freed_memory, resolve_speed
 from train.transforms import SMALL, BatchAugmentation, Preprocessing
+from train.weights import load_weights
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Network:
     memory_format: torch.memory_format
     trials: list[Trial]
     keeps_freed_memory: bool
-    parent: dict[str, Any] | None  # where --init-from took the weights from
+    parent: dict[str, Any] | None  # where --init-from or --weights took the weights from
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ def resolve_run(settings: Settings, ranks: Ranks, device: torch.device, state: S
     before its first checkpoint: `find_run` has looked.
     """
     data, out = settings.data, Path(settings.run.out)
+    begins = [flag(name) for name in ("pretrained", "weights", "init_from") if getattr(settings.model, name)]
+    if len(begins) > 1:
+        raise UserError(f"{' and '.join(begins)}: the weights begin with one of them")
     if ranks.first and not state:
         out = free_folder(settings.run.out, settings.run.overwrite or settings.run.resume == "auto")
     in_batches = device.type == "cuda" or data.image_size <= SMALL
@@ -77,12 +82,17 @@ def build_network(
     architecture = dataclasses.replace(settings.model, pretrained=settings.model.pretrained and not state)
     model, preprocessing = build_model(architecture, len(class_names), settings.data.image_size)
     parent = state.get("parent") if state else None  # a checkpoint of an earlier version has none
+    if settings.model.weights and not state:
+        parent = load_weights(model.backbone, settings.model.weights, settings.model.weights_by_order)
     if settings.model.init_from and not state:
         parent = load_parent(model, class_names, settings.model.init_from)
     if settings.model.freeze == "backbone":
         model.freeze_backbone()
         if not (settings.model.pretrained or parent):
-            print("note: --freeze backbone without --init-from or --pretrained: its weights stay random", flush=True)
+            print(
+                "note: --freeze backbone without --init-from, --weights or --pretrained: its weights stay random",
+                flush=True,
+            )
     model.to(device)
     keeps_freed_memory = device.type == "cpu" and keep_freed_memory()
     size, batch = settings.data.image_size, settings.data.batch_size

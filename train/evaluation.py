@@ -1,8 +1,8 @@
 """What a classifier is worth on a split: every sample counted once."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import CatMetric, MetricCollection
 from torchmetrics.classification import (
+    MulticlassCalibrationError,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
     MulticlassPrecision,
@@ -21,23 +22,30 @@ from torchmetrics.classification import (
 from train.data.base import display_width
 from train.data.loading import Batches
 from train.disk import write_rows
+from train.retrieval import retrieval_metrics
 
 COLLAPSED = 0.95  # share of the predictions that are one class
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`average_accuracy` is the mean of the recalls of the classes that have samples; `absent` names the others."""
+    """`average_accuracy` is the mean of the recalls of the classes that have samples; `absent` names the others.
+
+    nll: mean cross-entropy in nats. ece: expected calibration error, 15 bins of equal width (Guo et al. 2017).
+    retrieval: what `train.retrieval` says of the embeddings, where asked for.
+    """
 
     class_names: tuple[str, ...]
     accuracy: float
     average_accuracy: float
-    cross_entropy: float
+    nll: float
+    ece: float
     precision: tuple[float, ...]
     recall: tuple[float, ...]
     f1: tuple[float, ...]
     support: tuple[int, ...]
     confusion: NDArray[np.int64]  # rows: the true class, columns: the predicted one
+    retrieval: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -58,7 +66,9 @@ class Evaluation:
             "accuracy": self.accuracy,
             "average_accuracy": self.average_accuracy,
             "average_accuracy_over": [name for name in self.class_names if name not in self.absent],
-            "cross_entropy": _or_none(self.cross_entropy),
+            "nll": _or_none(self.nll),
+            "ece": _or_none(self.ece),
+            **{name: _or_none(value) for name, value in self.retrieval.items()},
             "classes": per_class,
         }
 
@@ -109,24 +119,35 @@ def _or_none(value: float) -> float | None:
 
 
 @torch.inference_mode()
-def evaluate(model: nn.Module, batches: Batches, class_names: Sequence[str], device: torch.device) -> Evaluation:
-    """Run the model, in eval mode, over all batches. `model` gives (logits (n, C), embeddings).
+def evaluate(
+    model: nn.Module, batches: Batches, class_names: Sequence[str], device: torch.device, *, retrieval: bool = False
+) -> Evaluation:
+    """Run the model, in eval mode, over all batches. `model` gives (logits (n, C), embeddings (n, k, d)).
 
-    In a process group the ranks' batches are parts of one split: every rank gets the figures of the whole.
+    In a process group the ranks' batches are parts of one split: every rank gets the figures of the whole. With
+    `retrieval` all embeddings are held in memory at once, and compared.
     """
-    metrics = _metrics(len(class_names)).to(device)
+    vectors, labels = CatMetric().to(device), CatMetric().to(device)
+    metrics, calibration = _metrics(len(class_names)).to(device), _calibration(len(class_names)).to(device)
     cross_entropy = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
     training = model.training
     model.eval()
     for images, targets in batches:
         images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-        logits = model(images)[0].float()
+        logits, embeddings = model(images)
+        logits = logits.float()
         metrics.update(logits, targets)
+        calibration.update(logits.softmax(1), targets)
         cross_entropy += nn.functional.cross_entropy(logits, targets, reduction="sum")
+        if retrieval:
+            vectors.update(embeddings.float())
+            labels.update(targets.float())
     model.train(training)
     if torch.distributed.is_initialized():  # the metrics add their counts over the ranks by themselves
         torch.distributed.all_reduce(cross_entropy)
-    return _evaluation(metrics.compute(), float(cross_entropy), tuple(class_names))
+    found = retrieval_metrics(vectors.compute(), labels.compute().long()) if retrieval else {}
+    computed = {**metrics.compute(), "ece": calibration.compute()}
+    return _evaluation(computed, float(cross_entropy), tuple(class_names), found)
 
 
 def evaluation_of(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> Evaluation:
@@ -134,7 +155,8 @@ def evaluation_of(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -
     metrics = _metrics(len(class_names))
     metrics.update(logits, targets)
     cross_entropy = nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
-    return _evaluation(metrics.compute(), float(cross_entropy), tuple(class_names))
+    computed = {**metrics.compute(), "ece": _calibration(len(class_names))(logits.softmax(1), targets)}
+    return _evaluation(computed, float(cross_entropy), tuple(class_names), {})
 
 
 def _metrics(classes: int) -> MetricCollection:
@@ -148,7 +170,14 @@ def _metrics(classes: int) -> MetricCollection:
     )
 
 
-def _evaluation(computed: dict[str, Tensor], cross_entropy: float, class_names: tuple[str, ...]) -> Evaluation:
+def _calibration(classes: int) -> MulticlassCalibrationError:
+    """Takes probabilities: it would take logits that all lie in [0, 1] for such."""
+    return MulticlassCalibrationError(classes, n_bins=15, validate_args=False)
+
+
+def _evaluation(
+    computed: dict[str, Tensor], cross_entropy: float, class_names: tuple[str, ...], retrieval: Mapping[str, float]
+) -> Evaluation:
     confusion = computed["confusion"].cpu().numpy().astype(np.int64)
     support = confusion.sum(axis=1)
     predicted = confusion.sum(axis=0)
@@ -163,12 +192,14 @@ def _evaluation(computed: dict[str, Tensor], cross_entropy: float, class_names: 
         class_names=class_names,
         accuracy=float(np.trace(confusion) / total),
         average_accuracy=float(recall[present].mean()),
-        cross_entropy=cross_entropy / total,
+        nll=cross_entropy / total,
+        ece=float(computed["ece"]),
         precision=tuple(figures("precision", predicted > 0).tolist()),
         recall=tuple(recall.tolist()),
         f1=tuple(figures("f1", present | (predicted > 0)).tolist()),
         support=tuple(support.tolist()),
         confusion=confusion,
+        retrieval=retrieval,
     )
 
 

@@ -238,11 +238,15 @@ class Run:
         trained = load_trained(folder.path, self.device, "best") if folder else None
         model = trained.model if trained else self.model
         self.ranks.broadcast(model)
-        test = evaluate(model, self.watch.over(bar_of(self.batches.test, "test")), self.class_names, self.device)
+        validated, test = (
+            evaluate(model, self.watch.over(bar_of(batches, name)), self.class_names, self.device, retrieval=True)
+            for name, batches in (("validation", self.batches.validation), ("test", self.batches.test))
+        )
         if not folder or not trained:
             return
         about = trained.description
-        validation = about["validation"]
+        figures = validated.as_dict()
+        validation = about["validation"] | {name: figures[name] for name in validated.retrieval}
         results = {"epoch": about["epoch"], "select": select, "validation": validation, "test": test.as_dict()}
         folder.write_results(results, test)
         folder.close()

@@ -7,6 +7,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import train.small_resnet  # noqa: F401  registers it with timm
 from adcorre import EmbeddingSpace
 from train.errors import UserError
 from train.settings import ModelSettings

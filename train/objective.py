@@ -5,12 +5,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adcorre import AdCorreLoss, adcorre_terms
+from adcorre import AdaptiveAttentionMap, AdCorreLoss, adcorre_terms
 from train.baselines import WITH_EMBEDDINGS, effective_number_weights, logit_adjustment
 from train.data import FaceDataset
 from train.errors import UserError
 from train.ranks import Ranks
 from train.settings import LossSettings, ModelSettings, Settings
+
+
+class FixedWeights(AdaptiveAttentionMap):
+    """The same weight w for every class at every step; counts predictions for the log alone."""
+
+    def __init__(self, num_classes: int, weight: float) -> None:
+        super().__init__(num_classes, window=1)
+        self.weight = weight
+
+    def weights(self, counts: Tensor | None = None) -> Tensor:
+        return torch.full_like(super().weights(counts), self.weight)
 
 
 def check_objective(settings: Settings, ranks: Ranks) -> None:
@@ -40,6 +51,8 @@ def build_objective(
         "embedding_target": settings.embedding_target,
         "backend": settings.backend,
     }
+    if settings.class_weight:
+        common["attention_map"] = FixedWeights(classes, settings.class_weight)
     if settings.backend in ("triton", "numba"):  # whether it can run is otherwise found out in the first step
         try:
             probe = torch.zeros(2, model.k, model.d, device=device), torch.zeros(2, dtype=torch.long, device=device)

@@ -24,7 +24,8 @@ from train.settings import Settings, columns
 
 TIMES = " × "
 # mean_weight is Eq. 7's w averaged over the images: FD fades with it even where NFD, and so no embedding, moves.
-FIGURES = ("loss", "ce", "fd", "md", "ed", "nfd", "mean_weight", "accuracy")
+TERMS = tuple(name for name in AdCorreOutput._fields if name != "attention")
+FIGURES = (*TERMS, "mean_weight", "accuracy")
 
 
 class Totals:
@@ -63,7 +64,7 @@ class Totals:
         """One step over `images` images, `counts` (2, C) of them predicted right and seen."""
         right, seen = counts.to(output.attention.dtype)
         weight = (output.attention * seen).sum() / seen.sum()
-        terms = (output.loss, output.ce, output.fd, output.md, output.ed, output.nfd, weight, right.sum() / seen.sum())
+        terms = (*(getattr(output, name) for name in TERMS), weight, right.sum() / seen.sum())
         self._sum += torch.stack([term.float() for term in terms])
         self.attention = output.attention
         self._steps += 1
@@ -192,7 +193,7 @@ def log_epoch(
     figures |= {f"train_{key}": value for key, value in train_figures.items()}
     figures["validation_accuracy"] = found.accuracy
     figures["validation_average_accuracy"] = found.average_accuracy
-    figures["validation_cross_entropy"] = found.cross_entropy
+    figures["validation_nll"], figures["validation_ece"] = found.nll, found.ece
     figures |= {f"recall_{name}": value for name, value in zip(found.class_names, found.recall, strict=True)}
     figures |= _weights(found.class_names, loss_fn.attention_map.weights().tolist())
     folder.log("epochs", epoch, figures)

@@ -66,6 +66,18 @@ class DataOptions:
     )
     cache: str = option("", "folder that keeps the images decoded, for this run and the next", shown="none")
     limit: int = option(0, "use at most this many images of each split, drawn in proportion (0: all)", low=0)
+    label_noise: float = option(
+        0.0,
+        "share of the training labels that are redrawn, each class equally likely (not in the paper)",
+        low=0,
+        high=1,
+    )
+    long_tail: float = option(
+        0.0,
+        "thin out the training classes, from the largest down to the smallest, so that a class of the largest one's "
+        "size would keep 1 of so many images in the last place, and geometrically between (not in the paper; 0: off)",
+        low=0,
+    )
     image_size: int = option(224, "side of the square images that the network sees", low=16)
 
 
@@ -104,6 +116,13 @@ class DataSettings(DataOptions, DataPath):  # in this order --data heads the lis
 class ModelSettings:
     backbone: str = option("legacy_xception", "any timm model by name")
     pretrained: bool = option(False, "start from timm's pretrained weights (fetched over the network, cached by timm)")
+    weights: str = option(
+        "",
+        "file that the backbone begins with, safetensors or by torch.save, matched by name; 'lite0' = ImageNet's for "
+        "tf_efficientnet_lite0, which the extra [weights] installs",
+        shown="none",
+    )
+    weights_by_order: bool = option(False, "match the entries of --weights by their order, where all shapes agree")
     k: int = option(7, "embedding vectors per image", low=1)
     d: int = option(256, "entries per embedding vector", low=2)
     dropout: float = option(0.5, "dropout before the classifier", low=0, high=0.99)
@@ -128,7 +147,13 @@ class LossSettings:
     objective_weight: float = option(0.0, "weight of that one term (0: its usual one)", low=0)
     lambd: float = option(0.5, "weight λ of FD + MD + ED beside cross-entropy (Eq. 12)", low=0)
     lambd_warmup: int = option(0, "steps over which λ rises from 0 to its value (not in the paper)", low=0)
+    lambd_cooldown: int = option(
+        0, "steps over which λ falls back to 0 after that (0: it stays; not in the paper)", low=0
+    )
     window: int = option(5, "steps δ that the adaptive attention map remembers (Eq. 7)", low=1)
+    class_weight: float = option(
+        0.0, "weight w of every class, in place of the adaptive attention map's (0: the map's)", low=0
+    )
     components: tuple[str, ...] | Mapping[str, float] = option(
         ("fd", "md", "ed"),
         "terms of the loss: some of fd or nfd, md, ed by commas, with weights if wanted (fd=1,md=0.3); 'none' is plain "
@@ -160,7 +185,9 @@ class LossSettings:
     backend: str = option("auto", "backend of the loss", choices=("auto", "triton", "numba", "torch", "reference"))
 
     def lambd_at(self, step: int) -> float:
-        return self.lambd * min(1.0, step / self.lambd_warmup) if self.lambd_warmup else self.lambd
+        rise = min(1.0, step / self.lambd_warmup) if self.lambd_warmup else 1.0
+        fall = max(0.0, 1 - max(0, step - self.lambd_warmup) / self.lambd_cooldown) if self.lambd_cooldown else 1.0
+        return self.lambd * rise * fall
 
 
 @dataclass(frozen=True)

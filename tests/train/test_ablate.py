@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,12 @@ def test_studies_share_runs(tmp_path: Path) -> None:
     assert folder["table8", "Ad-Corre"] == folder["figure6", "λ = 0.5"] == folder["table9", "k = 7"] == "base"
     assert folder["table8", "CE"] == folder["control", "CE"] == folder["losses", "CE"] == "components=none"
     assert folder["table10", "CE"] == "backbone=resnet50,components=none"
-    assert len(set(folder.values())) == 22
+    assert folder["small", "clean: CE"] == folder["factors", "clean: CE"] == "fer2013-small,components=none"
+    assert folder["regimes", "30 % noise: paper"] == "fer2013-small,label_noise=0.3"
+    assert len({name for name in folder.values() if not name.startswith("fer2013-")}) == 22
+    arms = {variant.arm for name in ("small", "factors") for variant in STUDIES[name].variants}
+    assert len(arms) == 32  # each of its own settings
+    assert len({name for (study, _), name in folder.items() if study in ("small", "factors")}) == 32
 
 
 def fake_training(accuracy: Any) -> Any:
@@ -111,7 +117,7 @@ def fake_training(accuracy: Any) -> Any:
         data = {"layout": "made up", "fingerprints": {"test": settings.data.data}}
         (folder / "settings.json").write_text(json.dumps({"settings": settings.as_dict(), "data": data}))
         value = accuracy(settings)
-        test = {"accuracy": value, "average_accuracy": value / 2, "cross_entropy": 1.0, "samples": 100}
+        test = {"accuracy": value, "average_accuracy": value / 2, "nll": 1.0, "samples": 100}
         (folder / "results.json").write_text(json.dumps({"epoch": 1, "validation": {"accuracy": value}, "test": test}))
         (folder / "epochs.csv").write_text("epoch,seconds\n1,2.5\n2,3.5\n")
 
@@ -135,7 +141,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_tables_of_made_up_runs(trained: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["figure6", "--data", "a", "--out", str(tmp_path), "--seed", "1"]
+    command = ["figure6", "--data", "a", "--out", str(tmp_path), "--seed", "1", "--processes", "1"]
     assert main([*command, "--seeds", "3"]) == 0
     names = [f"{folder.parent.name}/{folder.name}" for folder in trained]
     assert names[:4] == ["base/seed-1", "lambd=0.01/seed-1", "lambd=0.1/seed-1", "lambd=1.0/seed-1"]  # seed by seed
@@ -158,7 +164,9 @@ def test_tables_of_made_up_runs(trained: list[Path], tmp_path: Path, capsys: pyt
     assert "made up, 100 test images" in text
     runs = rows(tmp_path / "runs.csv")
     assert len(runs) == 11
-    assert {row["seconds"] for row in runs} == {"6.0"}
+    assert {row["minutes"] for row in runs} == {"0.10"}
+    assert len({row["digest"] for row in runs}) == 11
+    assert runs[0]["command"] == "python -m train --data a --lambd 0.5 --seed 1"
     assert (tmp_path / "figure6.png").stat().st_size > 5000
 
     assert "Difference: to λ = 0.5 at the same seeds" in text
@@ -199,6 +207,7 @@ def test_mistakes(
     assert main(["figure6", "--data", "a", "--out", str(tmp_path), "--seeds", "1"]) == 0
     if "b" in arguments:
         (tmp_path / "runs/base/seed-0/results.json").unlink()  # it is trained again, on the other data
+        (tmp_path / "runs.csv").unlink()
     command = ["figure6", "--data", "a", "--out", str(tmp_path), "--seeds", "1"]
     assert main([*command[:1], *arguments[: arguments[0][0] != "-"], *command[1:], *_options(arguments)]) == 2
     error = capsys.readouterr().err
@@ -237,6 +246,7 @@ def test_real_runs_stopped_and_gone_on_with(
     from train import loop
 
     command = ["table10", "--data", str(fer_folders), "--out", str(tmp_path), "--seeds", "1", *QUICK, "--k", "2"]
+    command += ["--processes", "1"]
     finish = loop.Run.finish
 
     def stopped(self: loop.Run) -> None:
@@ -251,7 +261,9 @@ def test_real_runs_stopped_and_gone_on_with(
     assert end.value.code == 128 + 15
     assert "so does the same command again" in capsys.readouterr().err
     [done] = rows(tmp_path / "runs.csv")
-    assert done["run"] == "runs/components=none/seed-0"
+    assert done["arm"] == "CE"
+    assert not (tmp_path / "runs/components=none/seed-0/checkpoints").exists()
+    assert (tmp_path / "runs/components=none/seed-0/best/model.safetensors").exists()
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "2 runs, 1 of them to train" in out
@@ -259,7 +271,8 @@ def test_real_runs_stopped_and_gone_on_with(
     first, second = rows(tmp_path / "runs.csv")
     assert first == done
     results = json.loads((tmp_path / "runs/base/seed-0/results.json").read_text())
-    assert float(second["accuracy"]) == results["test"]["accuracy"]
+    for metric in ("accuracy", "nll", "ece", "map_at_r"):
+        assert float(second[f"test_{metric}"]) == pytest.approx(results["test"][metric], rel=1e-5)
     assert [row["seeds"] for row in rows(tmp_path / "table10.csv")] == ["0", "0"]
 
 
@@ -273,3 +286,35 @@ def test_every_loss_trains(fer_folders: Path, tmp_path: Path) -> None:
         losses = [float(row["train_ce"]) for row in rows(folder / "seed-0/epochs.csv")]
         assert losses[-1] < 0.95 * losses[0], folder.name
     assert len(list((tmp_path / "runs").iterdir())) == 12
+
+
+def test_a_time_budget_ends_runs_and_they_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs end in time and have their rows; the two after them are stopped, and trained by the next call."""
+    quick = fake_training(lambda settings: 0.5 + settings.loss.lambd / 10)
+
+    def slow(settings: Settings, chosen: Mapping[str, Any]) -> None:
+        if settings.loss.lambd in (0.1, 1.0):
+            time.sleep(60)
+        quick(settings, chosen)
+
+    command = ["figure6", "--data", "a", "--out", str(tmp_path / "out"), "--seeds", "1", "--processes", "2"]
+    command += ["--rows", str(tmp_path / "rows.csv")]
+    with monkeypatch.context() as patch:
+        patch.setattr("train.ablation.runs.train_run", slow)
+        assert main([*command, "--minutes", "0.05"]) == 0
+    assert "λ = 0.5, seed 0: validation accuracy 55.00 %, 0.0 min, 0 min left" in capfd.readouterr().out
+    done = rows(tmp_path / "rows.csv")
+    assert sorted(row["arm"] for row in done) == ["λ = 0.01", "λ = 0.5"]
+    monkeypatch.setattr("train.ablation.runs.train_run", quick)
+    assert main(command) == 0
+    assert "4 runs, 2 of them to train" in capfd.readouterr().out
+    again = rows(tmp_path / "rows.csv")
+    assert again[:2] == done
+    assert {row["arm"]: float(row["test_accuracy"]) for row in again} == pytest.approx(
+        {"λ = 0.5": 0.55, "λ = 0.01": 0.501, "λ = 0.1": 0.51, "λ = 1": 0.6}
+    )
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    assert main(command) == 2
+    assert "expected the columns study, regime" in capfd.readouterr().err

@@ -87,7 +87,7 @@ def test_fer_folders_end_to_end(
     assert description["epoch"] == results["epoch"]
     assert description["class_names"] == list(CLASS_NAMES)
     assert evaluate_best(run, fer_folders, "validation").accuracy == max(accuracies)
-    assert evaluate_best(run, fer_folders, "test").cross_entropy == pytest.approx(results["test"]["cross_entropy"])
+    assert evaluate_best(run, fer_folders, "test").nll == pytest.approx(results["test"]["nll"])
     state = read_checkpoint(run)
     assert (state["epoch"], state["done"], state["step"]) == (4, 0, 9)
     assert state["loss"]["attention_map.counts"].shape == (5, 2, 7)

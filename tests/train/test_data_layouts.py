@@ -148,12 +148,14 @@ def test_raf_original_refused(tmp_path: Path) -> None:
 def test_raf_boxes_refused(tmp_path: Path) -> None:
     root = layouts.raf_original(tmp_path / "basic", LINES, aligned=False)
     box = root / "boundingbox/train_00003_boundingbox.txt"
+    before = load(root).train.fingerprint
     box.write_text("1 2 3")
     refused(root, "train_00003_boundingbox.txt: expected four numbers, x0 y0 x1 y1")
     box.unlink()
     refused(root, "train_00003.jpg has no box of its face")
     box.write_text("200 200 240 240")
     splits = load(root)
+    assert splits.train.fingerprint != before, "other faces of the same files"
     parts = (splits.train, splits.validation)
     [(part, index)] = [(p, i) for p in parts for i in range(len(p)) if "train_00003" in p.name(i)]
     with pytest.raises(UserError, match=r"train_00003\.jpg, box 200,200,240,240: its face's box lies outside"):
@@ -206,6 +208,8 @@ def test_affectnet_with_boxes(tmp_path: Path, headed: bool) -> None:
     assert (seven.train.class_names, eight.train.class_names) == (CLASS_NAMES, CLASS_NAMES_8)
     assert len(seven.train) + len(seven.validation) == 23
     assert len(eight.train) + len(eight.validation) == 26
+    for splits, rows in ((seven, 6), (eight, 2)):
+        assert f"boxes; {rows} rows of other classes or without a face are left out" in splits.report
     assert class_counts(eight.test) == (1,) * 8, "the published validation set is what is tested on"
     for part in (seven.train, seven.test, eight.train, eight.test):
         assert_pictures_fit(part)
@@ -239,7 +243,10 @@ def test_affectnet_of_2021(tmp_path: Path, name: str) -> None:
     assert len(splits.train) + len(splits.validation) == 16
     assert_pictures_fit(splits.train)
     assert_pictures_fit(splits.test)
-    assert load(root).train.class_names == CLASS_NAMES
+    assert "\n1 annotations of other classes are left out" in splits.report
+    seven = load(root)
+    assert seven.train.class_names == CLASS_NAMES
+    assert "\n4 annotations of other classes are left out" in seven.report
 
 
 def test_annotations_are_read_again_when_they_change(tmp_path: Path) -> None:

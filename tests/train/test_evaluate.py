@@ -51,9 +51,14 @@ def test_agrees_with_scikit_learn(batch_size: int) -> None:
     assert (found.confusion == confusion_matrix(targets, predicted)).all()
     assert found.accuracy == pytest.approx(accuracy_score(targets, predicted), abs=1e-6)
     assert found.average_accuracy == pytest.approx(balanced_accuracy_score(targets, predicted), abs=1e-6)
-    assert found.cross_entropy == pytest.approx(
-        log_loss(targets, logits.double().softmax(1), labels=range(7)), rel=1e-6
-    )
+    assert found.nll == pytest.approx(log_loss(targets, logits.double().softmax(1), labels=range(7)), rel=1e-6)
+    confidence, right = logits.softmax(1).max(1).values.double(), predicted == targets
+    bins = (confidence * 15).ceil()
+    gaps = [
+        (right[bins == b].double().mean() - confidence[bins == b].mean()).abs() * (bins == b).sum()
+        for b in bins.unique()
+    ]
+    assert found.ece == pytest.approx(float(sum(gaps)) / 500, abs=1e-5)
     assert found.precision == pytest.approx(precision, abs=1e-6)
     assert found.recall == pytest.approx(recall, abs=1e-6)
     assert found.f1 == pytest.approx(f1, abs=1e-6)

@@ -40,7 +40,7 @@ def test_figures_are_the_runs_own(folder: Path, finished_run: Path) -> None:
     found, run = read(folder / "metrics.json"), read(finished_run / "results.json")["test"]
     for name in ("samples", "accuracy", "average_accuracy", "average_accuracy_over"):
         assert found[name] == run[name]
-    assert found["cross_entropy"] == pytest.approx(run["cross_entropy"], rel=1e-5)
+    assert found["nll"] == pytest.approx(run["nll"], rel=1e-5)
     assert found["epoch"] == read(finished_run / "results.json")["epoch"]
 
 
@@ -63,7 +63,7 @@ def test_figures_are_scikit_learns(folder: Path, fer_folders: Path) -> None:
     probabilities = np.array([[float(row[name]) for name in labels] for row in predictions])
     probabilities /= probabilities.sum(1, keepdims=True)  # they are rounded
     order = np.array([labels.index(name) for name in true])
-    assert found["cross_entropy"] == pytest.approx(log_loss(order, probabilities, labels=range(7)), abs=1e-4)
+    assert found["nll"] == pytest.approx(log_loss(order, probabilities, labels=range(7)), abs=1e-4)
     assert {Path(row["name"]).parent.name for row in predictions if row["class"] == "Anger"} == {"angry"}
     assert all((fer_folders / "test" / Path(row["name"]).parent.name).is_dir() for row in predictions)
 
@@ -119,7 +119,7 @@ def test_batches_do_not_matter(folder: Path, finished_run: Path, tmp_path: Path)
     other = evaluated(finished_run, tmp_path, *options)
     assert {path.name for path in other.iterdir()}.isdisjoint({"tsne.csv", "tsne.png", "samples.png"})
     one, two = read(folder / "metrics.json"), read(other / "metrics.json")
-    assert one.pop("cross_entropy") == pytest.approx(two.pop("cross_entropy"), rel=1e-6)
+    assert one.pop("nll") == pytest.approx(two.pop("nll"), rel=1e-6)
     assert one.pop("retrieval") == pytest.approx(two.pop("retrieval"), abs=0.1)  # rounding may swap two neighbours
     assert one == two
     for a, b in zip(rows(folder / "predictions.csv"), rows(other / "predictions.csv"), strict=True):

@@ -140,7 +140,7 @@ def test_two_processes_end_to_end(fer_folders: Path, tmp_path: Path) -> None:
         alone = evaluate_best(run, fer_folders, split)
         assert results[split]["samples"] == alone.samples == images
         assert results[split]["accuracy"] == alone.accuracy
-        assert results[split]["cross_entropy"] == pytest.approx(alone.cross_entropy, rel=1e-5)
+        assert results[split]["nll"] == pytest.approx(alone.nll, rel=1e-5)
         with (run / "test-confusion.csv").open(newline="") as file:
             assert split == "validation" or list(csv.reader(file))[1][1:] == [str(x) for x in alone.confusion[0]]
     state = read_checkpoint(run)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from train.data.base import Request
 from train.errors import UserError
 from train.settings import Settings, describe, parser, recipe_values, resolve
 
@@ -106,3 +107,8 @@ def test_lambda_warms_up_linearly() -> None:
     loss = resolved("--lambd", "0.4", "--lambd-warmup", "10").loss
     assert [loss.lambd_at(step) for step in (0, 5, 10, 100)] == [0, 0.2, 0.4, 0.4]
     assert resolved("--data", "somewhere", "--lambd", "0.4").loss.lambd_at(0) == 0.4
+
+
+def test_a_request_has_the_settings_that_tell_how_data_are_read() -> None:
+    settings = resolve({"data": "x", "image_size": 96, "limit": 5, "votes": "plurality", "seed": 3, "batch_size": 7})
+    assert Request.of(settings.values()) == Request(image_size=96, limit=5, votes="plurality", seed=3)

@@ -1,6 +1,7 @@
 """The runs of an ablation: one run folder for each setting and seed, shared by the studies that need it.
 
-OUT/runs/<what differs from the user's settings, or "base">/seed-<s>; failed.txt in it says why a run failed.
+OUT/runs/<a study's recipe, and what differs from it and the user's settings, or "base">/seed-<s>; failed.txt in it
+says why a run failed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from train.ablation.studies import STUDIES
+from train.ablation.studies import STUDIES, Variant
 from train.disk import read_json, read_rows
 from train.errors import Diverged, UserError
 from train.loop import run as train_run
@@ -29,7 +30,7 @@ class Result:
     validation_accuracy: float
     accuracy: float
     average_accuracy: float
-    cross_entropy: float
+    nll: float
     seconds: float
     samples: int
     layout: str
@@ -38,8 +39,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run: its folder, and the settings by name that lead to it."""
+    """A run: its folder, the row that it is for, and the settings by name that lead to it."""
 
+    study: str
+    variant: Variant
     folder: Path
     seed: int
     given: Mapping[str, Any]
@@ -69,7 +72,7 @@ class Planned:
             validation_accuracy=results["validation"]["accuracy"],
             accuracy=test["accuracy"],
             average_accuracy=test["average_accuracy"],
-            cross_entropy=test["cross_entropy"],
+            nll=test["nll"],
             seconds=seconds,
             samples=test["samples"],
             layout=about["data"]["layout"],
@@ -82,7 +85,6 @@ Plan = dict[tuple[str, str], list[Planned]]  # (study, variant) -> its runs, by 
 
 def plan(names: Sequence[str], given: Mapping[str, Any], out: Path, seeds: Sequence[int]) -> Plan:
     """The runs of the studies. Raises UserError for a setting that a study itself varies, or that cannot be."""
-    base = resolve(given).as_dict()
     result: Plan = {}
     for name in names:
         study = STUDIES[name]
@@ -94,9 +96,13 @@ def plan(names: Sequence[str], given: Mapping[str, Any], out: Path, seeds: Seque
             values = {**study.defaults, **given, **variant.settings}
             settings = resolve(values)
             check_objective(settings, ALONE)
-            folder = out / "runs" / _folder_name(base, settings.as_dict())
+            recipe = {key: value for key, value in study.defaults.items() if key == "recipe"}
+            base = resolve({**recipe, **given}).as_dict()
+            folder = out / "runs" / ",".join([*recipe.values(), _folder_name(base, settings.as_dict())])
             result[name, variant.name] = [
                 Planned(
+                    name,
+                    variant,
                     folder / f"seed-{seed}",
                     seed,
                     {**values, "seed": seed, "out": str(folder / f"seed-{seed}"), "resume": "auto"},

@@ -1,6 +1,6 @@
 """The studies of `python -m train.ablate`: which settings are compared with which."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,20 @@ ADJUSTED: dict[str, Any] = {"logit_adjustment": 1.0}
 class Variant:
     """One row of a table: settings by name over the user's, and the name of the row that it is compared with.
 
-    paper: the accuracy in percent that the paper reports for it.
+    paper: the accuracy in percent that the paper reports for it. regime: what the row's data are, in a study over
+    several; its name begins with it.
     """
 
     name: str
     settings: Mapping[str, Any]
     against: str = ""
     paper: str = ""
+    regime: str = ""
+
+    @property
+    def arm(self) -> str:
+        """The name without the regime."""
+        return self.name.removeprefix(f"{self.regime}: ")
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,80 @@ class Study:
 
 def _against_ce(name: str, settings: Mapping[str, Any], paper: str = "") -> Variant:
     return Variant(name, settings, "CE", paper)
+
+
+# The small study of docs/reproduction.md, one factor at a time.
+PAPER: dict[str, Any] = {"components": ("fd", "md", "ed")}
+RISE = 378  # 30 % of the 1,260 steps on 5,000 images
+RISING: dict[str, Any] = {"lambd_warmup": RISE}
+SIMPLEX: dict[str, Any] = {"between_target": "simplex", "mean_target": "simplex", "embedding_target": 0.0}
+ZERO: dict[str, Any] = {"between_target": 0.0, "mean_target": 0.0, "embedding_target": 0.0}
+HALF: dict[str, Any] = {"class_weight": 0.5}
+ARMS: dict[str, dict[str, Any]] = {
+    "CE": CE,
+    "paper": PAPER,
+    "paper, rising λ": PAPER | RISING,
+    "simplex, rising λ": PAPER | SIMPLEX | RISING,
+    "FD": {"components": ("fd",)},
+    "MD": {"components": ("md",)},
+    "ED": {"components": ("ed",)},
+    "CE, smoothed": CE | {"label_smoothing": 0.1},
+    "simplex": PAPER | SIMPLEX,
+    "FD at simplex, w = 1/2": {"components": ("fd",)} | SIMPLEX | HALF,
+    "paper, w = 1/2": PAPER | HALF,
+    "paper, λ = 0.1": PAPER | {"lambd": 0.1},
+    "paper, rising and falling λ": PAPER | RISING | {"lambd_cooldown": 882},
+    "CE, balanced": CE | BALANCED,
+    "CE, logit-adjusted": CE | ADJUSTED,
+    "FD + MD": {"components": ("fd", "md")},
+    "FD + ED": {"components": ("fd", "ed")},
+    "MD + ED": {"components": ("md", "ed")},
+    "FD at simplex": {"components": ("fd",)} | SIMPLEX,
+    "MD at simplex": {"components": ("md",)} | SIMPLEX,
+    "ED at 0": {"components": ("ed",)} | SIMPLEX,
+    "zero": PAPER | ZERO,
+    "zero, rising λ": PAPER | ZERO | RISING,
+    "paper, λ = 0.02": PAPER | {"lambd": 0.02},
+    "paper, λ = 1": PAPER | {"lambd": 1.0},
+    "simplex, w = 1/2, rising λ": PAPER | SIMPLEX | HALF | RISING,
+    "simplex, λ = 0.1": PAPER | SIMPLEX | {"lambd": 0.1},
+    "simplex, sample pairs, rising λ": PAPER | SIMPLEX | RISING | {"pairs": "sample"},
+    "CE, batch 600": CE | {"virtual_batch": 10},
+    "paper, batch 600": PAPER | {"virtual_batch": 10},
+    "CE, batch 3,000": CE | {"virtual_batch": 50},
+    "paper, batch 3,000": PAPER | {"virtual_batch": 50},
+}
+REGIMES: dict[str, dict[str, Any]] = {
+    "clean": {},
+    "30 % noise": {"label_noise": 0.3},
+    "long tail": {"long_tail": 100.0},
+    "all images": {"limit": 0},
+}
+RISES = {"long tail": 176, "all images": 2156}  # 30 % of the steps there
+FIRST = list(ARMS)[:8]  # those that are run in every regime
+
+
+def _small(arms: Sequence[str], regimes: Sequence[str]) -> tuple[Variant, ...]:
+    """Each arm in each regime, beside cross-entropy there at the same batch."""
+    variants = []
+    for regime in regimes:
+        for arm in arms:
+            same_batch = f"CE, {batch}" if (batch := arm.rpartition(", ")[2]).startswith("batch") else "CE"
+            against = "" if arm == same_batch else f"{regime}: {same_batch}"
+            settings = ARMS[arm] | REGIMES[regime]
+            if "lambd_warmup" in settings:
+                settings["lambd_warmup"] = RISES.get(regime, RISE)
+            variants.append(Variant(f"{regime}: {arm}", settings, against, regime=regime))
+    return tuple(variants)
+
+
+def _larger(recipe: str, steps: int) -> Study:
+    """Three arms on all images, for a network that one run of takes long."""
+    rising = PAPER | SIMPLEX | {"lambd_warmup": round(0.3 * steps)}
+    arms = (Variant("CE", CE), _against_ce("paper", PAPER), _against_ce("simplex, rising λ", rising))
+    return Study(
+        f"Cross-entropy, the paper's form and another with --recipe {recipe}", arms, defaults={"recipe": recipe}
+    )
 
 
 STUDIES: dict[str, Study] = {
@@ -107,4 +188,27 @@ STUDIES: dict[str, Study] = {
             Variant("logit-adjusted CE + Ad-Corre", ADJUSTED, "logit-adjusted CE"),
         ),
     ),
+    "small": Study(
+        "The small study: a residual network of 0.7 M parameters on 5,000 images of FER-2013",
+        _small(FIRST, ["clean"]),
+        defaults={"recipe": "fer2013-small"},
+    ),
+    "factors": Study(
+        "The small study's other arms",
+        _small(["CE", *(arm for arm in ARMS if arm not in FIRST)], ["clean"]),
+        defaults={"recipe": "fer2013-small"},
+    ),
+    "regimes": Study(
+        "The small study's first arms with 30 % of the labels redrawn, and with a long tail",
+        _small(FIRST, ["30 % noise", "long tail"]),
+        defaults={"recipe": "fer2013-small"},
+    ),
+    "all-images": Study(
+        "The small study's first arms on all training images",
+        _small(FIRST, ["all images"]),
+        defaults={"recipe": "fer2013-small"},
+    ),
+    "finetune": _larger("fer2013-lite0", 10 * 225),
+    "resnet18": _larger("fer2013-resnet18", 20 * 225),
+    "xception": _larger("fer2013-xception", 60 * 225),
 }

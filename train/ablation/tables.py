@@ -30,7 +30,6 @@ def write(out: Path, planned: Plan, seeds: Sequence[int]) -> str:
         sections.append(_markdown(study, rows, results, [run for value in runs.values() for run in value], len(seeds)))
         if name == "figure6":
             _draw(out / "figure6.png", study, results)
-    _write_runs(out / "runs.csv", planned, out)
     text = "\n".join(sections)
     (out / "tables.md").write_text(text, encoding="utf-8")
     return text
@@ -105,17 +104,6 @@ def _write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
             cells += ["" if math.isnan(value) else f"{value:.6g}" for value in values]
         lines.append([*cells, variant.paper])
     write_rows(file, lines)
-
-
-def _write_runs(file: Path, planned: Plan, out: Path) -> None:
-    names = ("epoch", "validation_accuracy", "accuracy", "average_accuracy", "cross_entropy", "seconds", "samples")
-    unique = {run.folder: run for runs in planned.values() for run in runs}
-    rows = [
-        [run.folder.relative_to(out), run.seed, *(getattr(result, name) for name in names)]
-        for run in unique.values()
-        if (result := run.result())
-    ]
-    write_rows(file, [["run", "seed", *names], *rows])
 
 
 @matplotlib.rc_context(palette.STYLE)

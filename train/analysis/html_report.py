@@ -156,7 +156,7 @@ def _charts(steps: Rows, epochs: Rows) -> Charts:
         "Total loss": [_line(training, "loss", "training")],
         "Cross-entropy": [
             _line(training, "ce", "training"),
-            _line(epochs, "validation_cross_entropy", "validation"),
+            _line(epochs, "validation_nll", "validation"),
         ],
         "Accuracy, %": [
             _line(epochs, "train_accuracy", "training"),
@@ -187,7 +187,7 @@ def _compare(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     settings = _side_by_side(flat)
     columns = {
         "Total loss, training": "train_loss",
-        "Cross-entropy, validation": "validation_cross_entropy",
+        "NLL, validation": "validation_nll",
         "Accuracy, validation, %": "validation_accuracy",
     }
     charts = {title: [_line(run["epochs"], column, run["name"]) for run in runs] for title, column in columns.items()}

@@ -19,6 +19,7 @@ from train.data.base import (
     printable,
 )
 from train.data.files import is_hidden
+from train.data.regimes import redraw_labels, thin_out
 from train.data.splitting import counts_by_part, make_splits
 from train.data.store import unreadable, without
 from train.errors import UserError
@@ -42,8 +43,23 @@ def load_data(data: str, request: Request) -> Splits:
 
     Raises UserError where nothing known lies there, saying what was looked for and what is there.
     """
-    if data == SYNTHETIC:
-        return _synthetic(request)
+    splits = _synthetic(request) if data == SYNTHETIC else _load(data, request)
+    train, notes = splits.train, [splits.report]
+    if request.long_tail:
+        train = thin_out(train, request.long_tail, request.seed)
+        notes.append(f"train thinned out to a long tail: {_counts(train)}")
+    if request.label_noise:
+        before, train = train.labels, redraw_labels(train, request.label_noise, request.seed)
+        changed = f"{np.count_nonzero(before != train.labels):,} of {len(train):,} differ"
+        notes.append(f"{request.label_noise:.0%} of the training labels redrawn ({changed})")
+    return replace(splits, train=train, report="\n".join(notes))
+
+
+def _counts(faces: FaceDataset) -> str:
+    return ", ".join(f"{name} {n:,}" for name, n in zip(faces.class_names, class_counts(faces), strict=True))
+
+
+def _load(data: str, request: Request) -> Splits:
     found = find_data(data, request)
     whole = found.whole
     left_out: dict[int, str] = {}
