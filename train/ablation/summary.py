@@ -2,6 +2,7 @@
 
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from train.ablation import rows
@@ -82,9 +83,9 @@ def write() -> None:
     print(f"written to {PAGE}")
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser("ablation.summary", "Write the tables of docs/reproduction.md anew, from the study's rows.")
-    return execute(parser, "train.ablation.summary:write")
+    return execute(parser, "train.ablation.summary:write", arguments)
 
 
 if __name__ == "__main__":
