@@ -70,6 +70,16 @@ def launches(seed: int) -> float:
         return host.count(host.steps(4096, seed)["terms"], names).launches
 
 
+def of_a_step(name: str, field: str, seed: int) -> float:
+    """A figure of `host.Counts` of one step on a GPU, of the terms or of the loss, at n = 60."""
+    with host.no_launches() as names:
+        return getattr(host.count(host.steps(60, seed)[name], names), field)
+
+
+def small_operations(name: str, seed: int) -> float:
+    return host.measure_host(60, seed)[name][2]
+
+
 @cache
 def static_rows() -> list[Any]:
     from bench.static import rows_of
@@ -95,6 +105,10 @@ RATIOS: dict[str, Callable[[int], float]] = {
     "time per sample, n = 65,536 over 16,384": partial(growth_per_sample, "torch"),
     "copies of x in the time of a step, n = 4,096": partial(copies, "torch"),
 }
+RATIOS |= {
+    f"host: small operations in the time of a step, {name}": partial(small_operations, name)
+    for name in ("terms", "loss")
+}
 EXACT: dict[str, Callable[[int], float]] = {
     "numba: ATen operations, n = 60": partial(operations, "numba", 60),
     "numba: MiB beyond x and dL/dx, n = 16,384": partial(extra_memory, "numba"),
@@ -104,6 +118,11 @@ EXACT: dict[str, Callable[[int], float]] = {
     "findings against bench/limits.csv, paper, sm_90": beyond_the_static_table,
     "statistics, sm_90: instructions in the loop": instructions("statistics"),
     "gradient, sm_90: instructions in the loop": instructions("gradient"),
+}
+EXACT |= {
+    f"host: {field} of a step, {name}": partial(of_a_step, name, field)
+    for name in ("terms", "loss")
+    for field in ("calls", "allocations", "launches")
 }
 CHECKS = RATIOS | EXACT
 

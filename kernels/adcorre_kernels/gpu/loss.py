@@ -113,7 +113,7 @@ def _plan(
         gradient=gradient._replace(options=KernelOptions(**gradient.options)),
         partials=partials // 2,
         order=order,
-        scratch=order + statistics.scratch,
+        scratch=plan.round_up(order + statistics.scratch, 32),
         values=5 + 3 * num_classes + 2 if logits is not None else 4,
         dtype=torch.float64 if double else torch.float32,
         tables=2 * num_classes * k * d + (1 if logits is None else 2),

@@ -135,6 +135,8 @@ def terms_kernel(
     to_g = (1.0 / (K * at_least_one * at_least_one)).to(tl.float32)
     to_h = 2 * half_to_h
     if loss_ptr is not None:
+        if ce_ptr is None:
+            ce_ptr = values_ptr + ATTENTION + CE_SUMS * C
         wide_lambd = tl.cast(lambd, tl.float64)
         if lambd_ptr is not None:
             wide_lambd = tl.load(lambd_ptr).to(tl.float64)
@@ -251,8 +253,6 @@ def terms_kernel(
         tl.store(values_ptr + 2, ed.to(values_ptr.dtype.element_ty))
         tl.store(values_ptr + 3, nfd.to(values_ptr.dtype.element_ty))
         if loss_ptr is not None:
-            if ce_ptr is None:
-                ce_ptr = values_ptr + ATTENTION + CE_SUMS * C
             divisor = tl.load(ce_ptr + 1).to(tl.float64)
             divisor = tl.where(divisor == 0, 1.0, divisor)
             ce = tl.load(ce_ptr).to(tl.float64) / divisor
