@@ -54,7 +54,7 @@ def test_figures_of_a_line_are_of_one_run(results: Path, other: dict[str, object
     line = report.write("speed").splitlines()[-1]  # three figures in both runs: the newer one
     assert line.startswith("| 600 | 1 ms | 1 ms (7x) | 1 ms (8x) |")
     assert "(4x)" not in report.write("speed")
-    assert report.missing(False).endswith("--n 600 --contenders torch reference supcon multi-similarity")
+    assert report.missing(False).endswith("--n 600 --contenders numba reference supcon multi-similarity")
     append(COMPLETE[:1])
     line = report.write("speed").splitlines()[-1]
     assert line == "| 600 | 500 ms | 1.5 s (3x) | 1 s (2x) | 2 s (4x) | a CPU, 2 threads | abc |"
