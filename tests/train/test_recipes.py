@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.train.conftest import even, write_folders
+from train import evaluate, export, predict
 from train.__main__ import main
 from train.data.__main__ import main as data_command
 from train.errors import UserError
@@ -152,6 +153,8 @@ def test_the_run_folder_has_what_was_resolved(tmp_path: Path, capsys: pytest.Cap
 def test_the_page_on_training_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = (FOLDER.parents[1] / "docs/training.md").read_text()
     options = set(parser()._option_string_actions)
+    for module in (evaluate, export, predict):
+        options |= set(module.parser()._option_string_actions)
     for command in ("check", "crop", "shard"):
         with pytest.raises(SystemExit):
             data_command([command, "--help"])
