@@ -141,7 +141,7 @@ def row_of(case: str, dtype: str, launch: Launch, target: str) -> Row:
     row.loop_instructions = len(body)
     row.loop_barriers = _count(r"\bBAR\b", body)
     row.loop_spills = _count(r"\b(LDL|STL)\b", body)
-    row.load_bits = _narrowest("LDG", body)
+    row.load_bits = _narrowest("LDG(?:STS)?", body)  # straight into registers or, asynchronously, into shared memory
     row.store_bits = _narrowest("STG", body if "gradient" in launch.name else instructions)
     if case == "paper":
         _model(row, launch, compiled, (first, last))

@@ -10,7 +10,10 @@ from train.data.__main__ import COMMANDS as DATA_COMMANDS
 
 ROOT = Path(__file__).parents[2]
 OF_DATA = [f"train.data {name}" for name in DATA_COMMANDS]
-WITHOUT_DEVICE = ("bench static", "bench report", "bench gate", "bench host", "bench spin", *OF_DATA)
+WITHOUT_DEVICE = (
+    *("bench static", "bench report", "bench gate", "bench host", "bench spin", "bench tune"),
+    *("train.ablation.summary", *OF_DATA),
+)
 
 
 def commands() -> list[str]:

@@ -93,30 +93,32 @@ def test_faces_are_found_in_pictures(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Rows are of each face's own pixels; a box that is small beside the largest one is left out."""
-    boxes = {100: [(10.0, 10.0, 20.0, 20.0), (40.0, 30.0, 40.0, 40.0), (0.0, 0.0, 5.0, 5.0)], 60: [(0, 0, 50, 50)]}
+    boxes = {100: [(10.0, 10.0, 20.0, 20.0), (40.0, 30.0, 40.0, 40.0), (0.0, 0.0, 5.0, 5.0)], 70: [(0, 0, 50, 50)]}
     monkeypatch.setattr("train.data.crop.haar", lambda: lambda pixels: boxes.get(pixels.shape[1], []))
     photos = tmp_path / "photos"
     photos.mkdir()
-    for name, size in (("group.png", (100, 80)), ("one.png", (60, 60)), ("wall.png", (30, 30))):
+    for name, size in (("group.png", (100, 80)), ("one.png", (70, 60)), ("wall.png", (90, 70)), ("crop.png", (64, 64))):
         picture(1, size=size).save(photos / name)
     out = tmp_path / "out"
     assert main([str(finished_run), str(photos), "--out", str(out), "--margin", "0", "--batch-size", "2"]) == 0
     captured = capsys.readouterr()
     assert captured.err == f"no face seen: {photos / 'wall.png'}\n"
-    assert "3 pictures, 3 faces, none seen in 1 of them (--whole takes pictures as they are" in captured.out
+    assert "4 pictures, 4 faces, none seen in 1 of them, taken whole;" in captured.out
     found = rows(out / "predictions.csv")
     assert [(Path(row["path"]).name, row["face"]) for row in found] == [
+        ("crop.png", "whole"),
         ("group.png", "40 30 80 70"),
         ("group.png", "10 10 30 30"),
         ("one.png", "0 0 50 50"),
+        ("wall.png", "none seen"),
     ]
     trained = load_trained(finished_run)
     with Image.open(photos / "group.png") as image, torch.no_grad():
         pixels = trained.preprocessing.evaluation()(image.convert("RGB").crop((10, 10, 30, 30)))
         expected = trained.model(pixels[None])[0].softmax(1)[0]
-    assert [float(found[1][name]) for name in CLASS_NAMES] == pytest.approx(expected.tolist(), abs=2e-6)
+    assert [float(found[2][name]) for name in CLASS_NAMES] == pytest.approx(expected.tolist(), abs=2e-6)
     assert [row["picture"] for row in found] == [
-        f"pictures/{n}.png" for n in ("group.png", "group.png.face2", "one.png")
+        f"pictures/{n}.png" for n in ("crop.png", "group.png", "group.png.face2", "one.png", "wall.png")
     ]
     with Image.open(out / "pictures/group.png.face2.png") as image:
         assert image.convert("RGB").getpixel((32, 60)) == (0xD5, 0x5E, 0), (
@@ -153,7 +155,6 @@ def test_mistakes(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         (finished_run, "nowhere.png", "no such file or folder"),
         (finished_run, "empty", "no pictures in this folder"),
         (finished_run, "broken.png", "none of 1 pictures could be read"),
-        (finished_run, "face.png", "no face seen in any of 1 pictures; --whole takes pictures as they are"),
         (tmp_path / "empty", "face.png", "no checkpoint there"),
     ):
         assert main([str(run), str(tmp_path / images), "--out", str(tmp_path / "out")]) == 2

@@ -132,7 +132,7 @@ def test_two_processes_end_to_end(fer_folders: Path, tmp_path: Path) -> None:
     options = ("--epochs", "2", "--log-every", "1", "--device", "cpu", "--batch-size", "4", "--virtual-batch", "2")
     done = torchrun(2, *MODULE, "--data", fer_folders, "--out", run, *TINY, *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("2 processes: 16 images a step") == 1
+    assert " ".join(done.stdout.split()).count("each of 16 images (4 a pass × 2 passes × 2 processes)") == 1
     assert sum("  step " in line for line in done.stdout.splitlines()) == 6  # 42 images in steps of 16, 16, 10
     assert [row["step"] for row in rows(run / "steps.csv")] == ["1", "2", "3", "4", "5", "6"]
     results = json.loads((run / "results.json").read_text())

@@ -4,7 +4,7 @@ import csv
 import glob
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from train.transforms import Transform
 TABLE = "predictions.csv"
 WIDTH, TALLEST = 320, 640  # pixels of an annotated picture, without its bars
 SMALLEST = 1 / 3
-WHOLE = "--whole takes pictures as they are, for faces that are cropped already"
+WHOLE_UP_TO = 2  # times the network's input: a picture of that size or less is a face already, as data sets have them
 FRAME, BAR, OTHER_BAR, BEHIND = "#d55e00", "#0072B2", "#8fb8d3", "#e6e6e6"
 Named = tuple[Path, str]  # where a picture is, and its name in the output folder
 
@@ -39,16 +39,17 @@ class Face:
     path: Path
     name: str
     box: Corners | None  # None: the whole picture
+    note: str  # in place of the box
     pixels: torch.Tensor
     shown: Image.Image | None
 
 
 @dataclass
 class Pictures:
-    """What became of the pictures: how many were read, and the paths of those where no face was seen."""
+    """How many pictures were read, and in how many of them no face was seen."""
 
     read: int = 0
-    faceless: list[Path] = field(default_factory=list)
+    faceless: int = 0
 
 
 def predict(
@@ -65,10 +66,12 @@ def predict(
     device: str = "auto",
 ) -> Path:
     """Predict the class of the faces in pictures and in folders of them; write predictions.csv, a row for each face,
-    and annotated pictures into `out`. With `whole`, every picture is taken as one face, as it is.
+    and annotated pictures into `out`. A picture of at most twice the network's input is taken as one face, as it is;
+    with `whole`, every picture is.
 
-    Pictures are read as training reads them. Those that cannot be read or have no face are named on stderr and left
-    out. Files of an earlier prediction in `out` are replaced. Raises UserError where nothing is left.
+    Pictures are read as training reads them. Those that cannot be read are named on stderr and left out; those in which
+    no face is seen are named there, taken whole, and have "none seen" as their `face` in the table. Files of an earlier
+    prediction in `out` are replaced. Raises UserError where nothing is left.
     """
     places = list(list_pictures(images, out))
     on = device_of(device)
@@ -77,7 +80,8 @@ def predict(
     find = None if whole else find_detector(detector)
     prepare(out, "predictions", _earlier_files(out))
     seen, count = Pictures(), 0
-    faces = find_faces(places, find, margin, trained.preprocessing.evaluation(), pictures, seen)
+    small = WHOLE_UP_TO * trained.preprocessing.image_size
+    faces = find_faces(places, find, small, margin, trained.preprocessing.evaluation(), pictures, seen)
     with (out / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "face", "class", *trained.class_names, *(["picture"] if pictures else [])])
@@ -88,7 +92,7 @@ def predict(
             for face, row in zip(batch, rows, strict=True):
                 best = trained.class_names[row.index(max(row))]
                 target = [f"pictures/{face.name}.png"] if pictures else []
-                box = " ".join(map(str, face.box)) if face.box else "whole"
+                box = " ".join(map(str, face.box)) if face.box else face.note
                 writer.writerow([printable(str(face.path)), box, best, *(f"{value:.6f}" for value in row), *target])
             file.flush()  # before the pictures: the table names all that are there, whenever this ends
             for face, row in zip(batch, rows, strict=True):
@@ -99,11 +103,10 @@ def predict(
             count += len(batch)
     if not seen.read:
         raise UserError(f"none of {len(places):,} pictures could be read")
-    if not count:
-        raise UserError(f"no face seen in any of {seen.read:,} pictures; {WHOLE}")
     left_out = f", {len(places) - seen.read:,} left out" if seen.read < len(places) else ""
+    count -= seen.faceless
     found = "" if whole else f", {count:,} face{'' if count == 1 else 's'}"
-    found += f", none seen in {len(seen.faceless):,} of them ({WHOLE})" if seen.faceless else ""
+    found += f", none seen in {seen.faceless:,} of them, taken whole" if seen.faceless else ""
     annotated = f", {out / 'pictures'}" if pictures else ""
     print(f"{seen.read:,} pictures{left_out}{found}; {out / TABLE}{annotated}")
     return out
@@ -112,6 +115,7 @@ def predict(
 def find_faces(
     places: Sequence[Named],
     detect: Detector | None,
+    small: int,
     margin: float,
     transform: Transform,
     pictures: bool,
@@ -119,23 +123,26 @@ def find_faces(
 ) -> Iterator[Face]:
     """The faces of each picture, the largest first; without a detector, the pictures. Adds up what was `seen`.
 
+    A picture of at most `small` pixels a side is one face.
+
     A box of less than SMALLEST of the largest one's width is more often no face than one.
     """
     for path, name in places:
         if (picture := open_picture(path)) is None:
             continue
         seen.read += 1
-        boxes: list[Corners | None] = [None]
-        if detect:
+        boxes: list[Corners | None] = []
+        note = "whole"
+        if detect and max(picture.size) > small:
             found = face_boxes(picture, detect, margin)
             boxes = [box for box in found if box[2] - box[0] >= SMALLEST * (found[0][2] - found[0][0])]
-        if not boxes:
-            print(f"no face seen: {printable(str(path))}", file=sys.stderr)
-            seen.faceless.append(path)
-        for number, box in enumerate(boxes, 1):
+            if not boxes:
+                print(f"no face seen: {printable(str(path))}", file=sys.stderr)
+                seen.faceless, note = seen.faceless + 1, "none seen"
+        for number, box in enumerate(boxes or [None], 1):
             pixels = transform(picture.crop(box) if box else picture)
             shown = frame(picture, box, (WIDTH, TALLEST)) if pictures else None
-            yield Face(path, name if number == 1 else f"{name}.face{number}", box, pixels, shown)
+            yield Face(path, name if number == 1 else f"{name}.face{number}", box, note, pixels, shown)
 
 
 def frame(picture: Image.Image, box: Corners | None, largest: tuple[int, int]) -> Image.Image:
