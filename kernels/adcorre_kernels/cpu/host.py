@@ -32,12 +32,12 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
     share = min(max(n // SHARES, SHARE[0]), SHARE[1])
     shares = -(-n // share)
     size = 2 * k * d + k + 1
-    slots = torch.empty((2 * shares * size if shares > 1 else 0) + shares, dtype=torch.float64)
-    index = torch.empty(num_classes + 1 + n, dtype=torch.int64)
+    slots = torch.empty((2 * shares * size if shares > 1 else 0) + shares, dtype=torch.float64, device="cpu")
+    index = torch.empty(num_classes + 1 + n, dtype=torch.int64, device="cpu")
     compute = kernel("statistics", double)
 
     def call(part: int, first: int, last: int) -> None:
-        scratch = torch.empty(8 * size + ((5 * k + 1) * d + 6 * (k + 3)) * bytes_, dtype=torch.uint8)
+        scratch = torch.empty(8 * size + ((5 * k + 1) * d + 6 * (k + 3)) * bytes_, dtype=torch.uint8, device="cpu")
         compute(
             0.0, part, x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size(), DTYPES[x.dtype],
             targets.data_ptr(), targets.stride(0), n, k, d, num_classes, ignore_index, embedding_target, _limit(dtype),
@@ -69,7 +69,7 @@ def terms(
     `between_target` None: fd, nfd and G are those of the pairs within classes.
     """
     feature, mean = (zeros(attention.shape[0] * k * d, flat.dtype).view(-1, k, d) for _ in range(2))
-    scales = torch.empty(5, dtype=torch.float64)
+    scales = torch.empty(5, dtype=torch.float64, device="cpu")
     aims = (between_target, mean_target, embedding_target)
     addresses = (feature.data_ptr(), mean.data_ptr(), scales.data_ptr())
     values = compute_terms(flat, attention, (0, 0, 0, 0, 0, 0), k, d, aims, (0.0, 0.0, 0.0, 0.0, 1.0), addresses)
@@ -90,8 +90,8 @@ def compute_terms(
     """The kernel's `values`. step: its arguments from `counts` to `flags`; weights: from `lambd` to `factor`."""
     num_classes = num_classes if attention is None else attention.shape[0]
     flat, attention = flat.contiguous(), double(attention)
-    values = torch.empty(8 + 3 * num_classes, dtype=torch.float64)
-    scratch = torch.empty((3 * d + num_classes) * k, dtype=torch.float64)
+    values = torch.empty(8 + 3 * num_classes, dtype=torch.float64, device="cpu")
+    scratch = torch.empty((3 * d + num_classes) * k, dtype=torch.float64, device="cpu")
     between_target, mean_target, embedding_target = aims
     between = 0 if between_target is None else 1 if between_target == -1.0 else 2
     kernel("terms", flat.dtype == torch.float64)(
@@ -132,11 +132,11 @@ def gradient_of_x(
     x = _rows(x)
     n, k, d = x.shape
     dtype, bytes_ = (torch.float64, 8) if x.dtype == torch.float64 else (torch.float32, 4)
-    out = _huge_pages(torch.empty((n, k, d), dtype=x.dtype))
+    out = _huge_pages(torch.empty((n, k, d), dtype=x.dtype, device="cpu"))
     compute = kernel("gradient", x.dtype == torch.float64)
 
     def call(first: int, last: int) -> None:
-        scratch = torch.empty(((k + 2) * d + 3 * (k + 3)) * bytes_, dtype=torch.uint8)
+        scratch = torch.empty(((k + 2) * d + 3 * (k + 3)) * bytes_, dtype=torch.uint8, device="cpu")
         compute(
             0.0, x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size(), DTYPES[x.dtype],
             targets.data_ptr(), targets.stride(0), n, k, d, num_classes, ignore_index, embedding_target, _limit(dtype),
@@ -173,12 +173,12 @@ def sum_logits(
     logits = _rows(logits)
     n, num_classes = logits.shape
     ce_weight, adjustment = double(ce_weight), double(adjustment)
-    counts = torch.empty(2 * num_classes + n, dtype=torch.int64)
-    sums = torch.empty(2 + n, dtype=torch.float64)
+    counts = torch.empty(2 * num_classes + n, dtype=torch.int64, device="cpu")
+    sums = torch.empty(2 + n, dtype=torch.float64, device="cpu")
     compute = kernel("logits_sums")
 
     def call(part: int, first: int, last: int) -> None:
-        scratch = torch.empty(3 * num_classes, dtype=torch.float64)
+        scratch = torch.empty(3 * num_classes, dtype=torch.float64, device="cpu")
         compute(
             part, logits.data_ptr(), logits.stride(0), logits.element_size(), DTYPES[logits.dtype], targets.data_ptr(),
             targets.stride(0), n, num_classes, address(ce_weight), address(adjustment), label_smoothing, ignore_index,
@@ -207,11 +207,11 @@ def logits_gradient(
     logits = _rows(logits)
     n, num_classes = logits.shape
     ce_weight, adjustment, factor = double(ce_weight), double(adjustment), float(upstream)
-    out = torch.empty((n, num_classes), dtype=logits.dtype)
+    out = torch.empty((n, num_classes), dtype=logits.dtype, device="cpu")
     compute = kernel("logits_gradient")
 
     def call(first: int, last: int) -> None:
-        scratch = torch.empty(3 * num_classes, dtype=torch.float64)
+        scratch = torch.empty(3 * num_classes, dtype=torch.float64, device="cpu")
         compute(
             logits.data_ptr(), logits.stride(0), logits.element_size(), DTYPES[logits.dtype], targets.data_ptr(),
             targets.stride(0), n, num_classes, address(ce_weight), address(adjustment), label_smoothing, ignore_index,
@@ -261,5 +261,5 @@ def _madvise() -> Any:
 def zeros(size: int, dtype: torch.dtype) -> Tensor:
     """Zeros; of a large buffer only what is touched takes memory."""
     if size * dtype.itemsize < ZEROED_BY_THE_SYSTEM:
-        return torch.zeros(size, dtype=dtype)
+        return torch.zeros(size, dtype=dtype, device="cpu")
     return torch.from_numpy(np.zeros(size, np.float64 if dtype == torch.float64 else np.float32))
