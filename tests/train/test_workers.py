@@ -117,7 +117,7 @@ def test_a_loop_that_is_left_leaves_no_process() -> None:
 
 def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = "import os, sys, time\nfrom train.workers import map_in_processes\n"
-    code += "def work(item):\n    print(os.getpid(), flush=True)\n    time.sleep(0.3)\n"
+    code += "def work(item):\n    os.write(1, b'%d\\n' % os.getpid())\n    time.sleep(0.3)\n"
     code += "list(map_in_processes(work, range(1000), 3, 'testing'))"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=starts.ROOT, stdout=subprocess.PIPE, text=True)
     assert parent.stdout
@@ -135,7 +135,7 @@ def test_a_signal_during_the_drawing_ends_it_at_once(number: signal.Signals, tmp
     """Within two seconds, with no process left."""
     code = "import os, sys, train.data.synthetic.dataset as s, train.entry, train.__main__\n"
     code += "real = s.SyntheticFaces._draw_all\n"
-    code += "def draw(*a):\n    print('drawing', os.getpid(), flush=True)\n    return real(*a)\n"
+    code += "def draw(*a):\n    os.write(1, b'drawing %d\\n' % os.getpid())\n    return real(*a)\n"
     code += "s.SyntheticFaces._draw_all = draw\n"
     code += "train.entry.leave(train.__main__.main(['--image-size', '128', '--device', 'cpu', '--out', sys.argv[1]]))"
     process = subprocess.Popen(
