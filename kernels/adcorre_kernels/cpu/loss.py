@@ -48,7 +48,8 @@ def forward(
     flags = COUNT * count + RECORD * record + NAIVE * settings.naive
     step = (address(counts), address(position), window, own.data_ptr(), ce.data_ptr(), flags)
     lambd = lambd if lambd_tensor is None else float(lambd_tensor)
-    values, tables = _terms(flat, attention, step, *x.shape[1:], lambd, 1.0, settings, logits.shape[1])
+    _, k, d = x.shape
+    values, tables = _terms(flat, attention, step, k, d, lambd, 1.0, settings, logits.shape[1])
     return _typed(values, _dtype(logits, x), tables)
 
 
@@ -78,7 +79,8 @@ def sample_terms(x: Tensor, targets: Tensor, attention: Tensor, settings: Settin
     """fd, md, ed and nfd as one tensor (4,), and tables."""
     targets = targets.to(torch.int64)
     flat = statistics(x, targets, attention.shape[0], settings.ignore_index, settings.embedding_target)
-    values, tables = _terms(flat, attention, (0, 0, 0, 0, 0, 0), *x.shape[1:], 1.0, 1.0, settings)
+    _, k, d = x.shape
+    values, tables = _terms(flat, attention, (0, 0, 0, 0, 0, 0), k, d, 1.0, 1.0, settings)
     return values[1:5].to(flat.dtype, copy=True), tables
 
 
