@@ -225,7 +225,7 @@ def check_labels(targets: Tensor, num_classes: int, ignore_index: int, validate:
     """
     if not looks_at_labels(targets, validate):
         return
-    bad = label_masks(targets, num_classes, ignore_index)[1]
+    bad = label_masks(targets.long(), num_classes, ignore_index)[1]  # narrow dtypes wrap around in comparisons
     if bool(bad.any()):
         position = int(bad.nonzero()[0, 0])
         raise IndexError(

@@ -1,4 +1,4 @@
-"""The Triton backend's short way: one operator forward, one backward, and one node of the graph."""
+"""The kernels' short way: one operator forward, one backward, and one node of the graph."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from adcorre.backends import Options, apply_of, triton_kernels, without_double_backward
+from adcorre_kernels import cpu
 
 
 class AttentionState(NamedTuple):
@@ -23,14 +24,20 @@ class AttentionState(NamedTuple):
     record: bool = False
 
 
+def _kernels(options: Options) -> Any:
+    return triton_kernels() if options.backend == "triton" else cpu
+
+
 def settings_of(options: Options, num_classes: int, x: Tensor, logits: Tensor | None = None) -> Any:
     """The kernels' settings; None where they leave some step of these options to others."""
-    if options.backend != "triton" or options.pairs != "class":
+    if options.backend not in ("triton", "numba") or options.pairs != "class":
         return None
-    kernels = triton_kernels()
-    if not kernels.terms_supported(num_classes, *x.shape[1:]) or not (
-        logits is None or kernels.logits_supported(logits)
-    ):
+    kernels = _kernels(options)
+    if options.backend == "triton":
+        supported = kernels.terms_supported(num_classes, *x.shape[1:])
+    else:
+        supported = kernels.terms_supported(num_classes, options.between_target, options.mean_target)
+    if not supported or not (logits is None or kernels.logits_supported(logits)):
         return None
     weights = dict.fromkeys(("fd", "md", "ed"), 1.0) if logits is None else options.components
     fd = weights.get("fd", weights.get("nfd", 0.0))
@@ -96,7 +103,7 @@ class _Loss(torch.autograd.Function):
         options: Options,
         settings: Any,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kernels = triton_kernels()
+        kernels = _kernels(options)
         if len(rest) == 2:
             shape = x.shape[1:]
             return kernels.loss_from_sums(counts, position, attention, lambd, *rest, *shape, settings)
@@ -118,12 +125,12 @@ class _Loss(torch.autograd.Function):
         if upstream is None:
             return (None,) * 12
         of_x, of_logits, *_ = ctx.needs_input_grad
-        of_x = of_x and bool(ctx.options.components)
+        of_x = of_x and len(ctx.options.components) > 0  # bool(dict) stops Dynamo before PyTorch 2.11
 
         def compute(*tensors: Tensor) -> Any:
             x, logits, *labels, tables, upstream = tensors
             return tuple(
-                triton_kernels().gradients(
+                _kernels(ctx.options).gradients(
                     x, logits if of_logits else None, *labels, upstream, upstream, upstream, tables, of_x,
                     logits.shape[1], ctx.settings,
                 )
@@ -139,7 +146,7 @@ class _Terms(torch.autograd.Function):
     def forward(
         x: Tensor, targets: Tensor, attention: Tensor, options: Options, settings: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        values, tables = triton_kernels().sample_terms(x, targets, attention, settings)
+        values, tables = _kernels(options).sample_terms(x, targets, attention, settings)
         return *values.unbind(), tables
 
     @staticmethod
@@ -156,7 +163,7 @@ class _Terms(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         def compute(x: Tensor, targets: Tensor, tables: Tensor, *upstream: Tensor | None) -> Any:
             return tuple(
-                triton_kernels().gradients(
+                _kernels(ctx.options).gradients(
                     x, None, targets, None, None, *upstream, tables, True, ctx.num_classes, ctx.settings
                 )
             )

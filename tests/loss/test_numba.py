@@ -49,6 +49,18 @@ def test_the_whole_loss(settings) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12)
 
 
+def test_another_default_device() -> None:
+    """Buffers are the CPU's, whatever device PyTorch allocates on by default."""
+    problem = draw(20, 3, 8, 4, dtype=torch.float32)
+    logits = problem.x[:, 0, :4]
+    expected = AdCorreLoss(4, backend="numba")(logits, problem.x, problem.targets), run(problem, "numba")
+    loss = AdCorreLoss(4, backend="numba")
+    with torch.device("meta"):
+        got = loss(logits, problem.x, problem.targets), run(problem, "numba")
+    for one, other in zip((*got[0], *got[1]), (*expected[0], *expected[1]), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("case", ["bad label", "constant", "nan", "empty", "strided"])
 def test_edges(case) -> None:
     problem = draw(20, 3, 8, 4)

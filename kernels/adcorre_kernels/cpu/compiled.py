@@ -21,7 +21,7 @@ logger = logging.getLogger("adcorre_kernels")
 KERNELS = {
     "statistics": ("embeddings", "t" + 12 * "i" + "ff" + 8 * "i"),
     "gradient": ("embeddings", "t" + 11 * "i" + "ff" + "ii" + "fff" + 4 * "i"),
-    "terms": ("tables", "t" + 6 * "i" + "ffff" + 5 * "i"),
+    "terms": ("tables", "t" + 12 * "i" + 9 * "f" + 5 * "i"),
     "logits_sums": ("logits", 11 * "i" + "f" + 7 * "i"),
     "logits_gradient": ("logits", 10 * "i" + "f" + "i" + "f" + 4 * "i"),
 }
@@ -89,7 +89,7 @@ def _compile(name: str, double: bool) -> Callable[..., None]:
         dispatcher._cache._cache_file._source_stamp = _sources()
         dispatcher.compile(signature)
     except Exception as error:  # no folder to write to, a full disk, a file that is damaged: Numba raises them all
-        _announce_uncached(f"{type(error).__name__}: {error}")
+        _announce_uncached(f"{type(error).__name__}: {error}".partition("\n")[0])
         dispatcher = njit(**options)(function)
         dispatcher.compile(signature)
     return dispatcher.get_overload(signature)

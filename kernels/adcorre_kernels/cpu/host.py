@@ -28,16 +28,16 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
     n, k, d = x.shape
     double = x.dtype == torch.float64
     dtype, bytes_ = (torch.float64, 8) if double else (torch.float32, 4)
-    flat = _zeros(num_classes * k * (2 * d + 1) + 2 * num_classes + 1, dtype)
+    flat = zeros(num_classes * k * (2 * d + 1) + 2 * num_classes + 1, dtype)
     share = min(max(n // SHARES, SHARE[0]), SHARE[1])
     shares = -(-n // share)
     size = 2 * k * d + k + 1
-    slots = torch.empty((2 * shares * size if shares > 1 else 0) + shares, dtype=torch.float64)
-    index = torch.empty(num_classes + 1 + n, dtype=torch.int64)
+    slots = torch.empty((2 * shares * size if shares > 1 else 0) + shares, dtype=torch.float64, device="cpu")
+    index = torch.empty(num_classes + 1 + n, dtype=torch.int64, device="cpu")
     compute = kernel("statistics", double)
 
     def call(part: int, first: int, last: int) -> None:
-        scratch = torch.empty(8 * size + ((5 * k + 1) * d + 6 * (k + 3)) * bytes_, dtype=torch.uint8)
+        scratch = torch.empty(8 * size + ((5 * k + 1) * d + 6 * (k + 3)) * bytes_, dtype=torch.uint8, device="cpu")
         compute(
             0.0, part, x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size(), DTYPES[x.dtype],
             targets.data_ptr(), targets.stride(0), n, k, d, num_classes, ignore_index, embedding_target, _limit(dtype),
@@ -68,18 +68,37 @@ def terms(
 
     `between_target` None: fd, nfd and G are those of the pairs within classes.
     """
-    num_classes = attention.shape[0]
-    flat, attention = flat.contiguous(), attention.to(torch.float64).contiguous()
-    values, embedding_scale = torch.empty(4, dtype=flat.dtype), torch.empty((), dtype=flat.dtype)
-    feature, mean = (_zeros(num_classes * k * d, flat.dtype).view(num_classes, k, d) for _ in range(2))
-    scratch = torch.empty((3 * d + num_classes) * k, dtype=torch.float64)
+    feature, mean = (zeros(attention.shape[0] * k * d, flat.dtype).view(-1, k, d) for _ in range(2))
+    scales = torch.empty(5, dtype=torch.float64, device="cpu")
+    aims = (between_target, mean_target, embedding_target)
+    addresses = (feature.data_ptr(), mean.data_ptr(), scales.data_ptr())
+    values = compute_terms(flat, attention, (0, 0, 0, 0, 0, 0), k, d, aims, (0.0, 0.0, 0.0, 0.0, 1.0), addresses)
+    return values[1:5].to(flat.dtype, copy=True), feature, mean, scales[0].to(flat.dtype, copy=True)
+
+
+def compute_terms(
+    flat: Tensor,
+    attention: Tensor | None,
+    step: tuple[int, ...],
+    k: int,
+    d: int,
+    aims: tuple[float | None, float, float],
+    weights: tuple[float, ...],
+    tables: tuple[int, int, int],
+    num_classes: int = 0,
+) -> Tensor:
+    """The kernel's `values`. step: its arguments from `counts` to `flags`; weights: from `lambd` to `factor`."""
+    num_classes = num_classes if attention is None else attention.shape[0]
+    flat, attention = flat.contiguous(), double(attention)
+    values = torch.empty(8 + 3 * num_classes, dtype=torch.float64, device="cpu")
+    scratch = torch.empty((3 * d + num_classes) * k, dtype=torch.float64, device="cpu")
+    between_target, mean_target, embedding_target = aims
     between = 0 if between_target is None else 1 if between_target == -1.0 else 2
     kernel("terms", flat.dtype == torch.float64)(
-        0.0, flat.data_ptr(), attention.data_ptr(), num_classes, k, d, between, between_target or 0.0, mean_target,
-        embedding_target, torch.finfo(flat.dtype).eps, values.data_ptr(), feature.data_ptr(), mean.data_ptr(),
-        embedding_scale.data_ptr(), scratch.data_ptr(),
+        0.0, flat.data_ptr(), address(attention), *step, num_classes, k, d, between, between_target or 0.0, mean_target,
+        embedding_target, torch.finfo(flat.dtype).eps, *weights, values.data_ptr(), *tables, scratch.data_ptr(),
     )  # fmt: skip
-    return values, feature, mean, embedding_scale
+    return values
 
 
 def embedding_gradient(
@@ -93,21 +112,35 @@ def embedding_gradient(
     embedding_target: float,
 ) -> Tensor:
     """dL/dx, contiguous and in x's dtype: one pass that reads x and writes the gradient."""
-    x, feature, mean = _rows(x), feature.contiguous(), mean.contiguous()
-    n, k, d = x.shape
-    bytes_ = feature.element_size()
-    out = _huge_pages(torch.empty((n, k, d), dtype=x.dtype))
+    feature, mean = feature.contiguous(), mean.contiguous()
     up_fd, up_md, up_ed, _ = upstream.tolist()
-    up_ed *= float(embedding_scale)
+    factors = (up_fd, up_md, up_ed * float(embedding_scale))
+    tables = (feature.data_ptr(), mean.data_ptr())
+    return gradient_of_x(x, targets, feature.shape[0], factors, tables, ignore_index, embedding_target)
+
+
+def gradient_of_x(
+    x: Tensor,
+    targets: Tensor,
+    num_classes: int,
+    factors: tuple[float, float, float],
+    tables: tuple[int, int],
+    ignore_index: int,
+    embedding_target: float,
+) -> Tensor:
+    """`embedding_gradient` from the factors of G, H and u, and the addresses of G and H."""
+    x = _rows(x)
+    n, k, d = x.shape
+    dtype, bytes_ = (torch.float64, 8) if x.dtype == torch.float64 else (torch.float32, 4)
+    out = _huge_pages(torch.empty((n, k, d), dtype=x.dtype, device="cpu"))
     compute = kernel("gradient", x.dtype == torch.float64)
 
     def call(first: int, last: int) -> None:
-        scratch = torch.empty(((k + 2) * d + 3 * (k + 3)) * bytes_, dtype=torch.uint8)
+        scratch = torch.empty(((k + 2) * d + 3 * (k + 3)) * bytes_, dtype=torch.uint8, device="cpu")
         compute(
             0.0, x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size(), DTYPES[x.dtype],
-            targets.data_ptr(), targets.stride(0), n, k, d, feature.shape[0], ignore_index, embedding_target,
-            _limit(feature.dtype), feature.data_ptr(), mean.data_ptr(), up_fd, up_md, up_ed, out.data_ptr(),
-            scratch.data_ptr(), first, last,
+            targets.data_ptr(), targets.stride(0), n, k, d, num_classes, ignore_index, embedding_target, _limit(dtype),
+            *tables, *factors, out.data_ptr(), scratch.data_ptr(), first, last,
         )  # fmt: skip
 
     run(call, n, thread_count(x.numel(), n))
@@ -123,18 +156,32 @@ def logits_sums(
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
     """counts (2, C) int64, predicted right and seen of each class; ce (2,), the sums of cross-entropies and weights."""
+    counts, sums = sum_logits(logits, targets, ce_weight, adjustment, label_smoothing, ignore_index)
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return counts[: 2 * logits.shape[1]].view(2, -1).clone(), sums[:2].to(dtype, copy=True)
+
+
+def sum_logits(
+    logits: Tensor,
+    targets: Tensor,
+    ce_weight: Tensor | None,
+    adjustment: Tensor | None,
+    label_smoothing: float,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """Buffers that begin with `logits_sums`' results, the second in float64."""
     logits = _rows(logits)
     n, num_classes = logits.shape
-    ce_weight, adjustment = _double(ce_weight), _double(adjustment)
-    counts = torch.empty(2 * num_classes + n, dtype=torch.int64)
-    sums = torch.empty(2 + n, dtype=torch.float64)
+    ce_weight, adjustment = double(ce_weight), double(adjustment)
+    counts = torch.empty(2 * num_classes + n, dtype=torch.int64, device="cpu")
+    sums = torch.empty(2 + n, dtype=torch.float64, device="cpu")
     compute = kernel("logits_sums")
 
     def call(part: int, first: int, last: int) -> None:
-        scratch = torch.empty(3 * num_classes, dtype=torch.float64)
+        scratch = torch.empty(3 * num_classes, dtype=torch.float64, device="cpu")
         compute(
             part, logits.data_ptr(), logits.stride(0), logits.element_size(), DTYPES[logits.dtype], targets.data_ptr(),
-            targets.stride(0), n, num_classes, _address(ce_weight), _address(adjustment), label_smoothing, ignore_index,
+            targets.stride(0), n, num_classes, address(ce_weight), address(adjustment), label_smoothing, ignore_index,
             sums.data_ptr() + 16, counts.data_ptr(), sums.data_ptr(), scratch.data_ptr(), first, last,
         )  # fmt: skip
 
@@ -144,14 +191,13 @@ def logits_sums(
     else:
         run(lambda first, last: call(SUM, first, last), n, threads)
         call(FINISH, 0, 0)
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return counts[: 2 * num_classes].view(2, num_classes).clone(), sums[:2].to(dtype, copy=True)
+    return counts, sums
 
 
 def logits_gradient(
     logits: Tensor,
     targets: Tensor,
-    upstream: Tensor,
+    upstream: Tensor | float,
     ce_weight: Tensor | None,
     adjustment: Tensor | None,
     label_smoothing: float,
@@ -160,15 +206,15 @@ def logits_gradient(
     """`upstream` () times the gradient of the sum of cross-entropies, contiguous, in the logits' dtype."""
     logits = _rows(logits)
     n, num_classes = logits.shape
-    ce_weight, adjustment, factor = _double(ce_weight), _double(adjustment), float(upstream)
-    out = torch.empty((n, num_classes), dtype=logits.dtype)
+    ce_weight, adjustment, factor = double(ce_weight), double(adjustment), float(upstream)
+    out = torch.empty((n, num_classes), dtype=logits.dtype, device="cpu")
     compute = kernel("logits_gradient")
 
     def call(first: int, last: int) -> None:
-        scratch = torch.empty(3 * num_classes, dtype=torch.float64)
+        scratch = torch.empty(3 * num_classes, dtype=torch.float64, device="cpu")
         compute(
             logits.data_ptr(), logits.stride(0), logits.element_size(), DTYPES[logits.dtype], targets.data_ptr(),
-            targets.stride(0), n, num_classes, _address(ce_weight), _address(adjustment), label_smoothing, ignore_index,
+            targets.stride(0), n, num_classes, address(ce_weight), address(adjustment), label_smoothing, ignore_index,
             factor, out.data_ptr(), scratch.data_ptr(), first, last,
         )  # fmt: skip
 
@@ -181,11 +227,11 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _double(vector: Tensor | None) -> Tensor | None:
+def double(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.to(torch.float64).contiguous()
 
 
-def _address(vector: Tensor | None) -> int:
+def address(vector: Tensor | None) -> int:
     return 0 if vector is None else vector.data_ptr()
 
 
@@ -212,8 +258,8 @@ def _madvise() -> Any:
     return function
 
 
-def _zeros(size: int, dtype: torch.dtype) -> Tensor:
+def zeros(size: int, dtype: torch.dtype) -> Tensor:
     """Zeros; of a large buffer only what is touched takes memory."""
     if size * dtype.itemsize < ZEROED_BY_THE_SYSTEM:
-        return torch.zeros(size, dtype=dtype)
+        return torch.zeros(size, dtype=dtype, device="cpu")
     return torch.from_numpy(np.zeros(size, np.float64 if dtype == torch.float64 else np.float32))

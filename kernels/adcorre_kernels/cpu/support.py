@@ -40,3 +40,8 @@ def _why_unavailable() -> str | None:
 def terms_supported(num_classes: int, between_target: float | None, mean_target: float) -> bool:
     """Whether `terms` is meant for these; it is correct for all."""
     return num_classes <= MAX_C_OF_PAIRS or (between_target in (None, -1.0) and mean_target == -1.0)
+
+
+def logits_supported(logits: Tensor) -> bool:
+    """Whether the steps over the logits take these."""
+    return logits.dtype in DTYPES

@@ -7,6 +7,8 @@ from numba import njit
 
 from adcorre_kernels.cpu.memory import EXACT, SUMS, cast, fill, size_of, view
 
+COUNT, RECORD, NAIVE = 1, 2, 4
+EPSILON = 1e-6
 WITHIN, LINEAR, PAIRS = range(3)  # FD's pairs of two classes: none, at target -1, at another target
 
 
@@ -42,28 +44,92 @@ def _sign(value):
     return value / abs(value) if value != 0 else 0.0  # NaN stays NaN
 
 
-def terms(
-    zero, flat, attention, num_classes, k, d, between, between_target, mean_target, embedding_target, eps,
-    values, feature, mean, embedding_scale, scratch,
-):  # fmt: skip
-    """`values` (4,) = FD, MD, ED, naive FD; the tables' rows of classes that have samples; 2 / (n k^2).
+@njit(**EXACT)
+def _attention_step(counts, position, window, own, count, record, w):
+    """w of Eq. 7 from an attention map's counts (window, 2, C) and position (1,), and this step's `own` (2, C).
 
-    Rows of absent classes are not written. With a NaN count all is NaN, these rows too. `scratch`: 3 k d + C k float64.
+    `count`: this step's are in w, in place of those at `position`. `record`: they enter the map.
     """
+    num_classes = w.shape[0]
+    size = 2 * num_classes
+    place, steps, new = view(position, 1, 0), view(counts, window * size, 0), view(own, size, 0)
+    for a in range(num_classes):
+        correct, seen = (new[a], new[num_classes + a]) if count else (0, 0)
+        for step in range(window):
+            if not (count and step == place[0]):
+                correct += steps[step * size + a]
+                seen += steps[step * size + num_classes + a]
+        w[a] = 1 - correct / max(seen, 1) + EPSILON
+    if record:
+        for a in range(size):
+            steps[place[0] * size + a] = new[a]
+        place[0] = (place[0] + 1) % window
+
+
+def terms(
+    zero, flat, attention, counts, position, window, own, ce, flags, num_classes, k, d, between, between_target,
+    mean_target, embedding_target, eps, lambd, fd_weight, md_weight, ed_weight, factor, values, feature, mean, scales,
+    scratch,
+):  # fmt: skip
+    """Terms, tables and Eq. 12 from the sums of a batch.
+
+    w is `attention`'s, or, if that is 0, of the attention map at `counts`. flags: as in `_attention_step`, COUNT and
+    RECORD; NAIVE: w is 1/2. `own` (2, C) and `ce` (2,) are the sums over the logits; 0 if there are none.
+
+    `values`, float64: loss, FD, MD, ED, naive FD, cross-entropy; w (C,); with `own` that (2, C) and `ce`. The tables'
+    rows of classes that have samples; rows of absent classes are not written. `scales` (5,) float64: 2 / (n k^2), and
+    what the upstream gradient of the loss is multiplied by for FD, MD, ED and the sum of cross-entropies. With a NaN
+    count all is NaN, absent classes' rows too. `scratch`: 3 k d + C k float64.
+    """
+    out, w, scale = view(values, 6, 0.0), view(values + 48, num_classes, 0.0), view(scales, 5, 0.0)
+    if flags & NAIVE:
+        fill(w, 0.5)
+    elif attention:
+        given = view(attention, num_classes, 0.0)
+        for a in range(num_classes):
+            w[a] = given[a]
+    if not attention:
+        naive = view(scratch, num_classes, 0.0) if flags & NAIVE else w  # the map's w is not used then
+        _attention_step(counts, position, window, own, flags & COUNT != 0, flags & RECORD != 0, naive)
+    _terms_and_tables(
+        zero, flat, w, num_classes, k, d, between, between_target, mean_target, embedding_target, eps, out, feature,
+        mean, scale, scratch,
+    )  # fmt: skip
+    scale[1], scale[2], scale[3], scale[4] = factor, factor, factor, factor
+    if ce:
+        sums = view(ce, 2, 0.0)
+        divisor = sums[1] if sums[1] != 0 else 1.0
+        out[5] = sums[0] / divisor
+        out[0] = out[5]
+        scale[4] = factor / divisor
+        for term, weight in ((1, fd_weight), (2, md_weight), (3, ed_weight)):
+            if weight != 0:  # a term that is switched off may be NaN
+                out[0] += lambd * weight * out[term]
+            scale[term] = lambd * weight * factor
+        if own:
+            rest, new = view(values + 48 + 8 * num_classes, 2 * num_classes + 2, 0.0), view(own, 2 * num_classes, 0)
+            for a in range(2 * num_classes):
+                rest[a] = new[a]
+            rest[2 * num_classes], rest[2 * num_classes + 1] = sums[0], sums[1]
+
+
+@njit(**EXACT)
+def _terms_and_tables(
+    zero, flat, w, num_classes, k, d, between, between_target, mean_target, embedding_target, eps, values, feature,
+    mean, scale, scratch,
+):  # fmt: skip
     table, bytes_ = num_classes * k * d, size_of(zero)
     rest = flat + (2 * table + num_classes * k) * bytes_
     square_sum = view(rest, num_classes, zero)
     count = view(rest + num_classes * bytes_, num_classes, zero)
-    w = view(attention, num_classes, 0.0)
-    out = view(values, 4, zero)
     n = 0.0
     for a in range(num_classes):
         n += count[a]
     if np.isnan(n):
-        fill(out, np.nan)
+        fill(values, np.nan)
         fill(view(feature, table, zero), np.nan)
         fill(view(mean, table, zero), np.nan)
-        view(embedding_scale, 1, zero)[0] = np.nan
+        scale[0] = np.nan
         return
     n_or_1 = max(n, 1.0)
     fd, nfd = _feature_discriminator(
@@ -75,8 +141,8 @@ def terms(
         ed += n * (k * (k - 1))
         for a in range(num_classes):
             ed -= square_sum[a]
-    out[0], out[1], out[2], out[3] = fd, md, ed / (n_or_1 * k**2) if k > 1 else 0.0, nfd
-    view(embedding_scale, 1, zero)[0] = 2 / (n_or_1 * k**2)
+    values[1], values[2], values[3], values[4] = fd, md, ed / (n_or_1 * k**2) if k > 1 else 0.0, nfd
+    scale[0] = 2 / (n_or_1 * k**2)
 
 
 @njit(**EXACT)

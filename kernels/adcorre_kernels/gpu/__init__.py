@@ -7,7 +7,6 @@
 ImportError where Triton is missing. See kernels/README.md.
 """
 
-from adcorre_kernels.gpu.loss import Settings
 from adcorre_kernels.gpu.ops import (
     gradient,
     gradients,
@@ -22,6 +21,7 @@ from adcorre_kernels.gpu.ops import (
     whole_loss,
 )
 from adcorre_kernels.gpu.support import logits_supported, terms_supported, why_unsupported
+from adcorre_kernels.settings import Settings
 
 __all__ = [
     "Settings",

@@ -18,22 +18,9 @@ from adcorre_kernels.gpu.logits import logits_gradient_kernel, logits_sums_kerne
 from adcorre_kernels.gpu.program_per_sample import program_gradient
 from adcorre_kernels.gpu.terms import terms_kernel
 from adcorre_kernels.gpu.warp_per_sample import warp_gradient
+from adcorre_kernels.settings import Settings
 
 KEY = ()  # a plan fixes all that selects a compiled variant
-
-
-class Settings(NamedTuple):
-    """What is the same in every step of a training run. fd, md, ed: the terms' weights in the loss. naive: w is 1/2."""
-
-    ignore_index: int = -100
-    label_smoothing: float = 0.0
-    between_target: float = -1.0
-    mean_target: float = -1.0
-    embedding_target: float = -1.0
-    fd: float = 1.0
-    md: float = 1.0
-    ed: float = 1.0
-    naive: bool = False
 
 
 class LossPlan(NamedTuple):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from adcorre_kernels.gpu import launch, loss, pair_launch
-from adcorre_kernels.gpu.loss import Settings
+from adcorre_kernels.settings import Settings
 
 _LIBRARY = torch.library.Library("adcorre_kernels", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
