@@ -125,7 +125,7 @@ class _Loss(torch.autograd.Function):
         if upstream is None:
             return (None,) * 12
         of_x, of_logits, *_ = ctx.needs_input_grad
-        of_x = of_x and bool(ctx.options.components)
+        of_x = of_x and len(ctx.options.components) > 0  # bool(dict) stops Dynamo before PyTorch 2.11
 
         def compute(*tensors: Tensor) -> Any:
             x, logits, *labels, tables, upstream = tensors

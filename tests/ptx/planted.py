@@ -35,8 +35,9 @@ from tests.ptx.package import FEW, LOCAL, PAIR_SHAPES, SHAPES, Case, PairCase, m
 
 OPERATORS = {
     "count_labels": "statistics", "place_samples": "statistics", "warp_statistics": "statistics",
-    "program_statistics": "statistics", "program_embedding": "statistics", "reduce_slots": "statistics",
-    "terms_kernel": "terms", "warp_gradient": "gradient", "program_gradient": "gradient", "pair_values": "pair values",
+    "gram_statistics": "statistics", "program_statistics": "statistics", "program_embedding": "statistics",
+    "reduce_slots": "statistics", "terms_kernel": "terms", "warp_gradient": "gradient", "program_gradient": "gradient",
+    "pair_values": "pair values",
     "pair_tables": "pair gradient", "pair_gradient": "pair gradient", "pair_project": "pair gradient",
 }  # fmt: skip
 EPS = torch.finfo(torch.float32).eps
@@ -153,7 +154,7 @@ def steps_of(case: Case | PairCase) -> list[Step]:
         settings = {
             "LOCAL_SAMPLES": local,
             "SORT_PROGRAMS": 2 if k * d < 500 else 1,
-            "_chunk_of_samples": lambda n, processors, samples, steps=steps: steps * samples,
+            "_chunk_of_samples": lambda n, processors, samples, _, steps=steps: steps * samples,
         }
 
         def statistics(x, t=targets, c=num_classes, i=ignored, aim=aims[2], settings=settings, count=processors):  # type: ignore[no-untyped-def]

@@ -15,6 +15,7 @@ from scipy import stats
 from train.ablate import main
 from train.ablation.comparison import difference, holm, spread
 from train.ablation.complexity import PAPER, counts
+from train.ablation.rows import digest
 from train.ablation.runs import plan
 from train.ablation.studies import STUDIES
 from train.errors import Diverged
@@ -106,6 +107,13 @@ def test_studies_share_runs(tmp_path: Path) -> None:
     arms = {variant.arm for name in ("small", "factors") for variant in STUDIES[name].variants}
     assert len(arms) == 32  # each of its own settings
     assert len({name for (study, _), name in folder.items() if study in ("small", "factors")}) == 32
+
+
+def test_the_digest_covers_options(tmp_path: Path) -> None:
+    given = [{}, {"erasing": 0.5}, {"shift": 0.1}, {"scale": 0.1}, {"schedule": "step"}, {"schedule": "plateau"}]
+    given += [{"schedule": "step", "lr_drop": 0.5}, {"schedule": "step", "lr_drop_epochs": 3}]
+    planned = [plan(["figure6"], {"data": "x", **values}, tmp_path, [0])["figure6", "λ = 0.5"][0] for values in given]
+    assert len({digest(run) for run in planned}) == len(given)
 
 
 def fake_training(accuracy: Any) -> Any:

@@ -35,7 +35,7 @@ def _load(row_ptr, there, h, D: tl.constexpr, W: tl.constexpr):
 @triton.jit
 def _gram(tiles, D: tl.constexpr):
     """Means of the rows (16,), and (x - mean)(x - mean)^T (16, 16) by way of x x^T."""
-    ones = tl.full((tiles[0].shape[1], 8), 1.0, tiles[0].dtype)
+    ones = tl.full((tiles[0].shape[1], 8), 1.0, tl.float32).to(tiles[0].dtype)  # Triton 3.6 cannot interpret bfloat16's
     products = dot(tiles[0], tl.trans(tiles[0]), tl.zeros((ROWS, ROWS), tl.float32))
     sums = dot(tiles[0], ones, tl.zeros((ROWS, 8), tl.float32))
     for h in tl.static_range(1, len(tiles)):
@@ -44,6 +44,15 @@ def _gram(tiles, D: tl.constexpr):
         sums = dot(tiles[h], ones, sums)
     mean = tl.sum(sums, 1) * (1.0 / (8 * D))
     return mean, products - mean[:, None] * (mean * D)[None, :]
+
+
+@triton.jit
+def _means(tiles, D: tl.constexpr):
+    """Means of the rows (PK,) of tiles (PK, W) that hold zeros from entry D on."""
+    total = tiles[0]
+    for h in tl.static_range(1, len(tiles)):
+        total += tiles[h]
+    return tl.sum(total, 1) * (1.0 / D)
 
 
 @triton.jit
@@ -126,7 +135,7 @@ def gram_statistics(
         last_step = tl.minimum(step + chunk, tl.load(run_end_ptr + C - 1))
     slots_ptr = sums_ptr + offset + program.to(tl.int64) * SLOT
     pairs = tl.zeros((ROWS, ROWS), tl.float32)
-    squares = tl.zeros((BS, W), tl.float32)
+    far_squares = 0.0  # |u|^2 of the deferred samples
     while step < last_step:
         slot_ptr = slots_ptr
         run_end = last_step
@@ -139,9 +148,6 @@ def gram_statistics(
         for _ in tl.static_range(H):
             direction_sum = direction_sum + (tl.zeros((PK, W), tl.float32),)
             x_sum = x_sum + (tl.zeros((PK, W), tl.float32),)
-        # To be subtracted from the entries of these two.
-        direction_mean = tl.zeros((ROWS,), tl.float32)
-        x_mean = tl.zeros((ROWS,), tl.float32)
         norm_sum = tl.zeros((ROWS,), tl.float32)
         square_sum = tl.zeros((ROWS,), tl.float32)
         deferred = 0
@@ -169,13 +175,11 @@ def gram_statistics(
                 new_x = new_x + (x_sum[h] + tl.sum(x, 0),)
             direction_sum = new_directions
             x_sum = new_x
-            direction_mean += mean * inverse
-            x_mean += mean
             norm_sum += length
             square_sum += tl.where(inverse == 0, 0.0, 1.0)
         embedding = tl.arange(0, PK)
-        direction_mean = tl.sum(_by_sample(direction_mean, PK), 0)
-        x_mean = tl.sum(_by_sample(x_mean, PK), 0)
+        direction_mean = _means(direction_sum, D)
+        x_mean = _means(x_sum, D)
         for h in tl.static_range(H):
             entry = h * W + tl.arange(0, W)
             inside = (embedding < K)[:, None] & (entry < D)[None, :]
@@ -194,11 +198,11 @@ def gram_statistics(
                     for tile in range(H):
                         z = _by_sample(_centred(row_ptr, there, mean, tile, D, W) * inverse[:, None], PK)
                         total = tl.sum(z, 1)
-                        squares += total * total
+                        far_squares += tl.sum(tl.sum(total * total, 1), 0)
                         column = tile * W + tl.arange(0, W)
                         own = (embedding < K)[:, None] & (column < D)[None, :]
                         sum_ptr = slot_ptr + (embedding * D)[:, None] + column[None, :]
                         tl.store(sum_ptr, tl.load(sum_ptr, mask=own) + tl.sum(z, 0), mask=own)
         tl.store(slot_ptr + 2 * K * D + K + embedding, tl.sum(_by_sample(square_sum, PK), 0), mask=embedding < K)
         step = run_end
-    tl.store(sums_ptr + program, tl.sum(tl.sum(pairs, 1), 0) + tl.sum(tl.sum(squares, 1), 0))
+    tl.store(sums_ptr + program, tl.sum(tl.sum(pairs, 1), 0) + far_squares)
