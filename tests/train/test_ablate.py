@@ -189,6 +189,17 @@ def test_tables_of_made_up_runs(trained: list[Path], tmp_path: Path, capsys: pyt
     assert "16 runs, 4 of them to train" in capsys.readouterr().out
 
 
+def test_regimes_differ_in_the_images_that_are_trained_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And in those alone: another validation split is an error."""
+    by_noise = fake_training(lambda settings: 0.5, lambda settings, split: f"{split} {settings.data.label_noise}")
+    monkeypatch.setattr("train.ablation.runs.train_run", by_noise)
+    command = ["regimes", "--data", "a", "--out", str(tmp_path), "--seeds", "1", "--processes", "1"]
+    assert main(command) == 2
+    assert "did not see the same images" in capsys.readouterr().err
+
+
 SQUARES = [0.01**2, 0.02**2, 0.03**2]
 PLAIN = [0.01, 0.02, 0.03]
 
