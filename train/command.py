@@ -56,6 +56,16 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=at_least(0), default=0, help="processes that load images")
 
 
+def add_tta(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tta",
+        choices=("none", "flip", "tencrop"),
+        default="none",
+        help="average the probabilities over views of a face: flip = it and its mirror image; tencrop = its corners "
+        "and centre, and their mirror images",
+    )
+
+
 def at_least(least: int, number: Callable[[str], Any] = int) -> Callable[[str], Any]:
     """The type of an option that is a number of at least `least`."""
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.command import CommandParser, add_data, add_seed_and_device, at_least, execute
+from train.command import CommandParser, add_data, add_seed_and_device, add_tta, at_least, execute
 
 
 def parser() -> CommandParser:
@@ -17,7 +17,7 @@ def parser() -> CommandParser:
     )
     result.add_argument("run", metavar="RUN", type=Path, help="run folder, or a checkpoint folder in it")
     add_data(result)
-    result.add_argument("--flip", action="store_true", help="average the probabilities with the mirror image's")
+    add_tta(result)
     result.add_argument("--resamples", type=at_least(1), default=1000, help="of the bootstrap")
     result.add_argument("--tsne", type=at_least(0), default=1000, metavar="N", help="samples of the t-SNE; 0: none")
     result.add_argument("--retrieval", type=at_least(0), default=10000, metavar="N", help="samples of it; 0: none")

@@ -19,8 +19,9 @@ from train.entry import explain
 from train.errors import Diverged, UserError
 from train.evaluation import evaluate
 from train.finetune import inherit_model
+from train.gradients import GradientMeter, check_gradients
 from train.objective import build_objective, check_objective
-from train.optimization import build_optimizer, learning_rate, warmup_notes
+from train.optimization import build_optimizer, build_plateau, set_learning_rate, warmup_notes, warmup_steps
 from train.ranks import Ranks, quiet
 from train.report import (
     Totals,
@@ -64,6 +65,7 @@ def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
             settings = inherit_model(settings, chosen)
         device = ranks.device(settings.run.device)
         check_objective(settings, ranks)
+        check_gradients(settings, ranks)
         with ranks.joined(device), algorithms(settings.speed.deterministic, device):
             if len(set(ranks.gathered(state and (state["epoch"], state["step"])))) > 1:
                 raise UserError("the processes see different checkpoints: the run folder has to be on a shared disk")
@@ -100,7 +102,9 @@ class Run:
         self.data, self.class_names = describe_data(data), data.train.class_names
         self.model, self.preprocessing = network.model, network.preprocessing
         self.loss_fn = build_objective(settings.loss, settings.model, data.train, device, ranks)
+        self.gradients = GradientMeter(self.loss_fn)
         self.optimizer = build_optimizer(self.model, settings.optimizer)
+        self.plateau = build_plateau(self.optimizer, settings.optimizer)
         decay = settings.optimizer.ema
         self.ema = ModelEmaV3(self.model, decay, use_warmup=True) if decay else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.speed.amp == "fp16")
@@ -181,7 +185,10 @@ class Run:
             if not bar.disable:
                 show_figures(bar, self.totals)
             if self.folder and self.step % settings.run.log_every == 0:
-                log_steps(self.folder, bar, self.totals, self.epoch, self.step, rate, self.class_names, settings)
+                gradients = self.gradients.figures
+                log_steps(
+                    self.folder, bar, self.totals, self.epoch, self.step, rate, self.class_names, settings, gradients
+                )
             signal, due = self.watch.poll()
             every = settings.run.checkpoint_every
             if signal:
@@ -203,6 +210,8 @@ class Run:
         better = figure > self.best_figure
         if better:
             self.best_epoch, self.best_figure = self.epoch, figure
+        if self.plateau and self.step > warmup_steps(settings.optimizer, len(self.steps)):
+            self.plateau.step(figure)
         if self.folder:
             seconds = time.perf_counter() - began
             log_epoch(self.folder, self.epoch, self.step, seconds, train_figures, found, self.loss_fn, better, settings)
@@ -214,10 +223,10 @@ class Run:
     def one_step(self, chunks: Any, images: int) -> float:
         """An optimizer step over `images` samples on all ranks; the learning rate that it took."""
         optimizer, settings = self.optimizer, self.settings
-        rate = learning_rate(settings.optimizer, self.step, len(self.steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("lr_scale", 1.0)  # older checkpoints have none
+        rate = set_learning_rate(optimizer, settings.optimizer, self.step, len(self.steps))
         optimizer.zero_grad(set_to_none=True)
+        if settings.run.log_gradients and (self.step + 1) % settings.run.log_every == 0:
+            self.gradients.measure_next()
         amp, scaler = settings.speed.amp, self.scaler if self.scaler.is_enabled() else None
         with torch.autocast(self.device.type, DTYPES[amp], enabled=amp != "none"):
             output = self.step_of(chunks, lambd=settings.loss.lambd_at(self.step), scaler=scaler)
@@ -307,6 +316,7 @@ class Run:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "plateau": self.plateau.state_dict() if self.plateau else None,
             "scaler": self.scaler.state_dict(),
             "ema": self.ema.module.state_dict() if self.ema else None,
             "loss": self.loss_fn.state_dict(),
@@ -324,6 +334,8 @@ class Run:
         self.finished = state["finished"]
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.plateau:
+            self.plateau.load_state_dict(state["plateau"])
         self.scaler.load_state_dict(state["scaler"])
         if self.ema:
             self.ema.module.load_state_dict(state["ema"])

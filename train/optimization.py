@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from train.settings import OptimizerSettings, Settings
 
@@ -38,11 +39,46 @@ def parameter_groups(model: nn.Module, settings: OptimizerSettings) -> list[dict
     return [group for group in groups if group["params"]]
 
 
+def build_plateau(optimizer: torch.optim.Optimizer, settings: OptimizerSettings) -> ReduceLROnPlateau | None:
+    """The plateau schedule, which counts validation figures and lowers the groups' "lr"; None for other schedules.
+
+    PyTorch's drops the rate at the first epoch after `patience` ones without a better figure.
+    """
+    if settings.schedule != "plateau":
+        return None
+    patience = settings.lr_drop_epochs - 1
+    return ReduceLROnPlateau(optimizer, "max", settings.lr_drop, patience, threshold=0.0, eps=0.0)
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, settings: OptimizerSettings, step: int, steps_per_epoch: int
+) -> float:
+    """Set each group's "lr" for a step; the rate before the groups' "lr_scale"."""
+    groups = optimizer.param_groups
+    if settings.schedule == "plateau" and step > warmup_steps(settings, steps_per_epoch):
+        return float(groups[0]["lr"] / groups[0]["lr_scale"])  # what the plateau schedule left
+    rate = learning_rate(settings, step, steps_per_epoch)
+    for group in groups:
+        group["lr"] = rate * group.get("lr_scale", 1.0)  # older checkpoints have none
+    return rate
+
+
+def warmup_steps(settings: OptimizerSettings, steps_per_epoch: int) -> int:
+    return round(settings.warmup_epochs * steps_per_epoch)
+
+
 def learning_rate(settings: OptimizerSettings, step: int, steps_per_epoch: int) -> float:
-    """Of step 0, 1, 2, …: a function of the step alone, so that there is no state to resume."""
-    warmup = round(settings.warmup_epochs * steps_per_epoch)
+    """Of step 0, 1, 2, …: a function of the step alone, so that there is no state to resume.
+
+    For the plateau schedule: the rate before its first drop.
+    """
+    warmup = warmup_steps(settings, steps_per_epoch)
     if step < warmup:
         return settings.lr * (step + 1) / warmup
+    if settings.schedule == "plateau":
+        return settings.lr
+    if settings.schedule == "step":
+        return settings.lr * settings.lr_drop ** (step // (steps_per_epoch * settings.lr_drop_epochs))
     if settings.schedule == "inverse":
         return settings.lr / (1 + settings.lr_decay * step)
     through = (step - warmup) / max(1, settings.epochs * steps_per_epoch - warmup)
@@ -55,7 +91,7 @@ def warmup_notes(settings: Settings, steps_per_epoch: int) -> list[str]:
     rate = learning_rate(settings.optimizer, steps - 1, steps_per_epoch)
     lambd = settings.loss.lambd_at(steps - 1)
     notes = []
-    if round(settings.optimizer.warmup_epochs * steps_per_epoch) > steps:
+    if warmup_steps(settings.optimizer, steps_per_epoch) > steps:
         notes.append(
             f"note: --warmup-epochs {settings.optimizer.warmup_epochs:g} is longer than the run of "
             f"{settings.optimizer.epochs} epochs: the learning rate ends at {rate:.3g}, below --lr "

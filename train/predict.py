@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.command import CommandParser, at_least, execute
+from train.command import CommandParser, add_tta, at_least, execute
 from train.settings import add_options
 
 
@@ -30,7 +30,7 @@ def parser() -> CommandParser:
     result.add_argument(
         "--pictures", action=argparse.BooleanOptionalAction, default=True, help="write annotated pictures too"
     )
-    result.add_argument("--flip", action="store_true", help="average the probabilities with the mirror image's")
+    add_tta(result)
     result.add_argument("--batch-size", type=at_least(1), default=32, help="pictures per forward pass")
     add_options(result, "device")
     return result

@@ -168,11 +168,12 @@ def log_steps(
     lr: float,
     class_names: Sequence[str],
     settings: Settings,
+    gradients: dict[str, float],
 ) -> None:
     figures = totals.read()
     check_finite(figures, epoch, step, settings)
     row: dict[str, float | int] = {"epoch": epoch, "step": step, "lr": lr, "lambd": settings.loss.lambd_at(step - 1)}
-    folder.log("steps", step, row | figures | _weights(class_names, totals.attention.tolist()))
+    folder.log("steps", step, row | figures | gradients | _weights(class_names, totals.attention.tolist()))
     if bar.disable:
         line = f"{_format_figures(figures)}  {figures['images_per_second']:.0f} images/s"
         print(f"epoch {epoch}/{settings.optimizer.epochs}  step {step}  {line}", flush=True)

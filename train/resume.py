@@ -97,8 +97,8 @@ def what_is_left(run: Path) -> str:
 
 
 def _may_end_later(settings: Settings, state: State, epochs: float) -> bool:
-    """The inverse schedule does not know the number of epochs."""
-    return settings.optimizer.schedule == "inverse" and epochs >= state["epoch"] - 1
+    """Only the cosine schedule knows the number of epochs."""
+    return settings.optimizer.schedule != "cosine" and epochs >= state["epoch"] - 1
 
 
 def check_same_data(state: State, data: Splits) -> None:

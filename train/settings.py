@@ -101,9 +101,19 @@ class DataSettings(DataOptions, DataPath):  # in this order --data heads the lis
     workers: int = option(-1, "processes that load images (-1: up to 8 for a GPU, 0 for a CPU)", low=-1)
     rotation: float = option(45.0, "random rotation, up to this many degrees either way", low=0, high=180)
     crop: float = option(0.8, "random crops take at least this share of the area (1: none)", low=0.05, high=1)
+    shift: float = option(
+        0.0, "random shift, up to this share of the side in each direction (not in the paper)", low=0, high=0.5
+    )
+    scale: float = option(0.0, "random size, factors 1 - s to 1 + s (not in the paper)", low=0, high=0.9)
     contrast: float = option(0.2, "random contrast, factors 1 - c to 1 + c", low=0, high=1)
     brightness: float = option(0.2, "random brightness, factors 1 - b to 1 + b", low=0, high=1)
     flip: bool = option(False, "mirror half of the training images (not in the paper)")
+    erasing: float = option(
+        0.0,
+        "probability that a rectangle of 2 to 33 % of a training image is erased (not in the paper)",
+        low=0,
+        high=1,
+    )
     augment: str = option(
         "auto",
         "where images are augmented: loading = one by one as they are loaded; batch = a batch at once on the device; "
@@ -203,10 +213,13 @@ class OptimizerSettings:
     weight_decay: float = option(0.0, "weight decay, of all but biases and norms", low=0)
     schedule: str = option(
         "inverse",
-        "learning rate after the warm-up: inverse = lr / (1 + decay * step); cosine = down to 0 at the end",
-        choices=("inverse", "cosine"),
+        "learning rate after the warm-up: inverse = lr / (1 + decay * step); cosine = down to 0 at the end; step = "
+        "times --lr-drop every --lr-drop-epochs; plateau = the same after so many without a better --select figure",
+        choices=("inverse", "cosine", "step", "plateau"),
     )
     lr_decay: float = option(1e-5, "decay of the inverse schedule; this is not weight decay", low=0)
+    lr_drop: float = option(0.1, "factor of a drop of the step and plateau schedules", low=0, high=0.999999)
+    lr_drop_epochs: int = option(10, "epochs before a drop of the step and plateau schedules", low=1)
     warmup_epochs: float = option(0.0, "epochs over which the learning rate rises linearly", low=0)
     clip: float = option(0.0, "largest norm of the whole gradient (0: any)", low=0)
     ema: float = option(
@@ -251,6 +264,11 @@ class RunSettings:
         "accuracy", "validation figure that chooses the best checkpoint", choices=("accuracy", "average_accuracy")
     )
     log_every: int = option(50, "steps between log lines", low=1)
+    log_gradients: bool = option(
+        False,
+        "log the norms of the gradients of cross-entropy and of each term with respect to the embeddings, and their "
+        "cosines, of one step per log line",
+    )
     seed: int = option(0, "seed of weights, order, augmentation, held-out and drawn samples", low=0, high=2**32 - 1)
     device: str = option("auto", "where to compute; auto = a GPU where there is one", choices=("auto", "cpu", "cuda"))
 

@@ -19,7 +19,7 @@ from train.settings import DataSettings
 Transform = Callable[[Image.Image], Tensor]
 BILINEAR = v2.InterpolationMode.BILINEAR
 RATIO = 0.9, 1.1  # of a crop's sides
-DRAWS = 8  # uniform numbers that an augmentation is made of
+DRAWS = 11  # uniform numbers that an augmentation is made of
 SMALL = 64  # up to this size BatchAugmentation is the faster one on a CPU: at 48 pixels 9,600 images/s against 2,800
 
 
@@ -49,43 +49,60 @@ class Preprocessing:
         return v2.Compose([v2.PILToTensor(), resize])
 
     def training(self, settings: DataSettings) -> Transform:
-        """Rotation, crop, brightness and contrast (paper, Sec. IV-B), at random and in this order."""
+        """Rotation, crop, brightness and contrast (paper, Sec. IV-B) and more where asked, at random, in this order."""
         crop = v2.RandomResizedCrop(
             self.image_size, scale=(settings.crop, 1.0), ratio=RATIO, interpolation=BILINEAR, antialias=True
         )
         resize = v2.Resize((self.image_size, self.image_size), BILINEAR, antialias=True)
         steps = [
             v2.PILToTensor(),
-            v2.RandomRotation(settings.rotation, interpolation=BILINEAR),
+            v2.RandomAffine(
+                settings.rotation,
+                translate=(settings.shift, settings.shift) if settings.shift else None,
+                scale=(1 - settings.scale, 1 + settings.scale) if settings.scale else None,
+                interpolation=BILINEAR,
+            ),
             crop if settings.crop < 1 else resize,
             v2.ColorJitter(brightness=settings.brightness, contrast=settings.contrast),
             v2.RandomHorizontalFlip(0.5 if settings.flip else 0.0),
         ]
-        return v2.Compose([*steps, *self._to_input()])
+        return v2.Compose([*steps, *self._to_input(), v2.RandomErasing(settings.erasing)])
 
 
 class BatchAugmentation:
-    """`Preprocessing.training` for a batch on a device: uint8 images (n, 3, h, h), draws (n, DRAWS) -> (n, 3, s, s).
+    """`Preprocessing.training` for a batch on a device: uint8 images (n, 3, h, h) -> (n, 3, s, s).
 
-    `draws` are uniform in [0, 1), a row for each image, so that what an image becomes does not depend on its batch.
-    Rotation, crop, mirroring and size are one bilinear interpolation; brightness comes before contrast.
+    Its other arguments are the images' `draws`, stacked, so that what an image becomes does not depend on its batch.
+    Rotation, shift, crop, mirroring and size are one bilinear interpolation; brightness comes before contrast.
     """
 
     def __init__(self, preprocessing: Preprocessing, settings: DataSettings) -> None:
         self.size = preprocessing.image_size
         self.settings = settings
+        self.erasing = v2.RandomErasing(settings.erasing)
         self.mean, self.std = (
             torch.tensor(values, dtype=torch.float32)[:, None, None]
             for values in (preprocessing.mean, preprocessing.std)
         )
 
-    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+    def draws(self, seed: int) -> tuple[Tensor, ...]:
+        """For one image: (DRAWS,) uniform in [0, 1) and, with erasing, a mask (1, s, s) of what is left of it."""
+        generator = torch.Generator().manual_seed(seed)
+        uniform = torch.rand(DRAWS, generator=generator)
+        if not self.settings.erasing:
+            return (uniform,)
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(generator.get_state())
+            return uniform, self.erasing(torch.ones(1, self.size, self.size))
+
+    def __call__(self, images: Tensor, draws: Tensor, left: Tensor | None = None) -> Tensor:
         settings = self.settings
         pixels = images.to(torch.float32) / 255
-        if settings.rotation or settings.crop < 1 or settings.flip or images.shape[-1] != self.size:
+        moved = settings.rotation or settings.shift or settings.scale
+        if moved or settings.crop < 1 or settings.flip or images.shape[-1] != self.size:
             grid = nn.functional.affine_grid(self._moves(draws), [len(images), 3, self.size, self.size], False)
             pixels = nn.functional.grid_sample(pixels, grid, "bilinear", "border", False)
-            if settings.rotation:  # what comes from beyond the picture is black
+            if moved:  # what comes from beyond the picture is black
                 pixels = pixels * (grid.abs().amax(-1) <= 1).unsqueeze(1)
         brightness, contrast = (
             (1 + strength * (2 * draw - 1))[:, None, None, None]
@@ -97,7 +114,8 @@ class BatchAugmentation:
             grey = pixels[:, 0] * 0.2989 + pixels[:, 1] * 0.587 + pixels[:, 2] * 0.114
             mean = grey.mean((1, 2))[:, None, None, None]
             pixels = (contrast * pixels + (1 - contrast) * mean).clamp(0, 1)
-        return (pixels - self.mean.to(pixels.device)) / self.std.to(pixels.device)
+        result = (pixels - self.mean.to(pixels.device)) / self.std.to(pixels.device)
+        return result if left is None else result * left
 
     def _moves(self, draws: Tensor) -> Tensor:
         """(n, 2, 3): from a place in the result to the place in the image, both from -1 to 1."""
@@ -112,6 +130,10 @@ class BatchAugmentation:
         else:
             width = height = torch.ones_like(area)
         x, y = (1 - width) * (2 * across - 1), (1 - height) * (2 * down - 1)
+        if settings.shift or settings.scale:
+            factor = 1 + settings.scale * (2 * draws[:, 8] - 1)
+            right, below = (2 * settings.shift * (2 * draws[:, at] - 1) for at in (9, 10))
+            width, height, x, y = width / factor, height / factor, (x - right) / factor, (y - below) / factor
         if settings.flip:
             width = torch.where(mirror < 0.5, -width, width)
         cos, sin = angle.cos(), angle.sin()

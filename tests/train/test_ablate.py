@@ -15,6 +15,7 @@ from scipy import stats
 from train.ablate import main
 from train.ablation.comparison import difference, holm, spread
 from train.ablation.complexity import PAPER, counts
+from train.ablation.rows import digest
 from train.ablation.runs import plan
 from train.ablation.studies import STUDIES
 from train.errors import Diverged
@@ -108,13 +109,21 @@ def test_studies_share_runs(tmp_path: Path) -> None:
     assert len({name for (study, _), name in folder.items() if study in ("small", "factors")}) == 32
 
 
+def test_the_digest_covers_options(tmp_path: Path) -> None:
+    given = [{}, {"erasing": 0.5}, {"shift": 0.1}, {"scale": 0.1}, {"schedule": "step"}, {"schedule": "plateau"}]
+    given += [{"schedule": "step", "lr_drop": 0.5}, {"schedule": "step", "lr_drop_epochs": 3}]
+    planned = [plan(["figure6"], {"data": "x", **values}, tmp_path, [0])["figure6", "λ = 0.5"][0] for values in given]
+    assert len({digest(run) for run in planned}) == len(given)
+
+
 def fake_training(accuracy: Any) -> Any:
     """Leaves what a run leaves; `accuracy` is a function of its settings."""
 
     def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
         folder = Path(settings.run.out)
         folder.mkdir(parents=True, exist_ok=True)
-        data = {"layout": "made up", "fingerprints": {"test": settings.data.data}}
+        seen = {"train": f"{settings.data.data} {settings.data.label_noise}", "test": settings.data.data}
+        data = {"layout": "made up", "fingerprints": seen}
         (folder / "settings.json").write_text(json.dumps({"settings": settings.as_dict(), "data": data}))
         value = accuracy(settings)
         test = {"accuracy": value, "average_accuracy": value / 2, "nll": 1.0, "samples": 100}
@@ -179,6 +188,12 @@ def test_tables_of_made_up_runs(trained: list[Path], tmp_path: Path, capsys: pyt
     assert main([*command, "--seeds", "4"]) == 0  # one seed more: only its runs are trained
     assert [folder.name for folder in trained] == ["seed-4"] * 4
     assert "16 runs, 4 of them to train" in capsys.readouterr().out
+
+
+def test_regimes_differ_in_the_images_that_are_trained_on(trained: list[Path], tmp_path: Path) -> None:
+    command = ["small", "regimes", "--data", "a", "--out", str(tmp_path), "--seeds", "1", "--processes", "1"]
+    assert main(command) == 0
+    assert len(trained) == 24
 
 
 SQUARES = [0.01**2, 0.02**2, 0.03**2]

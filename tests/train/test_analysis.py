@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adcorre import ClassStatistics
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
-from train.analysis.outputs import Flipped, collect, random_positions
+from train.analysis.outputs import collect, random_positions, with_tta
 
 C, K, D = 5, 3, 6
 CPU = torch.device("cpu")
@@ -100,19 +100,40 @@ def test_a_pass_over_a_split_does_not_depend_on_its_order() -> None:
     torch.testing.assert_close(one.logits[order], other.logits)
 
 
+class Flat(nn.Module):
+    """Probabilities that depend on every pixel."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.weights = torch.randn(pixels, C)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images.flatten(1) @ self.weights, images
+
+
 def test_flip_averages_probabilities() -> None:
-    images = torch.randn(4, 3, 2, 6)
-    weights = torch.randn(36, C)
-
-    class Model(nn.Module):
-        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-            return images.flatten(1) @ weights, images
-
-    model = Flipped(Model())
-    probabilities = [Model()(one)[0].softmax(1) for one in (images, images.flip(-1))]
+    images, plain = torch.randn(4, 3, 6, 6), Flat(108)
+    model = with_tta(plain, "flip")
+    probabilities = [plain(one)[0].softmax(1) for one in (images, images.flip(-1))]
     logits, embeddings = model(images)
     torch.testing.assert_close(logits.exp(), sum(probabilities) / 2)
     torch.testing.assert_close(model(images.flip(-1))[0], logits)
+    assert torch.equal(embeddings, images)
+    assert with_tta(plain, "none") is plain
+
+
+def test_ten_crops_average_probabilities() -> None:
+    """Of corners and centre, 18 of 20 pixels, enlarged, and of their mirror images."""
+    images, plain = torch.randn(4, 3, 20, 20), Flat(1200)
+    crops = [images[:, :, y : y + 18, x : x + 18] for y, x in ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))]
+    views = [
+        nn.functional.interpolate(view, (20, 20), mode="bilinear", align_corners=False)
+        for crop in crops
+        for view in (crop, crop.flip(-1))
+    ]
+    expected = torch.stack([plain(view)[0].softmax(1) for view in views]).mean(0)
+    logits, embeddings = with_tta(plain, "tencrop")(images)
+    torch.testing.assert_close(logits.exp(), expected)
     assert torch.equal(embeddings, images)
 
 

@@ -129,13 +129,13 @@ def test_batches_do_not_matter(folder: Path, finished_run: Path, tmp_path: Path)
     np.testing.assert_allclose(a["samples"], b["samples"], atol=1e-5)
 
 
-def test_other_data_split_protocol_and_flip(
+def test_other_data_split_protocol_and_tta(
     finished_run: Path, fer_csv: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = ("--tsne", "0", "--samples", "0", "--resamples", "10")
-    options = ("--data", str(fer_csv), "--protocol", "paper", "--flip", *plain)
+    options = ("--data", str(fer_csv), "--protocol", "paper", "--tta", "tencrop", *plain)
     found = read(evaluated(finished_run, tmp_path / "paper", *options) / "metrics.json")
-    assert (found["samples"], found["flip"], found["layout"]) == (35, True, "fer2013.csv")
+    assert (found["samples"], found["tta"], found["layout"]) == (35, "tencrop", "fer2013.csv")
     found = read(evaluated(finished_run, tmp_path / "validation", "--split", "validation", *plain) / "metrics.json")
     assert (found["samples"], found["split"]) == (14, "validation")
     assert found["accuracy"] == read(finished_run / "results.json")["validation"]["accuracy"]

@@ -171,7 +171,7 @@ def test_runs_side_by_side(run: Path, page: Page, tmp_path: Path, capsys: pytest
     stored["started"] = {"date": "2026-01-02 03:04", "command": "python -m train <i>", "commit": "abc1234"}
     (other / "settings.json").write_text(json.dumps(stored))
     file = other / "evaluation-test/metrics.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"flip": True, "accuracy": 0.1234}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tta": "tencrop", "accuracy": 0.1234}))
     results = json.loads((other / "results.json").read_text())
     results["validation"]["accuracy"] = 0.99
     (other / "results.json").write_text(json.dumps(results))
@@ -185,7 +185,7 @@ def test_runs_side_by_side(run: Path, page: Page, tmp_path: Path, capsys: pytest
     assert "python -m train <i>" in text
     assert "abc1234" in text
     assert "Best by validation accuracy, on the same validation images: other" in text
-    assert "test accuracy with flip – 12.34 %" in text
+    assert "test accuracy with tencrop – 12.34 %" in text
     assert text.count("12.34") == 3  # comparison, tile, table: one number for one figure
     assert re.search(r"optimizer.lr \S+ 0.125", text)
     assert "optimizer.epochs" not in text  # equal in both

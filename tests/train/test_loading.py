@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.train.test_evaluate import NAMES, grey, to_tensor
 from train.data import Request, load_data
@@ -18,7 +18,7 @@ from train.data.loading import TrainSteps, train_batches
 from train.errors import UserError
 from train.ranks import Ranks
 from train.settings import DataSettings
-from train.transforms import BatchAugmentation, Preprocessing
+from train.transforms import DRAWS, BatchAugmentation, Preprocessing
 
 
 def noisy(image: Image.Image) -> Tensor:
@@ -123,15 +123,53 @@ OFF = {"rotation": 0.0, "crop": 1.0, "contrast": 0.0, "brightness": 0.0}
 def test_switched_off_it_is_the_evaluation(side: int, size: int) -> None:
     preprocessing = Preprocessing(size, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
     plain = preprocessing.evaluation()(picture(side))
-    found = augmented(DataSettings(**OFF), torch.rand(3, 8), side, size)
+    found = augmented(DataSettings(**OFF), torch.rand(3, DRAWS), side, size)
     assert found.shape == (3, 3, size, size)
     for image in found:
         assert (image - plain).abs().max() < (1e-5 if side == size else 0.02)
 
 
+def test_shift_and_scale() -> None:
+    """Of a picture of three quarters of its size, and one moved by a quarter; what comes from beyond it is black."""
+    plain = augmented(DataSettings(**OFF), torch.rand(1, DRAWS))[0]
+    mean, std = torch.tensor([0.5, 0.4, 0.3])[:, None, None], torch.tensor([0.5, 0.25, 0.2])[:, None, None]
+    ends = torch.tensor([[0.5] * 8 + [0.5, 1.0, 0.0], [0.5] * 8 + [0.0, 0.5, 0.5]])
+    moved = augmented(DataSettings(**OFF | {"shift": 0.25}), ends)[0]
+    assert (moved[:, :36, 12:] - plain[:, 12:, :36]).abs().max() < 1e-4
+    assert (moved * std + mean)[:, 36:].abs().max() < 1e-6
+    small = (augmented(DataSettings(**OFF | {"scale": 0.25}), ends)[1] * std + mean)[:, 6:42, 6:42]
+    expected = nn.functional.interpolate((plain * std + mean)[None], (36, 36), mode="bilinear")[0]
+    assert (small - expected)[:, 1:-1, 1:-1].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("way", ["loading", "batch"])
+def test_erasing(way: str) -> None:
+    """A rectangle of 2 to 33 % of about half of the images, in the mean colour, the same for a seed."""
+    preprocessing, settings = Preprocessing(32, (0.2,) * 3, (0.5,) * 3), DataSettings(**OFF | {"erasing": 0.5})
+    face = Image.new("RGB", (32, 32), "white")
+    if way == "loading":
+        torch.manual_seed(0)
+        transform = preprocessing.training(settings)
+        images = torch.stack([transform(face) for _ in range(200)])
+    else:
+        augmentation = BatchAugmentation(preprocessing, settings)
+        draws = [augmentation.draws(seed) for seed in range(200)]
+        raw = preprocessing.raw(32)(face).expand(200, -1, -1, -1)
+        images = augmentation(raw, *(torch.stack(part) for part in zip(*draws, strict=True)))
+        assert all(torch.equal(a, b) for a, b in zip(draws[7], augmentation.draws(7), strict=True))
+        turns = torch.stack([uniform[0] for uniform, _ in draws])
+        erased = torch.tensor([bool((left == 0).any()) for _, left in draws])
+        assert abs(turns[erased].mean() - turns[~erased].mean()) < 0.15, "erasing depends on the rotation"
+    share = (images[:, 0] == 0).float().mean((1, 2))
+    assert 70 <= (share > 0).sum() <= 130
+    assert share[share > 0].min() > 0.01
+    assert 0.25 < share.max() < 0.34
+    assert images.unique().tolist() == pytest.approx([0.0, 1.6])
+
+
 def test_each_part_of_it_alone() -> None:
-    plain = augmented(DataSettings(**OFF), torch.rand(1, 8))[0]
-    half, ends = torch.full((1, 8), 0.5), torch.tensor([[0.0] * 8, [1.0] * 8])
+    plain = augmented(DataSettings(**OFF), torch.rand(1, DRAWS))[0]
+    half, ends = torch.full((1, DRAWS), 0.5), torch.tensor([[0.0] * DRAWS, [1.0] * DRAWS])
     # A quarter turn is a permutation of the pixels: which way round is how v2 turns for the same angle's sign.
     turned = augmented(DataSettings(**OFF | {"rotation": 90.0}), ends)
     assert (turned[0] - plain.rot90(1, (1, 2))).abs().max() < 1e-4 or (
@@ -154,7 +192,7 @@ def test_each_part_of_it_alone() -> None:
 
 def test_crops_take_the_share_that_is_asked_for() -> None:
     """Of a ramp across, the range that a crop sees is its width; of one down, its height."""
-    draws = torch.rand(2000, 8, generator=torch.Generator().manual_seed(0))
+    draws = torch.rand(2000, DRAWS, generator=torch.Generator().manual_seed(0))
     ramp = torch.linspace(64, 255, 64).to(torch.uint8)
     preprocessing = Preprocessing(64, (0.0,) * 3, (1.0,) * 3)
     settings = DataSettings(**OFF | {"crop": 0.6})
@@ -175,12 +213,12 @@ def test_both_ways_have_the_same_distribution() -> None:
     y, x = np.mgrid[:32, :32] / 31
     smooth = np.stack([x, y, (x + y) / 2], 2)
     face = Image.fromarray((40 + 160 * smooth).astype(np.uint8))
-    preprocessing, settings = Preprocessing(32, (0.0,) * 3, (1.0,) * 3), DataSettings(flip=True)
+    preprocessing, settings = Preprocessing(32, (0.0,) * 3, (1.0,) * 3), DataSettings(flip=True, shift=0.1, scale=0.1)
     torch.manual_seed(0)
     one_by_one = preprocessing.training(settings)
     loading = torch.stack([one_by_one(face) for _ in range(1500)])
     raw = preprocessing.raw(32)(face).expand(1500, -1, -1, -1)
-    batch = BatchAugmentation(preprocessing, settings)(raw, torch.rand(1500, 8))
+    batch = BatchAugmentation(preprocessing, settings)(raw, torch.rand(1500, DRAWS))
     for difference in (loading.mean(0) - batch.mean(0), loading.std(0) - batch.std(0)):
         assert difference.abs().mean() < 0.015
         assert difference.abs().max() < 0.08

@@ -13,7 +13,7 @@ from tests.train.test_evaluate import grey
 from train.errors import UserError
 from train.model import build_model
 from train.objective import build_objective, check_objective
-from train.optimization import build_optimizer, learning_rate
+from train.optimization import build_optimizer, build_plateau, learning_rate, set_learning_rate
 from train.ranks import ALONE, Ranks
 from train.settings import LossSettings, ModelSettings, OptimizerSettings, Settings, SpeedSettings
 from train.speed import Trial, algorithms, autotune, keep_freed_memory, resolve_speed
@@ -37,6 +37,31 @@ def test_warm_up_and_cosine() -> None:
     assert learning_rate(settings, 1000, 10) == 0
     part = OptimizerSettings(lr=0.4, warmup_epochs=0.25)
     assert learning_rate(part, 0, 10) == pytest.approx(0.2), "2.5 steps are 2"
+
+
+def test_the_step_schedule() -> None:
+    settings = OptimizerSettings(lr=0.4, schedule="step", lr_drop=0.5, lr_drop_epochs=2, warmup_epochs=0.2)
+    rates = [learning_rate(settings, step, 10) for step in range(50)]
+    assert rates == pytest.approx([0.2, 0.4, *[0.4] * 18, *[0.2] * 20, *[0.1] * 10])
+
+
+def test_the_plateau_schedule() -> None:
+    """Epochs of two steps: the rate drops after two without a better figure, for each group by its scale."""
+    settings = OptimizerSettings(
+        lr=0.4, lr_backbone=0.04, schedule="plateau", lr_drop=0.5, lr_drop_epochs=2, warmup_epochs=0.5
+    )
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    optimizer = build_optimizer(model, settings)
+    plateau = build_plateau(optimizer, settings)
+    rates = []
+    for epoch, figure in enumerate((0.5, 0.6, 0.6, 0.55, 0.59, 0.7)):
+        for step in (2 * epoch, 2 * epoch + 1):
+            rates.append(set_learning_rate(optimizer, settings, step, 2))
+            assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rates[-1] / 10, rates[-1]])
+        plateau.step(figure)
+    assert rates == pytest.approx([0.4] * 8 + [0.2] * 4)
+    assert optimizer.param_groups[1]["lr"] == pytest.approx(0.2), "0.59 and then a better figure"
+    assert build_plateau(optimizer, OptimizerSettings()) is None
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])

@@ -81,7 +81,7 @@ def test_flip_is_the_mean_of_both(finished_run: Path, tmp_path: Path) -> None:
     image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "other.png")
     files = [str(tmp_path / name) for name in ("one.png", "other.png")]
     values = {}
-    for name, options in (("plain", []), ("flip", ["--flip"])):
+    for name, options in (("plain", []), ("flip", ["--tta", "flip"])):
         out = tmp_path / name
         assert main([str(finished_run), *files, "--out", str(out), "--no-pictures", "--whole", *options]) == 0
         assert not (out / "pictures").exists()

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 import train.loop
 from adcorre import AdCorreLoss
 from tests.train import trainer
-from tests.train.test_command import QUICK
+from tests.train.test_command import QUICK, rows
 from tests.train.trainer import RUN, assert_same, outcome, resumes, steps_in, stop_after
 from train import owned_folder
 from train.__main__ import main
@@ -84,6 +85,7 @@ def test_a_signal_leaves_a_checkpoint(
         ("--optimizer", "sgd", "--schedule", "cosine", "--warmup-epochs", "0.5", "--label-smoothing", "0.1"),
         ("--virtual-batch", "2", "--sampler", "balanced", "--ce-weight", "balanced"),
         ("--augment", "loading", "--workers", "1", "--deterministic", "--flip"),
+        ("--erasing", "0.5", "--shift", "0.1", "--scale", "0.1", "--schedule", "step", "--lr-drop-epochs", "1"),
     ],
     ids=lambda options: options[1],
 )
@@ -96,6 +98,40 @@ def test_stopped_and_resumed_with(options: tuple[str, ...], fer_folders: Path, t
     torch.manual_seed(77)  # whatever happened in between
     assert main(["--resume", str(tmp_path / "run")]) == 0
     assert_same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("forget", [False, True])
+def test_the_plateau_schedule_is_resumed(forget: bool, fer_folders: Path, tmp_path: Path) -> None:
+    """Stopped in epoch 3, after one epoch without a better figure; a run that forgets it drops the rate too late."""
+    run = (*QUICK, "--data", str(fer_folders), "--batch-size", "8", "--epochs", "4", "--log-every", "1")
+    run += ("--schedule", "plateau", "--lr-drop-epochs", "2", "--lr-drop", "0.5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.loop.evaluate", same_figures(train.loop.evaluate))
+        assert main([*run, "--out", str(tmp_path / "whole")]) == 0
+        steps = len(rows(tmp_path / "whole/steps.csv")) // 4
+        with pytest.MonkeyPatch.context() as stop:
+            stop_after(2 * steps + 1, stop)
+            assert main([*run, "--out", str(tmp_path / "run")]) == 128 + signal.SIGTERM
+        if forget:
+            patch.setattr("torch.optim.lr_scheduler.ReduceLROnPlateau.load_state_dict", lambda *_: None)
+        assert main(["--resume", str(tmp_path / "run")]) == 0
+    whole, resumed = ([float(row["lr"]) for row in rows(tmp_path / name / "steps.csv")] for name in ("whole", "run"))
+    assert whole == [1e-3] * 3 * steps + [5e-4] * steps
+    assert (resumed == whole) != forget
+    if not forget:
+        assert_same(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
+def same_figures(evaluate: Any) -> Any:
+    """An evaluation whose accuracy is always the same."""
+    return lambda *args, **kwargs: replace(evaluate(*args, **kwargs), accuracy=0.5)
+
+
+def test_new_augmentation_options_are_the_runs(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("erasing", "0.5"), ("shift", "0.1"), ("scale", "0.1"), ("schedule", "plateau")):
+        resumes(stopped, f"--{name}", value, code=2)
+        assert f"not {value}. A run goes on as it began" in capsys.readouterr().err
+    resumes(stopped, "--lr-drop-epochs", "3", code=2)
 
 
 def leave_out(piece: str, patch: pytest.MonkeyPatch) -> None:

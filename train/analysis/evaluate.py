@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from train.analysis import pictures
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
-from train.analysis.outputs import Flipped, Outputs, collect, random_positions
+from train.analysis.outputs import Outputs, collect, random_positions, with_tta
 from train.bars import bar
 from train.command import device_of
 from train.data.loading import evaluation_batches
@@ -54,7 +54,7 @@ def evaluate_run(
     limit: int | None = None,
     batch_size: int = 64,
     workers: int = 0,
-    flip: bool = False,
+    tta: str = "none",
     resamples: int = 1000,
     tsne: int = 1000,
     retrieval: int = 10000,
@@ -74,7 +74,7 @@ def evaluate_run(
     if not len(faces):
         raise UserError(f"the {split} split has no images")
     batches = evaluation_batches(faces, trained.preprocessing.evaluation(), batch_size, workers, on.type == "cuda")
-    model = Flipped(trained.model) if flip else trained.model
+    model = with_tta(trained.model, tta)
     sample = random_positions(len(faces), max(tsne, retrieval), seed)
     print(f"{splits.report}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
     if not own:
@@ -90,7 +90,7 @@ def evaluate_run(
         "fingerprint": faces.fingerprint,
         "own_data": own,
         "epoch": trained.description["epoch"],
-        "flip": flip,
+        "tta": tta,
         "seed": seed,
     }
     if retrieval:

@@ -108,6 +108,7 @@ def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
         "epochs": epochs,
         "charts": _charts(steps, epochs),
         "test": test,
+        "tta": _tta(test or {}),
         "confusion": _confusion(confusion) if test and confusion.is_file() else None,
         "correlations": read_json(folder / "correlations.json") if has_correlations else None,
         "tsne": _tsne(folder / "tsne.csv", list(test["classes"])) if current else None,
@@ -120,7 +121,12 @@ def _test_note(test: Mapping[str, Any], stored: Mapping[str, Any]) -> str:
     """What distinguishes these test figures from those of the run's own test split."""
     own = stored.get("data", {}).get("fingerprints", {}).get("test")
     other = f" on {test['layout']}" if test["fingerprint"] != own else ""
-    return other + (" with flip" if test["flip"] else "")
+    return other + (f" with {tta}" if (tta := _tta(test)) != "none" else "")
+
+
+def _tta(test: Mapping[str, Any]) -> str:
+    """The --tta of an evaluation; one of an earlier version has flip alone, results.json none."""
+    return str(test.get("tta", "flip" if test.get("flip") else "none"))
 
 
 def _figures(epochs: Rows, results: Mapping[str, Any], test: Mapping[str, Any] | None, note: str) -> dict[str, str]:
@@ -166,6 +172,12 @@ def _charts(steps: Rows, epochs: Rows) -> Charts:
         "Feature Discriminator": [_line(training, "fd", "FD"), _line(training, "nfd", "NFD (w = 1/2)")],
         "Mean Discriminator": [_line(training, "md", "MD")],
         "Embedding Discriminator": [_line(training, "ed", "ED")],
+        "Gradients with respect to the embeddings, norms": [
+            _line(training, f"gradient_{name}", name) for name in ("ce", "fd", "nfd", "md", "ed")
+        ],
+        "Gradients' cosines with cross-entropy's": [
+            _line(training, f"cosine_{name}", name) for name in ("fd", "nfd", "md", "ed")
+        ],
         "Mean attention weight": [_line(training, "mean_weight", "mean weight")],
         "Attention weight of each class": [_line(source, key, key.removeprefix("weight_")) for key in weights],
         "Learning rate": [_line(steps, "lr", "learning rate")],

@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from math import log
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import resize, ten_crop
 
 from adcorre import ClassStatistics
 
+Views = Callable[[Tensor], list[Tensor]]
+CROP = 0.9  # share of the side; about the smallest crop of the paper's training, 0.8 of the area
 
-class Flipped(nn.Module):
-    """Test-time flip: the log of the mean probabilities of an image and its mirror image; embeddings of the image."""
 
-    def __init__(self, model: nn.Module) -> None:
+class Averaged(nn.Module):
+    """Test-time augmentation: the log of the mean probabilities of several views; embeddings of the image itself.
+
+    views: of images (n, 3, s, s) -> views of the same shape, as `VIEWS` has them.
+    """
+
+    def __init__(self, model: nn.Module, views: Views) -> None:
         super().__init__()
         self.model = model
+        self.views = views
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits, embeddings = self.model(images)
-        mirrored, _ = self.model(images.flip(-1))
-        both = torch.stack((logits.float().log_softmax(1), mirrored.float().log_softmax(1)))
-        return both.logsumexp(0) - float(np.log(2)), embeddings
+        views = [logits if view is images else self.model(view)[0] for view in self.views(images)]
+        return torch.stack([view.float().log_softmax(1) for view in views]).logsumexp(0) - log(len(views)), embeddings
+
+
+def flipped(images: Tensor) -> list[Tensor]:
+    return [images, images.flip(-1)]
+
+
+def ten_crops(images: Tensor) -> list[Tensor]:
+    """The corners and the centre, of CROP of the side, and their mirror images, each in the images' size again."""
+    size = images.shape[-1]
+    return [resize(crop, [size, size], antialias=True) for crop in ten_crop(images, [round(CROP * size)])]
+
+
+VIEWS: dict[str, Views] = {"flip": flipped, "tencrop": ten_crops}
+
+
+def with_tta(model: nn.Module, tta: str) -> nn.Module:
+    """The model with the test-time augmentation that --tta names."""
+    return model if tta == "none" else Averaged(model, VIEWS[tta])
 
 
 @dataclass(frozen=True)

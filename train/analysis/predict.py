@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from train.analysis.outputs import Flipped
+from train.analysis.outputs import with_tta
 from train.command import device_of
 from train.data.base import broken, printable
 from train.data.crop import Corners, Detector, face_boxes, find_detector
@@ -61,7 +61,7 @@ def predict(
     detector: Path | None = None,
     margin: float = 0.1,
     pictures: bool = True,
-    flip: bool = False,
+    tta: str = "none",
     batch_size: int = 32,
     device: str = "auto",
 ) -> Path:
@@ -76,7 +76,7 @@ def predict(
     places = list(list_pictures(images, out))
     on = device_of(device)
     trained = load_trained(run, on)
-    model = Flipped(trained.model) if flip else trained.model
+    model = with_tta(trained.model, tta)
     find = None if whole else find_detector(detector)
     prepare(out, "predictions", _earlier_files(out))
     seen, count = Pictures(), 0

@@ -22,7 +22,7 @@ from train.data.shards import is_sharded, stream_order
 from train.errors import UserError
 from train.ranks import ALONE, Ranks
 from train.stopping import ignore_in_worker
-from train.transforms import DRAWS, BatchAugmentation, Transform
+from train.transforms import BatchAugmentation, Transform
 
 Batch = tuple[Tensor, Tensor]
 Batches = Iterable[Batch]
@@ -52,16 +52,16 @@ class Draw(NamedTuple):
 
 class DrawnSamples(Dataset[tuple[Tensor, ...]]):
     """For training: (image, label) of a transform that draws from PyTorch's default generator of the CPU, which is left
-    as it was; or (image, uniform draws, label), for the augmentation that comes after."""
+    as it was; or (image, its draws, label), for the augmentation that comes after."""
 
-    def __init__(self, faces: FaceDataset, transform: Transform, augmented_later: bool) -> None:
+    def __init__(self, faces: FaceDataset, transform: Transform, augmentation: BatchAugmentation | None) -> None:
         self.samples = Samples(faces, transform)
-        self.augmented_later = augmented_later
+        self.augmentation = augmentation
 
     def __getitem__(self, draw: Draw) -> tuple[Any, ...]:
-        if self.augmented_later:
+        if self.augmentation:
             image, label = self.samples[draw.sample]
-            return image, torch.rand(DRAWS, generator=torch.Generator().manual_seed(draw.seed)), label
+            return image, *self.augmentation.draws(draw.seed), label
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(draw.seed)
         try:
@@ -205,7 +205,7 @@ def train_batches(
     orders = {"shuffle": None, "balanced": balanced, "stream": stream}
     sampler = StepSampler(len(faces), batch_size, chunks, ranks, seed, orders[order])
     loader: DataLoader[Any] = DataLoader(
-        DrawnSamples(faces, transform, augmentation is not None),
+        DrawnSamples(faces, transform, augmentation),
         batch_sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
