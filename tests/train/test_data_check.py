@@ -39,7 +39,7 @@ def test_a_clean_set_is_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert content["class_names"] == ["x", "y"]
     assert main(["check", str(tmp_path / "d")]) == 0
     text = capsys.readouterr().out
-    assert "nothing found" in text
+    assert "no problem found" in text
     assert "16 images decoded" in text
 
 
