@@ -126,7 +126,7 @@ def train(run: Planned, out: Path) -> None:
 
     What `auto` means is measured in the first run and holds for all: they differ in nothing but what is studied.
     """
-    given = {**_speed_found(out), **run.given}
+    given = {**_measured_speed(out), **run.given}
     try:
         train_run(resolve(given), layers(given))
     except Diverged as error:
@@ -150,7 +150,7 @@ def check_same_data(planned: Plan) -> None:
                     raise UserError(f"{folder} and {run.folder} did not see the same images: choose another --out")
 
 
-def _speed_found(out: Path) -> dict[str, str]:
+def _measured_speed(out: Path) -> dict[str, str]:
     for file in sorted(out.glob("runs/*/*/settings.json"), key=lambda path: path.stat().st_mtime):
         speed = read_json(file)["settings"]["speed"]
         return {name: speed[name] for name in ("amp", "channels_last")}

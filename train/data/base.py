@@ -258,12 +258,12 @@ def digest(*parts: str | bytes) -> str:
 def draw_stratified(labels: Labels, fraction: float, seed: int) -> NDArray[np.int64]:
     """Sorted indices of about `fraction` of each class: one at least, and one at least left, where a class has two."""
     rng = np.random.default_rng(seed)
-    drawn = []
+    chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         count = min(max(round(len(members) * fraction), 1), len(members) - 1)
-        drawn.append(rng.permutation(members)[:count])
-    return np.sort(np.concatenate(drawn)).astype(np.int64) if drawn else np.empty(0, np.int64)
+        chosen.append(rng.permutation(members)[:count])
+    return np.sort(np.concatenate(chosen)).astype(np.int64) if chosen else np.empty(0, np.int64)
 
 
 def limit(dataset: FaceDataset, count: int, seed: int) -> FaceDataset:

@@ -78,8 +78,8 @@ def make_splits(dataset: LoadedDataset, request: Request) -> Splits:
     for role in ("test", "validation"):
         if parts[role]:
             continue
-        drawn = draw_stratified(whole.labels[indices["train"]], request.validation_fraction, request.seed)
-        indices[role], indices["train"] = indices["train"][drawn], np.delete(indices["train"], drawn)
+        chosen = draw_stratified(whole.labels[indices["train"]], request.validation_fraction, request.seed)
+        indices[role], indices["train"] = indices["train"][chosen], np.delete(indices["train"], chosen)
         held_out.append(role)
         of = use["train"] if role == "test" or len(held_out) == 1 else "the rest"
         use[role] = f"{request.validation_fraction:.0%} of {of} (stratified, seed {request.seed})"
