@@ -12,6 +12,7 @@ from torch import nn
 
 from adcorre import VirtualBatch
 from train.bars import bar as bar_of
+from train.bars import wrap
 from train.build import Network, build_batches, build_data, build_network, resolve_run
 from train.checkpoint import State, keep_checkpoints, random_state, restore_random, write_checkpoint
 from train.data import Splits
@@ -116,7 +117,7 @@ class Run:
         self.totals = Totals(device)
         self.conditions = conditions(device)
         self.folder = self.open_folder(Path(settings.run.out), state)
-        print(f"{data.report}\n\n{describe(settings)}")
+        print(f"{wrap(data.report)}\n\n{describe(settings)}")
         describe_network(network, settings, device)
         print(describe_steps(self.steps, settings, ranks), flush=True)
         for note in warmup_notes(settings, len(self.steps)):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adcorre import AdCorreLoss, AdCorreOutput
-from train.bars import bar
+from train.bars import bar, wrap
 from train.build import Network
 from train.data.loading import TrainSteps
 from train.errors import Diverged
@@ -202,7 +202,7 @@ def log_epoch(
     folder.log("epochs", epoch, figures)
     folder.write_validation(epoch, evaluation)
     title = f"epoch {epoch}/{settings.optimizer.epochs}"
-    print(f"{title}  training: {_format_figures(train_figures)}  {seconds:.0f} s")
+    print(wrap(f"{title}  training: {_format_figures(train_figures)}  {seconds:.0f} s"))
     print(f"{title}  validation: {evaluation.summary()}{'  best so far' if better else ''}", flush=True)
     if evaluation.collapse and epoch > 2:  # many runs begin so
         print(evaluation.collapse, flush=True)

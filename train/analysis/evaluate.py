@@ -22,7 +22,7 @@ from train.analysis import pictures
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
 from train.analysis.outputs import Outputs, collect, random_positions, with_tta
-from train.bars import bar
+from train.bars import bar, wrap
 from train.command import device_of
 from train.data.loading import evaluation_batches
 from train.disk import read_json, write_json, write_rows
@@ -76,7 +76,7 @@ def evaluate_run(
     batches = evaluation_batches(faces, trained.preprocessing.evaluation(), batch_size, workers, on.type == "cuda")
     model = with_tta(trained.model, tta)
     sample = random_positions(len(faces), max(tsne, retrieval), seed)
-    print(f"{splits.report}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
+    print(f"{wrap(splits.report)}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
     if not own:
         print(OTHER_DATA, flush=True)
     outputs = collect(model, bar(batches, split), len(trained.class_names), on, sample)
