@@ -19,7 +19,8 @@ def test_long_lines_end_at_the_width_of_a_terminal(monkeypatch: pytest.MonkeyPat
     make_terminal(monkeypatch)
     text = "Happy      7\n" + "word " * 40 + "\n\nend"
     lines = wrap(text).split("\n")
-    assert lines[0] == "Happy      7" and lines[-2:] == ["", "end"]
+    assert lines[0] == "Happy      7"
+    assert lines[-2:] == ["", "end"]
     assert max(map(len, lines)) <= 80
     assert " ".join(lines).split() == text.split()
 
