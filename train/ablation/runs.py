@@ -122,9 +122,9 @@ def in_order(planned: Plan, seeds: Sequence[int]) -> list[Planned]:
 
 
 def train(run: Planned, out: Path) -> None:
-    """One run to its end, begun or gone on with. A loss that is no longer finite is noted, and no error.
+    """Train a run to its end, from the start or its checkpoint. A loss that is not finite is recorded, not raised.
 
-    What `auto` means is measured in the first run and holds for all: they differ in nothing but what is studied.
+    The speed settings that the first run measured hold for all, so that runs differ only in what is studied.
     """
     given = {**_measured_speed(out), **run.given}
     try:
