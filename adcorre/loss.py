@@ -97,7 +97,8 @@ class AdCorreLoss(LossModule):
         pairs, precision: FD over pairs of classes or of samples (see `adcorre_terms`). With a process group, pairs of
             samples need every rank's embeddings on every rank.
         ignore_index: samples with this label take no part in anything.
-        backend: "auto", "triton", "numba", "torch" or "reference" (see `adcorre_terms`).
+        backend: "auto" (fused kernels where there are some: "triton" on a GPU, "numba" on a CPU where Numba is
+            installed; else "torch"), "triton", "numba", "torch" or "reference" (see `adcorre_terms`).
         validate: what becomes of a bad label (see `adcorre_terms`). One that nobody looked at makes the loss and
             every gradient NaN. In a process group a bad label on one rank raises, or gives NaN, on every rank.
         process_group: the ranks that share each batch: a `torch.distributed.ProcessGroup`, "world" for the default

@@ -122,7 +122,8 @@ def fake_training(accuracy: Any) -> Any:
     def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
         folder = Path(settings.run.out)
         folder.mkdir(parents=True, exist_ok=True)
-        data = {"layout": "made up", "fingerprints": {"test": settings.data.data}}
+        seen = {"train": f"{settings.data.data} {settings.data.label_noise}", "test": settings.data.data}
+        data = {"layout": "made up", "fingerprints": seen}
         (folder / "settings.json").write_text(json.dumps({"settings": settings.as_dict(), "data": data}))
         value = accuracy(settings)
         test = {"accuracy": value, "average_accuracy": value / 2, "nll": 1.0, "samples": 100}
@@ -187,6 +188,12 @@ def test_tables_of_made_up_runs(trained: list[Path], tmp_path: Path, capsys: pyt
     assert main([*command, "--seeds", "4"]) == 0  # one seed more: only its runs are trained
     assert [folder.name for folder in trained] == ["seed-4"] * 4
     assert "16 runs, 4 of them to train" in capsys.readouterr().out
+
+
+def test_regimes_differ_in_the_images_that_are_trained_on(trained: list[Path], tmp_path: Path) -> None:
+    command = ["small", "regimes", "--data", "a", "--out", str(tmp_path), "--seeds", "1", "--processes", "1"]
+    assert main(command) == 0
+    assert len(trained) == 24
 
 
 SQUARES = [0.01**2, 0.02**2, 0.03**2]

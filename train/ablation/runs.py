@@ -140,14 +140,16 @@ def results_of(runs: Iterable[Planned]) -> dict[int, Result]:
 
 
 def check_same_data(planned: Plan) -> None:
-    """UserError where two runs of one seed did not see the same images."""
-    seen: dict[int, tuple[Path, Mapping[str, str]]] = {}
+    """UserError where two runs of one seed did not see the same images: of one regime, for those trained on."""
+    seen: dict[tuple[int, str, str], tuple[Path, str]] = {}
     for runs in planned.values():
         for run in runs:
             if result := run.result():
-                folder, fingerprints = seen.setdefault(run.seed, (run.folder, result.fingerprints))
-                if fingerprints != result.fingerprints:
-                    raise UserError(f"{folder} and {run.folder} did not see the same images: choose another --out")
+                for split, fingerprint in result.fingerprints.items():
+                    regime = run.variant.regime if split == "train" else ""
+                    folder, expected = seen.setdefault((run.seed, split, regime), (run.folder, fingerprint))
+                    if fingerprint != expected:
+                        raise UserError(f"{folder} and {run.folder} did not see the same images: choose another --out")
 
 
 def _measured_speed(out: Path) -> dict[str, str]:
