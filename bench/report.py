@@ -179,9 +179,9 @@ def metric_time(gpu: bool) -> Table:
 
 def retrieval(gpu: bool) -> Table:
     """Retrieval on the test split after equal training: mean and standard deviation over seeds."""
-    found = [row for row in rows.select("metric.csv", ("digits", "fer2013"), gpu) if row["split"] == "test"]
+    test_rows = [row for row in rows.select("metric.csv", ("digits", "fer2013"), gpu) if row["split"] == "test"]
     lines = []
-    for newest, cells in one_run(found, ("part", "contender"), ("seed",)):
+    for newest, cells in one_run(test_rows, ("part", "contender"), ("seed",)):
         line = [newest["part"], METRIC_LOSSES[newest["contender"]], newest["learning_rate"], str(len(cells))]
         for metric in METRICS:
             values = [100 * float(cell[metric]) for cell in cells.values()]
