@@ -19,6 +19,9 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from adcorre_kernels.gpu.gpus import FAMILIES
+from adcorre_kernels.gpu.logits import logits_gradient_kernel, logits_sums_kernel, reduce_logits
+from adcorre_kernels.gpu.reduce import reduce_slots
+from adcorre_kernels.gpu.terms import terms_kernel
 
 TARGETS = {
     name: GPUTarget("hip", name, 64) if name.startswith("gfx") else GPUTarget("cuda", int(name[3:]), 32)
@@ -29,6 +32,7 @@ TYPES = {
     torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16",
     torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip
+_AROUND_THE_TERMS = (logits_sums_kernel, reduce_logits, reduce_slots, terms_kernel, logits_gradient_kernel)
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,28 @@ def loss_launches(
         table = empty(num_classes, k, d)
         launch.gradient(x, targets, empty(), empty(), empty(), table, table, empty(), -100, embedding_target)
     return launches
+
+
+def equation_launches(n: int, k: int, d: int, num_classes: int, target: str) -> list[Launch]:
+    """Eq. 12 around the terms, in float32, with the step of the attention map; and the sums over logits by themselves.
+
+    The launches of `loss_launches` that are the same code are left out.
+    """
+    from adcorre_kernels.gpu import gpus, launch, loss
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    x, logits, targets = empty(n, k, d), empty(n, num_classes), empty(n, dtype=torch.int64)
+    ring = empty(5, 2, num_classes, dtype=torch.int64), empty(1, dtype=torch.int64)
+    weight, settings = empty(num_classes), loss.Settings(label_smoothing=0.1)
+    with recorded() as launches, mock.patch.object(gpus, "family", return_value=target):
+        samples = (x, logits, targets, weight, weight)
+        *_, tables = loss.forward(*samples, None, *ring, None, 0.5, True, True, settings)
+        loss.backward(*samples, empty(), empty(), empty(), tables, True, num_classes, settings)
+        launch.logits_sums(logits, targets, weight, weight, 0.1, -100)
+    around = {launch.name: launch for launch in reversed(launches) if launch.kernel in _AROUND_THE_TERMS}
+    return list(around.values())
 
 
 def pair_launches(

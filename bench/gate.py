@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from adcorre import AdCorreLoss
 from bench import host, measure, rows
 from bench.loss import Shape, Step, make_inputs
 from bench.rivals import CONTENDERS
@@ -56,6 +57,12 @@ def copies(backend: str, seed: int) -> float:
 
 def operations(backend: str, n: int, seed: int) -> float:
     return host.count(step_of(backend, n, seed)).aten
+
+
+def operations_of_the_loss(backend: str, n: int, seed: int) -> float:
+    x, targets, _ = make_inputs(Shape(n=n), CPU, seed)
+    logits, loss = torch.randn(n, 7, requires_grad=True), AdCorreLoss(7, backend=backend)
+    return host.count(lambda: torch.autograd.grad(loss(logits, x, targets).loss, (logits, x))).aten
 
 
 def extra_memory(backend: str, seed: int) -> float:
@@ -111,6 +118,7 @@ RATIOS |= {
 }
 EXACT: dict[str, Callable[[int], float]] = {
     "numba: ATen operations, n = 60": partial(operations, "numba", 60),
+    "numba: ATen operations of the whole loss, n = 60": partial(operations_of_the_loss, "numba", 60),
     "numba: MiB beyond x and dL/dx, n = 16,384": partial(extra_memory, "numba"),
     "ATen operations, n = 4,096": partial(operations, "torch", 4096),
     "MiB beyond x and dL/dx, n = 16,384": partial(extra_memory, "torch"),

@@ -2,7 +2,8 @@
 
 The kernels' own path, forward and backward, with every launch replaced by nothing: microseconds, dispatcher calls,
 allocations and launches of the terms and of the whole loss. The ratio is to one addition of two float32 tensors of 8
-numbers, in turns with it on the same machine. The last line has that ratio (U) and the allocations (A) of both.
+numbers, in turns with it on the same machine. Beside each step: an autograd function of the same inputs and outputs
+that computes nothing, called in the same way. The last line has the ratio (U) and the allocations (A) of both.
 """
 
 from __future__ import annotations
@@ -87,17 +88,46 @@ def steps(n: int = 60, seed: int = 0, backend: str = "triton") -> dict[str, Call
     return {"terms": terms_step, "loss": loss_step}
 
 
-def measure_host(n: int = 60, seed: int = 0) -> dict[str, tuple[Counts, float, float]]:
-    """By step: its counts, its microseconds, and its ratio to one small addition."""
+class _Nothing(torch.autograd.Function):
+    """As many outputs () as asked for; gradients that nobody writes."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: int, *inputs: torch.Tensor) -> Any:
+        ctx.save_for_backward(*inputs)
+        return torch.empty(outputs).unbind()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: torch.Tensor) -> Any:
+        return None, *(torch.empty(x.shape) for x in ctx.saved_tensors)
+
+
+def empty_steps(n: int = 60) -> dict[str, Callable[[], object]]:
+    """What autograd alone takes of `steps`."""
+    x, logits, upstream = torch.zeros(n, 7, 256), torch.zeros(n, CLASSES), torch.ones(())
+    inputs = (logits.requires_grad_(), x.requires_grad_())
+    return {
+        "terms": lambda: torch.autograd.grad(_Nothing.apply(3, x), x, (upstream,) * 3),
+        "loss": lambda: torch.autograd.grad(_Nothing.apply(1, *inputs), inputs, upstream),
+    }
+
+
+def measure_host(n: int = 60, seed: int = 0) -> dict[str, tuple[Counts, float, float, float]]:
+    """By step: its counts, its microseconds, its ratio to one small addition, and that of autograd alone."""
     a, b = torch.ones(8), torch.ones(8)
     with no_launches() as launches:
         calls = steps(n, seed)
         counts = {name: count(call, launches) for name, call in calls.items()}
-        turns = {"addition": lambda: [torch.add(a, b) for _ in range(20)], **calls}
+        empty = {f"{name} empty": call for name, call in empty_steps(n).items()}
+        turns = {"addition": lambda: [torch.add(a, b) for _ in range(20)], **calls, **empty}
         times = measure.in_turns(turns, CPU, seconds=20, most=ROUNDS, warm=3, batch=10)
     addition = [seconds / 20 for seconds in times["addition"]]
     return {
-        name: (counts[name], 1e6 * statistics.median(times[name]), measure.ratio(times[name], addition))
+        name: (
+            counts[name],
+            1e6 * statistics.median(times[name]),
+            measure.ratio(times[name], addition),
+            measure.ratio(times[f"{name} empty"], addition),
+        )
         for name in calls
     }
 
@@ -114,10 +144,11 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     figures = measure_host(options.n, options.seed)
     last = []
-    for name, (counts, microseconds, ratio) in figures.items():
+    for name, (counts, microseconds, ratio, empty) in figures.items():
         print(
-            f"{name}: {microseconds:.1f} microseconds, {ratio:.1f} additions, {counts.calls} dispatcher calls "
-            f"({counts.aten} of PyTorch's own), {counts.allocations} allocations, {counts.launches} launches"
+            f"{name}: {microseconds:.1f} microseconds, {ratio:.1f} additions ({empty:.1f} for autograd alone), "
+            f"{counts.calls} dispatcher calls ({counts.aten} of PyTorch's own), {counts.allocations} allocations, "
+            f"{counts.launches} launches"
         )
         last.append(f"{name} {ratio:.1f} calls {counts.allocations}")
     print("; ".join(last))

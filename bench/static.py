@@ -25,7 +25,16 @@ import triton
 
 from adcorre_kernels.gpu.gpus import FAMILIES, MODELS
 from bench import times
-from bench.compiled import TARGETS, Launch, compile_launch, loss_launches, machine_code, pair_launches, resources
+from bench.compiled import (
+    TARGETS,
+    Launch,
+    compile_launch,
+    equation_launches,
+    loss_launches,
+    machine_code,
+    pair_launches,
+    resources,
+)
 from bench.counted import counted, placed_code
 from train.entry import SuggestingParser
 
@@ -49,6 +58,8 @@ CASES = {
     "wide-other-targets": ((1 << 12, 16, 256, 32, 0.3), ("float32",)),
     "blocks": ((1 << 12, 64, 4096, 7, -1.0), ("float32",)),
 }
+# Eq. 12 around the terms: n, k, d, C.
+EQUATION_CASES = {"equation": (1 << 16, 7, 256, 7)}
 # FD over all pairs of samples: n, k, d, C.
 PAIR_CASES = {"pairs": (1 << 16, 7, 256, 7), "pairs-long-rows": (1 << 14, 7, 512, 7)}
 PRECISIONS = ("highest", "high", "medium")
@@ -99,13 +110,16 @@ class Row:
 
 def cases() -> dict[str, tuple[str, ...]]:
     """Every case, and its dtypes or precisions."""
-    return {case: dtypes for case, (_, dtypes) in CASES.items()} | dict.fromkeys(PAIR_CASES, PRECISIONS)
+    around = dict.fromkeys(EQUATION_CASES, ("float32",))
+    return {case: dtypes for case, (_, dtypes) in CASES.items()} | around | dict.fromkeys(PAIR_CASES, PRECISIONS)
 
 
 def launches_of(case: str, dtype: str, architecture: str = "sm_90") -> list[Launch]:
     if case in PAIR_CASES:
         launches = pair_launches(*PAIR_CASES[case], dtype, architecture)
         return [launch for launch in launches if launch.name in TILED or dtype != "high"]  # as for "highest"
+    if case in EQUATION_CASES:
+        return equation_launches(*EQUATION_CASES[case], architecture)
     (n, k, d, num_classes, target), _ = CASES[case]
     return loss_launches(n, k, d, num_classes, DTYPES[dtype], target, target, target if k <= 16 else -1.0, architecture)
 

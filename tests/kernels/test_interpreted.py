@@ -34,3 +34,16 @@ def test_in_the_interpreter(file: str) -> None:
 @pytest.mark.parametrize("file", WITH_SLOW_TESTS)
 def test_the_rest_in_the_interpreter(file: str) -> None:
     run(file, "slow")
+
+
+@pytest.mark.slow
+@pytest.mark.sample(6)
+@pytest.mark.parametrize("share", range(6))
+def test_planted_faults_are_found(share: int) -> None:
+    """Each of the faults planted in the kernels' source text makes the test named beside it fail."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((".", "kernels"))}
+    environment = {name: value for name, value in environment.items() if not name.startswith(("PYTEST_", "ADCORRE_"))}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.planted", str(share)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]

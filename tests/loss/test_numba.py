@@ -61,6 +61,17 @@ def test_another_default_device() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("name", ["ce_weight", "logit_adjustment", "attention_map"])
+def test_a_loss_on_another_device_is_refused(name) -> None:
+    """The kernels take addresses: one of another device would end the process."""
+    vectors = {"ce_weight": torch.ones(4), "logit_adjustment": torch.ones(4)}
+    loss = AdCorreLoss(4, backend="numba", **vectors)
+    setattr(loss, name, loss.attention_map.to("meta") if name == "attention_map" else vectors[name].to("meta"))
+    problem = draw(20, 3, 8, 4)
+    with pytest.raises(ValueError, match="cpu; got one of shape .* on meta: move the loss there"):
+        loss(problem.x[:, 0, :4], problem.x, problem.targets)
+
+
 @pytest.mark.parametrize("case", ["bad label", "constant", "nan", "empty", "strided"])
 def test_edges(case) -> None:
     problem = draw(20, 3, 8, 4)

@@ -81,7 +81,7 @@ def covering_set() -> list[Case]:
         Case(shape, DTYPES[(i + j) % 3], TARGETS[(i + 2 * j + j // 3) % 3], batch)
         for (i, shape), (j, batch) in itertools.product(enumerate(SHAPES), enumerate(BATCHES))
     ]
-    return [Case(*row) for row in _complete(rows, FACTORS)]
+    return [Case(*row) for row in complete(rows, FACTORS)]
 
 
 def pair_covering_set() -> list[PairCase]:
@@ -89,14 +89,14 @@ def pair_covering_set() -> list[PairCase]:
         PairCase(shape, pair_tools.PRECISIONS[(i + j) % 3], PAIR_TARGETS[(i + j) % 2], batch)
         for (i, shape), (j, batch) in itertools.product(enumerate(PAIR_SHAPES), enumerate(PAIR_BATCHES))
     ]
-    return [PairCase(*row) for row in _complete(rows, PAIR_FACTORS)]
+    return [PairCase(*row) for row in complete(rows, PAIR_FACTORS)]
 
 
 FACTORS: tuple[Sequence, ...] = (tuple(SHAPES), DTYPES, TARGETS, BATCHES)
 PAIR_FACTORS: tuple[Sequence, ...] = (tuple(PAIR_SHAPES), pair_tools.PRECISIONS, PAIR_TARGETS, PAIR_BATCHES)
 
 
-def _complete(rows: Sequence[tuple], factors: tuple[Sequence, ...]) -> list[tuple]:
+def complete(rows: Sequence[tuple], factors: tuple[Sequence, ...]) -> list[tuple]:
     """The rows, and more for the pairs of values that they lack."""
     rows = list(rows)
     for a, b in itertools.combinations(range(len(factors)), 2):

@@ -54,21 +54,21 @@ def draw_pictures(
     named = dict(run.partition("=")[::2] for run in runs)
     if bad := [run for run in runs if not run.partition("=")[2]]:
         raise UserError(f"{bad[0]}: expected NAME=FOLDER, the name that the picture has for the run")
-    found = rows.read(file)
-    if not found and not named:
+    read = rows.read(file)
+    if not read and not named:
         raise UserError(f"{file} has no row yet, and no run is named: there is nothing to draw")
     make_folder(out)
-    paths = draw_arms(found, split, out)
+    paths = draw_arms(read, split, out)
     if named:
         paths += draw_runs({name: Path(path) for name, path in named.items()}, split, out)
     for path in paths:
         print(f"written to {path}")
 
 
-def draw_arms(found: Sequence[Mapping[str, str]], split: str, out: Path) -> list[Path]:
+def draw_arms(read: Sequence[Mapping[str, str]], split: str, out: Path) -> list[Path]:
     """A picture for each regime with rows."""
     values: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for row in found:
+    for row in read:
         for metric in PANELS:
             if text := row[f"{split}_{metric}"]:
                 values[row["regime"]][metric][row["arm"]].append((100 if metric in PERCENT else 1) * float(text))

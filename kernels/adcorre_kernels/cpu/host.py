@@ -231,8 +231,16 @@ def double(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.to(torch.float64).contiguous()
 
 
-def address(vector: Tensor | None) -> int:
-    return 0 if vector is None else vector.data_ptr()
+def address(tensor: Tensor | None) -> int:
+    """Of a vector, or of an attention map's state. Another device's address would end the process."""
+    if tensor is None:
+        return 0
+    if not tensor.is_cpu or not tensor.is_contiguous():
+        raise ValueError(
+            "class weights, logit adjustment, attention and attention map: expected contiguous tensors on the "
+            f"embeddings' device, cpu; got one of shape {tuple(tensor.shape)} on {tensor.device}: move the loss there"
+        )
+    return tensor.data_ptr()
 
 
 def _limit(dtype: torch.dtype) -> float:

@@ -33,7 +33,8 @@ def test_shapes(shape, dtype) -> None:
 
 
 def test_many_programs_and_tiles(monkeypatch) -> None:
-    monkeypatch.setattr(plan, "LOGITS_PROGRAMS", 3)
+    """Five programs of two tiles each; their sums are added four at a time."""
+    monkeypatch.setattr(plan, "LOGITS_PROGRAMS", 6)
     monkeypatch.setattr(plan, "LOGITS_TILE", 64)
     compare(*draw(70, 7, torch.float32), 0.1)
 

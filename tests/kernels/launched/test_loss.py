@@ -11,7 +11,7 @@ from adcorre_kernels.gpu import loss as host
 from adcorre_kernels.gpu import plan
 from tests.kernels.launched.tools import DEVICE
 from tests.whole_loss import *  # noqa: F403
-from tests.whole_loss import C, draw
+from tests.whole_loss import C, close, draw, in_float64, step
 
 
 @pytest.fixture
@@ -36,6 +36,26 @@ def test_opcheck() -> None:
     for given, of_x in itertools.product((logits, None), (True, False)):
         rest = (targets, weight, None, up, up, up, tables, of_x, C, *settings)
         torch.library.opcheck(ops.gradients.default, (x, given, *rest))
+
+
+def test_several_programs_over_the_logits(monkeypatch) -> None:
+    """Their partial sums, in float64, lie between the slots and the order of the samples."""
+    monkeypatch.setattr(plan, "LOGITS_TILE", 64)
+    for n in (40, 90):
+        batch = draw(n)
+        truth = AdCorreLoss(C, backend="reference")
+        close(step(AdCorreLoss(C, backend="triton").to(DEVICE), batch), step(truth, in_float64(batch)))
+
+
+def test_the_factor_multiplies_the_gradient_alone() -> None:
+    """As ranks need it whose gradients are averaged."""
+    logits, x, targets = draw(9)
+    weight, settings = torch.rand(C, device=DEVICE), gpu.Settings()
+    flat, (_, ce) = gpu.statistics(x, targets, C, -100, -1.0), gpu.logits_sums(logits, targets, None, None, 0.0, -100)
+    once, twice = (gpu.loss_from_sums(flat, ce, weight, None, 0.5, factor, 3, 8, settings) for factor in (1.0, 2.0))
+    assert torch.equal(once[0], twice[0])
+    assert torch.equal(once[1], twice[1])
+    assert torch.equal(2 * once[2], twice[2])
 
 
 @pytest.mark.parametrize("n, forward", [(20, 4), (60, 6)])
