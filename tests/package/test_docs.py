@@ -41,7 +41,7 @@ def test_options_are_those_of_the_settings(hooks: types.ModuleType) -> None:
     assert {flag(name) for group in vars(Settings()).values() for name in vars(group)} <= set(
         re.findall(r"(?m)^\| `(--[\w-]+)` \|", page)
     )
-    assert re.search(r"\| `--image-size` \| `224` \| .*; 64 with --data synthetic \|", page)
+    assert re.search(r"\| `--image-size` \| `224` \| .*; 48 with --data synthetic \|", page)
     assert re.search(r"\| `--backend` \|.*one of auto, .*torch", page)
 
 
