@@ -79,7 +79,7 @@ def one_run(selected: Rows, line: Sequence[str], cell: Sequence[str] = ()) -> It
 
 
 def where(row: dict[str, str]) -> list[str]:
-    return [row["device"] if row["driver"] else f"{row['device']}, {row['threads']} threads", row["commit"]]
+    return [rows.processor_and_threads(row), row["commit"]]
 
 
 def compare(columns: dict[str, tuple[str, ...]], sizes: Sequence[str], gpu: bool, every: Rows | None = None) -> Table:

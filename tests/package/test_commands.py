@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 OF_DATA = [f"train.data {name}" for name in DATA_COMMANDS]
 WITHOUT_DEVICE = (
     *("bench static", "bench report", "bench gate", "bench host", "bench spin", "bench tune"),
-    *("train.ablation.summary", *OF_DATA),
+    *("train.ablation.summary", "train.ablation.pictures", *OF_DATA),
 )
 
 

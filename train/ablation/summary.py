@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from train.ablation import rows
@@ -50,6 +50,12 @@ def markdown(file: Path, split: str = "validation") -> str:
                 cells += [_mean(list(values[metric].values()), metric in PERCENT) for metric in METRICS]
                 lines.append(f"| {' | '.join([*cells, _difference(values['accuracy'], base) if against else ''])} |")
     return "\n".join(lines)
+
+
+def in_study_order(arms: Collection[str]) -> list[str]:
+    """The arms as the studies have them, then those of no study."""
+    order = {variant.arm: None for study in STUDIES.values() for variant in study.variants}
+    return [arm for arm in order if arm in arms] + sorted(set(arms) - order.keys())
 
 
 def controls(read: list[dict[str, str]], regime: str, arm: str, split: str) -> dict[int, float]:

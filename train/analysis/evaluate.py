@@ -124,12 +124,12 @@ def default_folder(run: Path, split: str) -> Path:
     return run.parent / f"evaluation-{split}" if run.name == "best" else run.parent / f"evaluation-{run.name}-{split}"
 
 
-def is_current(folder: Path, run: Path) -> bool:
-    """Whether an evaluation of the run's best checkpoint on its own test split lies in the folder."""
+def is_current(folder: Path, run: Path, split: str = "test") -> bool:
+    """Whether an evaluation of the run's best checkpoint on a split of its own data lies in the folder."""
     if not (folder / "metrics.json").is_file():
         return False
     metrics, trained = read_json(folder / "metrics.json"), read_json(find_checkpoint(run) / DESCRIPTION)
-    expected = trained["epoch"], trained["data"]["fingerprints"]["test"]
+    expected = trained["epoch"], trained["data"]["fingerprints"][split]
     return (metrics["epoch"], metrics["fingerprint"]) == expected
 
 
