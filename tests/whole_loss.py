@@ -125,14 +125,6 @@ def test_the_ring_is_the_confusion_matrix_of_the_window(backend) -> None:
         torch.testing.assert_close(weights.cpu().double(), 1 - recall + 1e-6)
 
 
-def test_classes_without_samples(backend) -> None:
-    """Their weight is 1, never 0 / 0."""
-    loss, truth = pair(backend)
-    logits, x, targets = draw()
-    batch = logits, x, torch.full_like(targets, 1)
-    close(step(loss, batch), step(truth, in_float64(batch)))
-
-
 def test_what_is_recorded(backend) -> None:
     """Training steps with gradients, once; not eval mode, `no_grad`, or the second run under checkpointing."""
     loss = AdCorreLoss(C, window=9, backend=backend).to(DEVICE)
