@@ -172,12 +172,12 @@ def graphed_loss(bench: Bench) -> None:
     for number in range(8):
         training = number < 6
         inputs = loss_batch(bench, n, bench.seed + number)
-        found = []
+        results = []
         for call in (calls[training], eager.train(training)):
             out = call(*inputs)
-            found.append((*out, *torch.autograd.grad(out.loss, inputs[:2]), *eager.attention_map.buffers()))
+            results.append((*out, *torch.autograd.grad(out.loss, inputs[:2]), *eager.attention_map.buffers()))
         ring = tuple(loss.attention_map.buffers())
-        if not all(map(torch.equal, (*found[0][:-2], *ring), found[1])):
+        if not all(map(torch.equal, (*results[0][:-2], *ring), results[1])):
             raise Failed(f"step {number} of the graphed loss differs from the eager one")
     bench.row("CUDA graph of Eq. 12", "replay equals eager", True, n=n)
 

@@ -68,14 +68,14 @@ def faces(data: str) -> dict[str, Split]:
     from train.data import Request, load_data
 
     splits = load_data(data, Request(image_size=48, seed=0))
-    found = {}
+    chosen_images: dict[str, Split] = {}
     for name, count in IMAGES.items():
         part = getattr(splits, name)
         chosen = np.sort(np.random.default_rng(0).permutation(len(part))[:count])
         grey = [np.asarray(part.image(int(index)).convert("L").resize((24, 24))) for index in chosen]
         images = torch.from_numpy(np.stack(grey)).float()[:, None] / 128 - 1
-        found[name] = Split(images, torch.from_numpy(np.asarray(part.labels)[chosen]).long())
-    return found
+        chosen_images[name] = Split(images, torch.from_numpy(np.asarray(part.labels)[chosen]).long())
+    return chosen_images
 
 
 def network(pixels: int, seed: int) -> nn.Module:
@@ -168,11 +168,11 @@ def measure_one(session: rows.Session, part: str, data: dict[str, Split], name: 
     for rate in LEARNING_RATES:
         row(rate, 0, "validation")
     mine = [
-        found
-        for found in rows.read(out)
-        if (found["part"], found["contender"], found["split"]) == (part, name, "validation")
-        and found["session"] == session.origin["session"]
+        line
+        for line in rows.read(out)
+        if (line["part"], line["contender"], line["split"]) == (part, name, "validation")
+        and line["session"] == session.origin["session"]
     ]
-    best = max(mine, key=lambda found: float(found["map_at_r"]) if found["map_at_r"] != "nan" else -1)
+    best = max(mine, key=lambda line: float(line["map_at_r"]) if line["map_at_r"] != "nan" else -1)
     for seed in SEEDS:
         row(float(best["learning_rate"]), seed, "test")

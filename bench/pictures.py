@@ -49,8 +49,7 @@ def has_wall(rows: results.Rows, name: str) -> bool:
 
 
 def device(rows: results.Rows) -> str:
-    last = rows[-1]
-    return last["device"] if last["driver"] else f"{last['device']}, {last['threads']} threads"
+    return results.processor_and_threads(rows[-1])
 
 
 def log_axes(axes: Any, y_label: str, show: Callable[[float], str]) -> None:

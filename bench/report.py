@@ -79,7 +79,7 @@ def one_run(selected: Rows, line: Sequence[str], cell: Sequence[str] = ()) -> It
 
 
 def where(row: dict[str, str]) -> list[str]:
-    return [row["device"] if row["driver"] else f"{row['device']}, {row['threads']} threads", row["commit"]]
+    return [rows.processor_and_threads(row), row["commit"]]
 
 
 def compare(columns: dict[str, tuple[str, ...]], sizes: Sequence[str], gpu: bool, every: Rows | None = None) -> Table:
@@ -179,9 +179,9 @@ def metric_time(gpu: bool) -> Table:
 
 def retrieval(gpu: bool) -> Table:
     """Retrieval on the test split after equal training: mean and standard deviation over seeds."""
-    found = [row for row in rows.select("metric.csv", ("digits", "fer2013"), gpu) if row["split"] == "test"]
+    test_rows = [row for row in rows.select("metric.csv", ("digits", "fer2013"), gpu) if row["split"] == "test"]
     lines = []
-    for newest, cells in one_run(found, ("part", "contender"), ("seed",)):
+    for newest, cells in one_run(test_rows, ("part", "contender"), ("seed",)):
         line = [newest["part"], METRIC_LOSSES[newest["contender"]], newest["learning_rate"], str(len(cells))]
         for metric in METRICS:
             values = [100 * float(cell[metric]) for cell in cells.values()]

@@ -96,6 +96,13 @@ def processor() -> str:
     return next(names, "") or platform.processor() or platform.machine()
 
 
+def processor_and_threads(row: Mapping[str, str]) -> str:
+    """Where a row was measured: a GPU, or a CPU with its number of threads."""
+    if row["driver"]:
+        return row["device"]
+    return f"{row['device']}, {row['threads']} thread{'' if row['threads'] == '1' else 's'}"
+
+
 def _output(tool: str, *words: str) -> str:
     """What a tool prints; "" where it is not installed or fails."""
     if (path := shutil.which(tool)) is None:

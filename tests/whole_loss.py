@@ -117,8 +117,8 @@ def test_the_ring_is_the_confusion_matrix_of_the_window(backend) -> None:
     for seed in range(6):
         logits, x, targets = draw(30, seed)
         weights = loss(logits, x, targets).attention
-        kept = targets != -100
-        seen.append((targets[kept].cpu(), logits.argmax(1)[kept].cpu()))
+        labelled = targets != -100
+        seen.append((targets[labelled].cpu(), logits.argmax(1)[labelled].cpu()))
         labels, predictions = (torch.cat(part) for part in zip(*seen[-3:], strict=True))
         matrix = torch.from_numpy(confusion_matrix(labels, predictions, labels=range(C))).double()
         recall = matrix.diagonal() / matrix.sum(1).clamp(min=1)

@@ -17,7 +17,7 @@ def parser() -> CommandParser:
         + "; ".join(f"{name} = {study.title}" for name, study in STUDIES.items())
         + "; table11 = parameters and multiply-adds, without training. After each run tables.md and a CSV per study "
         "are written anew. A row is the training that all other options describe, as of python -m train, but for what "
-        "it varies. Called again, it goes on where it stopped; processes with other seeds may work in one folder.",
+        "it varies. Called again, it continues where it stopped; processes with other seeds may work in one folder.",
         epilog="Every option of python -m train may be given too, but --out, --overwrite and --resume: --data PATH, "
         "--recipe NAME, --epochs N and so on; python -m train --help lists them.",
     )
@@ -34,7 +34,7 @@ def parser() -> CommandParser:
         type=at_least(0, float),
         default=0.0,
         metavar="M",
-        help="stop after so long, with a checkpoint of each run begun, to go on by the same command; 0: train all",
+        help="stop after so long, with a checkpoint of each run; the same command continues; 0: train all",
     )
     result.add_argument(
         "--processes",

@@ -19,7 +19,7 @@ from train.errors import UserError
 from train.owned_folder import remove_if_empty
 
 FORMAT = 1
-KEPT = 2
+NEWEST = 2
 FOLDER, PARTIAL = "checkpoints", "checkpoint.partial"
 NAME = f"epoch{'[0-9]' * 5}-step{'[0-9]' * 9}-{'[0-9a-f]' * 16}.pt"
 State = dict[str, Any]
@@ -48,7 +48,7 @@ def write_checkpoint(run: Path, state: State) -> Path:
     sync_folder(folder)
     before = [other for other in checkpoints(run) if _place(other) < _place(path)]
     for other in checkpoints(run):  # older, or later than a checkpoint that the run has gone back to
-        if other != path and other not in before[: KEPT - 1]:
+        if other != path and other not in before[: NEWEST - 1]:
             other.unlink()
     return path
 

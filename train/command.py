@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pkgutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,8 @@ def execute(parser: CommandParser, function: str, arguments: Sequence[str] | Non
 
     def call() -> int:
         options = vars(parser.parse(arguments))
+        if sys.stderr.isatty():
+            print("starting: PyTorch, the run", file=sys.stderr, flush=True)
         pkgutil.resolve_name(function)(**options)
         return 0
 

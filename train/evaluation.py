@@ -145,9 +145,9 @@ def evaluate(
     model.train(training)
     if torch.distributed.is_initialized():  # the metrics add their counts over the ranks by themselves
         torch.distributed.all_reduce(cross_entropy)
-    found = retrieval_metrics(vectors.compute(), labels.compute().long()) if retrieval else {}
+    retrieved = retrieval_metrics(vectors.compute(), labels.compute().long()) if retrieval else {}
     computed = {**metrics.compute(), "ece": calibration.compute()}
-    return _evaluation(computed, float(cross_entropy), tuple(class_names), found)
+    return _evaluation(computed, float(cross_entropy), tuple(class_names), retrieved)
 
 
 def evaluation_of(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> Evaluation:

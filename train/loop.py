@@ -12,6 +12,7 @@ from torch import nn
 
 from adcorre import VirtualBatch
 from train.bars import bar as bar_of
+from train.bars import wrap
 from train.build import Network, build_batches, build_data, build_network, resolve_run
 from train.checkpoint import State, keep_checkpoints, random_state, restore_random, write_checkpoint
 from train.data import Splits
@@ -41,8 +42,8 @@ from train.resume import (
     find_run,
     has_ended,
     load_resumed,
+    newest_checkpoint_note,
     origin,
-    what_is_left,
 )
 from train.run_folder import RunFolder, load_trained
 from train.settings import Settings, describe
@@ -80,7 +81,7 @@ def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
                     loop.train()
                 except (OSError, RuntimeError) as error:
                     if message := explain(error):
-                        raise UserError(f"{message}; {what_is_left(Path(settings.run.out))}") from error
+                        raise UserError(f"{message}; {newest_checkpoint_note(Path(settings.run.out))}") from error
                     raise
 
 
@@ -116,7 +117,7 @@ class Run:
         self.totals = Totals(device)
         self.conditions = conditions(device)
         self.folder = self.open_folder(Path(settings.run.out), state)
-        print(f"{data.report}\n\n{describe(settings)}")
+        print(f"{wrap(data.report)}\n\n{describe(settings)}")
         describe_network(network, settings, device)
         print(describe_steps(self.steps, settings, ranks), flush=True)
         for note in warmup_notes(settings, len(self.steps)):
@@ -200,13 +201,13 @@ class Run:
 
         for module in (self.model, self.ema.module) if self.ema else (self.model,):
             self.ranks.broadcast(module, buffers_only=True)
-        found = evaluate(
+        evaluation = evaluate(
             self.evaluated,
             self.watch.over(bar_of(self.batches.validation, "validation")),
             self.class_names,
             self.device,
         )
-        figure = getattr(found, settings.run.select)
+        figure = getattr(evaluation, settings.run.select)
         better = figure > self.best_figure
         if better:
             self.best_epoch, self.best_figure = self.epoch, figure
@@ -214,8 +215,10 @@ class Run:
             self.plateau.step(figure)
         if self.folder:
             seconds = time.perf_counter() - began
-            log_epoch(self.folder, self.epoch, self.step, seconds, train_figures, found, self.loss_fn, better, settings)
-        self.finished = self.description() | {"validation": found.as_dict(), "summary": found.summary()}
+            log_epoch(
+                self.folder, self.epoch, self.step, seconds, train_figures, evaluation, self.loss_fn, better, settings
+            )
+        self.finished = self.description() | {"validation": evaluation.as_dict(), "summary": evaluation.summary()}
         self.epoch, self.done, self.totals = self.epoch + 1, 0, Totals(self.device)
         self.checkpoint()
         self.publish()
@@ -303,7 +306,7 @@ class Run:
         if not self.totals.finite() or not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise Diverged(
                 f"the loss or a weight is no longer finite (epoch {self.reached}, step {self.step}): no checkpoint was "
-                f"written; {what_is_left(self.folder.path)}. A lower --lr or --lambd, or --clip, may help"
+                f"written; {newest_checkpoint_note(self.folder.path)}. A lower --lr or --lambd, or --clip, may help"
             )
         state = {
             "settings": self.settings.as_dict(),

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from adcorre import AdCorreLoss, AdCorreOutput
-from train.bars import bar
+from train.bars import bar, wrap
 from train.build import Network
 from train.data.loading import TrainSteps
 from train.errors import Diverged
 from train.evaluation import Evaluation
 from train.ranks import Ranks
-from train.resume import what_is_left
+from train.resume import newest_checkpoint_note
 from train.run_folder import RunFolder
 from train.settings import Settings, columns
 
@@ -99,8 +99,10 @@ def describe_network(network: Network, settings: Settings, device: torch.device)
     layout = "channels_last" if speed.channels_last == "yes" else "contiguous"
     part = f", {trained:,} of them trained" if trained < total else ""
     dtype = speed.amp if speed.amp != "none" else "float32"
-    kept = "; freed memory is kept" if network.keeps_freed_memory else ""
-    lines = [f"{settings.model.backbone}: {total:,} parameters{part}, on {device}{threads}, in {dtype}, {layout}{kept}"]
+    memory = "; freed memory stays reserved" if network.keeps_freed_memory else ""
+    lines = [
+        f"{settings.model.backbone}: {total:,} parameters{part}, on {device}{threads}, in {dtype}, {layout}{memory}"
+    ]
     if trials:
         lines.append(f"images/s measured, forward and backward: {trials}")
     print("\n".join(textwrap.fill(line, columns(), subsequent_indent="  ") for line in lines))
@@ -155,7 +157,7 @@ def check_finite(figures: dict[str, float], epoch: int, step: int, settings: Set
         shown = ", ".join(f"{key} {figures[key]:.4g}" for key in ("ce", "fd", "md", "ed"))
         raise Diverged(
             f"the loss is no longer finite (epoch {epoch}, within the last steps up to {step}: {shown}). "
-            f"A lower --lr or --lambd, or --clip, may help; {what_is_left(Path(settings.run.out))}"
+            f"A lower --lr or --lambd, or --clip, may help; {newest_checkpoint_note(Path(settings.run.out))}"
         )
 
 
@@ -185,25 +187,25 @@ def log_epoch(
     step: int,
     seconds: float,
     train_figures: dict[str, float],
-    found: Evaluation,
+    evaluation: Evaluation,
     loss_fn: AdCorreLoss,
     better: bool,
     settings: Settings,
 ) -> None:
     figures: dict[str, float | int] = {"epoch": epoch, "step": step, "seconds": seconds}
     figures |= {f"train_{key}": value for key, value in train_figures.items()}
-    figures["validation_accuracy"] = found.accuracy
-    figures["validation_average_accuracy"] = found.average_accuracy
-    figures["validation_nll"], figures["validation_ece"] = found.nll, found.ece
-    figures |= {f"recall_{name}": value for name, value in zip(found.class_names, found.recall, strict=True)}
-    figures |= _weights(found.class_names, loss_fn.attention_map.weights().tolist())
+    figures["validation_accuracy"] = evaluation.accuracy
+    figures["validation_average_accuracy"] = evaluation.average_accuracy
+    figures["validation_nll"], figures["validation_ece"] = evaluation.nll, evaluation.ece
+    figures |= {f"recall_{name}": value for name, value in zip(evaluation.class_names, evaluation.recall, strict=True)}
+    figures |= _weights(evaluation.class_names, loss_fn.attention_map.weights().tolist())
     folder.log("epochs", epoch, figures)
-    folder.write_validation(epoch, found)
+    folder.write_validation(epoch, evaluation)
     title = f"epoch {epoch}/{settings.optimizer.epochs}"
-    print(f"{title}  training: {_format_figures(train_figures)}  {seconds:.0f} s")
-    print(f"{title}  validation: {found.summary()}{'  best so far' if better else ''}", flush=True)
-    if found.collapse and epoch > 2:  # many runs begin so
-        print(found.collapse, flush=True)
+    print(wrap(f"{title}  training: {_format_figures(train_figures)}  {seconds:.0f} s"))
+    print(f"{title}  validation: {evaluation.summary()}{'  best so far' if better else ''}", flush=True)
+    if evaluation.collapse and epoch > 2:  # many runs begin so
+        print(evaluation.collapse, flush=True)
 
 
 def _weights(class_names: Sequence[str], weights: Sequence[float]) -> dict[str, float]:

@@ -90,7 +90,7 @@ def has_ended(settings: Settings, epoch: int, best_epoch: int) -> bool:
     return epoch > epochs or 0 < patience <= epoch - 1 - best_epoch
 
 
-def what_is_left(run: Path) -> str:
+def newest_checkpoint_note(run: Path) -> str:
     """What a run that ends by an error leaves to go on from."""
     newest = next(iter(checkpoints(run)), None)
     return f"the checkpoint {newest.name} is kept in {run}" if newest else "no checkpoint was written before it"

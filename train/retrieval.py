@@ -59,8 +59,8 @@ def retrieval_metrics(
         # The calculator expects queries to come first among the references.
         all_x, all_labels = x.roll(-start, 0), labels.roll(-start)
         size = min(QUERIES, len(x) - start)
-        found = calculator.get_accuracy(all_x[:size], all_labels[:size], all_x, all_labels, ref_includes_query=True)
+        figures = calculator.get_accuracy(all_x[:size], all_labels[:size], all_x, all_labels, ref_includes_query=True)
         queries += taken
         for name in METRICS:
-            total[name] += taken * found["mean_average_precision_at_r" if name == "map_at_r" else name]
+            total[name] += taken * figures["mean_average_precision_at_r" if name == "map_at_r" else name]
     return {name: value / queries if queries else float("nan") for name, value in total.items()}

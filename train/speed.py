@@ -46,8 +46,8 @@ def autotune(
 ) -> list[Trial]:
     """Forward and backward passes in each of the settings that "auto" leaves open; the one to take comes first.
 
-    Where nothing is open the list is empty. The answer is kept in the user's cache, so that the next run of this model
-    on this machine is trained alike, unless the machine is busy with something else, which is said.
+    Empty where nothing is open. The result is cached for the user, so that the next run of this model on this machine
+    trains in the same setting. On a busy machine it is not cached, and a note says so.
     """
     if settings.deterministic or "auto" not in (settings.amp, settings.channels_last):
         return []
@@ -55,28 +55,28 @@ def autotune(
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     asked = (image_size, batch_size, settings.amp, settings.channels_last)
     key = digest("2", repr(model), *map(str, (*machine, card, *asked)))
-    found: list[Trial] = []
+    trials: list[Trial] = []
 
     def make(folder: Path) -> None:
         print("measuring which dtype and memory layout is faster: some seconds", flush=True)
         began, cpu = time.perf_counter(), time.thread_time()
-        found.extend(measure(model, settings, image_size, batch_size, device))
+        trials.extend(measure(model, settings, image_size, batch_size, device))
         share = (time.thread_time() - cpu) / (time.perf_counter() - began)
         if device.type == "cpu" and share < SHARE:
             raise Busy(f"{share:.0%}")
-        (folder / "trials.json").write_text(json.dumps([asdict(trial) for trial in found]), encoding="utf-8")
+        (folder / "trials.json").write_text(json.dumps([asdict(trial) for trial in trials]), encoding="utf-8")
 
     try:
         folder = cached_dir(f"speed-{key}", make)
     except Busy as busy:
         print(
             f"note: something else computes on this machine (speed was measured with {busy} of a processor): the "
-            "measurement is not kept for the next run; --amp and --channels-last choose without one",
+            "measurement is not cached for the next run; --amp and --channels-last choose without one",
             flush=True,
         )
-        return found
+        return trials
     if folder is None:
-        return found or measure(model, settings, image_size, batch_size, device)
+        return trials or measure(model, settings, image_size, batch_size, device)
     return [Trial(**row) for row in json.loads((folder / "trials.json").read_text(encoding="utf-8"))]
 
 

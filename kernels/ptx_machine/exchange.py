@@ -75,13 +75,13 @@ def shuffle(op: Op) -> Step:
 
         def compute() -> Callable[[Mask], None]:
             key = lane.tobytes() + clamp.tobytes() if warps.count == 1 else b""
-            found = cache.get(key) if key else None
-            if found is None:
-                found = sources()
+            cached = cache.get(key) if key else None
+            if cached is None:
+                cached = sources()
                 if key and len(cache) < 64:
-                    cache[key] = found
-            moved = value[found[0]]
-            return store((out, moved), (flag, found[1])) if flag is not None else store((out, moved))
+                    cache[key] = cached
+            moved = value[cached[0]]
+            return store((out, moved), (flag, cached[1])) if flag is not None else store((out, moved))
 
         return compute
 

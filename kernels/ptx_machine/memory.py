@@ -86,21 +86,21 @@ class Pattern:
 
     def index(self, size: int, count: int) -> np.ndarray:
         """(lanes, count) elements of `size` bytes, relative to the first lane's first."""
-        found = self._index.get((size, count))
-        if found is None:
-            found = (self.rel // size)[:, None] + np.arange(count)
-            self._index[size, count] = found
-        return found
+        cached = self._index.get((size, count))
+        if cached is None:
+            cached = (self.rel // size)[:, None] + np.arange(count)
+            self._index[size, count] = cached
+        return cached
 
     def granules(self, size: int, phase: int, nbytes: int) -> np.ndarray | slice:
         """Granules of `size` bytes touched, relative to the granule of the first lane's first byte."""
-        found = self._granules.get((size, phase))
-        if found is None:
+        cached = self._granules.get((size, phase))
+        if cached is None:
             at = np.unique((self.rel[:, None] + phase + np.arange(0, nbytes, min(size, nbytes))) // size)
             dense = at[-1] - at[0] + 1 == len(at)
-            found = slice(int(at[0]), int(at[-1]) + 1) if dense else at
-            self._granules[size, phase] = found
-        return found
+            cached = slice(int(at[0]), int(at[-1]) + 1) if dense else at
+            self._granules[size, phase] = cached
+        return cached
 
 
 @lru_cache(maxsize=1 << 14)

@@ -24,7 +24,7 @@ _COMPARISONS = {
     "eq": ("ne",),
     "ne": ("eq",),
 }
-_KEPT = ("ret", "exit", "bra")  # to drop one of these makes a program without an end, which is too easily found
+_CONTROL = "ret", "exit", "bra"  # to drop one of these makes a program without an end, too easy to detect
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Mutant:
 def lines_of(ptx: str, entry: Entry) -> dict[int, int]:
     """Instruction -> the line of the text that it stands in, where it stands there alone."""
     lines = [_statement(line) for line in ptx.splitlines()]
-    found, start = {}, 0
+    line_of, start = {}, 0
     for number, source in enumerate(entry.instructions):
         for at in range(start, min(start + 200, len(lines))):
             if lines[at] == source.text:
-                found[number], start = at, at + 1
+                line_of[number], start = at, at + 1
                 break
-    return found
+    return line_of
 
 
 def candidates(ptx: str, executed: Sequence[Executed], threads: int, shared: int) -> list[int]:
@@ -90,7 +90,7 @@ def mutate(text: str, kind: str, entry: Entry, rng: random.Random) -> str | None
     """The instruction with one fault; None where this kind does not apply. "" if it is dropped."""
     guard, opcode, operands = _parts(text)
     if kind == "dropped":
-        return None if opcode.split(".")[0] in _KEPT else ""
+        return None if opcode.split(".")[0] in _CONTROL else ""
     if kind == "predicate":
         if not guard:
             return None
@@ -142,10 +142,10 @@ def _other_number(guard: str, opcode: str, operands: str, pattern: str, rng: ran
         return None
     if opcode.startswith("shfl") and "[" not in operands:
         pattern = r"(?<=, )\d+(?=, \d+, -1)"  # by how much; not for whom
-    found = list(re.finditer(pattern, operands))
-    if not found:
+    matches = list(re.finditer(pattern, operands))
+    if not matches:
         return None
-    at = rng.choice(found)
+    at = rng.choice(matches)
     value = int(at[0])
     new = rng.choice([new for new in (value + 1, value - 1, value * 2, value + 4) if new != value])
     return f"{guard}{opcode} {operands[: at.start()]}{new}{operands[at.end() :]}"
@@ -156,10 +156,10 @@ def _other_register(guard: str, opcode: str, operands: str, entry: Entry, rng: r
     start = 0 if opcode.startswith(("st", "red", "cp")) else operands.find(",") + 1
     if opcode.startswith(("ld.param", "bra", "bar")) or (start == 0 and not opcode.startswith(("st", "red", "cp"))):
         return None
-    found = [match for match in re.finditer(r"%(?:rs|rd|r|p)\d+", operands) if match.start() >= start]
-    if not found:
+    matches = [match for match in re.finditer(r"%(?:rs|rd|r|p)\d+", operands) if match.start() >= start]
+    if not matches:
         return None
-    at = rng.choice(found)
+    at = rng.choice(matches)
     prefix, number = re.sub(r"\d", "", at[0]), int(re.sub(r"\D", "", at[0]))
     near = [f"{prefix}{number + step}" for step in (1, -1, 2, -2) if f"{prefix}{number + step}" in entry.registers]
     if not near:

@@ -96,15 +96,15 @@ class _Places:
         self.current = ""
 
     def move(self, line: str) -> None:
-        found = _LOC.search(line)
-        if found is None:
+        match = _LOC.search(line)
+        if match is None:
             return
-        here = (int(found[1]), int(found[2]), int(found[3]))
-        if found[4]:
-            self.callers[here] = (int(found[4]), int(found[5]), int(found[6]))
+        here = (int(match[1]), int(match[2]), int(match[3]))
+        if match[4]:
+            self.callers[here] = (int(match[4]), int(match[5]), int(match[6]))
         if here[1] == 0 and self.current:
             return  # line 0: made by the compiler, belongs to what came before
-        outer = self.callers.get(here, here) if found[4] else here
+        outer = self.callers.get(here, here) if match[4] else here
         for _ in range(20):
             outer = self.callers.get(outer, outer)
         self.current = f"{self.files.get(outer[0], '?')}:{outer[1]}"

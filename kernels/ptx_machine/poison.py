@@ -102,8 +102,8 @@ class Poison:
         return np.logical_or.reduce([self.marks[name] != 0 for name in names])
 
     def _mark(self, name: str) -> np.ndarray:
-        found = self.marks.get(name)
-        return np.zeros(self.warps.lanes, np.uint8) if found is None else found
+        mark = self.marks.get(name)
+        return np.zeros(self.warps.lanes, np.uint8) if mark is None else mark
 
     def _packed(self, source: Instruction, written: list[str]) -> dict[str, np.ndarray]:
         """mov.b64 %rd, {%r, %r} and mov.b64 {%r, %r}, %rd: the bits of the parts, side by side."""

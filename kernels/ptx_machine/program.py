@@ -27,9 +27,9 @@ def class_of(source: Instruction) -> str:
         for space in ("global", "shared", "param"):
             if any(part.split("::")[0] == space for part in source.parts[1:]):
                 return f"{space} {direction}"
-    found = _CLASSES.get(source.name)
-    if found:
-        return found
+    kind_of = _CLASSES.get(source.name)
+    if kind_of:
+        return kind_of
     kind = source.parts[-1]
     if kind.startswith(("f", "bf")):
         return kind

@@ -89,18 +89,18 @@ class Shadow:
 
     def on_read(self, at: Granules, vector: np.ndarray, warp: int, lane: int, pc: int, strong: bool) -> list[Conflict]:
         """`lane`: the warp's column where `warps` is not 0. `strong`: volatile or relaxed, may meet atomics."""
-        found: list[Conflict] = []
+        conflicts: list[Conflict] = []
         writer, wrote = self.writer[at], self.wrote[at]
         late = vector[writer] < wrote
         if late.any():
-            found = self._writes(at, late if not strong else late & (self.how[at] != ATOMIC))
-            found = [c for c in found if not any(vector[w] >= clock for w, clock in self.equal.get(c[0], ()))]
+            conflicts = self._writes(at, late if not strong else late & (self.how[at] != ATOMIC))
+            conflicts = [c for c in conflicts if not any(vector[w] >= clock for w, clock in self.equal.get(c[0], ()))]
         if strong:
             for g in _numbers(at):
                 self.strong_reads.setdefault(int(g), {})[warp] = (int(vector[warp]), pc)
-            return found
+            return conflicts
         if self.atomics:
-            found += _unordered(self.atomics, "atomic", at, vector, warp)
+            conflicts += _unordered(self.atomics, "atomic", at, vector, warp)
         clock = vector[warp]
         if self.warps:
             self.reads[at, lane] = clock
@@ -114,7 +114,7 @@ class Shadow:
             self.reader[at] = warp
             self.read[at] = clock
         self.read_at[at] = pc
-        return found
+        return conflicts
 
     def on_write(
         self,
@@ -127,16 +127,16 @@ class Shadow:
         atomic: bool = False,
     ) -> list[Conflict]:
         """`block`: the warps of the warp's block. `changed`: granules whose bytes the write changes."""
-        found: list[Conflict] = []
+        conflicts: list[Conflict] = []
         late = vector[self.writer[at]] < self.wrote[at]
         if atomic:
             late &= self.how[at] != ATOMIC
         if late.any():
-            found = self._writes(at, late)
+            conflicts = self._writes(at, late)
         if self.atomics and not atomic:
-            found += _unordered(self.atomics, "atomic", at, vector, warp)
+            conflicts += _unordered(self.atomics, "atomic", at, vector, warp)
         if self.strong_reads and not atomic:
-            found += _unordered(self.strong_reads, "read", at, vector, warp)
+            conflicts += _unordered(self.strong_reads, "read", at, vector, warp)
         if self.warps:
             unseen = self.reads[at] > vector[block.start : block.stop]
             if unseen.any():
@@ -144,22 +144,24 @@ class Shadow:
                 numbers = _numbers(at)
                 for row, lane in zip(rows[:4], lanes[:4], strict=True):
                     g = int(numbers[row])
-                    found.append((g, block.start + int(lane), int(self.read_at[g]), "read"))
+                    conflicts.append((g, block.start + int(lane), int(self.read_at[g]), "read"))
         else:
             reader = self.reader[at]
             unseen = (vector[reader] < self.read[at]) & (reader != warp)
             if unseen.any():
                 for g in _numbers(at)[unseen][:4]:
-                    found.append((int(g), int(self.reader[g]), int(self.read_at[g]), "read"))
+                    conflicts.append((int(g), int(self.reader[g]), int(self.read_at[g]), "read"))
             if self.more[at].any():
-                found += self._earlier_reads(_numbers(at), vector, warp)
-        if found and changed is not None:
+                conflicts += self._earlier_reads(_numbers(at), vector, warp)
+        if conflicts and changed is not None:
             # Replicated layouts make one instruction of a block's warps write the same bits to one place: no harm.
             harmful = set(_numbers(at)[changed()].tolist())
-            harmless = [c for c in found if c[0] not in harmful and c[1] in block and c[2] == pc and c[3] == "write"]
+            harmless = [
+                c for c in conflicts if c[0] not in harmful and c[1] in block and c[2] == pc and c[3] == "write"
+            ]
             for g, *_ in harmless:
                 self.equal.setdefault(g, []).append((int(self.writer[g]), int(self.wrote[g])))
-            found = [conflict for conflict in found if conflict not in harmless]
+            conflicts = [conflict for conflict in conflicts if conflict not in harmless]
         elif self.equal:
             for g in self.equal.keys() & set(_numbers(at).tolist()):
                 del self.equal[g]
@@ -170,7 +172,7 @@ class Shadow:
         if atomic:
             for g in _numbers(at):
                 self.atomics.setdefault(int(g), {})[warp] = (int(vector[warp]), pc)
-        return found
+        return conflicts
 
     def _writes(self, at: Granules, late: np.ndarray) -> list[Conflict]:
         return [
@@ -179,23 +181,23 @@ class Shadow:
         ]
 
     def _earlier_reads(self, numbers: np.ndarray, vector: np.ndarray, warp: int) -> list[Conflict]:
-        found = []
+        conflicts = []
         for where, readers, clocks, places in self.earlier:
             hit = np.isin(where, numbers) & (vector[readers] < clocks) & (readers != warp)
             for k in np.flatnonzero(hit)[:2]:
-                found.append((int(where[k]), int(readers[k]), int(places[k]), "read"))
-        return found
+                conflicts.append((int(where[k]), int(readers[k]), int(places[k]), "read"))
+        return conflicts
 
 
 def _unordered(
     seen: dict[int, dict[int, tuple[int, int]]], what: str, at: Granules, vector: np.ndarray, warp: int
 ) -> list[Conflict]:
-    found = []
+    conflicts = []
     for g in seen.keys() & set(_numbers(at).tolist()):
         for other, (clock, pc) in seen[g].items():
             if other != warp and vector[other] < clock:
-                found.append((g, other, pc, what))
-    return found
+                conflicts.append((g, other, pc, what))
+    return conflicts
 
 
 def shift(at: Granules, by: int) -> Granules:

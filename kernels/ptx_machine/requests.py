@@ -100,14 +100,14 @@ def grant(warps: Warps, request: Request) -> Access | None:
         if misaligned is not None:
             request = request.without(misaligned)
             continue
-        found = (_shared if request.space == "shared" else _global)(warps, request, pattern)
-        if isinstance(found, Access):
-            if warps.clocks is not None and found.buffer.shadow is not None:
-                _order(warps, request, found)
+        outcome = (_shared if request.space == "shared" else _global)(warps, request, pattern)
+        if isinstance(outcome, Access):
+            if warps.clocks is not None and outcome.buffer.shadow is not None:
+                _order(warps, request, outcome)
             if request.space == "shared":
-                _state(warps, request, found)
-            return found
-        request = request.without(found)
+                _state(warps, request, outcome)
+            return outcome
+        request = request.without(outcome)
     return None
 
 
@@ -213,10 +213,10 @@ def _order(warps: Warps, request: Request, access: Access) -> None:
         changed = (lambda: _changed(access, at, size, nbytes, values)) if values is not None else None
         first = int(warps.number - warps.warp[0])
         block = range(first, first + warps.threads // 32)
-        found = shadow.on_write(at, warps.vector, warps.number, block, request.pc, changed, request.atomic)
+        conflicts = shadow.on_write(at, warps.vector, warps.number, block, request.pc, changed, request.atomic)
     else:
-        found = shadow.on_read(at, warps.vector, warps.number, int(warps.warp[0]), request.pc, request.strong)
-    for conflict in found[:4]:
+        conflicts = shadow.on_read(at, warps.vector, warps.number, int(warps.warp[0]), request.pc, request.strong)
+    for conflict in conflicts[:4]:
         what = "write" if request.write else "read"
         message = f"{request.space} {what} that nothing orders after the {conflict[3]} of another warp"
         warps.find("race", request.pc, message, request.lanes, conflict)

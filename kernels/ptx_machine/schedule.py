@@ -88,16 +88,16 @@ class Runner:
         guard = self.program.entry.instructions[at].guard
         if guard is None:
             return None
-        found = self._guards.get(at)
-        if found is None:
-            found = self._guards[at] = (self.warps.read(guard[0], "pred"), guard[1])
-        return ~found[0] if found[1] else found[0]
+        cached = self._guards.get(at)
+        if cached is None:
+            cached = self._guards[at] = (self.warps.read(guard[0], "pred"), guard[1])
+        return ~cached[0] if cached[1] else cached[0]
 
     def _one(self, at: int) -> Callable[[Mask], None]:
         """The instruction for the lanes of a mask, its predicate and its watched registers seen to."""
-        found = self._single.get(at)
-        if found is not None:
-            return found
+        cached = self._single.get(at)
+        if cached is not None:
+            return cached
         source = self.program.entry.instructions[at]
         run = self._poison.watch(at, self.program.steps[at].bind(self.warps))
         if source.guard is not None:
@@ -128,11 +128,11 @@ class Runner:
         return partial(self._one(at), None)
 
     def _run_of(self, start: int) -> tuple[tuple[Callable[[], object], ...], int]:
-        found = self._runs.get(start)
-        if found is None:
+        cached = self._runs.get(start)
+        if cached is None:
             end = self.program.end_of_run(start)
-            found = self._runs[start] = (tuple(self._fast(at) for at in range(start, end)), end)
-        return found
+            cached = self._runs[start] = (tuple(self._fast(at) for at in range(start, end)), end)
+        return cached
 
     # Stepping
 

@@ -80,12 +80,12 @@ class Warps:
             if dtype.itemsize < base.dtype.itemsize:
                 return base.view(dtype).reshape(self.lanes, -1)[:, 0]
             raise MachineError(f"{name} is narrower than .{kind}")
-        found = self._constants.get((name, kind))
-        if found is None:
+        cached = self._constants.get((name, kind))
+        if cached is None:
             value = constant(name, "b32" if kind.endswith("16x2") else "b64" if kind == "f32x2" else kind, self.entry)
-            found = np.full(self.lanes, value).view(dtype)
-            self._constants[name, kind] = found
-        return found
+            cached = np.full(self.lanes, value).view(dtype)
+            self._constants[name, kind] = cached
+        return cached
 
     def write(self, name: str, kind: str) -> np.ndarray:
         """A register to put `kind` into; a wider one is extended as the type's sign says."""

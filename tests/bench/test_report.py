@@ -78,8 +78,8 @@ def test_readme_has_a_gpu_from_the_rows_of_kernels(results: Path) -> None:
         ("terms", "float32", "times faster than reference", 3.1),
         ("Eq. 12", "float32", "times faster than reference", 2.2),
     ]
-    found = [dict(zip(("case", "dtype", "metric", "value"), figure, strict=True)) for figure in figures]
-    rows.append(results / "gpu.csv", (*KERNEL_FIELDS, "session"), [case | row for row in found])
+    listed = [dict(zip(("case", "dtype", "metric", "value"), figure, strict=True)) for figure in figures]
+    rows.append(results / "gpu.csv", (*KERNEL_FIELDS, "session"), [case | row for row in listed])
     assert report.write("speed").splitlines()[2:] == [
         "| 600 | 500 ms | 1.5 s (3x) | 1 s (2x) | 2 s (4x) | a CPU, 2 threads | abc |",
         "| 600 | 1 ms | 3 ms (3.1x) |  |  | a GPU | abc |",
@@ -107,14 +107,14 @@ def test_tables_and_pictures_of_each_device(results: Path) -> None:
     assert report.write("steps-gpu") == "`steps-gpu`: not measured yet."
     assert [line.split(" | ")[-3] for line in report.write("step").splitlines()[2:]] == ["1.00 %", ""]
     words = {"device": "a GPU", "driver": "580", "commit": "abc", "date": "2026-01-01T00:00", "dtype": "bfloat16"}
-    found = [
+    listed = [
         {"part": "bandwidth", "n": 65536, "case": "forward + backward", "metric": "share of a copy's bandwidth",
          "value": 0.31},
         {"part": "pairs-rate", "n": 16384, "case": "pairs, medium", "metric": "share of a product's rate",
          "value": 0.62},
         {"part": "pairs-rivals", "n": 16384, "case": "reference", "metric": "ran out of memory", "value": True},
     ]  # fmt: skip
-    rows.append(results / "gpu.csv", (*KERNEL_FIELDS, "session"), [{**words, **row} for row in found])
+    rows.append(results / "gpu.csv", (*KERNEL_FIELDS, "session"), [{**words, **row} for row in listed])
     assert report.write("kernels-gpu").splitlines()[-1] == "| 65,536 | bfloat16 | 31 % | a GPU | abc |"
     assert report.write("pairs-gpu").splitlines()[-1] == "| 16,384 | bfloat16 | 62 % | a GPU | abc |"
     assert report.write("scale") == "`scale`: not measured yet."

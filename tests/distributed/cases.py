@@ -183,26 +183,26 @@ def count_gradient_reductions(model: DistributedDataParallel) -> Callable[[], in
 def batch_norm_under_ddp(rank: int, world: int) -> None:
     """Buffers and gradients are those of plain accumulation: DDP hands out rank 0's buffers before a step, once."""
     accumulated, mine = (DistributedDataParallel(Model(norm=True, dropout=0.2).double()) for _ in range(2))
-    kept = DistributedDataParallel(Model(norm=True, dropout=0.2).double())
+    with_graphs = DistributedDataParallel(Model(norm=True, dropout=0.2).double())
     for seed in range(3):
         images, targets = draw(29 * world, seed=seed)
         images, targets = images[rank::world], targets[rank::world]
         chunks = split(images, targets, 7 if rank else 29)
         outputs = []
-        for model, keep_graphs in ((mine, False), (kept, True)):
+        for model, keep_graphs in ((mine, False), (with_graphs, True)):
             loss = AdCorreLoss(CLASSES, process_group="world")
             torch.manual_seed(rank)
             model.zero_grad()
             outputs.append(VirtualBatch(model, loss, keep_graphs=keep_graphs)(chunks))
         assert_equal_outputs(outputs[0], outputs[1])
-        assert_equal_gradients(mine.module, kept.module)
+        assert_equal_gradients(mine.module, with_graphs.module)
         torch.manual_seed(rank)
         for index, (chunk, labels) in enumerate(chunks):
             with nullcontext() if index == len(chunks) - 1 else accumulated.no_sync():
                 plain_step(accumulated, AdCorreLoss(CLASSES), chunk, labels)
         for name, buffer in accumulated.named_buffers():
             torch.testing.assert_close(mine.get_buffer(name), buffer, rtol=0, atol=0, msg=name)
-            torch.testing.assert_close(kept.get_buffer(name), buffer, rtol=0, atol=0, msg=name)
+            torch.testing.assert_close(with_graphs.get_buffer(name), buffer, rtol=0, atol=0, msg=name)
 
 
 @case
@@ -420,16 +420,16 @@ def compiled_loss(rank: int, world: int) -> None:
 @slow
 def compiled_model_in_ddp(rank: int, world: int) -> None:
     images, targets = draw(29, seed=rank)
-    kept, mine = (
+    with_graphs, mine = (
         DistributedDataParallel(torch.compile(Model(norm=True, dropout=0.2).double(), backend="aot_eager"))
         for _ in range(2)
     )
-    for model, keep_graphs in ((mine, False), (kept, True)):
+    for model, keep_graphs in ((mine, False), (with_graphs, True)):
         torch.manual_seed(rank)
         loss = AdCorreLoss(CLASSES, process_group="world")
         VirtualBatch(model, loss, 7, keep_graphs=keep_graphs)(images, targets)
-    assert_equal_gradients(mine, kept)
-    for a, b in zip(mine.buffers(), kept.buffers(), strict=True):
+    assert_equal_gradients(mine, with_graphs)
+    for a, b in zip(mine.buffers(), with_graphs.buffers(), strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -461,23 +461,23 @@ def metric_loss_equals_a_single_process(rank: int, world: int) -> None:
     every = torch.randn(13, 2, 6, generator=rng, dtype=torch.float64)
     labels = torch.randint(0, 5, (13,), generator=rng).sort()[0]
     for settings in ({"num_classes": 5}, {}, PAIRS, {"ignore_index": 30}, {"num_classes": 5, "map": True}):
-        made = []
+        losses = []
         for group in (None, "world"):
             options = {name: value for name, value in settings.items() if name != "map"}
             if "map" in settings:
                 options |= {"attention": AdaptiveAttentionMap(5), "embedding_size": (2, 6)}
-            made.append(AdCorreMetricLoss(**options, process_group=group).double())
+            losses.append(AdCorreMetricLoss(**options, process_group=group).double())
         given = labels if "num_classes" in settings else labels * 10
         for kind in ("uneven", "empty"):
             own = shares(13, world, kind)[rank]
             whole, mine = every.clone().requires_grad_(), every[own].clone().requires_grad_()
-            expected, loss = made[0](whole, given), made[1](mine, given[own])
+            expected, loss = losses[0](whole, given), losses[1](mine, given[own])
             expected.backward()
             loss.backward()
             torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(mine.grad, world * whole.grad[own], rtol=1e-10, atol=1e-12)
-        for name, value in made[0].state_dict().items():
-            torch.testing.assert_close(made[1].state_dict()[name], value)
+        for name, value in losses[0].state_dict().items():
+            torch.testing.assert_close(losses[1].state_dict()[name], value)
 
 
 @case

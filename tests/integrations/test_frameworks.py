@@ -48,6 +48,20 @@ def test_lightning(examples: Path, tmp_path: Path) -> None:
     assert seen(resumed.loss_fn.attention_map.counts) == [0, 0, 8, 8, 8]
 
 
+def test_compiled_lightning(examples: Path, tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning")
+    example, images = importlib.import_module("lightning_example"), importlib.import_module("model").Images()
+    module = example.LightningClassifier()
+    trainer = lightning.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False
+    )
+    before = module.model.head.classifier.weight.detach().clone()
+    trainer.fit(torch.compile(module, backend="aot_eager"), torch.utils.data.DataLoader(images, batch_size=8))
+    assert seen(module.model.loss_fn.attention_map.counts) == [0, 0, 0, 8, 8]
+    assert module.model.head.classifier.weight.isfinite().all()
+    assert not torch.equal(module.model.head.classifier.weight, before)
+
+
 def test_trainer(examples: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     example = importlib.import_module("trainer_example")

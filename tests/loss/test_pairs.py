@@ -98,14 +98,14 @@ def test_smaller_dtypes(dtype: torch.dtype) -> None:
     x, targets, attention = inputs(150, 3, 32, 5, dtype)
     truth_x = x.detach().double().requires_grad_()
     truth = gradient(truth_x, targets, attention, backend="reference", between_target=0, pairs="sample")
-    values, found = gradient(x, targets, attention, between_target=0, pairs="sample")
-    assert found.dtype == dtype
+    values, actual = gradient(x, targets, attention, between_target=0, pairs="sample")
+    assert actual.dtype == dtype
     torch.testing.assert_close(values.double(), truth[0], rtol=2e-6, atol=1e-7)
     largest = float(truth[1].abs().max())
-    assert float((found.double() - truth[1]).abs().max()) < 4 * torch.finfo(dtype).eps * largest
+    assert float((actual.double() - truth[1]).abs().max()) < 4 * torch.finfo(dtype).eps * largest
     wide_x = x.detach().float().requires_grad_()
     in_float32 = gradient(wide_x, targets, attention, between_target=0, pairs="sample")[1]
-    assert torch.equal(found, in_float32.to(dtype))  # rounded once
+    assert torch.equal(actual, in_float32.to(dtype))  # rounded once
 
 
 def test_a_chunks_gradient_in_half_precision_is_rounded_once() -> None:
@@ -123,9 +123,9 @@ def test_a_chunks_gradient_in_half_precision_is_rounded_once() -> None:
 def test_a_bad_label_and_a_nan_come_out_as_nan() -> None:
     x, targets, attention = inputs(20, 2, 8, 3)
     targets[4] = 9
-    values, found = gradient(x, targets, attention, pairs="sample", between_target=0, validate=False)
+    values, actual = gradient(x, targets, attention, pairs="sample", between_target=0, validate=False)
     assert values.isnan().all()
-    assert found.isnan().all()
+    assert actual.isnan().all()
     with pytest.raises(IndexError):
         adcorre_terms(x, targets, attention, pairs="sample")
 
@@ -154,10 +154,10 @@ def test_it_compiles_whole(backend: str) -> None:
     x, targets, attention = inputs(30, 2, 8, 3)
     options = {"pairs": "sample", "between_target": 0, "validate": False, "backend": backend}
     compiled = torch.compile(adcorre_terms, fullgraph=True, backend="aot_eager")
-    found, truth = (
+    actual, truth = (
         torch.autograd.grad(sum(terms(x, targets, attention, **options)), x)[0] for terms in (compiled, adcorre_terms)
     )
-    torch.testing.assert_close(found, truth)
+    torch.testing.assert_close(actual, truth)
 
 
 def test_the_whole_loss() -> None:
@@ -178,8 +178,8 @@ def test_what_cannot_be_had_is_refused() -> None:
     with pytest.raises(ValueError, match='backend="triton"'):
         adcorre_terms(x, targets, attention, pairs="sample", backend="triton")
     with pytest.raises(RuntimeError, match="no double backward"):
-        found = torch.autograd.grad(adcorre_terms(x, targets, attention, pairs="sample").fd, x, create_graph=True)[0]
-        found.sum().backward()
+        actual = torch.autograd.grad(adcorre_terms(x, targets, attention, pairs="sample").fd, x, create_graph=True)[0]
+        actual.sum().backward()
 
 
 @pytest.mark.slow

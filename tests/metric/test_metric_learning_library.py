@@ -79,3 +79,27 @@ def test_its_trainer_and_tester() -> None:
     ).train(num_epochs=2)
     assert len(accuracies) == 2
     assert accuracies[1] > 0.6
+
+
+def test_its_trainer_compiled() -> None:
+    """Model and loss compiled: the weights of the eager ones."""
+    labels = torch.arange(4).repeat(16)
+    dataset = torch.utils.data.TensorDataset(torch.randn(64, 6, generator=torch.Generator().manual_seed(0)), labels)
+    weights = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        trunk, loss = nn.Linear(6, 5), AdCorreMetricLoss(4, between_target="simplex")
+        parts = [torch.compile(part, backend="aot_eager") if compiled else part for part in (trunk, loss)]
+        trainers.MetricLossOnly(
+            models={"trunk": parts[0]},
+            optimizers={"trunk_optimizer": torch.optim.SGD(trunk.parameters(), lr=1.0)},
+            batch_size=32,
+            loss_funcs={"metric_loss": parts[1]},
+            dataset=dataset,
+            data_device=torch.device("cpu"),
+            dataloader_num_workers=0,
+        ).train(num_epochs=1)
+        weights.append(trunk.weight.detach())
+    torch.testing.assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5)
+    torch.manual_seed(0)
+    assert (weights[0] - nn.Linear(6, 5).weight).abs().max() > 1e-3

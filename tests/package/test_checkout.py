@@ -97,14 +97,14 @@ def test_oldest_is_what_pyproject_allows() -> None:
 
 def test_no_registry_and_no_path_of_one_machine() -> None:
     pattern = re.compile(f"{REGISTRIES}|{MACHINE_PATHS}")
-    found = []
+    matches = []
     for file in tracked():
         try:
             text = file.read_text()
         except UnicodeDecodeError:
             continue
-        found += [f"{file.relative_to(ROOT)}: {match[0]}" for match in pattern.finditer(text)]
-    assert found == []
+        matches += [f"{file.relative_to(ROOT)}: {match[0]}" for match in pattern.finditer(text)]
+    assert matches == []
 
 
 @pytest.mark.parametrize(

@@ -12,23 +12,23 @@ ROOT = Path(__file__).parents[2]
 OF_DATA = [f"train.data {name}" for name in DATA_COMMANDS]
 WITHOUT_DEVICE = (
     *("bench static", "bench report", "bench gate", "bench host", "bench spin", "bench tune"),
-    *("train.ablation.summary", *OF_DATA),
+    *("train.ablation.summary", "train.ablation.pictures", *OF_DATA),
 )
 
 
 def commands() -> list[str]:
     """What is meant for `python -m`: modules under train/ and bench/, and the names that two of them dispatch."""
-    found = [f"bench {name}" for name in COMMANDS] + OF_DATA
+    names = [f"bench {name}" for name in COMMANDS] + OF_DATA
     for folder in ("train", "bench"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             module = ".".join(file.relative_to(ROOT).with_suffix("").parts)
             if module in ("bench.__main__", "train.data.__main__"):
                 continue
             if file.name == "__main__.py":
-                found.append(module.removesuffix(".__main__"))
+                names.append(module.removesuffix(".__main__"))
             elif re.search(r"(?m)^if __name__ == .__main__.:", file.read_text()):
-                found.append(module)
-    return found
+                names.append(module)
+    return names
 
 
 def options(text: str) -> dict[str, str]:
@@ -41,11 +41,11 @@ def options(text: str) -> dict[str, str]:
 def test_help_shows_defaults(run_module, command: str) -> None:
     result = run_module(*command.split(), "--help")
     assert result.returncode == 0, result.stderr
-    found = options(result.stdout)
+    shown = options(result.stdout)
     fewer = {"train.predict": {"--device"}, "train.demo": {"--device"}, "train.ablate": {"--seeds"}}
     expected = fewer.get(command, {"--seed", "--device"})
-    assert command in WITHOUT_DEVICE or expected <= found.keys()
-    silent = [name for name, piece in found.items() if not re.search(r"\bdefault|\brequired", piece)]
+    assert command in WITHOUT_DEVICE or expected <= shown.keys()
+    silent = [name for name, piece in shown.items() if not re.search(r"\bdefault|\brequired", piece)]
     assert set(silent) <= {"--help", "--version"}, f"no default shown for {silent}"
 
 

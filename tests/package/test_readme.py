@@ -35,9 +35,9 @@ def targets() -> set[str]:
     return set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
 
 
-def each(found: Callable[[Path], list[str]]) -> list[Any]:
+def each(find: Callable[[Path], list[str]]) -> list[Any]:
     """(page, what was found on it), with readable names."""
-    named = [(page, text) for page in PAGES for text in found(page)]
+    named = [(page, text) for page in PAGES for text in find(page)]
     return [pytest.param(page, text, id=f"{page.name}: {text.strip().splitlines()[0]}") for page, text in named]
 
 

@@ -72,13 +72,13 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def made(calls: list[str]) -> bool:
+def environment_built(calls: list[str]) -> bool:
     return len(calls) == 3 and calls[0].startswith("venv ") and calls[1:] == INSTALL
 
 
 def test_once_and_not_again(checkout: Checkout) -> None:
     assert checkout.setup().returncode == 0
-    assert made(checkout.calls())
+    assert environment_built(checkout.calls())
     again = checkout.setup()
     assert (again.returncode, again.stdout, again.stderr, checkout.calls()) == (0, "", "", [])
 
@@ -107,7 +107,7 @@ def test_interrupted_install_starts_afresh(checkout: Checkout) -> None:
     (checkout.folder / ".venv" / "rubbish").touch()
     checkout.calls()
     assert checkout.setup().returncode == 0
-    assert made(checkout.calls())
+    assert environment_built(checkout.calls())
     assert not (checkout.folder / ".venv" / "rubbish").exists()
 
 
@@ -123,7 +123,7 @@ def test_half_made_environment_starts_afresh(checkout: Checkout, break_it: str) 
         (checkout.folder / ".venv" / ("pyvenv.cfg" if break_it == "no settings" else "bin/python")).unlink()
         checkout.calls()
     assert checkout.setup().returncode == 0
-    assert made(checkout.calls())
+    assert environment_built(checkout.calls())
 
 
 def test_moved_checkout_is_installed_again(checkout: Checkout) -> None:
@@ -139,7 +139,7 @@ def test_shims_that_do_not_run_are_passed_over(checkout: Checkout) -> None:
     checkout.program("python3", "#!/bin/sh\necho 'no version chosen' >&2\nexit 127\n")
     checkout.program("python3.12", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     assert checkout.setup().returncode == 0
-    assert made(checkout.calls())
+    assert environment_built(checkout.calls())
 
 
 def test_no_python(checkout: Checkout) -> None:
@@ -180,6 +180,6 @@ esac
         assert "Install uv, or pip" in result.stderr
         return
     assert result.returncode == 0, result.stderr
-    assert made(checkout.calls())
+    assert environment_built(checkout.calls())
     pip_call = (checkout.folder / "pip.log").read_text()
     assert "--require-hashes --target .venv-uv -r requirements-uv.txt" in pip_call

@@ -48,8 +48,8 @@ def main() -> int:
     began = time.monotonic()
     try:
         draw = [sys.executable, "-c", DRAW, str(options.draws), str(options.timeout)]
-        drawn = subprocess.run(draw, cwd=ROOT, env=environment).returncode
-        print(f"{options.draws} drawings: {'none hung' if not drawn else f'exit {drawn}'}", flush=True)
+        status = subprocess.run(draw, cwd=ROOT, env=environment).returncode
+        print(f"{options.draws} drawings: {'none hung' if not status else f'exit {status}'}", flush=True)
         for number in range(options.count):
             with tempfile.TemporaryDirectory() as folder:
                 command = [sys.executable, "-X", "faulthandler", "-m", "train", *COMMAND, "--out", f"{folder}/run"]
@@ -75,7 +75,7 @@ def main() -> int:
     print(
         f"{options.count} starts beside {options.busy} busy: {hung} hung, {failed} failed, {seconds:.0f} s", flush=True
     )
-    return int(bool(drawn or hung or failed))
+    return int(bool(status or hung or failed))
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ def rows(file: Path) -> list[dict[str, str]]:
 def test_difference_is_the_paired_t_test() -> None:
     rng = np.random.default_rng(0)
     one, other = rng.normal(0.6, 0.02, 5), rng.normal(0.58, 0.02, 5)
-    found = difference(dict(enumerate(one)), dict(enumerate(other)) | {9: 0.1})  # 9: of one setting only
+    actual = difference(dict(enumerate(one)), dict(enumerate(other)) | {9: 0.1})  # 9: of one setting only
     expected = stats.ttest_rel(one, other)
-    assert found.n == 5
-    assert found.mean == pytest.approx((one - other).mean())
-    assert found.p == pytest.approx(expected.pvalue)
-    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()))
+    assert actual.n == 5
+    assert actual.mean == pytest.approx((one - other).mean())
+    assert actual.p == pytest.approx(expected.pvalue)
+    assert (actual.low, actual.high) == pytest.approx(tuple(expected.confidence_interval()))
     seeds = spread([0.1, 0.2, 0.6])
     assert (seeds.n, seeds.mean, seeds.deviation) == (3, pytest.approx(0.3), pytest.approx(np.sqrt(0.14 / 2)))
 
@@ -49,10 +49,10 @@ def test_difference_is_the_paired_t_test() -> None:
 def test_nothing_is_tested_without_a_spread() -> None:
     assert math.isnan(spread([0.5]).deviation)
     for one, other in (({0: 0.6}, {0: 0.5}), ({0: 0.3, 1: 0.8}, {0: 0.2, 1: 0.7})):
-        found = difference(one, other)
-        assert found.mean == pytest.approx(0.1)
-        assert math.isnan(found.p)
-        assert math.isnan(found.low)
+        actual = difference(one, other)
+        assert actual.mean == pytest.approx(0.1)
+        assert math.isnan(actual.p)
+        assert math.isnan(actual.low)
     assert difference({0: 0.6}, {1: 0.5}).n == 0
 
 
@@ -154,18 +154,18 @@ def test_tables_of_made_up_runs(trained: list[Path], tmp_path: Path, capsys: pyt
     assert main([*command, "--seeds", "3"]) == 0
     names = [f"{folder.parent.name}/{folder.name}" for folder in trained]
     assert names[:4] == ["base/seed-1", "lambd=0.01/seed-1", "lambd=0.1/seed-1", "lambd=1.0/seed-1"]  # seed by seed
-    found = {row["variant"]: row for row in rows(tmp_path / "figure6.csv")}
-    assert float(found["λ = 0.5"]["accuracy_mean"]) == pytest.approx(0.57)
-    assert float(found["λ = 0.5"]["accuracy_deviation"]) == pytest.approx(0.01)
-    assert found["λ = 0.5"]["accuracy_difference"] == ""
-    assert found["λ = 0.01"]["seeds"] == "2 3"  # the one that diverged is left out
-    assert float(found["λ = 0.1"]["accuracy_difference"]) == pytest.approx(-0.04)
-    assert found["λ = 0.1"]["accuracy_p"] == ""  # the same at every seed
+    actual = {row["variant"]: row for row in rows(tmp_path / "figure6.csv")}
+    assert float(actual["λ = 0.5"]["accuracy_mean"]) == pytest.approx(0.57)
+    assert float(actual["λ = 0.5"]["accuracy_deviation"]) == pytest.approx(0.01)
+    assert actual["λ = 0.5"]["accuracy_difference"] == ""
+    assert actual["λ = 0.01"]["seeds"] == "2 3"  # the one that diverged is left out
+    assert float(actual["λ = 0.1"]["accuracy_difference"]) == pytest.approx(-0.04)
+    assert actual["λ = 0.1"]["accuracy_p"] == ""  # the same at every seed
     one, half = (np.array([level + s for s in seeds]) for level, seeds in ((0.6, SQUARES), (0.55, PLAIN)))
     expected = stats.ttest_rel(one, half)
-    assert float(found["λ = 1"]["accuracy_p"]) == pytest.approx(expected.pvalue, rel=1e-4)
-    assert float(found["λ = 1"]["accuracy_p_holm"]) == pytest.approx(expected.pvalue, rel=1e-4)  # the only one tested
-    assert float(found["λ = 1"]["accuracy_low"]) == pytest.approx(expected.confidence_interval().low, rel=1e-4)
+    assert float(actual["λ = 1"]["accuracy_p"]) == pytest.approx(expected.pvalue, rel=1e-4)
+    assert float(actual["λ = 1"]["accuracy_p_holm"]) == pytest.approx(expected.pvalue, rel=1e-4)  # the only one tested
+    assert float(actual["λ = 1"]["accuracy_low"]) == pytest.approx(expected.confidence_interval().low, rel=1e-4)
     text = (tmp_path / "tables.md").read_text()
     assert "| λ = 0.5 | 3 | 57.00 ± 1.00 |  |  | 28.50 ± 0.50 |  |  | 63.36 |" in text
     assert "| λ = 0.01 | 2 |" in text

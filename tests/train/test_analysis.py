@@ -37,10 +37,10 @@ def test_correlations_are_means_over_pairs() -> None:
     pairs: dict[tuple[int, int], list[float]] = {}
     for i, j in itertools.permutations(range(len(x)), 2):
         pairs.setdefault((int(targets[i]), int(targets[j])), []).append(each[i, j])
-    found = sample_correlations(statistics(x, targets))
+    actual = sample_correlations(statistics(x, targets))
     for a, b in itertools.product(range(C), repeat=2):
         expected = np.mean(pairs[a, b]) if (a, b) in pairs else np.nan
-        np.testing.assert_allclose(found[a, b], expected, rtol=1e-10, err_msg=f"{a}, {b}")
+        np.testing.assert_allclose(actual[a, b], expected, rtol=1e-10, err_msg=f"{a}, {b}")
     within = [value for (a, b), values in pairs.items() if a == b for value in values]
     between = [value for (a, b), values in pairs.items() if a != b for value in values]
     assert within_and_between(statistics(x, targets)) == pytest.approx((np.mean(within), np.mean(between)))
@@ -80,14 +80,14 @@ def test_a_pass_over_a_split_does_not_depend_on_its_batches(batch_size: int) -> 
     sample = random_positions(40, 9, seed=1)
     assert sample.tolist() == sorted(set(sample.tolist()))
     batches = list(zip(x.split(batch_size), targets.split(batch_size), strict=True))
-    found = collect(model, batches, C, CPU, sample)
+    actual = collect(model, batches, C, CPU, sample)
     assert model.training
-    torch.testing.assert_close(found.logits, model.eval()(x)[0].float())
-    assert torch.equal(found.targets, targets)
-    torch.testing.assert_close(found.embeddings, x[torch.from_numpy(sample)].float())
-    torch.testing.assert_close(found.statistics.flat, statistics(x, targets).flat, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(actual.logits, model.eval()(x)[0].float())
+    assert torch.equal(actual.targets, targets)
+    torch.testing.assert_close(actual.embeddings, x[torch.from_numpy(sample)].float())
+    torch.testing.assert_close(actual.statistics.flat, statistics(x, targets).flat, rtol=1e-12, atol=1e-12)
     vectors = np.mean([np.corrcoef(one) for one in x.numpy()], axis=0)
-    np.testing.assert_allclose(found.vectors.numpy(), vectors, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(actual.vectors.numpy(), vectors, rtol=1e-10, atol=1e-12)
 
 
 def test_a_pass_over_a_split_does_not_depend_on_its_order() -> None:
@@ -153,28 +153,28 @@ def test_macro_f1_is_scikit_learns() -> None:
 
 def test_intervals_are_those_of_samples_drawn_again() -> None:
     counts, targets, predicted = confusion()
-    found = bootstrap(counts, 4000, seed=0)
+    actual = bootstrap(counts, 4000, seed=0)
     rng = np.random.default_rng(1)
-    drawn_again = []
+    resampled = []
     for _ in range(4000):
         index = rng.integers(0, len(targets), len(targets))
         table = np.zeros((4, 4), np.int64)
         np.add.at(table, (targets[index], predicted[index]), 1)
-        drawn_again.append(figures_of(table))
+        resampled.append(figures_of(table))
     for name in ("accuracy", "average_accuracy", "macro_f1", "recall", "precision", "f1"):
-        expected = np.quantile([one[name] for one in drawn_again], [0.025, 0.975], axis=0)
-        np.testing.assert_allclose(found[name], expected, atol=0.012, err_msg=name)
+        expected = np.quantile([one[name] for one in resampled], [0.025, 0.975], axis=0)
+        np.testing.assert_allclose(actual[name], expected, atol=0.012, err_msg=name)
     again = bootstrap(counts, 4000, seed=0)
-    assert all((found[name] == again[name]).all() for name in found)
-    assert (bootstrap(counts, 4000, seed=2)["f1"] != found["f1"]).any()
+    assert all((actual[name] == again[name]).all() for name in actual)
+    assert (bootstrap(counts, 4000, seed=2)["f1"] != actual["f1"]).any()
 
 
 def test_a_class_without_samples_has_no_interval() -> None:
     counts, _, _ = confusion()
     counts[2] = 0
-    found = bootstrap(counts, 100, seed=0)
-    assert np.isnan(found["recall"][:, 2]).all()
-    assert not np.isnan(found["average_accuracy"]).any()
+    actual = bootstrap(counts, 100, seed=0)
+    assert np.isnan(actual["recall"][:, 2]).all()
+    assert not np.isnan(actual["average_accuracy"]).any()
     figures = figures_of(counts)
     for mean, each in (("average_accuracy", "recall"), ("macro_f1", "f1")):
         assert figures[mean] == pytest.approx(figures[each][[0, 1, 3]].mean())

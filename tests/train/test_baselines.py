@@ -24,7 +24,7 @@ C, K, D = 4, 2, 3
 COUNTS = torch.tensor([500, 90, 30, 4])
 
 
-def drawn(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def random_batch(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """float64 logits, L2-normalized embeddings and targets; class 3 does not occur."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, K, D, generator=generator, dtype=torch.float64)
@@ -71,7 +71,7 @@ TERMS = {"center": center_term, "island": island_term, "separate": separate_term
 @pytest.mark.parametrize("name", WITH_EMBEDDINGS)
 @pytest.mark.parametrize("weight", [None, 0.7])
 def test_value_and_gradients(name: str, weight: float | None) -> None:
-    logits, x, y = drawn()
+    logits, x, y = random_batch()
     loss = WITH_EMBEDDINGS[name](C, K, D, weight).double()
     centers = loss.centers.clone() if hasattr(loss, "centers") else torch.empty(0)
     output = loss(logits, x, y)
@@ -89,7 +89,7 @@ def test_value_and_gradients(name: str, weight: float | None) -> None:
 
 @pytest.mark.parametrize("kind", [CenterLoss, IslandLoss])
 def test_centres_move_as_in_the_papers(kind: type[CenterLoss]) -> None:
-    logits, x, y = drawn()
+    logits, x, y = random_batch()
     loss = kind(C, K, D, alpha=0.3).double()
     before = loss.centers.clone()
     loss(logits, x, y)
@@ -113,7 +113,7 @@ def test_centres_move_as_in_the_papers(kind: type[CenterLoss]) -> None:
 
 
 def test_separate_centres_follow_their_gradient() -> None:
-    logits, x, y = drawn()
+    logits, x, y = random_batch()
     loss = SeparateLoss(C, K, D, alpha=0.3).double()
     before = loss.centers.clone().requires_grad_()
     flat = x.detach().flatten(1)
@@ -126,7 +126,7 @@ def test_separate_centres_follow_their_gradient() -> None:
 
 
 def test_no_triplet_is_zero_with_a_graph() -> None:
-    logits, x, _ = drawn()
+    logits, x, _ = random_batch()
     output = TripletLoss(C, K, D)(logits, x, torch.zeros(12, dtype=torch.long))
     output.loss.backward()
     assert output.loss.item() == pytest.approx(output.ce.item())
@@ -135,7 +135,7 @@ def test_no_triplet_is_zero_with_a_graph() -> None:
 
 
 def test_centres_are_checkpointed_and_not_optimised() -> None:
-    logits, x, y = drawn()
+    logits, x, y = random_batch()
     first = IslandLoss(C, K, D)
     first(logits.float(), x.float(), y)
     second = IslandLoss(C, K, D)
@@ -160,7 +160,7 @@ def test_effective_number(beta: float) -> None:
     weights = effective_number_weights(COUNTS, beta)
     assert weights.tolist() == pytest.approx(expected, rel=1e-6)
 
-    logits, x, y = drawn()
+    logits, x, y = random_batch()
     loss = AdCorreLoss(C, components=(), ce_weight=weights.double())(logits, x, y).loss
     log_p = [math.log(math.exp(row[t]) / sum(map(math.exp, row))) for row, t in zip(logits.tolist(), y, strict=True)]
     total = sum(-expected[t] * value for t, value in zip(y.tolist(), log_p, strict=True))
@@ -170,7 +170,7 @@ def test_effective_number(beta: float) -> None:
 @pytest.mark.parametrize("components", [(), ("fd", "md", "ed")])
 def test_logit_adjustment(components: tuple[str, ...]) -> None:
     """Menon et al., Eq. 10: -log of pi_y^tau e^{f_y} / sum_c pi_c^tau e^{f_c}; Ad-Corre's terms as without it."""
-    logits, x, y = drawn()
+    logits, x, y = random_batch()
     adjusted = AdCorreLoss(C, logit_adjustment=logit_adjustment(COUNTS, 1.5).double(), components=components)
     plain = AdCorreLoss(C, components=components)
     output, without = adjusted(logits, x, y), plain(logits, x, y)

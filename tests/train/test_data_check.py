@@ -18,7 +18,7 @@ from train.data.fer2013 import OFFICIAL_COUNTS
 from train.data.splitting import order_hint
 
 
-def found(path: Path, capsys: pytest.CaptureFixture[str], code: int, *options: str) -> dict:
+def check_json(path: Path, capsys: pytest.CaptureFixture[str], code: int, *options: str) -> dict:
     assert main(["check", str(path), "--json", *options]) == code
     return json.loads(capsys.readouterr().out)
 
@@ -33,13 +33,13 @@ def clean(root: Path) -> Path:
 
 
 def test_a_clean_set_is_clean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = found(clean(tmp_path / "d"), capsys, 0)
+    content = check_json(clean(tmp_path / "d"), capsys, 0)
     assert content["findings"] == []
     assert content["parts"] == {"train": {"x": 6, "y": 6}, "test": {"x": 2, "y": 2}}
     assert content["class_names"] == ["x", "y"]
     assert main(["check", str(tmp_path / "d")]) == 0
     text = capsys.readouterr().out
-    assert "nothing found" in text
+    assert "no problem found" in text
     assert "16 images decoded" in text
 
 
@@ -50,7 +50,7 @@ def test_equal_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     shutil.copy(root / "train/x/2.png", root / "train/y/other.png")  # another label
     with Image.open(root / "train/x/3.png") as picture:  # equal as decoded, in another kind of file
         picture.save(root / "train/x/3.bmp")
-    content = found(root, capsys, 1)
+    content = check_json(root, capsys, 1)
     assert kinds(content) == ["duplicates across parts", "conflicting labels", "duplicates"]
     across, conflicting, within = (finding["items"] for finding in content["findings"])
     assert across == ["train/x/1.png (x) = test/x/leak.png (x)"]
@@ -69,7 +69,7 @@ def test_unreadable_images_are_listed(tmp_path: Path, capsys: pytest.CaptureFixt
     root = clean(tmp_path / "d")
     (root / "train/x/0.png").write_bytes((root / "train/x/0.png").read_bytes()[:100])
     (root / "train/y/0.png").write_bytes(b"")
-    content = found(root, capsys, 1)
+    content = check_json(root, capsys, 1)
     assert kinds(content) == ["unreadable"]
     assert [item.split(": ")[0] for item in content["findings"][0]["items"]] == [
         f"cannot read the image {root}/train/{name}/0.png" for name in "xy"
@@ -96,7 +96,7 @@ def test_counts_beside_the_official_ones(layout: str, tmp_path: Path, capsys: py
         if layout == "folders"
         else write_fer2013_csv(tmp_path / "fer2013.csv", even(2, 1, 1))
     )
-    content = found(root, capsys, 1)
+    content = check_json(root, capsys, 1)
     assert kinds(content) == ["counts"]
     assert content["official"]["Training"]["Disgust"] == 436
     assert "Training has 14 images (official 28,709)" in content["findings"][0]["message"]
@@ -127,7 +127,7 @@ def test_missing_pictures_are_findings(tmp_path: Path, capsys: pytest.CaptureFix
     lines = [(f"train_{n:05d}.jpg", n) for n in range(1, 8)] + [("test_0001.jpg", 1)]
     root = layouts.raf_original(tmp_path / "d", lines)
     (root / "Image/aligned/train_00003_aligned.jpg").unlink()
-    assert kinds(found(root, capsys, 1)) == ["missing", "absent classes", "absent classes", "counts"]
+    assert kinds(check_json(root, capsys, 1)) == ["missing", "absent classes", "absent classes", "counts"]
 
 
 def test_many_processes_find_the_same(tmp_path: Path) -> None:

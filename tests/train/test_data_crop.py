@@ -101,8 +101,8 @@ HAS_CASCADE = hasattr(cv2, "CascadeClassifier") and (Path(cv2.data.haarcascades)
 def test_the_cascade_of_opencvs_wheel() -> None:
     """It is of real faces: drawn ones it finds now and then, a grey picture never."""
     faces = SyntheticFaces("test", size=160, count=30)
-    found = [face_box(faces.image(index), haar(), 0.0) for index in range(30)]
-    assert sum(box is not None for box in found) >= 1
+    actual = [face_box(faces.image(index), haar(), 0.0) for index in range(30)]
+    assert sum(box is not None for box in actual) >= 1
     assert face_box(Image.new("RGB", (160, 160), "grey"), haar(), 0.0) is None
 
 

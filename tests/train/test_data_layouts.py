@@ -302,8 +302,8 @@ def test_any_classes_without_parts(tmp_path: Path) -> None:
     assert "validation = 10% of the rest (stratified, seed 0)" in splits.report
     assert len(splits.train) + len(splits.validation) + len(splits.test) == 60
     assert class_counts(splits.test) == (2, 2, 2)
-    kept = [{part.name(i) for i in range(len(part))} for part in (splits.train, splits.validation, splits.test)]
-    assert not kept[0] & kept[1] | kept[0] & kept[2] | kept[1] & kept[2]
+    names = [{part.name(i) for i in range(len(part))} for part in (splits.train, splits.validation, splits.test)]
+    assert not names[0] & names[1] | names[0] & names[2] | names[1] & names[2]
 
 
 def test_a_validation_part_alone_is_tested_on(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def evaluate_logits(logits: Tensor, targets: Tensor, batch_size: int = 32) -> Ev
     return evaluate(Identity(), DataLoader(TensorDataset(logits, targets), batch_size=batch_size), NAMES, CPU)
 
 
-def drawn(n: int = 500, seed: int = 0, classes: int = 7) -> tuple[Tensor, Tensor]:
+def random_batch(n: int = 500, seed: int = 0, classes: int = 7) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     targets = torch.randint(0, classes, (n,), generator=generator)
     logits = torch.randn(n, 7, generator=generator)
@@ -43,74 +43,74 @@ def drawn(n: int = 500, seed: int = 0, classes: int = 7) -> tuple[Tensor, Tensor
 
 @pytest.mark.parametrize("batch_size", [1, 32, 500, 1000])
 def test_agrees_with_scikit_learn(batch_size: int) -> None:
-    logits, targets = drawn()
-    found = evaluate_logits(logits, targets, batch_size)
+    logits, targets = random_batch()
+    actual = evaluate_logits(logits, targets, batch_size)
     predicted = logits.argmax(1)
     precision, recall, f1, support = scores(targets, predicted, labels=range(7))
-    assert found.samples == 500
-    assert (found.confusion == confusion_matrix(targets, predicted)).all()
-    assert found.accuracy == pytest.approx(accuracy_score(targets, predicted), abs=1e-6)
-    assert found.average_accuracy == pytest.approx(balanced_accuracy_score(targets, predicted), abs=1e-6)
-    assert found.nll == pytest.approx(log_loss(targets, logits.double().softmax(1), labels=range(7)), rel=1e-6)
+    assert actual.samples == 500
+    assert (actual.confusion == confusion_matrix(targets, predicted)).all()
+    assert actual.accuracy == pytest.approx(accuracy_score(targets, predicted), abs=1e-6)
+    assert actual.average_accuracy == pytest.approx(balanced_accuracy_score(targets, predicted), abs=1e-6)
+    assert actual.nll == pytest.approx(log_loss(targets, logits.double().softmax(1), labels=range(7)), rel=1e-6)
     confidence, right = logits.softmax(1).max(1).values.double(), predicted == targets
     bins = (confidence * 15).ceil()
     gaps = [
         (right[bins == b].double().mean() - confidence[bins == b].mean()).abs() * (bins == b).sum()
         for b in bins.unique()
     ]
-    assert found.ece == pytest.approx(float(sum(gaps)) / 500, abs=1e-5)
-    assert found.precision == pytest.approx(precision, abs=1e-6)
-    assert found.recall == pytest.approx(recall, abs=1e-6)
-    assert found.f1 == pytest.approx(f1, abs=1e-6)
-    assert found.support == tuple(support)
+    assert actual.ece == pytest.approx(float(sum(gaps)) / 500, abs=1e-5)
+    assert actual.precision == pytest.approx(precision, abs=1e-6)
+    assert actual.recall == pytest.approx(recall, abs=1e-6)
+    assert actual.f1 == pytest.approx(f1, abs=1e-6)
+    assert actual.support == tuple(support)
 
 
 def test_model_is_left_in_the_mode_it_was_in() -> None:
     model = Identity().train()
-    logits, targets = drawn(10)
+    logits, targets = random_batch(10)
     evaluate(model, DataLoader(TensorDataset(logits, targets)), NAMES, CPU)
     assert model.training
 
 
 def test_a_class_without_samples_does_not_enter_the_average() -> None:
-    logits, targets = drawn(classes=6)  # no Anger, but some predicted as such
+    logits, targets = random_batch(classes=6)  # no Anger, but some predicted as such
     predicted = logits.argmax(1)
     assert (predicted == 6).any()
-    found = evaluate_logits(logits, targets)
+    actual = evaluate_logits(logits, targets)
     recalls = [((predicted == c) & (targets == c)).sum() / (targets == c).sum() for c in range(6)]
-    assert found.average_accuracy == pytest.approx(float(np.mean(recalls)), abs=1e-6)
-    assert math.isnan(found.recall[6])
-    assert found.precision[6] == 0
-    assert found.f1[6] == 0
-    assert "over 6 classes; none of Anger" in found.summary()
-    described = json.loads(json.dumps(found.as_dict(), allow_nan=False))
+    assert actual.average_accuracy == pytest.approx(float(np.mean(recalls)), abs=1e-6)
+    assert math.isnan(actual.recall[6])
+    assert actual.precision[6] == 0
+    assert actual.f1[6] == 0
+    assert "over 6 classes; none of Anger" in actual.summary()
+    described = json.loads(json.dumps(actual.as_dict(), allow_nan=False))
     assert described["classes"]["Anger"] == {"precision": 0.0, "recall": None, "f1": 0.0, "samples": 0}
     assert described["average_accuracy_over"] == list(NAMES[:6])
 
 
 def test_a_class_neither_present_nor_predicted_has_no_figures() -> None:
     targets = torch.tensor([0, 1, 1])
-    found = evaluate_logits(nn.functional.one_hot(targets, 7).float(), targets)
-    assert found.accuracy == found.average_accuracy == 1
-    assert all(math.isnan(figures[3]) for figures in (found.precision, found.recall, found.f1))
-    assert "-" in found.table()
+    actual = evaluate_logits(nn.functional.one_hot(targets, 7).float(), targets)
+    assert actual.accuracy == actual.average_accuracy == 1
+    assert all(math.isnan(figures[3]) for figures in (actual.precision, actual.recall, actual.f1))
+    assert "-" in actual.table()
 
 
 def test_tables_and_picture(tmp_path: Path) -> None:
-    logits, targets = drawn(classes=6)
-    found = evaluate_logits(logits, targets)
-    found.write_tables(tmp_path / "confusion.csv", tmp_path / "classes.csv")
+    logits, targets = random_batch(classes=6)
+    actual = evaluate_logits(logits, targets)
+    actual.write_tables(tmp_path / "confusion.csv", tmp_path / "classes.csv")
     with (tmp_path / "confusion.csv").open() as file:
         rows = list(csv.reader(file))
     assert rows[0][1:] == list(NAMES)
     assert [row[0] for row in rows[1:]] == list(NAMES)
-    assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == found.confusion.tolist()
+    assert [[int(cell) for cell in row[1:]] for row in rows[1:]] == actual.confusion.tolist()
     with (tmp_path / "classes.csv").open() as file:
         classes = list(csv.DictReader(file))
     assert [row["class"] for row in classes] == list(NAMES)
-    assert float(classes[2]["recall"]) == pytest.approx(found.recall[2])
+    assert float(classes[2]["recall"]) == pytest.approx(actual.recall[2])
     assert classes[6]["recall"] == ""
-    found.draw_confusion(tmp_path / "confusion.png", "drawn")
+    actual.draw_confusion(tmp_path / "confusion.png", "drawn")
     with Image.open(tmp_path / "confusion.png") as picture:
         assert min(picture.size) > 400
 

@@ -37,25 +37,25 @@ def folder(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_figures_are_the_runs_own(folder: Path, finished_run: Path) -> None:
-    found, run = read(folder / "metrics.json"), read(finished_run / "results.json")["test"]
+    actual, run = read(folder / "metrics.json"), read(finished_run / "results.json")["test"]
     for name in ("samples", "accuracy", "average_accuracy", "average_accuracy_over"):
-        assert found[name] == run[name]
-    assert found["nll"] == pytest.approx(run["nll"], rel=1e-5)
-    assert found["epoch"] == read(finished_run / "results.json")["epoch"]
+        assert actual[name] == run[name]
+    assert actual["nll"] == pytest.approx(run["nll"], rel=1e-5)
+    assert actual["epoch"] == read(finished_run / "results.json")["epoch"]
 
 
 def test_figures_are_scikit_learns(folder: Path, fer_folders: Path) -> None:
-    found = read(folder / "metrics.json")
+    actual = read(folder / "metrics.json")
     predictions = rows(folder / "predictions.csv")
     true, predicted = [row["class"] for row in predictions], [row["predicted"] for row in predictions]
     labels = list(CLASS_NAMES)
-    assert found["samples"] == len(predictions) == 21
-    assert found["average_accuracy"] == pytest.approx(balanced_accuracy_score(true, predicted), abs=1e-6)
-    assert found["macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro", labels=labels))
+    assert actual["samples"] == len(predictions) == 21
+    assert actual["average_accuracy"] == pytest.approx(balanced_accuracy_score(true, predicted), abs=1e-6)
+    assert actual["macro_f1"] == pytest.approx(f1_score(true, predicted, average="macro", labels=labels))
     precision, recall, f1, _ = scores(true, predicted, labels=labels, zero_division=np.nan)
     for index, name in enumerate(labels):
         for key, value in (("precision", precision), ("recall", recall), ("f1", f1)):
-            mine = found["classes"][name][key]
+            mine = actual["classes"][name][key]
             assert (np.nan if mine is None else mine) == pytest.approx(value[index], abs=1e-6, nan_ok=True)
     with (folder / "confusion.csv").open() as file:
         counts = [[int(cell) for cell in row[1:]] for row in list(csv.reader(file))[1:]]
@@ -63,32 +63,32 @@ def test_figures_are_scikit_learns(folder: Path, fer_folders: Path) -> None:
     probabilities = np.array([[float(row[name]) for name in labels] for row in predictions])
     probabilities /= probabilities.sum(1, keepdims=True)  # they are rounded
     order = np.array([labels.index(name) for name in true])
-    assert found["nll"] == pytest.approx(log_loss(order, probabilities, labels=range(7)), abs=1e-4)
+    assert actual["nll"] == pytest.approx(log_loss(order, probabilities, labels=range(7)), abs=1e-4)
     assert {Path(row["name"]).parent.name for row in predictions if row["class"] == "Anger"} == {"angry"}
     assert all((fer_folders / "test" / Path(row["name"]).parent.name).is_dir() for row in predictions)
 
 
 def test_intervals_and_tables(folder: Path) -> None:
-    found = read(folder / "metrics.json")
+    actual = read(folder / "metrics.json")
     for name in ("accuracy", "average_accuracy", "macro_f1"):
-        low, high = found["intervals"][name]
-        assert 0 <= low <= found[name] <= high <= 1
+        low, high = actual["intervals"][name]
+        assert 0 <= low <= actual[name] <= high <= 1
     text = (folder / "tables.md").read_text()
-    low, high = found["intervals"]["accuracy"]
-    assert f"| Accuracy | {100 * found['accuracy']:.2f} | {100 * low:.2f} to {100 * high:.2f} |" in text
+    low, high = actual["intervals"]["accuracy"]
+    assert f"| Accuracy | {100 * actual['accuracy']:.2f} | {100 * low:.2f} to {100 * high:.2f} |" in text
     assert "| | Neutral | Happy | Sad | Surprise | Fear | Disgust | Anger |" in text
     assert "| Images | 3 | 3 | 3 | 3 | 3 | 3 | 3 |" in text
     assert {row["class"] for row in rows(folder / "per-class.csv")} == set(CLASS_NAMES)
 
 
 def test_correlations_and_pictures(folder: Path) -> None:
-    found = read(folder / "correlations.json")
-    means, vectors = np.array(found["class_means"]), np.array(found["vectors"])
+    actual = read(folder / "correlations.json")
+    means, vectors = np.array(actual["class_means"]), np.array(actual["vectors"])
     assert means.shape == (7, 7)
     assert vectors.shape == (2, 2)
     np.testing.assert_allclose(means.diagonal(), 1)
     np.testing.assert_allclose(vectors, vectors.T)
-    assert -1 <= found["between"] <= found["within"] + 0.1 <= 1.1
+    assert -1 <= actual["between"] <= actual["within"] + 0.1 <= 1.1
     points = rows(folder / "tsne.csv")
     assert len(points) == 15
     assert len({(row["x"], row["y"]) for row in points}) == 15
@@ -100,14 +100,14 @@ def test_correlations_and_pictures(folder: Path) -> None:
 
 def test_retrieval(folder: Path, finished_run: Path, tmp_path: Path) -> None:
     """Of 21 faces, three a class, whose embeddings cluster; of 15 of them the t-SNE is drawn."""
-    found = read(folder / "metrics.json")["retrieval"]
-    assert found.pop("samples") == 21
-    assert set(found) == {"precision_at_1", "r_precision", "map_at_r"}
-    assert 0 <= found["map_at_r"] <= found["r_precision"] <= 1
-    assert f"| MAP@R | {100 * found['map_at_r']:.2f} | |" in (folder / "tables.md").read_text()
+    actual = read(folder / "metrics.json")["retrieval"]
+    assert actual.pop("samples") == 21
+    assert set(actual) == {"precision_at_1", "r_precision", "map_at_r"}
+    assert 0 <= actual["map_at_r"] <= actual["r_precision"] <= 1
+    assert f"| MAP@R | {100 * actual['map_at_r']:.2f} | |" in (folder / "tables.md").read_text()
     options = ("--resamples", "1", "--tsne", "9", "--samples", "0")
     one = evaluated(finished_run, tmp_path / "one", "--retrieval", "1", *options)
-    assert read(one / "metrics.json")["retrieval"] == {"samples": 1} | dict.fromkeys(found)
+    assert read(one / "metrics.json")["retrieval"] == {"samples": 1} | dict.fromkeys(actual)
     assert len(rows(one / "tsne.csv")) == 9
     none = evaluated(finished_run, tmp_path / "none", "--retrieval", "0", *options)
     assert "retrieval" not in read(none / "metrics.json")
@@ -134,11 +134,11 @@ def test_other_data_split_protocol_and_tta(
 ) -> None:
     plain = ("--tsne", "0", "--samples", "0", "--resamples", "10")
     options = ("--data", str(fer_csv), "--protocol", "paper", "--tta", "tencrop", *plain)
-    found = read(evaluated(finished_run, tmp_path / "paper", *options) / "metrics.json")
-    assert (found["samples"], found["tta"], found["layout"]) == (35, "tencrop", "fer2013.csv")
-    found = read(evaluated(finished_run, tmp_path / "validation", "--split", "validation", *plain) / "metrics.json")
-    assert (found["samples"], found["split"]) == (14, "validation")
-    assert found["accuracy"] == read(finished_run / "results.json")["validation"]["accuracy"]
+    actual = read(evaluated(finished_run, tmp_path / "paper", *options) / "metrics.json")
+    assert (actual["samples"], actual["tta"], actual["layout"]) == (35, "tencrop", "fer2013.csv")
+    actual = read(evaluated(finished_run, tmp_path / "validation", "--split", "validation", *plain) / "metrics.json")
+    assert (actual["samples"], actual["split"]) == (14, "validation")
+    assert actual["accuracy"] == read(finished_run / "results.json")["validation"]["accuracy"]
     assert "written to" in capsys.readouterr().out
 
 

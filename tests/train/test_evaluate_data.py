@@ -53,13 +53,13 @@ def test_the_runs_own_split(own: tuple[Path, Path, set[str]], tmp_path: Path, ca
     run, data, learnt = own
     figures = json.loads((run / "results.json").read_text())["test"]
     for options in ((), ("--data", data), ("--data", shutil.copytree(data, tmp_path / "copy"))):
-        found, names = evaluated(run, tmp_path / "out", *options)
-        assert (found["accuracy"], found["samples"]) == (figures["accuracy"], figures["samples"])
-        assert found["own_data"]
+        actual, names = evaluated(run, tmp_path / "out", *options)
+        assert (actual["accuracy"], actual["samples"]) == (figures["accuracy"], figures["samples"])
+        assert actual["own_data"]
         assert "NOTE" not in capsys.readouterr().out
         assert not learnt & set(names)
-    found, names = evaluated(run, tmp_path / "out", "--limit", "3")
-    assert found["samples"] == 3
+    actual, names = evaluated(run, tmp_path / "out", "--limit", "3")
+    assert actual["samples"] == 3
     assert not learnt & set(names)
 
 
@@ -77,8 +77,8 @@ def test_data_that_changed_are_refused(
             assert "evaluate on other data by --data" in error
         assert html_report([str(run), "--device", "cpu"]) == 2
         copy = shutil.copytree(data, tmp_path / "copy")
-        found, names = evaluated(run, tmp_path / "out", "--data", copy)
-        assert not found["own_data"]
+        actual, names = evaluated(run, tmp_path / "out", "--data", copy)
+        assert not actual["own_data"]
         assert "NOTE: these are not the data that the run was trained on" in capsys.readouterr().out
         assert "NOTE" in (tmp_path / "out/tables.md").read_text()
     finally:
@@ -89,15 +89,15 @@ def test_data_that_changed_are_refused(
     evaluated(run, tmp_path / "out", code=2)
     assert "as many images, with other names, sizes or labels" in capsys.readouterr().err
     one.write_bytes(content)
-    found, names = evaluated(run, tmp_path / "out")
+    actual, names = evaluated(run, tmp_path / "out")
     assert not learnt & set(names)
 
 
 def test_another_protocol_may_not_test_on_what_was_trained_on(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    found, _ = evaluated(finished_run, tmp_path / "out", "--protocol", "paper")
-    assert (found["samples"], found["own_data"]) == (35, True)
+    actual, _ = evaluated(finished_run, tmp_path / "out", "--protocol", "paper")
+    assert (actual["samples"], actual["own_data"]) == (35, True)
     evaluated(finished_run, tmp_path / "out", "--protocol", "paper", "--split", "validation", code=2)
     assert "--protocol paper: the run was trained on 7 images of this validation split" in capsys.readouterr().err
 
@@ -152,12 +152,12 @@ def test_other_data_with_other_classes_are_mapped_by_name(
     run, _, _ = own  # Happy, Sad, Fear
     names = {"Sadness": (2, 20), "contempt": (6, 20), "fearful": (4, 20)}
     data = layouts.class_folders(tmp_path / "other", {"train": names, "test": names})
-    found, files = evaluated(run, tmp_path / "out", "--data", data)
+    actual, files = evaluated(run, tmp_path / "out", "--data", data)
     said = capsys.readouterr().out
     assert "left out, as the model has no class Contempt: 18 of train, 2 of validation, 20 of test" in said
     assert "without images, though the model may predict them: Happy" in said
-    assert found["samples"] == 40
-    assert {name: row["samples"] for name, row in found["classes"].items()} == {"Happy": 0, "Sad": 20, "Fear": 20}
+    assert actual["samples"] == 40
+    assert {name: row["samples"] for name, row in actual["classes"].items()} == {"Happy": 0, "Sad": 20, "Fear": 20}
     with (tmp_path / "out/predictions.csv").open(newline="", encoding="utf-8") as file:
         assert {(row["class"], Path(row["name"]).parent.name) for row in csv.DictReader(file)} == {
             ("Sad", "Sadness"),

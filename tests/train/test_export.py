@@ -101,11 +101,11 @@ def test_hub_folder(finished_run: Path, tmp_path: Path, monkeypatch: pytest.Monk
     model = HubClassifier.from_pretrained("model").eval()  # by its local path, as the card says
     trained = load_trained(finished_run)
     face = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8))
-    found = model.predict(face)
+    actual = model.predict(face)
     with torch.no_grad():
         logits = trained.model(trained.preprocessing.evaluation()(face)[None])[0][0]
-    assert list(found) == list(CLASS_NAMES)
-    assert list(found.values()) == pytest.approx(logits.softmax(0).tolist(), abs=1e-6)
+    assert list(actual) == list(CLASS_NAMES)
+    assert list(actual.values()) == pytest.approx(logits.softmax(0).tolist(), abs=1e-6)
     assert torch.equal(model(images(2))[0], trained.model(images(2))[0])
 
     card = huggingface_hub.ModelCard.load(folder / "README.md")

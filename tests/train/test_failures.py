@@ -134,8 +134,8 @@ def test_a_full_disk_loses_nothing(
         resumes(stopped, code=2)
     error = capsys.readouterr().err
     assert error.startswith("error: the disk is full (")
-    kept = f"the checkpoint {checkpoints(stopped)[0].name} is kept in {stopped}"
-    assert error.rstrip().endswith(kept) or what == "weights"
+    note = f"the checkpoint {checkpoints(stopped)[0].name} is kept in {stopped}"
+    assert error.rstrip().endswith(note) or what == "weights"
     assert not list(stopped.rglob("*.partial")) or what == "weights"
     if what != "weights":
         assert {path.name: path.read_bytes() for path in checkpoints(stopped)} == before

@@ -123,9 +123,9 @@ OFF = {"rotation": 0.0, "crop": 1.0, "contrast": 0.0, "brightness": 0.0}
 def test_switched_off_it_is_the_evaluation(side: int, size: int) -> None:
     preprocessing = Preprocessing(size, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
     plain = preprocessing.evaluation()(picture(side))
-    found = augmented(DataSettings(**OFF), torch.rand(3, DRAWS), side, size)
-    assert found.shape == (3, 3, size, size)
-    for image in found:
+    actual = augmented(DataSettings(**OFF), torch.rand(3, DRAWS), side, size)
+    assert actual.shape == (3, 3, size, size)
+    for image in actual:
         assert (image - plain).abs().max() < (1e-5 if side == size else 0.02)
 
 

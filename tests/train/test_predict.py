@@ -53,11 +53,11 @@ def test_probabilities_are_the_models(
     assert f"{pictures}: 1 file (notes.txt) ignored: no image's suffix" in captured.err
     assert captured.err.count("\n") == 2
     assert "6 pictures, 1 left out" in captured.out
-    found = {row["path"]: row for row in rows(out / "predictions.csv")}
-    assert len(found) == 6
+    actual = {row["path"]: row for row in rows(out / "predictions.csv")}
+    assert len(actual) == 6
     trained = load_trained(finished_run)
     transform = trained.preprocessing.evaluation()
-    for path, row in found.items():
+    for path, row in actual.items():
         with Image.open(path) as image:
             upright = image.convert("RGB")
             if Path(path).name == "c.webp":  # what is transparent is white
@@ -69,8 +69,9 @@ def test_probabilities_are_the_models(
         assert [float(row[name]) for name in CLASS_NAMES] == pytest.approx(expected.tolist(), abs=2e-6)
         assert row["face"] == "whole"
         assert row["class"] == CLASS_NAMES[int(expected.argmax())]
-    drawn = {path.relative_to(out / "pictures").as_posix() for path in (out / "pictures").rglob("*.png")}
-    assert drawn == {"a.png.png", "b.jpg.png", "c.webp.png", "inside/a.gif.png", "inside/a.png.png", "turned.png.png"}
+    pictures = {path.relative_to(out / "pictures").as_posix() for path in (out / "pictures").rglob("*.png")}
+    names = "a.png.png", "b.jpg.png", "c.webp.png", "inside/a.gif.png", "inside/a.png.png", "turned.png.png"
+    assert pictures == {*names}
     with Image.open(out / "pictures/turned.png.png") as image:
         assert image.size == (320, 400 + 22 * 7 + 8)  # 40 x 50, upright, enlarged; a bar a class
 
@@ -104,8 +105,8 @@ def test_faces_are_found_in_pictures(
     captured = capsys.readouterr()
     assert captured.err == f"no face seen: {photos / 'wall.png'}\n"
     assert "4 pictures, 4 faces, none seen in 1 of them, taken whole;" in captured.out
-    found = rows(out / "predictions.csv")
-    assert [(Path(row["path"]).name, row["face"]) for row in found] == [
+    actual = rows(out / "predictions.csv")
+    assert [(Path(row["path"]).name, row["face"]) for row in actual] == [
         ("crop.png", "whole"),
         ("group.png", "40 30 80 70"),
         ("group.png", "10 10 30 30"),
@@ -116,8 +117,8 @@ def test_faces_are_found_in_pictures(
     with Image.open(photos / "group.png") as image, torch.no_grad():
         pixels = trained.preprocessing.evaluation()(image.convert("RGB").crop((10, 10, 30, 30)))
         expected = trained.model(pixels[None])[0].softmax(1)[0]
-    assert [float(found[2][name]) for name in CLASS_NAMES] == pytest.approx(expected.tolist(), abs=2e-6)
-    assert [row["picture"] for row in found] == [
+    assert [float(actual[2][name]) for name in CLASS_NAMES] == pytest.approx(expected.tolist(), abs=2e-6)
+    assert [row["picture"] for row in actual] == [
         f"pictures/{n}.png" for n in ("crop.png", "group.png", "group.png.face2", "one.png", "wall.png")
     ]
     with Image.open(out / "pictures/group.png.face2.png") as image:
@@ -136,11 +137,11 @@ def test_pictures_of_one_name_do_not_replace_each_other(tmp_path: Path) -> None:
 
 
 def test_the_likeliest_class_has_the_longest_bar() -> None:
-    drawn = np.asarray(
+    picture = np.asarray(
         annotate(Image.new("RGB", (48, 48), "gray"), ("Happy", "Sad", "A very long name"), [0.2, 0.7, 0.1])
     )
-    strong, weak = (np.all(drawn == colour, axis=2) for colour in ((0, 0x72, 0xB2), (0x8F, 0xB8, 0xD3)))
-    assert drawn.shape[:2] == (320 + 3 * 22 + 8, 320)
+    strong, weak = (np.all(picture == colour, axis=2) for colour in ((0, 0x72, 0xB2), (0x8F, 0xB8, 0xD3)))
+    assert picture.shape[:2] == (320 + 3 * 22 + 8, 320)
     bars = [strong.sum(1).max(), weak[320 : 320 + 28].sum(1).max(), weak[320 + 45 :].sum(1).max()]
     assert bars == pytest.approx([0.7 * 172, 0.2 * 172, 0.1 * 172], abs=2)
     assert strong[320 + 28 : 320 + 50].any()

@@ -12,15 +12,15 @@ from train.retrieval import retrieval_metrics
 
 def by_definition(similarity: Tensor, labels: Tensor) -> dict[str, float]:
     """Precision at 1, R-precision and MAP@R from an (n, n) similarity, with loops."""
-    found: list[tuple[float, float, float]] = []
+    actual: list[tuple[float, float, float]] = []
     for query in range(len(labels)):
         others = [other for other in similarity[query].argsort(descending=True).tolist() if other != query]
         right = [bool(labels[other] == labels[query]) for other in others]
         r = sum(right)
         if r:
             precisions = [sum(right[: i + 1]) / (i + 1) for i in range(r) if right[i]]
-            found.append((float(right[0]), sum(right[:r]) / r, sum(precisions) / r))
-    means = torch.tensor(found, dtype=torch.float64).mean(0).tolist()
+            actual.append((float(right[0]), sum(right[:r]) / r, sum(precisions) / r))
+    means = torch.tensor(actual, dtype=torch.float64).mean(0).tolist()
     return dict(zip(("precision_at_1", "r_precision", "map_at_r"), means, strict=True))
 
 
@@ -34,9 +34,9 @@ def test_is_the_definition(similarity: str, monkeypatch: pytest.MonkeyPatch) -> 
     z = x - x.mean(-1, keepdim=True) if similarity == "correlation" else x
     z = torch.nn.functional.normalize(z, dim=-1)
     expected = by_definition(torch.einsum("ild,jld->ij", z, z), labels)
-    found = retrieval_metrics(x, labels, similarity)  # type: ignore[arg-type]
-    assert found == pytest.approx(expected, abs=1e-12)
-    assert 0 < found["map_at_r"] < found["r_precision"] < 1
+    actual = retrieval_metrics(x, labels, similarity)  # type: ignore[arg-type]
+    assert actual == pytest.approx(expected, abs=1e-12)
+    assert 0 < actual["map_at_r"] < actual["r_precision"] < 1
 
 
 def test_two_dimensions_are_one_vector() -> None:

@@ -106,14 +106,14 @@ def test_splits_and_seeds_differ_and_share_no_person() -> None:
     sets = [SyntheticFaces(split, size=16, count=40, seed=seed) for split in PEOPLE for seed in (0, 1)]
     assert len({faces.fingerprint for faces in sets}) == len(sets)
     assert len({pixels(faces, 0).tobytes() for faces in sets}) == len(sets)
-    drawn: dict[str, set[Person]] = {}
+    by_split: dict[str, set[Person]] = {}
     for split in PEOPLE:
         faces = SyntheticFaces(split, count=100)
-        drawn[split] = {faces.person(index) for index in range(100)}
-        assert 10 < len(drawn[split]) < 100, "people recur, and there are many"
-    assert not drawn["train"] & drawn["validation"]
-    assert not drawn["train"] & drawn["test"]
-    assert not drawn["validation"] & drawn["test"]
+        by_split[split] = {faces.person(index) for index in range(100)}
+        assert 10 < len(by_split[split]) < 100, "people recur, and there are many"
+    assert not by_split["train"] & by_split["validation"]
+    assert not by_split["train"] & by_split["test"]
+    assert not by_split["validation"] & by_split["test"]
 
 
 def test_seeds_differ_in_more_than_their_people(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,9 +271,11 @@ def test_a_unit_moves_things_the_way_of_its_name(
 
 
 def test_a_class_changes_the_expression_and_nothing_else(sitter: tuple[Person, View]) -> None:
-    drawn = [draw_face(*sitter, sample_units(label, np.random.default_rng(4)), 100).astype(int) for label in range(7)]
-    for label, picture in enumerate(drawn):
-        for other in drawn[:label]:
+    pictures = [
+        draw_face(*sitter, sample_units(label, np.random.default_rng(4)), 100).astype(int) for label in range(7)
+    ]
+    for label, picture in enumerate(pictures):
+        for other in pictures[:label]:
             change = np.abs(picture - other).sum(axis=2)
             assert change.max() > 100
             assert change[:8].max() == 0, "the hair moved"

@@ -18,8 +18,8 @@ from train.workers import map_in_processes
 
 
 def children() -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
-    return [int(pid) for pid in found.split()]
+    listing = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True).stdout
+    return [int(pid) for pid in listing.split()]
 
 
 @pytest.fixture
@@ -102,11 +102,11 @@ def test_children_have_the_default_handlers() -> None:
     before = signal.signal(signal.SIGUSR2, lambda *_: None)
     try:
         with Watch(ALONE, 0):
-            found = mapped(handlers, range(4))
+            actual = mapped(handlers, range(4))
             assert callable(signal.getsignal(signal.SIGTERM))
     finally:
         signal.signal(signal.SIGUSR2, before)
-    assert found == [[signal.SIG_DFL, signal.SIG_IGN, signal.SIG_IGN, signal.SIG_DFL, 0]] * 4
+    assert actual == [[signal.SIG_DFL, signal.SIG_IGN, signal.SIG_IGN, signal.SIG_DFL, 0]] * 4
 
 
 @pytest.mark.usefixtures("no_new_child")

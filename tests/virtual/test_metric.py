@@ -34,7 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def made(name: str) -> AdCorreMetricLoss:
+def make_loss(name: str) -> AdCorreMetricLoss:
     options = dict(SETTINGS[name])
     if "embedding_size" in options:
         options["attention"] = AdaptiveAttentionMap(50)
@@ -48,7 +48,7 @@ def test_is_the_plain_batch(name: str, form: str) -> None:
     images, labels = draw(31)
     labels = labels * 7 + (torch.arange(31) > 20) * 9
     plain, mine = Embedder().double(), Embedder().double()
-    loss, virtual_loss = made(name), made(name)
+    loss, virtual_loss = make_loss(name), make_loss(name)
     chunks = split(images, labels, 8)
     inputs: Any = {"callable": lambda: chunks, "once": once(chunks), "graphs kept": chunks}.get(form, images)
     step = VirtualBatch(mine, virtual_loss, 31 if form == "one chunk" else 8, keep_graphs=form == "graphs kept")
@@ -59,9 +59,9 @@ def test_is_the_plain_batch(name: str, form: str) -> None:
         expected.backward()
         if form == "once":
             inputs = once(chunks)
-        found = step(inputs, labels if inputs is images else None)
-        assert not found.requires_grad
-        torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=1e-12)
+        actual = step(inputs, labels if inputs is images else None)
+        assert not actual.requires_grad
+        torch.testing.assert_close(actual, expected.detach(), rtol=1e-12, atol=1e-12)
         assert gradients(plain)
         for model in (plain, mine):
             model.head.zero_grad()  # its classifier takes no part

@@ -122,14 +122,14 @@ def test_one_chunk_is_an_ordinary_step_bit_for_bit() -> None:
 def test_dropout_equals_keeping_the_graphs() -> None:
     """Over the same random states, which both leave behind alike."""
     images, targets = draw(31)
-    kept, virtual = Model(norm=True, dropout=0.5).double(), Model(norm=True, dropout=0.5).double()
+    with_graphs, virtual = Model(norm=True, dropout=0.5).double(), Model(norm=True, dropout=0.5).double()
     torch.manual_seed(1)
-    wanted = VirtualBatch(kept, AdCorreLoss(CLASSES), 7, keep_graphs=True)(images, targets)
+    wanted = VirtualBatch(with_graphs, AdCorreLoss(CLASSES), 7, keep_graphs=True)(images, targets)
     after = torch.get_rng_state()
     torch.manual_seed(1)
     got = VirtualBatch(virtual, AdCorreLoss(CLASSES), 7)(images, targets)
     assert_equal_outputs(got, wanted)
-    assert_equal_gradients(virtual, kept)
+    assert_equal_gradients(virtual, with_graphs)
     assert torch.equal(torch.get_rng_state(), after)
     torch.manual_seed(2)
     other = Model(norm=True, dropout=0.5).double()
@@ -140,11 +140,11 @@ def test_dropout_equals_keeping_the_graphs() -> None:
 def test_dropout_on_a_gpu() -> None:
     """The model's CUDA generator is replayed too."""
     images, targets = (tensor.cuda() for tensor in draw(31))
-    kept, virtual = (Model(norm=True, dropout=0.5).double().cuda() for _ in range(2))
-    for model, keep_graphs in ((kept, True), (virtual, False)):
+    with_graphs, virtual = (Model(norm=True, dropout=0.5).double().cuda() for _ in range(2))
+    for model, keep_graphs in ((with_graphs, True), (virtual, False)):
         torch.manual_seed(1)
         VirtualBatch(model, AdCorreLoss(CLASSES).cuda(), 7, keep_graphs=keep_graphs)(images, targets)
-    assert_equal_gradients(virtual, kept)
+    assert_equal_gradients(virtual, with_graphs)
 
 
 @pytest.mark.parametrize("momentum", [0.1, None])

@@ -52,11 +52,11 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 def assert_equal_gradients(got: nn.Module, wanted: nn.Module, tolerance: float = 1e-10) -> None:
     """Against each parameter's largest entry."""
     expected = gradients(wanted)
-    found = gradients(got)
-    assert found.keys() == expected.keys()
+    actual = gradients(got)
+    assert actual.keys() == expected.keys()
     assert expected
     for name, gradient in expected.items():
-        error = float((found[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-6))
+        error = float((actual[name] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-6))
         assert error <= tolerance, f"{name}: {error}"
 
 

@@ -122,11 +122,11 @@ def in_order(planned: Plan, seeds: Sequence[int]) -> list[Planned]:
 
 
 def train(run: Planned, out: Path) -> None:
-    """One run to its end, begun or gone on with. A loss that is no longer finite is noted, and no error.
+    """Train a run to its end, from the start or its checkpoint. A loss that is not finite is recorded, not raised.
 
-    What `auto` means is measured in the first run and holds for all: they differ in nothing but what is studied.
+    The speed settings that the first run measured hold for all, so that runs differ only in what is studied.
     """
-    given = {**_speed_found(out), **run.given}
+    given = {**_measured_speed(out), **run.given}
     try:
         train_run(resolve(given), layers(given))
     except Diverged as error:
@@ -152,7 +152,7 @@ def check_same_data(planned: Plan) -> None:
                         raise UserError(f"{folder} and {run.folder} did not see the same images: choose another --out")
 
 
-def _speed_found(out: Path) -> dict[str, str]:
+def _measured_speed(out: Path) -> dict[str, str]:
     for file in sorted(out.glob("runs/*/*/settings.json"), key=lambda path: path.stat().st_mtime):
         speed = read_json(file)["settings"]["speed"]
         return {name: speed[name] for name in ("amp", "channels_last")}

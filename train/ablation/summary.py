@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from train.ablation import rows
@@ -27,21 +27,21 @@ Values = dict[str, dict[int, float]]  # of each metric, by seed
 
 def markdown(file: Path, split: str = "validation") -> str:
     """A table for each study and regime with rows: means, and paired differences of accuracy to cross-entropy."""
-    found: dict[tuple[str, str], Values] = defaultdict(lambda: defaultdict(dict))
+    by_arm: dict[tuple[str, str], Values] = defaultdict(lambda: defaultdict(dict))
     read = rows.read(file)
     for row in read:
         for metric in METRICS:
             if row[f"{split}_{metric}"]:
-                found[row["regime"], row["arm"]][metric][int(row["seed"])] = float(row[f"{split}_{metric}"])
+                by_arm[row["regime"], row["arm"]][metric][int(row["seed"])] = float(row[f"{split}_{metric}"])
     lines = [f"{len(read)} runs so far, {sum(float(row['minutes']) for row in read) / 60:.1f} hours."]
-    regimes = dict.fromkeys(regime for regime, _ in found)
+    regimes = dict.fromkeys(regime for regime, _ in by_arm)
     for regime in regimes:
         lines += ["", f"**{regime}**, PublicTest", ""]
         heads = ["arm", "seeds", *METRICS.values(), "accuracy, difference"]
         lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for study in ("small", "factors", "regimes", "all-images"):
             for variant in STUDIES[study].variants:
-                values = found.pop((regime, variant.arm), None) if variant.regime == regime else None
+                values = by_arm.pop((regime, variant.arm), None) if variant.regime == regime else None
                 if values is None:
                     continue
                 against = variant.against.removeprefix(f"{regime}: ")
@@ -50,6 +50,12 @@ def markdown(file: Path, split: str = "validation") -> str:
                 cells += [_mean(list(values[metric].values()), metric in PERCENT) for metric in METRICS]
                 lines.append(f"| {' | '.join([*cells, _difference(values['accuracy'], base) if against else ''])} |")
     return "\n".join(lines)
+
+
+def in_study_order(arms: Collection[str]) -> list[str]:
+    """The arms as the studies have them, then those of no study."""
+    order = {variant.arm: None for study in STUDIES.values() for variant in study.variants}
+    return [arm for arm in order if arm in arms] + sorted(set(arms) - order.keys())
 
 
 def controls(read: list[dict[str, str]], regime: str, arm: str, split: str) -> dict[int, float]:
@@ -63,16 +69,16 @@ def controls(read: list[dict[str, str]], regime: str, arm: str, split: str) -> d
 
 def _mean(values: list[float], percent: bool) -> str:
     scale, digits = (100, 2) if percent else (1, 3)
-    found = spread([scale * value for value in values])
-    return f"{found.mean:.{digits}f}" + (f" ± {found.deviation:.{digits}f}" if found.n > 1 else "")
+    statistics = spread([scale * value for value in values])
+    return f"{statistics.mean:.{digits}f}" + (f" ± {statistics.deviation:.{digits}f}" if statistics.n > 1 else "")
 
 
 def _difference(one: dict[int, float], other: dict[int, float]) -> str:
-    found = difference(one, other)
-    if not found.n:
+    gain = difference(one, other)
+    if not gain.n:
         return "–"
-    interval = f" ({100 * found.low:+.2f} to {100 * found.high:+.2f})" if found.low == found.low else ""
-    return f"{100 * found.mean:+.2f}{interval}"
+    interval = f" ({100 * gain.low:+.2f} to {100 * gain.high:+.2f})" if gain.low == gain.low else ""
+    return f"{100 * gain.mean:+.2f}{interval}"
 
 
 def write() -> None:

@@ -178,7 +178,7 @@ def build(page: Page, run: Path) -> Any:
                     height=360,
                 )
                 whole = gr.Checkbox(label="The picture is a face already")
-            found = gr.Image(label="Face found", interactive=False, height=360, format="png", buttons=["fullscreen"])
+            face = gr.Image(label="Face found", interactive=False, height=360, format="png", buttons=["fullscreen"])
             with gr.Column():
                 classes = gr.Label(label="Expression", num_top_classes=len(page.trained.class_names))
                 note = gr.Markdown()
@@ -198,7 +198,7 @@ def build(page: Page, run: Path) -> Any:
             [picture.change, whole.change],
             page.look,
             [picture, whole],
-            [found, classes, nearest, note],
+            [face, classes, nearest, note],
             api_name="look",
             show_progress="hidden",
         )

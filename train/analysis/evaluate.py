@@ -22,7 +22,7 @@ from train.analysis import pictures
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
 from train.analysis.outputs import Outputs, collect, random_positions, with_tta
-from train.bars import bar
+from train.bars import bar, wrap
 from train.command import device_of
 from train.data.loading import evaluation_batches
 from train.disk import read_json, write_json, write_rows
@@ -76,7 +76,7 @@ def evaluate_run(
     batches = evaluation_batches(faces, trained.preprocessing.evaluation(), batch_size, workers, on.type == "cuda")
     model = with_tta(trained.model, tta)
     sample = random_positions(len(faces), max(tsne, retrieval), seed)
-    print(f"{splits.report}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
+    print(f"{wrap(splits.report)}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
     if not own:
         print(OTHER_DATA, flush=True)
     outputs = collect(model, bar(batches, split), len(trained.class_names), on, sample)
@@ -98,9 +98,9 @@ def evaluate_run(
         metrics = retrieval_metrics(retrieved.embeddings, labels)
         about["retrieval"] = {"samples": len(labels), **{name: _nullable(metrics[name]) for name in metrics}}
     names = [faces.name(index) for index in range(len(faces))]
-    found, described = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
+    evaluation, described = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
     title = f"{split}, {len(faces):,} images, epoch {about['epoch']}"
-    found.draw_confusion(out / "confusion.png", title)
+    evaluation.draw_confusion(out / "confusion.png", title)
     write_correlations(out, outputs, trained.class_names, title)
     if len(shown.sample) > 3:
         write_tsne(out, shown, trained.class_names, seed, title)
@@ -111,8 +111,8 @@ def evaluate_run(
         pictures.draw_samples(file, faces.image, targets, probabilities, trained.class_names, samples, seed)
     write_json(out / "metrics.json", about | described)  # the last file: where it is, the others are
     print(f"\n{(out / 'tables.md').read_text(encoding='utf-8')}\nwritten to {out}")
-    if found.collapse:
-        print(found.collapse)
+    if evaluation.collapse:
+        print(evaluation.collapse)
     return out
 
 
@@ -124,12 +124,12 @@ def default_folder(run: Path, split: str) -> Path:
     return run.parent / f"evaluation-{split}" if run.name == "best" else run.parent / f"evaluation-{run.name}-{split}"
 
 
-def is_current(folder: Path, run: Path) -> bool:
-    """Whether an evaluation of the run's best checkpoint on its own test split lies in the folder."""
+def is_current(folder: Path, run: Path, split: str = "test") -> bool:
+    """Whether an evaluation of the run's best checkpoint on a split of its own data lies in the folder."""
     if not (folder / "metrics.json").is_file():
         return False
     metrics, trained = read_json(folder / "metrics.json"), read_json(find_checkpoint(run) / DESCRIPTION)
-    expected = trained["epoch"], trained["data"]["fingerprints"]["test"]
+    expected = trained["epoch"], trained["data"]["fingerprints"][split]
     return (metrics["epoch"], metrics["fingerprint"]) == expected
 
 
@@ -142,10 +142,10 @@ def write_figures(
     resamples: int,
     seed: int,
 ) -> tuple[Evaluation, dict[str, Any]]:
-    found = evaluation_of(outputs.logits, outputs.targets, class_names)
-    figures = figures_of(found.confusion)
-    intervals = bootstrap(found.confusion, resamples, seed)
-    described = found.as_dict() | {"macro_f1": float(figures["macro_f1"])}
+    evaluation = evaluation_of(outputs.logits, outputs.targets, class_names)
+    figures = figures_of(evaluation.confusion)
+    intervals = bootstrap(evaluation.confusion, resamples, seed)
+    described = evaluation.as_dict() | {"macro_f1": float(figures["macro_f1"])}
     described["intervals"] = {
         "level": 0.95,
         "resamples": resamples,
@@ -156,9 +156,11 @@ def write_figures(
             key: [None if np.isnan(value) else float(value) for value in intervals[key][:, index]]
             for key in ("precision", "recall", "f1")
         }
-    found.write_tables(out / "confusion.csv", out / "per-class.csv")
+    evaluation.write_tables(out / "confusion.csv", out / "per-class.csv")
     note = "" if about["own_data"] else f"\n{OTHER_DATA}\n"
-    (out / "tables.md").write_text(tables(found, described, intervals, about.get("retrieval")) + note, encoding="utf-8")
+    (out / "tables.md").write_text(
+        tables(evaluation, described, intervals, about.get("retrieval")) + note, encoding="utf-8"
+    )
     probabilities = outputs.logits.double().softmax(1)
     lines: list[list[Any]] = [["sample", "name", "class", "predicted", *class_names]]
     rows = zip(names, outputs.targets.tolist(), probabilities.tolist(), strict=True)
@@ -166,11 +168,11 @@ def write_figures(
         best = class_names[row.index(max(row))]
         lines.append([index, name, class_names[target], best, *(f"{value:.6f}" for value in row)])
     write_rows(out / "predictions.csv", lines)
-    return found, described
+    return evaluation, described
 
 
 def tables(
-    found: Evaluation,
+    evaluation: Evaluation,
     described: dict[str, Any],
     intervals: dict[str, NDArray[np.float64]],
     retrieval: dict[str, float] | None = None,
@@ -181,14 +183,18 @@ def tables(
         low, high = intervals[key]
         lines.append(f"| {words} | {percent(described[key])} | {_interval(low, high)} |")
     lines += [f"| {words} | {percent(retrieval[key])} | |" for key, words in METRICS.items() if retrieval]
-    lines += ["", "| | " + " | ".join(found.class_names) + " |", "|---" * (len(found.class_names) + 1) + "|"]
-    for words, values in (("Precision", found.precision), ("Recall", found.recall), ("F1-score", found.f1)):
+    lines += ["", "| | " + " | ".join(evaluation.class_names) + " |", "|---" * (len(evaluation.class_names) + 1) + "|"]
+    for words, values in (
+        ("Precision", evaluation.precision),
+        ("Recall", evaluation.recall),
+        ("F1-score", evaluation.f1),
+    ):
         lines.append(f"| {words} | " + " | ".join(map(percent, values)) + " |")
         low, high = intervals["f1" if words == "F1-score" else words.lower()]
         lines.append("| | " + " | ".join(map(_interval, low, high)) + " |")
-    lines.append("| Images | " + " | ".join(f"{count:,}" for count in found.support) + " |")
-    if found.absent:
-        lines += ["", f"No images of {', '.join(found.absent)}: averages are over the other classes."]
+    lines.append("| Images | " + " | ".join(f"{count:,}" for count in evaluation.support) + " |")
+    if evaluation.absent:
+        lines += ["", f"No images of {', '.join(evaluation.absent)}: averages are over the other classes."]
     return "\n".join(lines) + "\n"
 
 

@@ -80,7 +80,7 @@ def _all_or_nothing(out: Path) -> Iterator[Path]:
 def _to_program(trained: Trained, out: Path, to: str, opset: int, seed: int) -> str:
     """The model in the format `to` with model.json beside it. Returns what to say about it."""
     deployed = Deployed(trained).eval()
-    images = drawn_images(max(BATCHES), trained.preprocessing.image_size, seed).to(deployed.mean.device)
+    images = random_images(max(BATCHES), trained.preprocessing.image_size, seed).to(deployed.mean.device)
     with understandable(to, trained):
         path, run = to_onnx(deployed, images[:2], out, opset) if to == "onnx" else to_pt2(deployed, images[:2], out)
         worst = largest_difference(deployed, run, images)
@@ -106,7 +106,7 @@ def _to_program(trained: Trained, out: Path, to: str, opset: int, seed: int) -> 
     return f"{path.name}: logits within {worst:.2g} of PyTorch's on batches of {', '.join(map(str, BATCHES))}"
 
 
-def drawn_images(n: int, size: int, seed: int) -> Tensor:
+def random_images(n: int, size: int, seed: int) -> Tensor:
     return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -157,7 +157,7 @@ def to_hub(trained: Trained, run: Path, out: Path) -> None:
     (out / "README.md").write_text(model_card(trained, run), encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()):  # which says where it found the weights
         loaded = HubClassifier.from_pretrained(out).to(next(trained.model.parameters()).device).eval()
-    images = drawn_images(2, trained.preprocessing.image_size, 0).to(next(loaded.parameters()).device)
+    images = random_images(2, trained.preprocessing.image_size, 0).to(next(loaded.parameters()).device)
     with torch.inference_mode():
         if not torch.equal(loaded(images)[0], saved.eval()(images)[0]):
             raise UserError(f"{out}: the model loads back with other logits")

@@ -182,10 +182,10 @@ def _charts(steps: Rows, epochs: Rows) -> Charts:
         "Attention weight of each class": [_line(source, key, key.removeprefix("weight_")) for key in weights],
         "Learning rate": [_line(steps, "lr", "learning rate")],
     }
-    return _drawn_charts(charts)
+    return _render_charts(charts)
 
 
-def _drawn_charts(charts: Mapping[str, Sequence[Line]]) -> Charts:
+def _render_charts(charts: Mapping[str, Sequence[Line]]) -> Charts:
     return [(title, svg) for title, lines in charts.items() if (svg := lines_svg(title, lines, "step"))]
 
 
@@ -208,7 +208,7 @@ def _compare(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
             (k, [one.get(k, "–") for one in figures]) for k in dict.fromkeys(k for one in figures for k in one)
         ],
         "settings": [(key, cells) for key, cells in settings if key != "run.out" and len(set(map(str, cells))) > 1],
-        "charts": _drawn_charts(charts),
+        "charts": _render_charts(charts),
         "best": best_run(runs),
     }
 

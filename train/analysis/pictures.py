@@ -1,7 +1,7 @@
 """Pictures of a run and of its model, as PNG files or as inline SVG for the report."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from io import StringIO
 from pathlib import Path
@@ -71,23 +71,59 @@ def tsne(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
 
 
 def _tsne_figure(points: NDArray[np.float64], labels: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
+    return _tsne_figures([("", points, labels)], class_names)
+
+
+def _tsne_figures(
+    every: Sequence[tuple[str, NDArray[np.float64], NDArray[np.int64]]], class_names: Sequence[str]
+) -> Figure:
+    """Side by side, each (title, points, labels); the legend counts the first one's."""
     """The square is filled: each axis has a scale of its own."""
     use_fonts_for(class_names)
-    figure = Figure(figsize=(5.8, 6.4), layout="constrained")
-    axes = figure.subplots()
-    for index, name in enumerate(class_names):
-        x, y = points[labels == index].T
-        style: dict[str, Any] = {
-            "marker": palette.marker(index),
-            "color": palette.color(index),
-            "label": f"{name} ({len(x)})",
-        }
-        axes.scatter(x, y, s=26 if len(points) < 600 else 12, lw=0, **style)
-    axes.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2", box_aspect=1)
-    axes.margins(0.03)
+    figure = Figure(figsize=(5.8 * len(every), 6.4), layout="constrained")
+    for place, (axes, (title, points, labels)) in enumerate(
+        zip(figure.subplots(1, len(every), squeeze=False)[0], every, strict=True)
+    ):
+        for index, name in enumerate(class_names):
+            x, y = points[labels == index].T
+            style: dict[str, Any] = {"marker": palette.marker(index), "color": palette.color(index)}
+            style |= {"label": f"{name} ({len(x)})"} if not place else {}
+            axes.scatter(x, y, s=26 if len(points) < 600 else 12, lw=0, **style)
+        axes.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2", box_aspect=1, title=title)
+        axes.margins(0.03)
     longest = max(map(len, class_names))
-    figure.legend(loc="outside lower center", ncols=max(1, min(4, 72 // (longest + 12))), markerscale=1.5)
+    columns = max(1, min(4 * len(every), 72 * len(every) // (longest + 12)))
+    figure.legend(loc="outside lower center", ncols=columns, markerscale=1.5)
     return figure
+
+
+@matplotlib.rc_context(palette.STYLE)
+def draw_tsne_beside(
+    path: Path, every: Sequence[tuple[str, NDArray[np.float64], NDArray[np.int64]]], class_names: Sequence[str]
+) -> None:
+    """t-SNE of several models side by side, each (title, points (n, 2), labels (n,))."""
+    _tsne_figures(every, class_names).savefig(path)
+
+
+@matplotlib.rc_context(palette.STYLE)
+def draw_lines(path: Path, runs: Mapping[str, Mapping[str, Sequence[Line]]], x_label: str) -> None:
+    """A row of panels for each run, by name, the panels by title; a panel's values have one scale over the runs."""
+    titles = list(dict.fromkeys(title for panels in runs.values() for title in panels))
+    figure = Figure(figsize=(3.6 * len(titles), 0.6 + 2.4 * len(runs)), layout="constrained")
+    every = figure.subplots(len(runs), len(titles), squeeze=False, sharex=True, sharey="col")
+    for axes, title in zip(every[0], titles, strict=True):
+        axes.set_title(title)
+    for row, (name, panels) in zip(every, runs.items(), strict=True):
+        row[0].set_ylabel(name)
+        for axes, title in zip(row, titles, strict=True):
+            for index, line in enumerate(panels.get(title, ())):
+                axes.plot(line.x, line.y, label=line.name, color=palette.color(index), linestyle=palette.dash(index))
+            axes.grid(axis="y")
+            if panels.get(title):
+                axes.legend(fontsize=8)
+    for axes in every[-1]:
+        axes.set_xlabel(x_label)
+    figure.savefig(path)
 
 
 @matplotlib.rc_context(palette.STYLE)

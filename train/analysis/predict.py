@@ -105,10 +105,10 @@ def predict(
         raise UserError(f"none of {len(places):,} pictures could be read")
     left_out = f", {len(places) - seen.read:,} left out" if seen.read < len(places) else ""
     count -= seen.faceless
-    found = "" if whole else f", {count:,} face{'' if count == 1 else 's'}"
-    found += f", none seen in {seen.faceless:,} of them, taken whole" if seen.faceless else ""
+    shown = "" if whole else f", {count:,} face{'' if count == 1 else 's'}"
+    shown += f", none seen in {seen.faceless:,} of them, taken whole" if seen.faceless else ""
     annotated = f", {out / 'pictures'}" if pictures else ""
-    print(f"{seen.read:,} pictures{left_out}{found}; {out / TABLE}{annotated}")
+    print(f"{seen.read:,} pictures{left_out}{shown}; {out / TABLE}{annotated}")
     return out
 
 
@@ -134,8 +134,8 @@ def find_faces(
         boxes: list[Corners | None] = []
         note = "whole"
         if detect and max(picture.size) > small:
-            found = face_boxes(picture, detect, margin)
-            boxes = [box for box in found if box[2] - box[0] >= SMALLEST * (found[0][2] - found[0][0])]
+            detected = face_boxes(picture, detect, margin)
+            boxes = [box for box in detected if box[2] - box[0] >= SMALLEST * (detected[0][2] - detected[0][0])]
             if not boxes:
                 print(f"no face seen: {printable(str(path))}", file=sys.stderr)
                 seen.faceless, note = seen.faceless + 1, "none seen"

@@ -26,5 +26,5 @@ class TripletLoss(Baseline):
         self.triplet = losses.TripletMarginLoss(margin=margin, distance=distance)
 
     def term(self, x: Tensor, targets: Tensor) -> Tensor:
-        found: Tensor = self.triplet(x, targets, self.mine(x, targets))
-        return found
+        loss: Tensor = self.triplet(x, targets, self.mine(x, targets))
+        return loss

@@ -10,8 +10,8 @@ from train.data.base import (
     SPLITS,
     FaceDataset,
     Finding,
-    Found,
     Layout,
+    LoadedDataset,
     Request,
     Splits,
     class_counts,
@@ -60,26 +60,26 @@ def _counts(faces: FaceDataset) -> str:
 
 
 def _load(data: str, request: Request) -> Splits:
-    found = find_data(data, request)
-    whole = found.whole
+    dataset = find_data(data, request)
+    whole = dataset.whole
     left_out: dict[int, str] = {}
     if request.cache and not request.limit:
         whole, left_out = _cached(whole, request)
     elif request.on_broken == "skip":
         left_out = unreadable(whole)
     if left_out:  # before the draw: with or without a limit or a cache it is the same
-        part = np.delete(found.part, np.fromiter(left_out, np.int64))
-        found = replace(found, part=part, findings=(*found.findings, _about(left_out)))
-    found = replace(found, whole=without(whole, left_out))
-    found = replace(found, findings=tuple(dict.fromkeys((*found.findings, *_absent(found)))))
-    splits = make_splits(found, request).limited(request.limit, request.seed)
+        part = np.delete(dataset.part, np.fromiter(left_out, np.int64))
+        dataset = replace(dataset, part=part, findings=(*dataset.findings, _about(left_out)))
+    dataset = replace(dataset, whole=without(whole, left_out))
+    dataset = replace(dataset, findings=tuple(dict.fromkeys((*dataset.findings, *_absent(dataset)))))
+    splits = make_splits(dataset, request).limited(request.limit, request.seed)
     if request.cache and request.limit:
         train, validation, test = (_cached(part, request)[0] for part in (splits.train, splits.validation, splits.test))
         splits = replace(splits, train=train, validation=validation, test=test)
     return splits
 
 
-def find_data(data: str, request: Request) -> Found:
+def find_data(data: str, request: Request) -> LoadedDataset:
     """What lies at the path `data`, every sample that its layout lists, before any is split off or left out."""
     if request.on_broken not in ("skip", "fail"):
         raise UserError(f"--on-broken {request.on_broken}: expected skip or fail")
@@ -90,10 +90,10 @@ def find_data(data: str, request: Request) -> Found:
     if layout is None:
         raise UserError(_nothing_fits(path))
     try:
-        found = layout.load(path, request)
+        dataset = layout.load(path, request)
     except OSError as error:
         raise UserError(f"{path}: {layout.name}: {error.filename}: {error.strerror}") from error
-    return replace(found, findings=(*found.findings, *_absent(found)))
+    return replace(dataset, findings=(*dataset.findings, *_absent(dataset)))
 
 
 def _cached(faces: FaceDataset, request: Request) -> tuple[FaceDataset, dict[int, str]]:
@@ -109,11 +109,11 @@ def _about(left_out: dict[int, str]) -> Finding:
     return Finding("unreadable", "\n".join(lines), reasons)
 
 
-def _absent(found: Found) -> tuple[Finding, ...]:
+def _absent(dataset: LoadedDataset) -> tuple[Finding, ...]:
     """Classes that some part has no image of."""
     lacking = {
-        part: [name for name, count in zip(found.whole.class_names, counts, strict=True) if not count]
-        for part, counts in counts_by_part(found).items()
+        part: [name for name, count in zip(dataset.whole.class_names, counts, strict=True) if not count]
+        for part, counts in counts_by_part(dataset).items()
     }
     return tuple(
         Finding("absent classes", f"{part} has no image of {', '.join(absent)}")

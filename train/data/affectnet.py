@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.base import Found, Layout, Request, digest
+from train.data.base import Layout, LoadedDataset, Request, digest
 from train.data.files import ImageCollection, is_hidden, list_images, one_of
 from train.data.labels import CLASS_NAMES_8
 from train.data.store import cached_dir
@@ -31,7 +31,7 @@ IMAGE_FOLDERS = ("Manually_Annotated_Images", "Manually_Annotated/Manually_Annot
 SETS = {"train": ("train_set",), "validation": ("val_set", "valid_set", "eval_set")}
 
 
-def _found(
+def _build_dataset(
     layout: str,
     path: Path,
     images: ImageCollection,
@@ -40,12 +40,12 @@ def _found(
     official: Mapping[str, tuple[int, ...]],
     note: str,
     missing: str,
-) -> Found:
+) -> LoadedDataset:
     roles = {name: role for name, role in ROLES.items() if name in images.parts}
     class_names = _class_names(request)
     counts = {name: row[: len(class_names)] for name, row in official.items()}
     whole, findings = images.dataset(root, class_names), images.missing_finding(missing)
-    return Found(layout, path, whole, images.part(), roles, "AffectNet", counts, (note,), findings)
+    return LoadedDataset(layout, path, whole, images.part(), roles, "AffectNet", counts, (note,), findings)
 
 
 def _class_names(request: Request) -> tuple[str, ...]:
@@ -56,17 +56,17 @@ def _class_names(request: Request) -> tuple[str, ...]:
 
 
 def _tables(path: Path) -> dict[str, Path]:
-    found = {}
+    files = {}
     for part, name in TABLES.items():
         for folder in TABLE_FOLDERS:
             file = path / folder / name
             if file.is_file() and (part == "validation" or COLUMNS[0] in header(file)):
-                found[part] = file
+                files[part] = file
                 break
-    return found
+    return files
 
 
-def load_old(path: Path, request: Request) -> Found:
+def load_old(path: Path, request: Request) -> LoadedDataset:
     tables = _tables(path)
     if "validation" not in tables:
         raise UserError(f"{path}: AffectNet's training.csv without validation.csv, on which it is tested")
@@ -75,28 +75,30 @@ def load_old(path: Path, request: Request) -> Found:
         raise UserError(f"{path}: AffectNet's tables without pictures (looked for {' and '.join(IMAGE_FOLDERS)})")
     classes = len(_class_names(request))
     there = {file.name: file for file in list_images(images).images}
-    found = ImageCollection()
+    samples = ImageCollection()
     for part, table in tables.items():
         headed = COLUMNS[0] in header(table)  # validation.csv is seen without a header too
         for number, row in read_table(table, USED if headed else COLUMNS, headed):
             try:
                 label = int(row["expression"])
                 if label >= classes or float(row["face_width"]) < 0:
-                    found.skipped += 1
+                    samples.skipped += 1
                     continue
                 x, y, width, height = (round(float(row[f"face_{side}"])) for side in ("x", "y", "width", "height"))
             except ValueError as error:
                 raise UserError(f"{table}, line {number}: expected numbers for the box and the expression") from error
             name = row["subDirectory_filePath"]
             if name in there:
-                found.add(there[name], label, part, (x, y, x + width, y + height))
+                samples.add(there[name], label, part, (x, y, x + width, y + height))
             else:
-                found.missing.append(name)
+                samples.missing.append(name)
     note = (
-        f"faces: cropped by the tables' boxes; {found.skipped:,} rows of other classes or without a face are left out"
+        f"faces: cropped by the tables' boxes; {samples.skipped:,} rows of other classes or without a face are left out"
     )
     missing = "in the tables, but not there"
-    return _found("AffectNet, release with boxes", path, found, images, request, OFFICIAL_COUNTS, note, missing)
+    return _build_dataset(
+        "AffectNet, release with boxes", path, samples, images, request, OFFICIAL_COUNTS, note, missing
+    )
 
 
 # The release of 2021: cropped to 224 x 224, <id>.jpg with <id>_exp.npy.
@@ -113,8 +115,8 @@ def _sets(path: Path) -> dict[str, Path]:
     return sets
 
 
-def load_2021(path: Path, request: Request) -> Found:
-    found = ImageCollection()
+def load_2021(path: Path, request: Request) -> LoadedDataset:
+    samples = ImageCollection()
     sets = _sets(path)
     if "validation" not in sets:
         raise UserError(f"{path}: AffectNet's train_set without {', '.join(SETS['validation'])}, on which it is tested")
@@ -124,16 +126,18 @@ def load_2021(path: Path, request: Request) -> Found:
         annotated = expressions(folder / "annotations")
         for stem, label in annotated.items():
             if not 0 <= label < len(_class_names(request)):
-                found.skipped += 1
+                samples.skipped += 1
             elif stem in there:
-                found.add(there[stem], label, part)
+                samples.add(there[stem], label, part)
             else:
-                found.missing.append(f"{folder.name}/images/{stem}.jpg")
+                samples.missing.append(f"{folder.name}/images/{stem}.jpg")
         alone = sorted(there.keys() - annotated.keys())
-        found.missing += [f"{folder.name}/annotations/{stem}_exp.npy" for stem in alone]
-    note = f"{found.skipped:,} annotations of other classes are left out"
+        samples.missing += [f"{folder.name}/annotations/{stem}_exp.npy" for stem in alone]
+    note = f"{samples.skipped:,} annotations of other classes are left out"
     missing = "missing: image or annotation alone"
-    return _found("AffectNet, release of 2021", path, found, path, request, OFFICIAL_COUNTS_2021, note, missing)
+    return _build_dataset(
+        "AffectNet, release of 2021", path, samples, path, request, OFFICIAL_COUNTS_2021, note, missing
+    )
 
 
 def expressions(annotations: Path) -> dict[str, int]:

@@ -26,7 +26,7 @@ class FaceDataset(Protocol):
     """One split of a labelled set of faces. Labels are known without opening an image; the order of samples is stable.
 
     `fingerprint` is a hash of the samples' names, labels and sizes in bytes; it is stored with a run. `stamp` changes
-    with the files' times too: what is derived from the pictures is kept under it.
+    with the files' times too: what is derived from the pictures is cached under it.
     """
 
     @property
@@ -61,7 +61,7 @@ class FaceDataset(Protocol):
 
 @dataclass(frozen=True)
 class Splits:
-    """A dataset as found: its three splits, the name of its layout, and what there is to say about it."""
+    """The three splits of a dataset, the name of its layout, and a report to print."""
 
     train: FaceDataset
     validation: FaceDataset
@@ -106,8 +106,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What lies on disk, before it is split: all samples, and the part that each is in as the set itself says.
+class LoadedDataset:
+    """A dataset on disk before it is split: all samples, and the part that the dataset itself puts each one in.
 
     roles: for each part, in the report's order, what it serves for ("train", "validation", "test"). official: the
     published counts per class of each part, in the order of class_names; empty where there are none.
@@ -126,12 +126,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which a dataset is found on disk."""
+    """A form in which a dataset lies on disk, and how to load it."""
 
     name: str
     looked_for: str
     recognise: Callable[[Path], bool]
-    load: Callable[[Path, Request], Found]
+    load: Callable[[Path, Request], LoadedDataset]
 
 
 @dataclass(frozen=True)
@@ -258,12 +258,12 @@ def digest(*parts: str | bytes) -> str:
 def draw_stratified(labels: Labels, fraction: float, seed: int) -> NDArray[np.int64]:
     """Sorted indices of about `fraction` of each class: one at least, and one at least left, where a class has two."""
     rng = np.random.default_rng(seed)
-    drawn = []
+    chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         count = min(max(round(len(members) * fraction), 1), len(members) - 1)
-        drawn.append(rng.permutation(members)[:count])
-    return np.sort(np.concatenate(drawn)).astype(np.int64) if drawn else np.empty(0, np.int64)
+        chosen.append(rng.permutation(members)[:count])
+    return np.sort(np.concatenate(chosen)).astype(np.int64) if chosen else np.empty(0, np.int64)
 
 
 def limit(dataset: FaceDataset, count: int, seed: int) -> FaceDataset:

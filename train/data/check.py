@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from train.data.base import FaceDataset, Finding, Found, Request
+from train.data.base import FaceDataset, Finding, LoadedDataset, Request
 from train.data.splitting import counts_by_part, describe, order_hint, verdict
 from train.data.store import map_samples
 from train.errors import UserError
@@ -27,7 +27,7 @@ def look(faces: FaceDataset, index: int) -> tuple[bytes | None, str | None]:
     return hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest(), None
 
 
-def inspect(dataset: Found, processes: int | None = None) -> tuple[list[Finding], dict[str, Any]]:
+def inspect(dataset: LoadedDataset, processes: int | None = None) -> tuple[list[Finding], dict[str, Any]]:
     """The findings on every image, and the figures on duplicates.
 
     Images are duplicates if their decoded pixels are equal; file names and formats do not matter.
@@ -76,7 +76,7 @@ def inspect(dataset: Found, processes: int | None = None) -> tuple[list[Finding]
     return findings, figures
 
 
-def _across(dataset: Found, groups: Sequence[np.ndarray]) -> dict[str, int]:
+def _across(dataset: LoadedDataset, groups: Sequence[np.ndarray]) -> dict[str, int]:
     """How many groups lie in each combination of parts."""
     together: dict[str, int] = defaultdict(int)
     for members in groups:
@@ -85,7 +85,7 @@ def _across(dataset: Found, groups: Sequence[np.ndarray]) -> dict[str, int]:
     return dict(together)
 
 
-def _group(dataset: Found, members: np.ndarray) -> str:
+def _group(dataset: LoadedDataset, members: np.ndarray) -> str:
     """The images of a group, at least one of each part and label among those shown."""
     kinds = [(dataset.part[at], int(dataset.whole.labels[at])) for at in members]
     first = [kinds.index(kind) for kind in dict.fromkeys(kinds)]
@@ -130,7 +130,7 @@ def check(data: str, request: Request, as_json: bool, every: bool) -> int:
         f"{figures['conflicting_labels']:,} with conflicting labels{where}"
     )
     if not findings:
-        print("\nnothing found")
+        print("\nno problem found")
     for finding in findings:
         print(f"\n{finding.kind}: {finding.message}")
         shown = finding.items if every else finding.items[:SHOWN]
@@ -141,7 +141,7 @@ def check(data: str, request: Request, as_json: bool, every: bool) -> int:
     return _status(dataset, findings)
 
 
-def _status(dataset: Found, findings: Sequence[Finding]) -> int:
+def _status(dataset: LoadedDataset, findings: Sequence[Finding]) -> int:
     """The exit status, its reason on stderr: the report itself may be piped elsewhere."""
     if findings:
         parts = ", ".join(f"{name} {sum(row):,}" for name, row in counts_by_part(dataset).items())

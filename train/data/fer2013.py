@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.base import FaceDataset, Found, GreyArray, Layout, Request, digest
+from train.data.base import FaceDataset, GreyArray, Layout, LoadedDataset, Request, digest
 from train.data.files import ImageCollection, folders_in, ignored, image_names, list_images
 from train.data.labels import CLASS_NAMES, FER_CSV_CODES, FOLDER_NAMES, PART_NAMES
 from train.data.store import cached_dir
@@ -32,8 +32,10 @@ PUNCTUATION = str.maketrans("[],\"'", " " * 5)  # of copies that hold the pixels
 ARRAYS = ("pixels.npy", "labels.npy", "usage.npy")
 
 
-def found_at(source: Path, layout: str, whole: FaceDataset, usage: NDArray[np.str_], request: Request) -> Found:
-    """What was found, each usage in its role.
+def build_dataset(
+    source: Path, layout: str, whole: FaceDataset, usage: NDArray[np.str_], request: Request
+) -> LoadedDataset:
+    """The dataset with each usage in its role.
 
     PublicTest is for validation, unless the paper's protocol tests on it too, or some image's name does not tell it
     from PrivateTest: validation is then held out of Training.
@@ -45,7 +47,7 @@ def found_at(source: Path, layout: str, whole: FaceDataset, usage: NDArray[np.st
     roles = {name: "train" if name == "Training" else "test" for name in present}
     if request.protocol == "official" and tests == ["PublicTest", "PrivateTest"]:
         roles["PublicTest"] = "validation"
-    return Found(layout, source, whole, usage, roles, "FER-2013", OFFICIAL_COUNTS)
+    return LoadedDataset(layout, source, whole, usage, roles, "FER-2013", OFFICIAL_COUNTS)
 
 
 # Class folders: {train,test}/<class>/{Training,PublicTest,PrivateTest}_<id>.jpg
@@ -71,7 +73,7 @@ def is_folders(path: Path) -> bool:
     return counts == {"train": list(training), "test": [sum(both) for both in zip(*tests, strict=True)]}
 
 
-def load_folders(path: Path, request: Request) -> Found:
+def load_folders(path: Path, request: Request) -> LoadedDataset:
     images = ImageCollection()
     for part in ("train", "test"):
         for folder in folders_in(path / part):
@@ -84,8 +86,8 @@ def load_folders(path: Path, request: Request) -> Found:
         ],
         dtype=np.str_,
     )
-    found = found_at(path, "FER-2013 folders", images.dataset(path, CLASS_NAMES), usage, request)
-    return replace(found, notes=ignored(images.others))
+    dataset = build_dataset(path, "FER-2013 folders", images.dataset(path, CLASS_NAMES), usage, request)
+    return replace(dataset, notes=ignored(images.others))
 
 
 # fer2013.csv: emotion,pixels,Usage. icml_face_data.csv: the same rows as "emotion, Usage, pixels".
@@ -153,18 +155,18 @@ def read_csv(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[
     return pixels, labels, usage
 
 
-def load_array(file: Path, layout: str, request: Request) -> Found:
+def load_array(file: Path, layout: str, request: Request) -> LoadedDataset:
     pixels, labels, usage = read_csv(file)
     fingerprint = digest(hashlib.sha256(np.ascontiguousarray(pixels).data).digest(), labels.tobytes(), *usage.tolist())
     whole = GreyArray(pixels, labels, CLASS_NAMES, "all", fingerprint, str(file))
-    return found_at(file, layout, whole, usage, request)
+    return build_dataset(file, layout, whole, usage, request)
 
 
-def load_fer2013_csv(path: Path, request: Request) -> Found:
+def load_fer2013_csv(path: Path, request: Request) -> LoadedDataset:
     return load_array(find_fer2013_csv(path) or path, "fer2013.csv", request)
 
 
-def load_icml_csv(path: Path, request: Request) -> Found:
+def load_icml_csv(path: Path, request: Request) -> LoadedDataset:
     return load_array(find_icml_csv(path) or path, "icml_face_data.csv", request)
 
 
@@ -176,7 +178,7 @@ def find_competition_csv(path: Path) -> Path | None:
     return None if file is None or find_csv(file, "", ["Usage"]) else file
 
 
-def refuse_competition_csv(path: Path, request: Request) -> Found:
+def refuse_competition_csv(path: Path, request: Request) -> LoadedDataset:
     raise UserError(
         f"{find_competition_csv(path)} is of the competition's train.csv and test.csv: they hold no labels for the "
         "test images, so nothing can be evaluated on them. Use icml_face_data.csv or fer2013.csv, which label all rows."

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from train.data.base import Found, GreyArray, Layout, Request, Subset, digest
-from train.data.fer2013 import find_fer2013_csv, find_icml_csv, found_at, read_csv
+from train.data.base import GreyArray, Layout, LoadedDataset, Request, Subset, digest
+from train.data.fer2013 import build_dataset, find_fer2013_csv, find_icml_csv, read_csv
 from train.data.labels import CLASS_NAMES_8, FERPLUS_COLUMNS
 from train.data.tables import find_csv, read_table
 from train.errors import UserError
@@ -48,7 +48,7 @@ def read_votes(file: Path) -> tuple[NDArray[np.str_], NDArray[np.bool_], NDArray
     return np.array(usage, np.str_), np.array(named, bool), np.array(votes, np.int64).reshape(-1, len(VOTES))
 
 
-def load(path: Path, request: Request) -> Found:
+def load(path: Path, request: Request) -> LoadedDataset:
     file = find_votes(path)
     assert file is not None
     pictures = find_fer2013_csv(file.parent) or find_icml_csv(file.parent)
@@ -82,13 +82,13 @@ def load(path: Path, request: Request) -> Found:
     fingerprint = digest(str(pixels.shape), np.ascontiguousarray(pixels).data.tobytes(), labels.tobytes())
     whole = GreyArray(pixels, np.where(usable, labels, 0), names, "all", fingerprint, str(pictures))
     part = Subset(whole, np.flatnonzero(usable), "all")
-    found = found_at(file, f"FERPlus ({request.votes} of votes)", part, usage[usable], request)
+    dataset = build_dataset(file, f"FERPlus ({request.votes} of votes)", part, usage[usable], request)
     notes = (
         f"votes to labels by {request.votes}: {RULES[request.votes]}",
         f"left out: {counts or 'nothing'}",
         f"the labels of {pictures.name} itself: --data {pictures}",
     )
-    return replace(found, dataset="FER-2013", official={}, notes=notes)
+    return replace(dataset, dataset="FER-2013", official={}, notes=notes)
 
 
 LAYOUTS = (

@@ -50,15 +50,15 @@ def list_images(root: Path, *below: str) -> Listing:
 
     Links are followed, but not into a folder that leads here. Pipes and devices are no files.
     """
-    found = Listing()
+    listing = Listing()
     parents = [folder.stat() for folder in (root / "/".join(below)).resolve().parents]
-    _walk(root, "/".join(below), tuple((status.st_dev, status.st_ino) for status in parents), found)
-    found.images.sort(key=lambda file: file.name)
-    found.others.sort()
-    return found
+    _walk(root, "/".join(below), tuple((status.st_dev, status.st_ino) for status in parents), listing)
+    listing.images.sort(key=lambda file: file.name)
+    listing.others.sort()
+    return listing
 
 
-def _walk(root: Path, name: str, above: tuple[tuple[int, int], ...], found: Listing) -> None:
+def _walk(root: Path, name: str, above: tuple[tuple[int, int], ...], listing: Listing) -> None:
     here = root / name
     status = here.stat()
     identity = status.st_dev, status.st_ino
@@ -72,18 +72,18 @@ def _walk(root: Path, name: str, above: tuple[tuple[int, int], ...], found: List
             is_image = is_image_name(entry.name)
             try:
                 if entry.is_dir():
-                    _walk(root, inner, (*above, identity), found)
+                    _walk(root, inner, (*above, identity), listing)
                 elif entry.is_file():
                     if is_image:
                         status = entry.stat()
-                        found.images.append(File(inner, status.st_size, status.st_mtime_ns))
+                        listing.images.append(File(inner, status.st_size, status.st_mtime_ns))
                     else:
-                        found.others.append(inner)
+                        listing.others.append(inner)
                     continue
             except OSError:  # a link to itself, a folder that may not be read
                 pass
             if entry.is_symlink() and is_image and not os.path.exists(entry.path):
-                found.images.append(File(inner, -1, 0))
+                listing.images.append(File(inner, -1, 0))
 
 
 def ignored(others: Sequence[str]) -> tuple[str, ...]:

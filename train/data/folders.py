@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from train.data import fer2013, rafdb
-from train.data.base import Finding, Found, Layout, Request, printable
+from train.data.base import Finding, Layout, LoadedDataset, Request, printable
 from train.data.files import ImageCollection, folders_in, has_images, ignored, list_images, listed, one_of
 from train.data.labels import (
     ALIKE,
@@ -75,7 +75,7 @@ def _int(name: str) -> int:
     return int(name) if name.isdecimal() else 0
 
 
-def load(path: Path, request: Request) -> Found:
+def load(path: Path, request: Request) -> LoadedDataset:
     parts = find_parts(path)
     folders = {part: _classes(folder) for part, folder in parts.items()}
     names = sorted({folder.name for inner in folders.values() for folder in inner})
@@ -83,26 +83,26 @@ def load(path: Path, request: Request) -> Found:
     if request.classes == 7 and class_names == CLASS_NAMES_8:
         class_names, note = CLASS_NAMES, f"{note}; without Contempt"
         mapped = {folder: name for folder, name in mapped.items() if name in class_names}
-    found = ImageCollection()
+    samples = ImageCollection()
     filled: set[str] = set()
     for part, inner in folders.items():
         for folder in inner:
             if folder.name not in mapped:
                 continue
             listing = list_images(path, folder.relative_to(path).as_posix())
-            found.add_folder(listing, class_names.index(mapped[folder.name]), part)
+            samples.add_folder(listing, class_names.index(mapped[folder.name]), part)
             filled |= {folder.name} if listing.images else set()
     if empty := [name for name in names if name in mapped and name not in filled]:
         raise UserError(
             f"{path}: no image in the class folder{'' if len(empty) == 1 else 's'} {', '.join(empty)}; "
             "remove what is no class"
         )
-    whole = found.dataset(path, class_names)
+    whole = samples.dataset(path, class_names)
     findings = _numbers(names, np.bincount(whole.labels, minlength=len(class_names)).tolist())
     findings += (*_misspelt(names), *_unread(path, parts))
     layout = "class folders, " + (f"{', '.join(parts)}" if parts["train"] != path else "no parts")
-    roles, notes = ordinary_roles(list(parts)), (note, *ignored(found.others))
-    return Found(layout, path, whole, found.part(), roles, notes=notes, findings=findings)
+    roles, notes = ordinary_roles(list(parts)), (note, *ignored(samples.others))
+    return LoadedDataset(layout, path, whole, samples.part(), roles, notes=notes, findings=findings)
 
 
 def _numbers(names: Sequence[str], counts: list[int]) -> tuple[Finding, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from train.data.base import Finding, Found, Layout, Request
+from train.data.base import Finding, Layout, LoadedDataset, Request
 from train.data.files import File, ImageCollection, folders_in, has_images, ignored, list_images, listed
 from train.data.labels import CLASS_NAMES, RAF_CODES
 from train.data.splitting import ordinary_roles
@@ -27,7 +27,7 @@ def is_original(path: Path) -> bool:
     return (path / LABEL_FILE).is_file()
 
 
-def load_original(path: Path, request: Request) -> Found:
+def load_original(path: Path, request: Request) -> LoadedDataset:
     """Aligned faces where there are any, else the original pictures, cropped by their boxes."""
     table = path / LABEL_FILE
     entries: list[tuple[str, int]] = []
@@ -51,18 +51,18 @@ def load_original(path: Path, request: Request) -> Found:
         raise UserError(f"{path}: RAF-DB's labels without pictures (looked for Image/aligned/ and Image/original/)")
     folder = "aligned" if aligned else "original"
     there = {file.name.rsplit("/", 1)[-1]: file for file in list_images(path, "Image", folder).images}
-    found = ImageCollection()
+    samples = ImageCollection()
     for name, label in entries:
         stem, dot, suffix = name.rpartition(".")
         expected = f"{stem}_aligned{dot}{suffix}" if aligned else name
         if file := there.get(expected):
             box = None if aligned else _box(path / "boundingbox", file)
-            found.add(file, RAF_CODES[label - 1], name.split("_")[0], box)
+            samples.add(file, RAF_CODES[label - 1], name.split("_")[0], box)
         else:
-            found.missing.append(f"Image/{folder}/{expected}")
+            samples.missing.append(f"Image/{folder}/{expected}")
     notes = (f"faces: {'aligned by the authors' if aligned else 'original pictures, cropped by boundingbox/'}",)
-    findings = found.missing_finding(f"in {LABEL_FILE.name}, but not there")
-    return _found(path, "RAF-DB basic", found, path, notes, findings)
+    findings = samples.missing_finding(f"in {LABEL_FILE.name}, but not there")
+    return _build_dataset(path, "RAF-DB basic", samples, path, notes, findings)
 
 
 def _box(folder: Path, image: File) -> list[int]:
@@ -92,22 +92,22 @@ def _codes(part: Path) -> set[str]:
     return {folder.name for folder in folders_in(part)}
 
 
-def load_numbered(path: Path, request: Request) -> Found:
+def load_numbered(path: Path, request: Request) -> LoadedDataset:
     root = _numbered(path)
     assert root is not None
-    found = ImageCollection()
+    samples = ImageCollection()
     for part in OFFICIAL_COUNTS:
         if extra := sorted(_codes(root / part) - {str(code) for code in CODES}):
             if all(name.isdecimal() for name in extra):
                 raise UserError(f"{root / part} has classes up to {max(map(int, extra))}: {COMPOUND}")
             raise UserError(f"{root / part / extra[0]}: RAF-DB's classes are 1 to 7")
         for code in CODES:
-            found.add_folder(list_images(root, part, str(code)), RAF_CODES[code - 1], part)
-    findings = _against_tables(path, root, found)
-    return _found(path, "RAF-DB basic, numbered folders", found, root, ignored(found.others), findings)
+            samples.add_folder(list_images(root, part, str(code)), RAF_CODES[code - 1], part)
+    findings = _against_tables(path, root, samples)
+    return _build_dataset(path, "RAF-DB basic, numbered folders", samples, root, ignored(samples.others), findings)
 
 
-def _against_tables(path: Path, root: Path, found: ImageCollection) -> tuple[Finding, ...]:
+def _against_tables(path: Path, root: Path, samples: ImageCollection) -> tuple[Finding, ...]:
     """Where train_labels.csv and test_labels.csv (image,label) lie beside the folders: the images they contradict."""
     said: dict[str, str] = {}
     for part in OFFICIAL_COUNTS:
@@ -118,18 +118,23 @@ def _against_tables(path: Path, root: Path, found: ImageCollection) -> tuple[Fin
                 break
     wrong = tuple(
         file.name
-        for file, label in zip(found.files, found.labels, strict=True)
+        for file, label in zip(samples.files, samples.labels, strict=True)
         if (code := said.get(Path(file.name).name)) is not None and code != str(RAF_CODES.index(label) + 1)
     )
     message = f"{listed(wrong)} in another class's folder than the tables of labels say; the folders are used"
     return (Finding("conflicting tables", message, wrong),) if wrong else ()
 
 
-def _found(
-    path: Path, layout: str, found: ImageCollection, root: Path, notes: tuple[str, ...], findings: tuple[Finding, ...]
-) -> Found:
-    whole, roles = found.dataset(root, CLASS_NAMES), ordinary_roles(found.parts)
-    return Found(layout, path, whole, found.part(), roles, "RAF-DB basic", OFFICIAL_COUNTS, notes, findings)
+def _build_dataset(
+    path: Path,
+    layout: str,
+    samples: ImageCollection,
+    root: Path,
+    notes: tuple[str, ...],
+    findings: tuple[Finding, ...],
+) -> LoadedDataset:
+    whole, roles = samples.dataset(root, CLASS_NAMES), ordinary_roles(samples.parts)
+    return LoadedDataset(layout, path, whole, samples.part(), roles, "RAF-DB basic", OFFICIAL_COUNTS, notes, findings)
 
 
 LAYOUTS = (

@@ -37,8 +37,8 @@ def thin_out(faces: FaceDataset, ratio: float, seed: int) -> FaceDataset:
     counts = np.bincount(faces.labels, minlength=len(faces.class_names))
     ranked = [label for label in np.argsort(-counts, kind="stable") if counts[label]]
     order = np.random.default_rng([seed, 2]).permutation(len(faces))
-    kept = []
+    chosen = []
     for rank, label in enumerate(ranked):
         most = counts[ranked[0]] * ratio ** (-rank / max(1, len(ranked) - 1))
-        kept.append(order[faces.labels[order] == label][: max(1, round(most))])
-    return Subset(faces, np.sort(np.concatenate(kept)).astype(np.int64), faces.split)
+        chosen.append(order[faces.labels[order] == label][: max(1, round(most))])
+    return Subset(faces, np.sort(np.concatenate(chosen)).astype(np.int64), faces.split)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from train import owned_folder
-from train.data.base import SPLITS, FaceDataset, Found, Labels, Layout, Request, Splits, Subset, broken, digest
+from train.data.base import SPLITS, FaceDataset, Labels, Layout, LoadedDataset, Request, Splits, Subset, broken, digest
 from train.data.decode import read_picture
 from train.data.splitting import ordinary_roles
 from train.data.store import fault
@@ -133,7 +133,7 @@ def is_shards(path: Path) -> bool:
         return False
 
 
-def load(path: Path, request: Request) -> Found:
+def load(path: Path, request: Request) -> LoadedDataset:
     try:
         index = json.loads((path / INDEX).read_text(encoding="utf-8"))
         splits = [split for split in SPLITS if split in index["splits"]]
@@ -148,7 +148,7 @@ def load(path: Path, request: Request) -> Found:
             raise UserError(f"{path / name} {state}; the index says {size:,}: copy it again")
     notes = (f"shards of: {index['layout']}", f"{len(expected):,} tar files, {sum(expected.values()) / 2**20:,.1f} MiB")
     roles = ordinary_roles(splits)
-    return Found("tar shards", path, whole, whole.part, roles, notes=notes)
+    return LoadedDataset("tar shards", path, whole, whole.part, roles, notes=notes)
 
 
 LAYOUTS = (Layout("tar shards", f"{INDEX} beside tar files, as `python -m train.data shard` writes", is_shards, load),)

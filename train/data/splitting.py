@@ -1,34 +1,34 @@
-"""From what was found on disk to three splits, with a report of the counts beside the official ones."""
+"""From a loaded dataset to three splits, with a report of the counts beside the official ones."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from train.data.base import SPLITS, Found, Request, Splits, Subset, count_table, draw_stratified, printable
+from train.data.base import SPLITS, LoadedDataset, Request, Splits, Subset, count_table, draw_stratified, printable
 from train.errors import UserError
 
 Counts = Mapping[str, tuple[int, ...]]
 
 
-def counts_by_part(found: Found) -> dict[str, tuple[int, ...]]:
-    classes = len(found.whole.class_names)
+def counts_by_part(dataset: LoadedDataset) -> dict[str, tuple[int, ...]]:
+    classes = len(dataset.whole.class_names)
     return {
-        name: tuple(np.bincount(found.whole.labels[found.part == name], minlength=classes).tolist())
-        for name in found.roles
+        name: tuple(np.bincount(dataset.whole.labels[dataset.part == name], minlength=classes).tolist())
+        for name in dataset.roles
     }
 
 
-def describe(found: Found) -> str:
+def describe(dataset: LoadedDataset) -> str:
     """The layout, counts per class and part beside the official ones, and whether they agree."""
-    counts = counts_by_part(found)
+    counts = counts_by_part(dataset)
     rows: list[tuple[str, tuple[int, ...]]] = []
-    for name in dict.fromkeys((*found.official, *counts)):
+    for name in dict.fromkeys((*dataset.official, *counts)):
         rows += [(name, counts[name])] if name in counts else []
-        rows += [("official", found.official[name])] if name in found.official else []
-    lines = [f"{found.layout} at {printable(str(found.source))}", count_table(found.whole.class_names, rows)]
-    if found.official:
-        lines.append(verdict(counts, found.official, found.dataset, found.whole.class_names))
-    return "\n".join([*lines, *found.notes, *(finding.message for finding in found.findings)])
+        rows += [("official", dataset.official[name])] if name in dataset.official else []
+    lines = [f"{dataset.layout} at {printable(str(dataset.source))}", count_table(dataset.whole.class_names, rows)]
+    if dataset.official:
+        lines.append(verdict(counts, dataset.official, dataset.dataset, dataset.whole.class_names))
+    return "\n".join([*lines, *dataset.notes, *(finding.message for finding in dataset.findings)])
 
 
 def verdict(counts: Counts, official: Counts, dataset: str, class_names: Sequence[str]) -> str:
@@ -60,36 +60,36 @@ def order_hint(counts: Counts, official: Counts, class_names: Sequence[str]) -> 
     return ""
 
 
-def make_splits(found: Found, request: Request) -> Splits:
+def make_splits(dataset: LoadedDataset, request: Request) -> Splits:
     """The three splits, each part in its role; what has no part of its own is held out of the training images.
 
     The checkpoint is chosen on the validation split, so it never overlaps the test split.
     """
-    whole, layout = found.whole, found.layout
-    if request.protocol != "official" and found.dataset != "FER-2013":
+    whole, layout = dataset.whole, dataset.layout
+    if request.protocol != "official" and dataset.dataset != "FER-2013":
         raise UserError(f"--protocol {request.protocol} is for FER-2013; {layout} has splits of its own")
     if request.classes and request.classes != len(whole.class_names):
         names = ", ".join(whole.class_names)
         raise UserError(f"--classes {request.classes}: {layout} has {len(whole.class_names)} ({names})")
-    parts = {role: [name for name, has in found.roles.items() if has == role] for role in SPLITS}
-    indices = {role: np.flatnonzero(np.isin(found.part, names)) for role, names in parts.items()}
+    parts = {role: [name for name, has in dataset.roles.items() if has == role] for role in SPLITS}
+    indices = {role: np.flatnonzero(np.isin(dataset.part, names)) for role, names in parts.items()}
     use = {role: " + ".join(names) for role, names in parts.items()}
     held_out = []
     for role in ("test", "validation"):
         if parts[role]:
             continue
-        drawn = draw_stratified(whole.labels[indices["train"]], request.validation_fraction, request.seed)
-        indices[role], indices["train"] = indices["train"][drawn], np.delete(indices["train"], drawn)
+        chosen = draw_stratified(whole.labels[indices["train"]], request.validation_fraction, request.seed)
+        indices[role], indices["train"] = indices["train"][chosen], np.delete(indices["train"], chosen)
         held_out.append(role)
         of = use["train"] if role == "test" or len(held_out) == 1 else "the rest"
         use[role] = f"{request.validation_fraction:.0%} of {of} (stratified, seed {request.seed})"
     use["train"] += f" without {' and '.join(reversed(held_out))}" if held_out else ""
     for role, members in indices.items():
         if not len(members):
-            raise UserError(f"{found.source}: {layout} without a {'training' if role == 'train' else role} image")
+            raise UserError(f"{dataset.source}: {layout} without a {'training' if role == 'train' else role} image")
     train, validation, test = (Subset(whole, indices[role].astype(np.int64), role) for role in SPLITS)
     said = ", ".join(f"{role} = {use[role]}" for role in SPLITS)
-    return Splits(train, validation, test, layout, f"{describe(found)}\n{said}")
+    return Splits(train, validation, test, layout, f"{describe(dataset)}\n{said}")
 
 
 def ordinary_roles(parts: Sequence[str]) -> dict[str, str]:

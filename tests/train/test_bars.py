@@ -1,0 +1,52 @@
+"""What a terminal shows: bars, log lines above them, long lines broken at its width."""
+
+import logging
+import sys
+
+import pytest
+
+from train.bars import bar, wrap
+from train.command import CommandParser, execute
+
+
+def make_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+def test_long_lines_end_at_the_width_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_terminal(monkeypatch)
+    text = "Happy      7\n" + "word " * 40 + "\n\nend"
+    lines = wrap(text).split("\n")
+    assert lines[0] == "Happy      7"
+    assert lines[-2:] == ["", "end"]
+    assert max(map(len, lines)) <= 80
+    assert " ".join(lines).split() == text.split()
+
+
+def test_a_pipe_gets_lines_as_they_are() -> None:
+    assert wrap("word " * 40) == "word " * 40
+
+
+def test_a_log_line_stands_above_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    make_terminal(monkeypatch)
+    for _ in bar(range(2), "steps"):
+        logging.getLogger("adcorre_kernels").warning("compiling")
+        break
+    captured = capsys.readouterr()
+    assert captured.err == "compiling\n"
+    assert "steps" in captured.out.split("\r")[1]
+
+
+def test_a_terminal_sees_at_once_that_a_command_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_terminal(monkeypatch)
+    assert execute(CommandParser("x", "x"), "builtins:dict", []) == 0
+    assert capsys.readouterr().err == "starting: PyTorch, the run\n"
+
+
+def test_a_pipe_gets_no_start_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(CommandParser("x", "x"), "builtins:dict", []) == 0
+    assert capsys.readouterr().err == ""

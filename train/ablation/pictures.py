@@ -1,0 +1,155 @@
+"""`python -m train.ablation.pictures`: the pictures of docs/reproduction.md, from the study's rows and from runs.
+
+study-<regime>.png       accuracy, calibration error and MAP@R of each arm: means over seeds, 95 % intervals
+study-correlations.png   of each run, the correlations between its class means
+study-curves.png         of each run, its terms and, where it logged them, their gradients' norms
+study-tsne.png           of each run, its embeddings
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from train import palette
+from train.ablation import rows
+from train.ablation.summary import PAGE, PERCENT, ROWS, in_study_order
+from train.analysis.evaluate import default_folder, evaluate_run, is_current
+from train.analysis.pictures import Line, draw_correlations, draw_lines, draw_tsne_beside
+from train.command import CommandParser, execute, make_folder
+from train.disk import read_json, read_rows
+from train.errors import UserError
+
+PANELS = {"accuracy": "Accuracy, %", "ece": "Calibration error, %", "map_at_r": "MAP@R, %"}
+CURVES = {
+    "Cross-entropy": ("ce",),
+    "Terms": ("fd", "md", "ed"),
+    "Gradients' norms": ("gradient_ce", "gradient_fd", "gradient_md", "gradient_ed"),
+    "Cosine with cross-entropy's": ("cosine_fd", "cosine_md", "cosine_ed"),
+}
+Values = Mapping[str, Sequence[float]]  # of each arm, by seed
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half the width of its 95 % interval (Student's t); 0 for one value, which has none."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, 0.0
+    return mean, float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+
+
+def draw_pictures(
+    runs: Sequence[str], *, file: Path = ROWS, split: str = "validation", out: Path = PAGE.parent
+) -> None:
+    """Draw what there are rows and runs for into `out`. `runs` are NAME=FOLDER; they are evaluated where they are not.
+
+    Raises UserError where there is neither a row nor a run.
+    """
+    named = dict(run.partition("=")[::2] for run in runs)
+    if bad := [run for run in runs if not run.partition("=")[2]]:
+        raise UserError(f"{bad[0]}: expected NAME=FOLDER, the name that the picture has for the run")
+    read = rows.read(file)
+    if not read and not named:
+        raise UserError(f"{file} has no row yet, and no run is named: there is nothing to draw")
+    make_folder(out)
+    paths = draw_arms(read, split, out)
+    if named:
+        paths += draw_runs({name: Path(path) for name, path in named.items()}, split, out)
+    for path in paths:
+        print(f"written to {path}")
+
+
+def draw_arms(read: Sequence[Mapping[str, str]], split: str, out: Path) -> list[Path]:
+    """A picture for each regime with rows."""
+    values: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for row in read:
+        for metric in PANELS:
+            if text := row[f"{split}_{metric}"]:
+                values[row["regime"]][metric][row["arm"]].append((100 if metric in PERCENT else 1) * float(text))
+    paths = []
+    for regime, metrics in values.items():
+        name = "".join(letter if letter.isalnum() else "-" for letter in regime.lower()).strip("-")
+        paths.append(out / f"study-{name or 'rows'}.png")
+        _draw_regime(paths[-1], regime, metrics)
+    return paths
+
+
+@matplotlib.rc_context(palette.STYLE)
+def _draw_regime(path: Path, regime: str, metrics: Mapping[str, Values]) -> None:
+    """A dot per arm with its interval, arms from top to bottom; a dotted line at cross-entropy's mean."""
+    arms = in_study_order({arm for values in metrics.values() for arm in values})
+    figure = Figure(figsize=(9, 1.4 + 0.24 * len(arms)), layout="constrained")
+    panels = figure.subplots(1, len(PANELS), sharey=True)
+    for axes, (metric, title) in zip(panels, PANELS.items(), strict=True):
+        for place, arm in enumerate(arms):
+            if values := metrics[metric].get(arm):
+                mean, half = mean_interval(values)
+                axes.errorbar(mean, place, xerr=half or None, fmt="o", ms=4, capsize=2, color=palette.color(2))
+        if control := metrics[metric].get("CE"):
+            axes.axvline(mean_interval(control)[0], color=palette.TEXT, lw=1, ls=":")
+        axes.set(title=title, ylim=(len(arms) - 0.5, -0.5))
+        axes.grid(axis="x")
+    panels[0].set_yticks(range(len(arms)), arms)
+    figure.suptitle(f"{regime}: means over seeds, 95 % intervals")
+    figure.savefig(path)
+
+
+def draw_runs(runs: Mapping[str, Path], split: str, out: Path) -> list[Path]:
+    """Class-mean correlations, curves and t-SNE of the runs side by side."""
+    correlations, points = [], []
+    names: Sequence[str] = ()
+    for name, run in runs.items():
+        folder = default_folder(run, split)
+        if not is_current(folder, run, split):
+            evaluate_run(run, split=split)
+        stored = read_json(folder / "correlations.json")
+        names = stored["classes"]
+        correlations.append((name, np.array(stored["class_means"], float)))
+        placed = read_rows(folder / "tsne.csv") if (folder / "tsne.csv").is_file() else []
+        labels = np.array([names.index(row["class"]) for row in placed], np.int64)
+        points.append((name, np.array([(float(row["x"]), float(row["y"])) for row in placed]), labels))
+    paths = [out / "study-correlations.png", out / "study-curves.png"]
+    draw_correlations(paths[0], correlations, names, f"correlations between class means, {split}")
+    draw_lines(paths[1], {name: _curves(run / "steps.csv") for name, run in runs.items()}, "step")
+    if all(len(labels) for _, _, labels in points):
+        paths.append(out / "study-tsne.png")
+        draw_tsne_beside(paths[-1], points, names)
+    return paths
+
+
+def _curves(file: Path) -> dict[str, list[Line]]:
+    """The log's columns as lines, by panel; panels without one are left out."""
+    logged: list[Any] = read_rows(file)
+    steps = [float(row["step"]) for row in logged]
+    panels = {
+        title: [
+            Line(column.rpartition("_")[2], steps, [float(row[column]) for row in logged])
+            for column in columns
+            if logged and column in logged[0]
+        ]
+        for title, columns in CURVES.items()
+    }
+    return {title: lines for title, lines in panels.items() if lines}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = CommandParser(
+        "ablation.pictures",
+        "Draw the pictures of docs/reproduction.md: each arm's accuracy, calibration and retrieval from the study's "
+        "rows; class-mean correlations, curves and t-SNE of runs (of --log-gradients, gradients too).",
+    )
+    parser.add_argument("runs", metavar="NAME=RUN", nargs="*", help="run folders, and what the pictures call them")
+    parser.add_argument("--rows", dest="file", type=Path, default=ROWS, help="the study's rows")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="whose figures")
+    parser.add_argument("--out", type=Path, default=PAGE.parent, help="folder to draw into")
+    return execute(parser, "train.ablation.pictures:draw_pictures", arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
