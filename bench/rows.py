@@ -98,8 +98,9 @@ def processor() -> str:
 
 def processor_and_threads(row: Mapping[str, str]) -> str:
     """Where a row was measured: a GPU, or a CPU with its number of threads."""
-    plural = "" if row["threads"] == "1" else "s"
-    return row["device"] if row["driver"] else f"{row['device']}, {row['threads']} thread{plural}"
+    if row["driver"]:
+        return row["device"]
+    return f"{row['device']}, {row['threads']} thread{'' if row['threads'] == '1' else 's'}"
 
 
 def _output(tool: str, *words: str) -> str:

@@ -59,7 +59,7 @@ FAULTS = [
     Fault("attention.py", "column < tl.where(step == position, 0, C)", "inside",
           LOSS + "the_ring_is_the_confusion_matrix_of_the_window"),
     Fault("attention.py", "(position + 1) % window)", "position + 1)", RUN + "[plain]"),
-    Fault("attention.py", "tl.maximum(all_seen, 1)", "all_seen", RUN + "[naive]"),
+    Fault("attention.py", "tl.maximum(all_seen, 1)", "all_seen", LOSS + "classes_without_samples"),
     Fault("attention.py", "if RECORD:", "if COUNT:", LOSS + "what_is_recorded"),
     Fault("attention.py", "values_ptr + ATTENTION + 2 * C + column, seen", "values_ptr + ATTENTION + C + column, seen",
           LOSS + "checkpointing_has_the_gradient_of_the_plain_step"),

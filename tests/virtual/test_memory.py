@@ -46,6 +46,12 @@ else:
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """The kernels in their cache: compiling them takes more memory than a batch."""
+    peak(60)
+
+
 def peak(n: int, mode: str = "replay", device: str = "cpu") -> int:
     paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
     done = subprocess.run(

@@ -11,7 +11,7 @@ from adcorre_kernels.gpu import loss as host
 from adcorre_kernels.gpu import plan
 from tests.kernels.launched.tools import DEVICE
 from tests.whole_loss import *  # noqa: F403
-from tests.whole_loss import C, close, draw, in_float64, step
+from tests.whole_loss import C, close, draw, in_float64, pair, step
 
 
 @pytest.fixture
@@ -36,6 +36,14 @@ def test_opcheck() -> None:
     for given, of_x in itertools.product((logits, None), (True, False)):
         rest = (targets, weight, None, up, up, up, tables, of_x, C, *settings)
         torch.library.opcheck(ops.gradients.default, (x, given, *rest))
+
+
+def test_classes_without_samples(backend) -> None:
+    """Their weight is 1, never 0 / 0."""
+    loss, truth = pair(backend)
+    logits, x, targets = draw()
+    batch = logits, x, torch.full_like(targets, 1)
+    close(step(loss, batch), step(truth, in_float64(batch)))
 
 
 def test_several_programs_over_the_logits(monkeypatch) -> None:
