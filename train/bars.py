@@ -1,14 +1,13 @@
 """What a terminal shows: progress bars, log lines above them, long lines broken at its width."""
 
 import logging
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
-
-from train.settings import columns
 
 
 def bar(items: Iterable[Any], title: str, **extra: Any) -> Any:
@@ -26,6 +25,11 @@ def bar(items: Iterable[Any], title: str, **extra: Any) -> Any:
         file=sys.stdout,
         **extra,
     )
+
+
+def columns() -> int:
+    """The width of the terminal, 120 at most; 80 where stdout is none and $COLUMNS does not say."""
+    return min(120, shutil.get_terminal_size((80, 24)).columns)
 
 
 def wrap(text: str) -> str:
