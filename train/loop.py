@@ -264,9 +264,9 @@ class Run:
         folder.write_results(results, test)
         folder.close()
         print(f"\nbest checkpoint: epoch {about['epoch']}, chosen by validation {select.replace('_', ' ')}")
-        print(f"validation ({validation['samples']:,} images): {about['summary']}")
-        print(f"test ({test.samples:,} images): {test.summary()}\n\n{test.table()}\n")
-        print(f"{test.collapse}\n" if test.collapse else "", end="")
+        print(wrap(f"validation ({validation['samples']:,} images): {about['summary']}"))
+        print(wrap(f"test ({test.samples:,} images): {test.summary()}\n\n{test.table()}\n"))
+        print(wrap(f"{test.collapse}\n") if test.collapse else "", end="")
         keep_checkpoints(folder.path, self.settings.run.keep)
         print(f"written to {folder.path}\n{next_commands(folder.path)}", flush=True)
 

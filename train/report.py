@@ -2,7 +2,6 @@
 
 import math
 import shlex
-import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +42,7 @@ def describe_settings(settings: Settings) -> str:
     lines = [f"{title}: {_listed(values, by_recipe)}" if by_recipe else title]
     if other:
         lines.append(f"other than that: {_listed(values, [name for name in values if name in other])}")
-    return "\n".join(textwrap.fill(line, columns(), subsequent_indent="  ") for line in lines)
+    return wrap("\n".join(lines))
 
 
 def _listed(values: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -127,7 +126,7 @@ def describe_network(network: Network, settings: Settings, device: torch.device)
     ]
     if trials:
         lines.append(f"images/s measured, forward and backward: {trials}")
-    print("\n".join(textwrap.fill(line, columns(), subsequent_indent="  ") for line in lines))
+    print(wrap("\n".join(lines)))
     print(f"run folder {settings.run.out} (settings.json has every setting)")
 
 
@@ -165,13 +164,15 @@ def show_figures(bar: Any, totals: Totals) -> None:
 def next_commands(run: Path) -> str:
     """What can be done with a run that has ended."""
     folder = shlex.quote(str(run))
-    return (
-        f"next:\n  python -m train.evaluate {folder}      intervals, correlations, t-SNE"
-        f"\n  python -m train.html_report {folder}   the run on one page"
-        f"\n  python -m train.predict {folder} PICTURES"
-        f"\n  python -m train.demo {folder}          try it in the browser"
-        f"\n  tensorboard --logdir {folder}"
-    )
+    commands = {
+        f"python -m train.evaluate {folder}": "intervals, correlations, t-SNE",
+        f"python -m train.html_report {folder}": "the run on one page",
+        f"python -m train.predict {folder} PICTURES": "the faces in your pictures",
+        f"python -m train.demo {folder}": "try it in the browser",
+        f"tensorboard --logdir {folder}": "curves",
+    }
+    width = max(map(len, commands))
+    return "\n  ".join(["next:", *(f"{command:<{width}}  {words}" for command, words in commands.items())])
 
 
 def check_finite(figures: dict[str, float], epoch: int, step: int, settings: Settings) -> None:
