@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from train.bars import wrap
 from train.data.base import digest
 from train.data.store import cached_dir
 from train.settings import SpeedSettings
@@ -69,11 +70,11 @@ def autotune(
     try:
         folder = cached_dir(f"speed-{key}", make)
     except Busy as busy:
-        print(
+        note = (
             f"note: something else computes on this machine (speed was measured with {busy} of a processor): the "
-            "measurement is not cached for the next run; --amp and --channels-last choose without one",
-            flush=True,
+            "measurement is not cached for the next run; --amp and --channels-last choose without one"
         )
+        print(wrap(note), flush=True)
         return trials
     if folder is None:
         return trials or measure(model, settings, image_size, batch_size, device)
