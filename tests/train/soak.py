@@ -75,7 +75,7 @@ class Soak:
             out = self.folder / f"evaluation{self.counts.get('evaluate', 0)}"
             module, words = "train.evaluate", [str(run), "--resamples", "5", "--tsne", "0", "--samples", "0"]
             words += ["--device", "cpu", "--out", str(out)]
-            expected = {0} if (run / "best/model.json").exists() or (run / "best.old/model.json").exists() else {2}
+            expected = {0} if (run / "best/model.json").exists() or (run / "best.replaced/model.json").exists() else {2}
         elif kind == "check":
             data = self.rng.choice((self.data, self.broken))
             module, words, expected = "train.data.__main__", ["check", str(data)], {0, 1}

@@ -13,13 +13,16 @@ import torch
 
 from train.ablation import rows
 from train.ablation.runs import Planned, train
+from train.checkpoint import FOLDER, NAME, PARTIAL
 from train.errors import Aborted
 from train.owned_folder import clear
+from train.run_folder import MODEL_FILES
 from train.stopping import Stopped
 from train.workers import default_processes as cores
 from train.workers import map_in_processes
 
-CHECKPOINTS = ("checkpoints/*", "last/*")  # best/ stays: train.evaluate needs it
+# best/ stays: train.evaluate needs it
+CHECKPOINTS = (f"{FOLDER}/{NAME}", f"{FOLDER}/{PARTIAL}", *(f"last/{file}" for file in MODEL_FILES))
 
 
 def train_all(
