@@ -1,11 +1,13 @@
 """Tables as Excel, Notepad and pandas save them, and folders as macOS and notebooks leave them."""
 
 import csv
+import errno
 import io
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -172,6 +174,54 @@ def test_misspelt_folders_are_asked_about(tmp_path: Path) -> None:
     assert "classes of their own, by folder name: 1_angry (Anger?), AF (Fear?), suprise (Surprise?); rename" in report
     spaced = load(layouts.class_folders(tmp_path / "d", {"": {"Happy ": (1, 9), "sad": (2, 9)}}))
     assert spaced.train.class_names == ("Happy", "Sad")
+
+
+def test_nothing_is_left_out_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"cat": (1, 9), "dog": (2, 9)}
+    root = layouts.class_folders(tmp_path / "a", {"train": few})
+    layouts.write_picture(root / "test/1.png", 1)  # without classes
+    layouts.write_picture(root / "val/deep/cat/1.png", 1)
+    layouts.write_picture(root / "train/2.png", 1)
+    report = load(root).report
+    assert "2 folders (test, val) without class folders that hold images themselves: not read" in report
+    assert "1 file (train/2.png) beside the class folders: not read" in report
+    flat = layouts.class_folders(tmp_path / "b", {"": {**few, "test": (1, 9)}})
+    assert "read as a class, beside the others: test; a part has class folders" in load(flat).report
+
+    scandir = os.scandir
+
+    def refuse(path: Path) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    layouts.write_picture(root / "train/cat/closed/1.png", 1)
+    with pytest.raises(UserError, match="train/cat/closed: Permission denied"):
+        load(root)
+
+
+def test_parts_are_no_classes(tmp_path: Path) -> None:
+    """Pictures in train/ and test/ themselves, their labels elsewhere."""
+    root = layouts.class_folders(tmp_path / "a", {"": {"train": (1, 9), "Test": (2, 9)}})
+    with pytest.raises(UserError, match="no known dataset"):
+        load(root)
+    with pytest.raises(UserError, match="expected two classes or more, found Happy alone"):
+        load(layouts.class_folders(tmp_path / "b", {"train": {"happy": (1, 9)}, "test": {"happy": (1, 9)}}))
+
+
+def test_one_class_under_two_names(tmp_path: Path) -> None:
+    """macOS writes an accent as a letter of its own; people write capitals as they come."""
+    train, test = {"caf\u00e9": (1, 9), "tea": (2, 9)}, {"cafe\u0301": (1, 9), "tea": (2, 9)}
+    splits = load(layouts.class_folders(tmp_path / "a", {"train": train, "test": test}))
+    assert splits.test.class_names == ("caf\u00e9", "tea")
+    assert class_counts(splits.test) == (9, 9)
+    for other in ("Tea", "tea "):
+        root = layouts.class_folders(tmp_path / other, {"train": train, "test": {"caf\u00e9": (1, 9), other: (2, 9)}})
+        with pytest.raises(UserError, match="train/tea, test/.* would be different classes: give the folders the same"):
+            load(root)
+    letters = {"a": (1, 9), "A": (2, 9)}
+    assert load(layouts.class_folders(tmp_path / "b", {"train": letters})).train.class_names == ("A", "a")
 
 
 def test_own_pictures_are_not_fer2013(tmp_path: Path) -> None:

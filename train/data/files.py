@@ -80,8 +80,9 @@ def _walk(root: Path, name: str, above: tuple[tuple[int, int], ...], listing: Li
                     else:
                         listing.others.append(inner)
                     continue
-            except OSError:  # a link to itself, a folder that may not be read
-                pass
+            except OSError:
+                if not entry.is_symlink():  # a link to itself; a folder that may not be read is an error
+                    raise
             if entry.is_symlink() and is_image and not os.path.exists(entry.path):
                 listing.images.append(File(inner, -1, 0))
 
@@ -112,10 +113,13 @@ def has_images(folder: Path) -> bool:
 
 
 def folders_in(path: Path) -> list[Path]:
-    """The folders in a folder, sorted by name, without hidden ones."""
+    """The folders in a folder, sorted by name, without hidden ones; none in what is no folder.
+
+    Raises OSError for a folder that may not be read: nothing in it is left out in silence.
+    """
     try:
         return sorted(entry for entry in path.iterdir() if not is_hidden(entry.name) and entry.is_dir())
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
