@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -209,6 +210,23 @@ def test_a_measurement_on_a_busy_machine_is_not_kept(
         said = capsys.readouterr().out
         assert ("something else computes on this machine" in said) == busy
         assert len(list(tmp_path.iterdir())) == (not busy)
+
+
+@pytest.mark.parametrize(
+    "settings, note",
+    [
+        ({"lambd_cooldown": 20}, ""),
+        ({"lambd_cooldown": 15, "lambd_warmup": 6}, "--lambd-cooldown 15 ends at step 21, after the run of 20 steps"),
+        ({"schedule": "step", "lr_drop_epochs": 1}, ""),
+        ({"schedule": "step", "lr_drop_epochs": 2}, "--schedule step never lowers the learning rate"),
+        ({"schedule": "plateau"}, "--lr-drop-epochs 10 in a run of 2 epochs"),
+        ({"lr_drop_epochs": 20}, ""),
+    ],
+)
+def test_schedules_longer_than_the_run(settings: dict[str, Any], note: str) -> None:
+    said = warmup_notes(Settings().replace({"epochs": 2, **settings}), steps_per_epoch=10)
+    assert len(said) == bool(note)
+    assert note in "".join(said)
 
 
 @pytest.mark.parametrize(
