@@ -108,7 +108,7 @@ def quiet(ranks: Ranks) -> Iterator[None]:
         yield
         return
     stdout = sys.stdout
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         sys.stdout = nowhere
         try:
             yield

@@ -34,7 +34,6 @@ from train.transforms import Preprocessing
 
 FORMAT = 1
 KIND = "run"
-LOCK = ".lock"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 MODEL_FILES = (WEIGHTS, DESCRIPTION, f"{DESCRIPTION}.partial")
 EVENTS_SUFFIX = ".adcorre"  # event files of others stay
@@ -82,7 +81,7 @@ def free_folder(out: str, overwrite: bool) -> Path:
     path = expand(out) if out else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"--out {path}: there is a file of that name")
-    if owned_folder.is_free(path, (LOCK, "settings.json.partial")):
+    if owned_folder.is_free(path, ("settings.json.partial",)):
         return path
     if not is_run(path):
         raise UserError(
@@ -159,7 +158,7 @@ class RunFolder:
             if link.is_symlink():  # its target is the user's; `save` replaces the folder
                 raise UserError(f"{link} is a link, and a run replaces this folder whole: remove the link first")
         try:
-            self._lock = lock(self.path, LOCK)
+            self._lock = lock(self.path, owned_folder.LOCK)
         except BlockingIOError as error:
             raise UserError(f"{self.path}: another process is training in this folder") from error
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from tests.train.conftest import even, write_folders
 from tests.train.test_command import QUICK
 from train.checkpoint import checkpoints, read_checkpoint
-from train.owned_folder import MARK
-from train.run_folder import LOCK, OUTPUTS
+from train.owned_folder import LOCK, MARK
+from train.run_folder import OUTPUTS
 
 FAULTS = ("", "", "kill", "stop", "full disk", "busy")
 THEIRS = ("notes.txt", "best/evaluation/mine.csv", "checkpoints/backup.pt", "src/a.py")

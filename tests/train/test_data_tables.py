@@ -22,6 +22,7 @@ from train.data.fer2013 import OFFICIAL_COUNTS, is_folders
 from train.data.ferplus import COLUMNS
 from train.data.tables import read_table
 from train.errors import UserError
+from train.owned_folder import prepare
 
 
 def resaved(file: Path, encoding: str = "utf-8", **how: object) -> None:
@@ -150,6 +151,9 @@ def test_what_systems_leave_in_folders_is_not_seen(tmp_path: Path) -> None:
     flat_before = load(flat).report
     affect = layouts.affectnet_2021(tmp_path / "affect", {"train_set": [0, 1] * 4, "val_set": [0, 1]})
     affect_before = load(affect).report
+    for folder in (root, flat, root / "train/happy"):  # --out in the data
+        prepare(folder / "run", "run", ())
+        layouts.write_picture(folder / "run/test-confusion.png", 1)
     for folder in (root, root / "train", root / "train/happy", flat, flat / "sad"):
         for name in ("__MACOSX/happy", ".ipynb_checkpoints", "@eaDir"):
             (folder / name).mkdir(parents=True)

@@ -5,6 +5,8 @@ import fcntl
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -150,6 +152,26 @@ def test_a_folder_of_results_is_prepared(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"--to {path}"):
             owned_folder.prepare(path, "evaluation", outputs, "--to")
     assert contents(bare) == {"figures.csv": "mine"}
+
+
+def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = (
+        "import sys; from pathlib import Path; from train.owned_folder import prepare; "
+        f"prepare(Path({str(out)!r}), 'predictions', ('x.csv',), alone=True); "
+        "print('there', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"there\n"
+        (out / "x.csv").write_text("theirs")
+        with pytest.raises(UserError, match="another process is writing there: choose another folder"):
+            owned_folder.prepare(out, "predictions", ("x.csv",), alone=True)
+        assert (out / "x.csv").read_text() == "theirs"
+        other.communicate()
+    for _ in range(2):  # the same process may
+        owned_folder.prepare(out, "predictions", ("x.csv",), alone=True)
+    assert not (out / "x.csv").exists()
 
 
 def test_models_replace_each_other_and_nothing_else(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from train.data.base import Finding, ImageFiles, digest, printable
 from train.errors import UserError
+from train.owned_folder import MARK
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -46,7 +47,9 @@ class Listing:
 
 
 def list_images(root: Path, *below: str) -> Listing:
-    """Every file in the folder `root`/`below`, at any depth; names are relative to `root`. Hidden ones are left out.
+    """Every file in the folder `root`/`below`, at any depth; names are relative to `root`.
+
+    Hidden ones are left out, and folders that this program wrote: a run's confusion matrix is no face.
 
     Links are followed, but not into a folder that leads here. Pipes and devices are no files.
     """
@@ -72,7 +75,8 @@ def _walk(root: Path, name: str, above: tuple[tuple[int, int], ...], listing: Li
             is_image = is_image_name(entry.name)
             try:
                 if entry.is_dir():
-                    _walk(root, inner, (*above, identity), listing)
+                    if not os.path.lexists(os.path.join(entry.path, MARK)):
+                        _walk(root, inner, (*above, identity), listing)
                 elif entry.is_file():
                     if is_image:
                         status = entry.stat()
@@ -113,12 +117,13 @@ def has_images(folder: Path) -> bool:
 
 
 def folders_in(path: Path) -> list[Path]:
-    """The folders in a folder, sorted by name, without hidden ones; none in what is no folder.
+    """The folders in a folder, sorted by name; none in what is no folder.
 
-    Raises OSError for a folder that may not be read: nothing in it is left out in silence.
+    Hidden ones are left out, and those that this program wrote. Raises OSError for a folder that may not be read: nothing in it is left out in silence.
     """
     try:
-        return sorted(entry for entry in path.iterdir() if not is_hidden(entry.name) and entry.is_dir())
+        folders = [entry for entry in path.iterdir() if not is_hidden(entry.name) and entry.is_dir()]
+        return sorted(entry for entry in folders if not os.path.lexists(entry / MARK))
     except (FileNotFoundError, NotADirectoryError):
         return []
 
