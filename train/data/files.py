@@ -50,7 +50,6 @@ def list_images(root: Path, *below: str) -> Listing:
     """Every file in the folder `root`/`below`, at any depth; names are relative to `root`.
 
     Hidden ones are left out, and folders that this program wrote: a run's confusion matrix is no face.
-
     Links are followed, but not into a folder that leads here. Pipes and devices are no files.
     """
     listing = Listing()
@@ -119,7 +118,8 @@ def has_images(folder: Path) -> bool:
 def folders_in(path: Path) -> list[Path]:
     """The folders in a folder, sorted by name; none in what is no folder.
 
-    Hidden ones are left out, and those that this program wrote. Raises OSError for a folder that may not be read: nothing in it is left out in silence.
+    Hidden ones are left out, and those that this program wrote. Raises OSError for a folder that may not be read, so
+    that nothing in it is left out in silence.
     """
     try:
         folders = [entry for entry in path.iterdir() if not is_hidden(entry.name) and entry.is_dir()]
