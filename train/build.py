@@ -15,7 +15,7 @@ from train.data import Request, Splits, load_data
 from train.data.decoded import uniform_side
 from train.data.loading import TrainSteps, evaluation_batches, train_batches
 from train.errors import UserError
-from train.finetune import check_parents, load_parent
+from train.finetune import check_parents, load_parent, run_of_weights
 from train.model import FaceClassifier, build_model
 from train.ranks import Ranks
 from train.resume import check_same_data
@@ -68,8 +68,8 @@ def build_data(settings: Settings, state: State | None) -> Splits:
     data = load_data(settings.data.data, Request.of(settings.values()))
     if state:
         check_same_data(state, data)
-    elif settings.model.init_from:
-        check_parents(data, settings.data.data, settings.model.init_from)
+    elif run := settings.model.init_from or run_of_weights(settings.model.weights):
+        check_parents(data, settings.data.data, run)
     return data
 
 

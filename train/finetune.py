@@ -12,7 +12,7 @@ from train.errors import UserError
 from train.model import FaceClassifier
 from train.resume import describe_data
 from train.run_data import is_same_place, load_run_data, sample_names
-from train.run_folder import WEIGHTS, Trained, find_checkpoint, load_trained
+from train.run_folder import DESCRIPTION, WEIGHTS, Trained, find_checkpoint, load_trained
 from train.settings import SYNTHETIC, Settings, flag
 
 INHERITED = ("backbone", "k", "d")
@@ -30,6 +30,12 @@ def inherit_model(settings: Settings, chosen: Mapping[str, Any]) -> Settings:
             raise UserError(f"--init-from {settings.model.init_from} has {flag(name)} {value}, not {chosen[name]}")
     size = chosen.get("image_size", parent.preprocessing.image_size)
     return settings.replace(inherited | {"image_size": size, "pretrained": False})
+
+
+def run_of_weights(weights: str) -> str:
+    """The checkpoint folder that the file of --weights lies in; "" where it is none of a run's."""
+    folder = expand(weights).parent
+    return str(folder) if weights and (folder / DESCRIPTION).is_file() else ""
 
 
 def check_parents(data: Splits, path: str, run: str) -> None:
@@ -51,8 +57,8 @@ def check_parents(data: Splits, path: str, run: str) -> None:
                 shared = {split.split: len(learnt & sample_names(split)) for split in splits}
                 if counts := " and ".join(f"{count:,} {name}" for name, count in shared.items() if count):
                     raise UserError(
-                        f"--init-from {run} was trained on {counts} images of this run: give the --seed, "
-                        "--validation-fraction and --protocol of that run, which draw the same splits"
+                        f"{run}, whose weights this run begins with, was trained on {counts} images of this run: give "
+                        "the --seed, --validation-fraction and --protocol of that run, which draw the same splits"
                     )
             elif is_same_place(path, stored.get("settings", {}).get("data", {}).get("data", "")):
                 print(

@@ -16,7 +16,7 @@ from train.__main__ import main as train
 from train.data import Request, load_data
 from train.errors import UserError
 from train.evaluate import main
-from train.finetune import check_parents
+from train.finetune import check_parents, run_of_weights
 from train.html_report import main as html_report
 
 CLASSES = {"happy": (1, 20), "sad": (2, 20), "fear": (4, 20)}
@@ -106,11 +106,14 @@ def test_a_new_run_is_not_tested_on_what_its_parent_was_trained_on(
     assert min(seen) > 0
     assert train([*child, "--seed", "1", "--out", str(tmp_path / "child")]) == 2
     error = capsys.readouterr().err
-    assert f"--init-from {run} was trained on {seen[0]} validation and {seen[1]} test images of this run" in error
+    counts = f"{seen[0]} validation and {seen[1]} test images of this run"
+    assert f"{run}, whose weights this run begins with, was trained on {counts}" in error
     assert not (tmp_path / "child").exists()
     assert train([*child, "--out", str(tmp_path / "child")]) == 0
     assert "NOTE" not in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"child was trained on|run/best was trained on"):  # a parent's parent too
+    assert run_of_weights(str(run / "best/model.safetensors")) == str(run / "best")
+    assert run_of_weights(str(data / "x.pt")) == run_of_weights("lite0") == run_of_weights("") == ""
+    with pytest.raises(UserError, match=r"(child|run/best), whose weights .* was trained on"):  # a parent's parent too
         check_parents(other, str(data), str(tmp_path / "child"))
     moved = shutil.copytree(data, tmp_path / "moved")
     with pytest.raises(UserError, match="was trained on"):
