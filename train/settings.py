@@ -357,6 +357,9 @@ def layers(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def resolve(given: Mapping[str, Any]) -> Settings:
     """Settings from defaults, the recipe, and the given values (by field name)."""
+    for name in ("data", "recipe", "resume", "init_from"):
+        if given.get(name) == "":  # of a shell's variable that is not set
+            raise UserError(f"{flag(name)}: expected a value, got an empty one")
     drawn = given.get("data", SYNTHETIC) == SYNTHETIC
     settings = Settings().replace(layers(given if given.get("recipe") or not drawn else {**given, "recipe": SYNTHETIC}))
     check_bounds(settings.values())

@@ -214,12 +214,34 @@ def test_parts_are_no_classes(tmp_path: Path) -> None:
         load(layouts.class_folders(tmp_path / "b", {"train": {"happy": (1, 9)}, "test": {"happy": (1, 9)}}))
 
 
+def test_one_file_in_two_places(tmp_path: Path) -> None:
+    few = {"cat": (1, 9), "dog": (2, 9)}
+    root = layouts.class_folders(tmp_path / "a", {"train": few})
+    (root / "test").symlink_to(root / "train")
+    with pytest.raises(
+        UserError, match=r"train/cat/0.png and test/cat/0.png are one file, .* in two parts of the data"
+    ):
+        load(root)
+    root = layouts.class_folders(tmp_path / "b", {"": few})
+    (root / "dog/0.png").unlink()
+    os.link(root / "cat/3.png", root / "dog/0.png")
+    with pytest.raises(UserError, match=r"cat/3.png and dog/0.png are one file, by a link, in two classes"):
+        load(root)
+    fer = write_folders(tmp_path / "fer", even(2, 1, 1))
+    shutil.rmtree(fer / "test")
+    (fer / "test").symlink_to(fer / "train")
+    with pytest.raises(UserError, match="in two parts of the data: remove one"):
+        load(fer)
+
+
 def test_one_class_under_two_names(tmp_path: Path) -> None:
     """macOS writes an accent as a letter of its own; people write capitals as they come."""
     train, test = {"caf\u00e9": (1, 9), "tea": (2, 9)}, {"cafe\u0301": (1, 9), "tea": (2, 9)}
     splits = load(layouts.class_folders(tmp_path / "a", {"train": train, "test": test}))
     assert splits.test.class_names == ("caf\u00e9", "tea")
     assert class_counts(splits.test) == (9, 9)
+    with pytest.raises(UserError, match="train/01, test/1 would be different classes"):
+        load(layouts.class_folders(tmp_path / "c", {"train": {"00": (1, 9), "01": (2, 9)}, "test": {"1": (2, 9)}}))
     for other in ("Tea", "tea "):
         root = layouts.class_folders(tmp_path / other, {"train": train, "test": {"caf\u00e9": (1, 9), other: (2, 9)}})
         with pytest.raises(UserError, match="train/tea, test/.* would be different classes: give the folders the same"):

@@ -94,6 +94,8 @@ def test_values_are_parsed() -> None:
         (["--ce-weight", "even"], "expected none, balanced, effective or numbers"),
         (["--protocol", "other"], "invalid choice: 'other'"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--resume", ""], "--resume: expected a value, got an empty one"),
+        (["--data", ""], "--data: expected a value, got an empty one"),
         (["--epoch", "3"], "unrecognized argument --epoch"),
         (["3"], "unrecognized arguments: 3"),
     ],

@@ -31,11 +31,12 @@ def is_image_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class File:
-    """A file below some root. bytes is -1 where a link leads nowhere."""
+    """A file below some root. bytes is -1 where a link leads nowhere; all links to one file have its identity."""
 
     name: str
     bytes: int
     time: int
+    identity: tuple[int, int] = (0, 0)
 
 
 @dataclass
@@ -79,7 +80,8 @@ def _walk(root: Path, name: str, above: tuple[tuple[int, int], ...], listing: Li
                 elif entry.is_file():
                     if is_image:
                         status = entry.stat()
-                        listing.images.append(File(inner, status.st_size, status.st_mtime_ns))
+                        identity_of = status.st_dev, status.st_ino
+                        listing.images.append(File(inner, status.st_size, status.st_mtime_ns, identity_of))
                     else:
                         listing.others.append(inner)
                     continue
@@ -136,6 +138,11 @@ def one_of(folders: Sequence[Path], what: str) -> Path | None:
     return folders[0] if folders else None
 
 
+def _is_linked(one: Path, other: Path) -> bool:
+    """Whether paths with the same number of a file are links to one: there are filesystems that repeat numbers."""
+    return os.path.realpath(one) == os.path.realpath(other) or one.stat().st_nlink > 1
+
+
 @dataclass
 class ImageCollection:
     """Image files with a label and a part each, as a loader comes upon them, and what it could not use."""
@@ -163,11 +170,24 @@ class ImageCollection:
     def part(self) -> NDArray[np.str_]:
         return np.array(self.parts, np.str_)
 
+    def _check_links(self, root: Path) -> None:
+        """A test/ that is a link to train/ would be tested on what was trained on."""
+        seen: dict[tuple[int, int], int] = {}
+        for place, file in enumerate(self.files):
+            first = seen.setdefault(file.identity, place) if file.identity[1] else place  # Windows may have no number
+            several = self.parts[first] != self.parts[place]
+            differ = several or (self.labels[first] != self.labels[place] and not self.boxes)
+            if differ and _is_linked(root / self.files[first].name, root / file.name):
+                kind = "parts of the data" if several else "classes"
+                names = " and ".join(printable(self.files[at].name) for at in (first, place))
+                raise UserError(f"{names} are one file, by a link, in two {kind}: remove one of them")
+
     def missing_finding(self, words: str) -> tuple[Finding, ...]:
         return (Finding("missing", f"{listed(self.missing)} {words}", tuple(self.missing)),) if self.missing else ()
 
     def dataset(self, root: Path, class_names: tuple[str, ...]) -> ImageFiles:
-        """The files as one dataset, in their order."""
+        """The files as one dataset, in their order. UserError for one file in two parts or, as a whole, two classes."""
+        self._check_links(root)
         corners = np.array(self.boxes, dtype=np.int64).reshape(len(self.files), 4) if self.boxes else None
         lines = [f"{file.name} {label} {file.bytes}" for file, label in zip(self.files, self.labels, strict=True)]
         fingerprint = digest(*lines, *([] if corners is None else [corners.tobytes()]))

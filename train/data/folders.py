@@ -111,12 +111,12 @@ def load(path: Path, request: Request) -> LoadedDataset:
 
 
 def _check_classes(path: Path, class_names: Sequence[str], by_part: Mapping[str, set[str]]) -> None:
-    """UserError for one class alone, or for one that another part writes with other capitals or spaces."""
+    """UserError for one class alone, or for one that another part writes with other capitals, spaces or zeros."""
     if len(class_names) < 2:
         raise UserError(f"{path}: expected two classes or more, found {', '.join(class_names)} alone")
     alike: dict[str, list[str]] = {}
     for name in class_names:
-        alike.setdefault(_plain(name), []).append(name)
+        alike.setdefault(str(_int(name)) if name.isdecimal() else _plain(name), []).append(name)
     for same in alike.values():
         where = {part: [name for name in same if name in there] for part, there in by_part.items()}
         if len(same) > 1 and all(len(there) < 2 for there in where.values()):
@@ -184,8 +184,7 @@ def _unread(path: Path, parts: Mapping[str, Path]) -> tuple[Finding, ...]:
         message = f"{listed(others, what='folder')} beside {parts['train'].name}/ with class folders in it: not read; "
         message += f"parts are called {', '.join('/'.join(sorted(names)) for names in PARTS.values())}"
         findings.append(Finding("unread folders", message, tuple(map(printable, others))))
-    unsorted = [folder.name for folder in beside if folder.name.lower() in PART_NAMES and list_images(folder).images]
-    if unsorted:
+    if unsorted := [folder.name for folder in beside if folder.name.lower() in PART_NAMES]:
         message = f"{listed(unsorted, what='folder')} without class folders that hold images themselves: not read"
         findings.append(Finding("unread folders", message, tuple(map(printable, unsorted))))
     return tuple(findings)
