@@ -170,7 +170,7 @@ def test_auto_takes_it_on_a_cpu(monkeypatch) -> None:
     for cached in (compiled.why_unavailable, backends._warn_once):
         cached.cache_clear()
     try:
-        with pytest.warns(UserWarning, match='backend "auto" takes "torch": Numba cannot be imported') as seen:
+        with pytest.warns(UserWarning, match='backend "auto" uses "torch": Numba cannot be imported') as seen:
             assert [resolve_options(x, 3).backend for _ in range(2)] == ["torch", "torch"]
         assert len(seen) == 1
         with pytest.raises(ValueError, match='backend="numba": Numba cannot be imported'):

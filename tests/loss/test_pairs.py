@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adcorre import AdCorreLoss, adcorre_terms, pairs
 from adcorre.backends import resolve_options
-from adcorre.between import between_alone
+from adcorre.between import pairs_of_one_batch
 from adcorre.functional import class_sums, embedding_gradient, values_and_tables
 from tests.loss.tools import LINEAR
 
@@ -112,7 +112,7 @@ def test_a_chunks_gradient_in_half_precision_is_rounded_once() -> None:
     x, targets, attention = inputs(50, 3, 16, 5, torch.bfloat16)
     options = resolve_options(x, 5, "torch", between_target=0, pairs="sample")
     flat, upstream = class_sums(x, targets, 5, options), torch.tensor([0.7, -1.3, 0.4, 0])
-    between = between_alone(x, targets, attention, flat, options)
+    between = pairs_of_one_batch(x, targets, attention, flat, options)
     _, tables = values_and_tables(flat, attention, x, between, options)
     got = embedding_gradient(x, targets, upstream, tables, between, options)
     exact = embedding_gradient(x.float(), targets, upstream, tables, between, options)

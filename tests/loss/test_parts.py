@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from adcorre import AdCorreLoss, AttentionMap, ClassStatistics, VirtualBatch, adcorre_loss
-from adcorre.backends import Options, backend_of
+from adcorre.backends import Options, get_backend
 from tests.loss.test_loss import batch
 from tests.loss.tools import LINEAR
 from tests.virtual.tools import CLASSES, Model, assert_equal_gradients, assert_equal_outputs, draw, plain_step
@@ -30,7 +30,7 @@ def test_the_gradient_of_the_logits_is_autograds(weighted, adjusted, smoothing, 
     weight = torch.tensor([0.1, 2, 9, 0, 1.0]).double() if weighted else None
     adjustment = torch.randn(5, generator=rng, dtype=torch.float64) if adjusted else None
     upstream = torch.tensor(0.3, dtype=torch.promote_types(dtype, torch.float32))
-    steps = backend_of(Options(backend))
+    steps = get_backend(Options(backend))
     counts, ce = steps.logits_sums(logits, targets, weight, adjustment, smoothing, 2)
     got = steps.logits_gradient(logits, targets, upstream, weight, adjustment, smoothing, 2)
     assert got.dtype == dtype
@@ -125,7 +125,7 @@ def test_parts_add_up_to_the_batch() -> None:
 @pytest.mark.parametrize("backend", LINEAR)
 def test_class_statistics_of_samples(backend) -> None:
     _, x, y = batch()
-    flat = backend_of(Options(backend)).statistics(x.detach(), y, 4, -100, 0.2)
+    flat = get_backend(Options(backend)).statistics(x.detach(), y, 4, -100, 0.2)
     of = ClassStatistics.of(x, y.to(torch.uint8), 4, embedding_target=0.2, backend=backend)
     assert torch.equal(of.flat, flat)
     assert (of.num_classes, of.k, of.d, of.embedding_target) == (4, 3, 8, 0.2)

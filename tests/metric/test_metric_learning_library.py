@@ -34,7 +34,7 @@ def test_is_one_of_its_losses() -> None:
 
 def test_other_pairs_are_refused() -> None:
     loss, (x, labels) = AdCorreMetricLoss(), batch()
-    with pytest.raises(ValueError, match="Drop the miner"):
+    with pytest.raises(ValueError, match="Remove the miner"):
         loss(x, labels, miners.MultiSimilarityMiner()(x, labels))
     for references in ((torch.randn(5, 8), torch.arange(5)), (x.detach().clone(), labels), (x, labels + 1)):
         with pytest.raises(ValueError, match="ref_emb: expected None"):

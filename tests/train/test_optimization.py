@@ -114,7 +114,7 @@ def test_class_weights_of_cross_entropy() -> None:
 def test_objectives_that_exclude_each_other() -> None:
     settings = Settings().replace({"backend": "reference"})
     check_objective(settings, ALONE)
-    with pytest.raises(UserError, match="--backend reference has no sums to add"):
+    with pytest.raises(UserError, match="--backend reference does not support several processes"):
         check_objective(settings, Ranks(0, 2))
     settings = Settings().replace({"objective": "center", "logit_adjustment": 1.0})
     with pytest.raises(UserError, match="--logit-adjustment is for --objective adcorre, not center"):

@@ -57,7 +57,7 @@ def test_one_image_augmented_anew(dtype, shade) -> None:
         refused(model, loss, chunks, RuntimeError, "chunk 1 of 3 has other statistics in the second pass")
 
 
-@pytest.mark.parametrize("second, words", [(2, "3 chunks came in the first pass and 2"), (4, "3 .* and more in the")])
+@pytest.mark.parametrize("second, words", [(2, "3 chunks in the first pass and 2"), (4, "3 .* and more in the")])
 def test_another_number_of_chunks(second, words) -> None:
     images, targets = draw(28)
     counts = iter((3, second))
@@ -149,9 +149,9 @@ IMAGES, TARGETS = draw(6)
     [
         ((IMAGES,), ValueError, r"targets: expected one for each of the inputs \(6, 2, 6, 6\); got none"),
         ((IMAGES, TARGETS[:5]), ValueError, r"targets: expected one for each .* got shape \(5,\)"),
-        (([(IMAGES, TARGETS)], TARGETS), ValueError, "targets: expected none beside chunks"),
+        (([(IMAGES, TARGETS)], TARGETS), ValueError, "targets: expected None, since chunks"),
         ((7,), TypeError, "inputs: expected a tensor, a list of chunks .* got int"),
-        (([],), ValueError, "no chunk came; a rank without samples gives one chunk of n = 0"),
+        (([],), ValueError, "expected at least one chunk, got none; without samples, pass one of n = 0"),
         (((IMAGES, TARGETS),), TypeError, r"a chunk: expected a pair \(inputs, targets\).* got Tensor"),
         (([(IMAGES, TARGETS, TARGETS)],), TypeError, "a chunk: .* got tuple of Tensor, Tensor, Tensor"),
         (([(IMAGES, [1, 2])],), TypeError, "a chunk: .* got tuple of Tensor, list"),
@@ -169,7 +169,7 @@ def test_settings() -> None:
         VirtualBatch(model, loss, 0)
     with pytest.raises(TypeError, match="an AdCorreLoss or AdCorreMetricLoss, got Model and CrossEntropyLoss"):
         VirtualBatch(model, torch.nn.CrossEntropyLoss())
-    with pytest.raises(ValueError, match='backend="reference" has no sums to add over chunks'):
+    with pytest.raises(ValueError, match='backend="reference" does not support chunks'):
         VirtualBatch(model.double(), AdCorreLoss(CLASSES, backend="reference"), 3)(IMAGES, TARGETS)
     with pytest.raises(TypeError, match=r"the model's output: expected tensors \(logits, embeddings\), got Tensor"):
         VirtualBatch(torch.nn.Flatten(), loss, 3)(*draw(6))
