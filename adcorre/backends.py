@@ -37,7 +37,7 @@ class Backend(NamedTuple):
     """
 
     # (logits (n, C), targets, ce_weight (C,)?, adjustment (C,)?, label_smoothing, ignore_index)
-    # -> (2, C) int64 samples predicted right and samples; (2,) sums of cross-entropies and of weights, NaN if one is bad
+    # -> (2, C) int64 samples predicted right and samples; (2,) sums of cross-entropies and of weights, NaN if bad
     logits_sums: Callable[..., tuple[Tensor, Tensor]]
     # (x (n, k, d), targets, num_classes, ignore_index, embedding_target) -> flat
     statistics: Callable[..., Tensor]

@@ -104,7 +104,7 @@ class AdCorreLoss(LossModule):
         components: the terms in the loss: any of "fd", "md", "ed"; "nfd" (Eq. 5, w = 1/2) instead of "fd". Without any
             the loss is plain cross-entropy. Terms that are not in the loss are still reported. With a weight for each,
             {"fd": 1.0, "md": 0.3, "ed": 0.1}, the loss is CE + lambda (FD + 0.3 MD + 0.1 ED).
-        between_target, mean_target, embedding_target: the target correlations of FD (between classes), MD (between class
+        between_target, mean_target, embedding_target: target correlations of FD (between classes), MD (between class
             means) and ED (between the k vectors): -1 (the paper), "simplex", or a number in [-1, 1].
         ce_weight: (C,) class weights of the cross-entropy, `weight` of `torch.nn.functional.cross_entropy`.
         label_smoothing: label smoothing of the cross-entropy, in [0, 1].

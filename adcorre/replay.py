@@ -62,7 +62,7 @@ def fingerprint(labels: Tensor, statistics: Tensor, compute_dtype: torch.dtype) 
 
 
 def check_same(first: Sequence[Fingerprint], second: Sequence[Fingerprint]) -> None:
-    """Raise RuntimeError if labels or statistics of a chunk changed between the passes. One host sync; NaN equals NaN."""
+    """Raise RuntimeError if a chunk's labels or statistics changed between the passes. One host sync."""
     differences = [
         _differences(a, b) for a, b in zip(first, second, strict=False)
     ]  # the second pass may have stopped early
