@@ -111,10 +111,8 @@ def adcorre_terms(
     checks.check_same_device(attention, embeddings)
     targets = checks.check_targets(targets, embeddings.shape[0], embeddings.device, ignore_index)
     checks.check_labels(targets, attention.shape[0], ignore_index, validate)
-    correlation_targets = (between_target, mean_target, embedding_target)
-    options = resolve_options(
-        embeddings, attention.shape[0], backend, *correlation_targets, ignore_index, pairs, precision
-    )
+    term_targets = (between_target, mean_target, embedding_target)
+    options = resolve_options(embeddings, attention.shape[0], backend, *term_targets, ignore_index, pairs, precision)
     values = all_terms(three_dimensional(embeddings), targets, attention, options)
     return Terms(values.fd, values.md, values.ed)
 

@@ -67,12 +67,12 @@ def adcorre_loss(
     checks.check_ce_settings(ce_weight, logit_adjustment, label_smoothing, num_classes)
     lambd = checks.check_lambda(lambd)
     chosen = checks.check_components(components)
-    correlation_targets = (between_target, mean_target, embedding_target)
+    term_targets = (between_target, mean_target, embedding_target)
     options = resolve_options(
         embeddings,
         num_classes,
         backend,
-        *correlation_targets,
+        *term_targets,
         ignore_index,
         pairs,
         precision,

@@ -188,7 +188,7 @@ def _tiles(row: Row, launch: Launch, instructions: list[str], loops: list[tuple[
     matrix = r"\b(HMMA|HGMMA|UTCHMMA|OMMA|QMMA)\b"
     constants = launch.constants
     width = constants["DP"]
-    again = 0 if constants["KEPT"] else -(-width // constants["BK"]) - 1
+    again = 0 if constants["RESIDENT"] else -(-width // constants["BK"]) - 1
     first, last = _loop_of(matrix, instructions, loops)
     inner = [loop for loop in loops if first <= loop[0] and loop[1] <= last and loop != (first, last)]
 

@@ -196,8 +196,8 @@ def test_a_bad_label_is_nan_everywhere(label, backend) -> None:
     loss = AdCorreLoss(C, backend=backend, validate=False).to(DEVICE)
     logits, x, targets = draw()
     targets[5] = label
-    *values, attention, of_logits, of_x = step(loss, (logits, x, targets))
-    assert all(bool(t.isnan().all()) for t in (*values, of_logits, of_x))
+    *values, attention, dlogits, dx = step(loss, (logits, x, targets))
+    assert all(bool(t.isnan().all()) for t in (*values, dlogits, dx))
     assert bool(attention.isfinite().all())
     with pytest.raises(IndexError, match=f"label {label} at position 5"):
         AdCorreLoss(C, backend=backend, validate=True).to(DEVICE)(logits, x, targets)

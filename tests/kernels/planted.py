@@ -70,7 +70,7 @@ FAULTS = [
     Fault("reduce.py", "slot_row % ROWS == 0, count, 0", "slot_row >= 0, count, 0", RUN + "[plain]"),
     Fault("loss.py", "(2 * num_classes + 2) * 2 if", "(2 * num_classes + 2) if",
           LOSS + "several_programs_over_the_logits"),
-    Fault("loss.py", "made.tables - 1", "made.tables - 2", RUN + "[plain]"),
+    Fault("loss.py", "loss_plan.tables - 1", "loss_plan.tables - 2", RUN + "[plain]"),
     Fault("loss.py", "double = logits is not None and logits[0] == torch.float64", "double = False",
           LOSS + "logits_of_another_dtype_and_a_scaled_loss"),
     Fault("terms.py", "tl.where(divisor == 0, 1.0, divisor)", "divisor", RUN + "[everything]"),

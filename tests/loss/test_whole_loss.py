@@ -33,6 +33,6 @@ def test_operators() -> None:
     torch.library.opcheck(ops.loss_from_sums.default, (flat, ce, weight, None, 0.5, 2.0, 3, 8, *settings))
     *_, tables = cpu.loss_from_sums(flat, ce, weight, None, 0.5, 2.0, 3, 8, settings)
     up = torch.ones(())
-    for given, of_x in itertools.product((logits, None), (True, False)):
-        rest = (targets, weight, None, up, up, up, tables, of_x, C, *settings)
+    for given, needs_x in itertools.product((logits, None), (True, False)):
+        rest = (targets, weight, None, up, up, up, tables, needs_x, C, *settings)
         torch.library.opcheck(ops.gradients.default, (x, given, *rest))

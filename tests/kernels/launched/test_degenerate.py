@@ -16,8 +16,8 @@ def kernel(request, monkeypatch) -> str:
     """Which kernels take a small sample, so that the interpreter has little to do."""
     changes = {
         "warp": {},
-        "program": {"sample_numbers": 0},
-        "blocks": {"sample_numbers": 0, "program_numbers": 64},  # two embeddings of 16 entries
+        "program": {"sample_elements": 0},
+        "blocks": {"sample_elements": 0, "program_elements": 64},  # two embeddings of 16 entries
     }[request.param]
     settings = {key: entry._replace(**changes) for key, entry in gpus.STREAMING.items()}
     monkeypatch.setattr(gpus, "STREAMING", settings)

@@ -33,8 +33,8 @@ def test_opcheck() -> None:
     flat, (_, ce) = gpu.statistics(x, targets, C, -100, -1.0), gpu.logits_sums(logits, targets, None, None, 0.1, -100)
     torch.library.opcheck(ops.loss_from_sums.default, (flat, ce, weight, None, 0.5, 2.0, 3, 8, *settings))
     tables, up = torch.randn(2 * C * 24 + 2, device=DEVICE), torch.ones((), device=DEVICE)
-    for given, of_x in itertools.product((logits, None), (True, False)):
-        rest = (targets, weight, None, up, up, up, tables, of_x, C, *settings)
+    for given, needs_x in itertools.product((logits, None), (True, False)):
+        rest = (targets, weight, None, up, up, up, tables, needs_x, C, *settings)
         torch.library.opcheck(ops.gradients.default, (x, given, *rest))
 
 
@@ -72,7 +72,7 @@ def test_launches_and_nothing_else(monkeypatch, n, forward, recorded) -> None:
     """Every operation of PyTorch in a step is an allocation or a view, which a GPU hears nothing of."""
     monkeypatch.setattr(plan, "LOCAL_SAMPLES", 40)
     launches: list[str] = []
-    for module in (host, host.add_up.__globals__):
+    for module in (host, host.launch_statistics.__globals__):
         names = module if isinstance(module, dict) else vars(module)
         original = names["cached_launch"]
 
