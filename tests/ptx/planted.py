@@ -170,7 +170,8 @@ def steps_of(case: Case | PairCase) -> list[Step]:
             continue
         tables = torch_backend.terms(flat, w.float(), k, d, *term_targets)[1:]
         if gpu.terms_supported(num_classes, k, d):
-            run = lambda _, arguments=(flat, w.float(), k, d, *term_targets): gpu.terms(*arguments)  # noqa: E731
+            arguments = (flat, w.float(), k, d, *term_targets)
+            run = lambda _, arguments=arguments: gpu.terms(*arguments)  # noqa: E731
             found.append(Step("terms", x, run, _terms(flat, w, k, d, term_targets)))
         upstream = torch.cat((problem.upstream, torch.zeros(1))).float()
         arguments = (x, targets, upstream, *tables, ignored, term_targets[2])
