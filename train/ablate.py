@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from train.ablation.studies import STUDIES
 from train.command import CommandParser, at_least, execute
-from train.settings import add_settings
+from train.options import add_settings
 
 OUT = "runs/ablation"
 

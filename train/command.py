@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from train.disk import read_json
 from train.entry import Parser, exit_code
 from train.errors import UserError
-from train.settings import add_options
+from train.options import add_options
 
 if TYPE_CHECKING:
     import torch
