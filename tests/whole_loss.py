@@ -125,7 +125,7 @@ def test_the_ring_is_the_confusion_matrix_of_the_window(backend) -> None:
         torch.testing.assert_close(weights.cpu().double(), 1 - recall + 1e-6)
 
 
-def test_what_is_recorded(backend) -> None:
+def test_which_steps_the_attention_map_records(backend) -> None:
     """Training steps with gradients, once; not eval mode, `no_grad`, or the second run under checkpointing."""
     loss = AdCorreLoss(C, window=9, backend=backend).to(DEVICE)
     logits, x, targets = draw()
@@ -174,7 +174,7 @@ class Own(torch.nn.Module):
         return self.inner.weights(counts)
 
 
-def test_an_attention_map_of_the_users_own_gets_the_counts(backend) -> None:
+def test_a_custom_attention_map_gets_the_counts(backend) -> None:
     built_in, own = AdCorreLoss(C, backend=backend).to(DEVICE), AdCorreLoss(C, backend=backend, attention_map=Own())
     own.to(DEVICE)
     batch = draw()

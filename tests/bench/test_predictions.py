@@ -44,7 +44,7 @@ def test_dry_compiles_ranks_and_prints_rows(monkeypatch, capsys) -> None:
 
 
 @pytest.mark.parametrize("arguments, message", [([], "expected a GPU"), (["--dry"], "--family with --dry")])
-def test_what_is_missing_is_said(arguments, message, capsys) -> None:
+def test_missing_arguments_and_devices_are_named(arguments, message, capsys) -> None:
     if not arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(SystemExit):

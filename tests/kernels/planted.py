@@ -60,7 +60,7 @@ FAULTS = [
           LOSS + "the_ring_is_the_confusion_matrix_of_the_window"),
     Fault("attention.py", "(position + 1) % window)", "position + 1)", RUN + "[plain]"),
     Fault("attention.py", "tl.maximum(all_seen, 1)", "all_seen", LOSS + "classes_without_samples"),
-    Fault("attention.py", "if RECORD:", "if COUNT:", LOSS + "what_is_recorded"),
+    Fault("attention.py", "if RECORD:", "if COUNT:", LOSS + "which_steps_the_attention_map_records"),
     Fault("attention.py", "values_ptr + ATTENTION + 2 * C + column, seen", "values_ptr + ATTENTION + C + column, seen",
           LOSS + "checkpointing_has_the_gradient_of_the_plain_step"),
     Fault("reduce.py", "(end - 1) // chunk + 1, first)", "end // chunk, first)",

@@ -44,7 +44,7 @@ def test_statistics_of_two_halves_add_to_the_wholes(embedding_target) -> None:
     assert added.count.tolist() == torch.bincount(problem.targets, minlength=4).tolist()
 
 
-def test_statistics_are_what_they_say() -> None:
+def test_statistics_match_their_definition() -> None:
     problem = draw(31, 3, 6, 4, shift=2.0)
     got = statistics(problem.x, problem.targets, 4)
     x = problem.x

@@ -19,7 +19,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(12, 8, requires_grad=True), torch.arange(12) % 4 + 30
 
 
-def test_is_one_of_its_losses() -> None:
+def test_is_a_base_metric_loss_function() -> None:
     loss = AdCorreMetricLoss()
     assert isinstance(loss, losses.BaseMetricLossFunction)
     x, labels = batch()

@@ -91,7 +91,7 @@ def variants(case: Case) -> list[Variant]:
     n, k, d, num_classes = SHAPES[case.shape]
     term_targets = {"between": "simplex", "mean": 0.3, "embedding": 0.2 if k <= 16 else -1}
     term_targets = term_targets if case.batch == "other aims" else {}
-    made = []
+    problems = []
 
     def add(
         n: int,
@@ -100,9 +100,9 @@ def variants(case: Case) -> list[Variant]:
         multiprocessors: int = FEW,
         classes: int = num_classes,
     ) -> None:
-        problem = draw(n, k, d, classes, seed=len(made), **term_targets)
+        problem = draw(n, k, d, classes, seed=len(problems), **term_targets)
         change(problem.x, problem.targets)
-        made.append(Variant(*tools.rounded(problem, case.dtype), ignored, multiprocessors))
+        problems.append(Variant(*tools.rounded(problem, case.dtype), ignored, multiprocessors))
 
     def plain_one(x: Tensor, targets: Tensor) -> None:
         targets[::3] = -100
@@ -135,14 +135,14 @@ def variants(case: Case) -> list[Variant]:
         add(n, classes=plan.power_of_2(max(8, num_classes)))  # as many as the code has room for
         add(530, nearly_all_ignored, multiprocessors=1)  # more labels than a program looks at at a time
         add(530, nearly_all_ignored, multiprocessors=40)
-    return made
+    return problems
 
 
 def steps_of(case: Case | PairCase) -> list[Step]:
     """The operators of every variant, on the inputs that unmutated code gives them."""
     if isinstance(case, PairCase):
         return pair_steps(case)
-    found = []
+    results = []
     for problem, x, ignored, multiprocessors in variants(case):
         num_classes, (_, k, d) = problem.attention.shape[0], x.shape
         options = resolve_options(x, num_classes, "torch", *problem.options.values(), ignored)
@@ -165,14 +165,14 @@ def steps_of(case: Case | PairCase) -> list[Step]:
 
         with machine(case.target, lockstep=True):
             (flat,) = statistics(x)
-        found.append(Step("statistics", x, statistics, _flat(x, targets, num_classes, ignored, term_targets[2])))
+        results.append(Step("statistics", x, statistics, _flat(x, targets, num_classes, ignored, term_targets[2])))
         if len(x) > 500:  # for the order of many labels; the other operators have seen all that is in it
             continue
         tables = torch_backend.terms(flat, w.float(), k, d, *term_targets)[1:]
         if gpu.terms_supported(num_classes, k, d):
             arguments = (flat, w.float(), k, d, *term_targets)
             run = lambda _, arguments=arguments: gpu.terms(*arguments)  # noqa: E731
-            found.append(Step("terms", x, run, _terms(flat, w, k, d, term_targets)))
+            results.append(Step("terms", x, run, _terms(flat, w, k, d, term_targets)))
         upstream = torch.cat((problem.upstream, torch.zeros(1))).float()
         arguments = (x, targets, upstream, *tables, ignored, term_targets[2])
 
@@ -181,8 +181,8 @@ def steps_of(case: Case | PairCase) -> list[Step]:
                 return (gpu.gradient(x, *a),)
 
         scale = gradient_scale(problem, ignore_index=ignored)
-        found.append(Step("gradient", x, run_gradient, _gradient(arguments, scale)))
-    return found
+        results.append(Step("gradient", x, run_gradient, _gradient(arguments, scale)))
+    return results
 
 
 @contextmanager
@@ -197,7 +197,7 @@ def patched_plans(settings: dict[str, Any], multiprocessors: int) -> Iterator[No
 
 def pair_steps(case: PairCase) -> list[Step]:
     """`pair_values` and `pair_gradient` of several problems that the same compiled code takes."""
-    found = []
+    results = []
     shape = PAIR_SHAPES[case.shape]
     sizes = {"plain": shape[0], "ignored": shape[0] + 100, "constant": shape[0] + 31, "bad label": shape[0]}
     for seed, (change, n) in enumerate(sizes.items()):
@@ -240,8 +240,8 @@ def pair_steps(case: PairCase) -> list[Step]:
             Output("values", scale * truth.values, unit * truth.value_unit + 2 * EPS * truth.values),
             Output("dx", scale * truth.gradient, unit * truth.gradient_unit + floor + 1e-30),
         ]
-        found += [Step("pair values", x, values, outputs[:1]), Step("pair gradient", x, gradient, outputs[1:])]
-    return found
+        results += [Step("pair values", x, values, outputs[:1]), Step("pair gradient", x, gradient, outputs[1:])]
+    return results
 
 
 def _flat(x: Tensor, targets: Tensor, num_classes: int, ignored: int, aim: float) -> list[Output]:
@@ -300,24 +300,24 @@ def kernels_of(case: Case | PairCase, steps: list[Step]) -> dict[str, Kernel]:
     texts: dict[str, str] = {}
     counts: dict[str, list[ptx_machine.LaunchCounts]] = {}
 
-    kept: list[bool] = []  # of a step's launches, whether they run the kernel's first variant
+    is_first_variant: list[bool] = []  # of a step's launches, whether they run the kernel's first variant
 
     def keep(ptx: str) -> str:
         match = _NAME.search(ptx)
         assert match is not None
-        kept.append(texts.setdefault(match[1], ptx) == ptx)
+        is_first_variant.append(texts.setdefault(match[1], ptx) == ptx)
         return ptx
 
     for number, step in enumerate(steps):
-        kept.clear()
+        is_first_variant.clear()
         with machine(case.target, number, rewrite=keep) as report:
             wrong = wrong_output(step.run(), step.outputs)
         report.raise_if_any()
         assert not wrong, f"{case}: {wrong} of problem {number}"
-        for launch, first in zip(report.counts, kept, strict=True):
+        for launch, first in zip(report.counts, is_first_variant, strict=True):
             if first:
                 counts.setdefault(launch.kernel, []).append(launch)
-    found = {}
+    results = {}
     for name, ptx in texts.items():
         first = counts[name][0]
         together = [
@@ -327,9 +327,9 @@ def kernels_of(case: Case | PairCase, steps: list[Step]) -> dict[str, Kernel]:
         places = candidates(ptx, together, 32 * first.num_warps, 1 << 17)
         most = max(sum(launch.instructions.values()) for launch in counts[name])
         times = {at: ran.times for at, ran in enumerate(together)}
-        found[name] = Kernel(name, ptx, 32 * first.num_warps, places, times, most)
-    most = max(kernel.most for kernel in found.values())  # a step's other kernels run under the same limit
-    return {name: kernel._replace(most=most) for name, kernel in found.items()}
+        results[name] = Kernel(name, ptx, 32 * first.num_warps, places, times, most)
+    most = max(kernel.most for kernel in results.values())  # a step's other kernels run under the same limit
+    return {name: kernel._replace(most=most) for name, kernel in results.items()}
 
 
 def verdict(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: str, seeds: int = 1) -> str:

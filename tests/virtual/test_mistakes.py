@@ -24,7 +24,7 @@ def refused(model: Model, loss: AdCorreLoss, inputs: object, error: type[Excepti
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_loader_opened_anew_that_shuffles(dtype) -> None:
+def test_a_loader_that_shuffles_again_raises_an_error(dtype) -> None:
     images, targets = draw(31, dtype=dtype)
     order = torch.Generator().manual_seed(0)
     loader = DataLoader(TensorDataset(images, targets), batch_size=7, shuffle=True, generator=order)
@@ -35,7 +35,7 @@ def test_a_loader_opened_anew_that_shuffles(dtype) -> None:
 
 @pytest.mark.parametrize("shade", [1.0, 1.1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_one_image_augmented_anew(dtype, shade) -> None:
+def test_one_image_augmented_again(dtype, shade) -> None:
     """In half precision it takes more than a shade to tell: what lies below moves the gradient as little."""
     shade = -1.0 if dtype == torch.bfloat16 and shade != 1 else shade
     images, targets = draw(63, dtype=dtype)
@@ -118,7 +118,7 @@ def test_a_bad_label(keep_graphs, pairs) -> None:
     assert all(bool(parameter.grad.isnan().any()) for parameter in model.parameters())
 
 
-def test_nan_is_no_mistake() -> None:
+def test_nan_is_not_an_error() -> None:
     """A run that diverged gives NaN, as an ordinary step does, and no word about chunks."""
     images, targets = draw(28)
     images[9] = torch.nan
@@ -158,7 +158,7 @@ IMAGES, TARGETS = draw(6)
         ((lambda: None,), TypeError, "NoneType"),
     ],
 )
-def test_inputs_in_no_known_form(arguments, error, words) -> None:
+def test_unknown_forms_of_inputs_raise_an_error(arguments, error, words) -> None:
     with pytest.raises(error, match=words):
         VirtualBatch(Model().double(), AdCorreLoss(CLASSES), 3)(*arguments)
 
