@@ -166,8 +166,8 @@ def compare(paths: list[Path], output: Path, chosen: list[str]) -> None:
     rows = []
     for path in paths:
         with gzip.open(path) as file:
-            record = torch.load(io.BytesIO(file.read()))
-        for launch in record["launches"]:
+            recorded = torch.load(io.BytesIO(file.read()))
+        for launch in recorded["launches"]:
             if chosen and not launch["case"].startswith(tuple(chosen)):
                 continue
             try:
@@ -176,7 +176,7 @@ def compare(paths: list[Path], output: Path, chosen: list[str]) -> None:
                 print(f"{launch['case']}: {launch['kernel']}: {str(error)[:100]}")
                 continue
             for argument, *distance in differences:
-                rows.append([record["gpu"], record["triton"], launch["case"], launch["kernel"], argument, *distance,
+                rows.append([recorded["gpu"], recorded["triton"], launch["case"], launch["kernel"], argument, *distance,
                              launch["differ"][argument]])  # fmt: skip
                 print(*rows[-1], sep=" | ", flush=True)
     with output.open("w", newline="") as file:
