@@ -1,4 +1,4 @@
-"""`python -m bench static`: how fast the kernels can be, read off their machine code. No GPU.
+"""`python -m bench static`: upper bounds of the kernels' speed, from their machine code. No GPU.
 
 For every kernel, architecture and dtype: registers, stack, shared memory, how many programs a multiprocessor holds, and
 of the streaming loop its instructions, barriers and vector widths. From these, for the GPUs below: the cycles that the
