@@ -60,7 +60,7 @@ def run(
     buffers: dict[int, Buffer] = {}
     params = program.entry.params
     if len(params) > len(arguments):
-        raise MachineError(f"{program.entry.name} has {len(params)} parameters, and {len(arguments)} arguments came")
+        raise MachineError(f"{program.entry.name}: expected {len(params)} arguments, got {len(arguments)}")
     for number, ((kind, _, offset), (name, declared, value)) in enumerate(zip(params, arguments, strict=False)):
         size = int(re.sub(r"\D", "", kind)) // 8
         blob += bytes(offset - len(blob))
