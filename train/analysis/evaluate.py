@@ -242,6 +242,7 @@ def write_correlations(out: Path, outputs: Outputs, class_names: Sequence[str], 
         [("between an image's embedding vectors, mean over images", vectors)],
         [str(index + 1) for index in range(len(vectors))],
         title,
+        "embedding vector",
     )
 
 
