@@ -77,7 +77,7 @@ def _tsne_figure(points: NDArray[np.float64], labels: NDArray[np.int64], class_n
 def _tsne_figures(
     every: Sequence[tuple[str, NDArray[np.float64], NDArray[np.int64]]], class_names: Sequence[str]
 ) -> Figure:
-    """Side by side, each (title, points, labels). The legend has the first one's counts. Each axis has its own scale."""
+    """Side by side, each (title, points, labels). The legend has the first one's counts. Axes are scaled separately."""
     use_fonts_for(class_names)
     figure = Figure(figsize=(5.8 * len(every), 6.4), layout="constrained")
     for place, (axes, (title, points, labels)) in enumerate(
