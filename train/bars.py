@@ -7,9 +7,12 @@ import sys
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 from tqdm import tqdm
+
+NAME = 24  # columns that a table leaves to its first column, where a terminal is narrow
 
 
 def bar(items: Iterable[Any], title: str, **extra: Any) -> Any:
@@ -50,17 +53,43 @@ def wrap(text: str) -> str:
 def format_table(rows: Sequence[Sequence[str]]) -> str:
     """The rows as aligned text: first column to the left, numbers to the right.
 
-    In a terminal that is too narrow, cells of the first column are shortened.
+    In a terminal that is too narrow, cells of the first column are shortened, and columns that still do not fit come in
+    a table below, with the first column again.
     """
     first, *others = [max(map(display_width, cells)) for cells in zip(*rows, strict=True)]
-    if sys.stdout.isatty():
-        first = max(8, min(first, columns() - sum(width + 2 for width in others)))
-    lines = []
-    for name, *cells in rows:
-        name = shorten(name, first)
-        padded = (" " * (width + 2 - display_width(cell)) + cell for cell, width in zip(cells, others, strict=True))
-        lines.append((name + " " * (first - display_width(name)) + "".join(padded)).rstrip())
-    return "\n".join(lines)
+    limit = columns() if sys.stdout.isatty() else sys.maxsize
+    first = min(first, max(NAME, limit - sum(width + 2 for width in others)))
+    blocks: list[list[int]] = [[]]
+    used = first
+    for place, width in enumerate(others, 1):
+        if blocks[-1] and used + width + 2 > limit:
+            blocks.append([])
+            used = first
+        blocks[-1].append(place)
+        used += width + 2
+    return "\n\n".join("\n".join(_align(row, first, others, block) for row in rows) for block in blocks)
+
+
+def _align(row: Sequence[str], first: int, others: Sequence[int], block: Sequence[int]) -> str:
+    name = shorten(row[0], first)
+    line = name + " " * (first - display_width(name))
+    for place in block:
+        line += " " * (others[place - 1] + 2 - display_width(row[place])) + row[place]
+    return line.rstrip()
+
+
+def format_markdown(text: str) -> str:
+    """Markdown as a terminal shows it best: tables aligned, long lines broken; as it is where stdout is no terminal."""
+    if not sys.stdout.isatty():
+        return text
+    parts = []
+    for is_table, lines in groupby(text.split("\n"), lambda line: line.startswith("|")):
+        if is_table:
+            rows = [line[1:-1].split("|") for line in lines if not line.startswith("|---")]
+            parts.append(format_table([[cell.strip() for cell in row] for row in rows]))
+        else:
+            parts.append(wrap("\n".join(lines)))
+    return "\n".join(parts)
 
 
 def shorten(text: str, width: int) -> str:

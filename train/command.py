@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pkgutil
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,17 @@ if TYPE_CHECKING:
 
 
 class _ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Each option's help ends with its default, unless the help itself says what it is."""
+    """Each option's help ends with its default, unless the help itself says what it is. Line breaks stay."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        listed = indent + 14 * " "  # of a list's line, "  name        words"
+        return "\n".join(
+            textwrap.fill(line, width, subsequent_indent=listed * (line[:1] == " ")) for line in text.split("\n")
+        )
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         words = action.help or ""
-        if action.default is None or "default:" in words or action.required:
+        if action.default is None or action.default is False or "default:" in words or action.required:
             return words
         return super()._get_help_string(action)
 

@@ -15,7 +15,8 @@ def parser() -> Parser:
     """The command line: one flag per setting. Its result has only what the user gave."""
     result = Parser(
         prog="python -m train",
-        usage="python -m train [--data PATH] [--recipe NAME] [--out FOLDER] [--resume FOLDER|auto] [any setting below]",
+        usage="python -m train [--data PATH] [--recipe NAME] [--out FOLDER]\n"
+        "                       [--resume FOLDER|auto] [any setting below]",
         allow_abbrev=False,
         description="Train a face classifier with the Ad-Corre loss. The defaults are the paper's recipe; a --recipe "
         "goes over them, and what is given here over both.",
@@ -53,7 +54,8 @@ def _add_option(parser: argparse._ActionsContainer, item: dataclasses.Field[Any]
         parser.add_argument(flag(item.name), action=argparse.BooleanOptionalAction, **extra)
         return
     choices = item.metadata["choices"]
-    metavar = "{" + ",".join(choices) + "}" if choices else item.name.upper()
+    numbers = {int: "N", float: "X"}
+    metavar = "{" + ",".join(choices) + "}" if choices else numbers.get(type(item.default), item.name.upper())
     extra |= {"type": item.metadata["parse"], "choices": choices, "metavar": metavar}
     parser.add_argument(flag(item.name), **extra)
 

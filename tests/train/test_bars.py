@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from train.bars import bar, display_width, format_table, wrap
+from train.bars import bar, display_width, format_markdown, format_table, wrap
 from train.command import CommandParser, execute
 
 
@@ -51,6 +51,15 @@ def test_tables_fit_into_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {display_width(line) for line in lines} == {80}
     assert "…" in lines[1]
     assert lines[2].startswith("高兴 ")
+
+
+def test_markdown_in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"## Title\n\n| | seeds | {'wide' * 10} | {'b' * 30} |\n|---|---|---|---|\n| CE | 3 | 1 |  |\n\nend\n"
+    assert format_markdown(text) == text, "as it is in a pipe"
+    make_terminal(monkeypatch)
+    below = ["", f"    {'b' * 30}", "CE"]
+    table = [f"    seeds  {'wide' * 10}", f"CE      3{' ' * 41}1", *below]
+    assert format_markdown(text).split("\n") == ["## Title", "", *table, "", "end", ""]
 
 
 def test_a_log_line_stands_above_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
