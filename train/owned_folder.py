@@ -19,7 +19,7 @@ def is_owned(folder: Path, kind: str) -> bool:
     return _mark(folder) == {"adcorre": kind, "format": FORMAT}
 
 
-def is_free(folder: Path, ignored: Iterable[str] = ()) -> bool:
+def is_vacant(folder: Path, ignored: Iterable[str] = ()) -> bool:
     """Whether nothing lies at the path, or a folder without anything but the `ignored` names and what marks it."""
     names = {MARK, f"{MARK}.partial", *ignored}
     return not os.path.lexists(folder) or (folder.is_dir() and all(entry.name in names for entry in folder.iterdir()))
@@ -63,8 +63,8 @@ def prepare(folder: Path, kind: str, outputs: Iterable[str], option: str = "--ou
             clear(folder, outputs)
         elif os.path.lexists(folder) and not folder.is_dir():
             raise UserError(f"{option} {folder}: there is a file of that name")
-        elif not is_free(folder) or _mark(folder) is not None:
-            raise UserError(refusal(folder, kind, option))
+        elif not is_vacant(folder) or _mark(folder) is not None:
+            raise UserError(refusal_message(folder, kind, option))
         folder.mkdir(parents=True, exist_ok=True)
         mark(folder, kind)
     except OSError as error:
@@ -72,7 +72,7 @@ def prepare(folder: Path, kind: str, outputs: Iterable[str], option: str = "--ou
     return folder
 
 
-def refusal(folder: Path, kind: str, option: str) -> str:
+def refusal_message(folder: Path, kind: str, option: str) -> str:
     held = _mark(folder)
     what = f"holds other things ({held['adcorre']})" if isinstance(held, dict) and "adcorre" in held else "is not empty"
     return (

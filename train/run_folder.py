@@ -69,18 +69,20 @@ def is_run(path: Path) -> bool:
         return True
     try:
         about = read_json(path / "settings.json")
-        ours = about["settings"].keys() >= {"data", "model", "loss", "run"} and {"data", "versions"} <= about.keys()
+        by_this_program = (
+            about["settings"].keys() >= {"data", "model", "loss", "run"} and {"data", "versions"} <= about.keys()
+        )
     except (UserError, AttributeError, KeyError, TypeError):
         return False
-    return ours and bool(checkpoint.checkpoints(path) or (path / "last" / DESCRIPTION).is_file())
+    return by_this_program and bool(checkpoint.checkpoints(path) or (path / "last" / DESCRIPTION).is_file())
 
 
-def free_folder(out: str, overwrite: bool) -> Path:
+def check_run_folder(out: str, overwrite: bool) -> Path:
     """The run folder's path. Raises UserError where something is there already that may not be replaced."""
     path = expand(out) if out else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"--out {path}: there is a file of that name")
-    if owned_folder.is_free(path, (LOCK, "settings.json.partial")):
+    if owned_folder.is_vacant(path, (LOCK, "settings.json.partial")):
         return path
     if not is_run(path):
         raise UserError(
@@ -110,7 +112,7 @@ class RunFolder:
         self._open()
 
     @classmethod
-    def again(cls, path: Path, settings: Mapping[str, Any], lengths: Mapping[str, int]) -> "RunFolder":
+    def reopen(cls, path: Path, settings: Mapping[str, Any], lengths: Mapping[str, int]) -> "RunFolder":
         """The folder of a run that goes on from a checkpoint: its logs cut back to the lengths of then, in bytes."""
         self = cls.__new__(cls)
         self.path = path
@@ -209,13 +211,13 @@ class RunFolder:
         write_json(partial / DESCRIPTION, {"format": FORMAT, **description})
         sync(partial / WEIGHTS)
         if old.is_dir():  # killed between the two renames, or before the end
-            _move_rest(old, target if target.is_dir() else partial)
+            _move_user_files(old, target if target.is_dir() else partial)
         if target.exists():
             target.rename(old)
         partial.rename(target)
         sync_folder(self.path)
         if old.is_dir():
-            _move_rest(old, target)
+            _move_user_files(old, target)
 
     def saved_epoch(self, name: str) -> int:
         """The epoch of the model of that name; 0 if there is none."""
@@ -271,7 +273,7 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return result
 
 
-def _move_rest(old: Path, target: Path) -> None:
+def _move_user_files(old: Path, target: Path) -> None:
     """Delete the model in the folder `old` and move what is the user's to `target`."""
     owned_folder.clear(old, MODEL_FILES)
     for entry in old.iterdir():

@@ -343,7 +343,7 @@ def _parsed(item: dataclasses.Field[Any], value: Any) -> Any:
     return item.metadata["parse"](text)
 
 
-def layers(given: Mapping[str, Any]) -> dict[str, Any]:
+def merge_given(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the user chose, by field name: the settings of a recipe that was named and, over them, the given ones."""
     return {**(recipe_values(given["recipe"]) if given.get("recipe") else {}), **given}
 
@@ -351,7 +351,9 @@ def layers(given: Mapping[str, Any]) -> dict[str, Any]:
 def resolve(given: Mapping[str, Any]) -> Settings:
     """Settings from defaults, the recipe, and the given values (by field name)."""
     drawn = given.get("data", SYNTHETIC) == SYNTHETIC
-    settings = Settings().replace(layers(given if given.get("recipe") or not drawn else {**given, "recipe": SYNTHETIC}))
+    settings = Settings().replace(
+        merge_given(given if given.get("recipe") or not drawn else {**given, "recipe": SYNTHETIC})
+    )
     check_bounds(settings.values())
     return settings
 

@@ -165,4 +165,4 @@ def test_other_data_with_other_classes_are_mapped_by_name(
         }
     nothing = layouts.class_folders(tmp_path / "cats", {"": {"cat": (1, 9), "dog": (2, 9)}})
     evaluated(run, tmp_path / "out", "--data", nothing, code=2)
-    assert "none of them is the same by name" in capsys.readouterr().err
+    assert "no name is the same" in capsys.readouterr().err

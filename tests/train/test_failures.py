@@ -27,7 +27,7 @@ def test_a_truncated_checkpoint_is_passed_over(
     newest.write_bytes(newest.read_bytes()[:-1000])
     resumes(stopped)
     said = capsys.readouterr().out
-    assert f"{newest} is damaged (it is not what was written); going on from the one before" in said
+    assert f"{newest} is damaged (it is not what was written); continuing from the previous one" in said
     assert "after step 6" in said
     assert_same(outcome(stopped), undisturbed)
 

@@ -16,7 +16,7 @@ from train.objective import build_objective, check_objective
 from train.optimization import build_optimizer, build_plateau, learning_rate, set_learning_rate
 from train.ranks import ALONE, Ranks
 from train.settings import LossSettings, ModelSettings, OptimizerSettings, Settings, SpeedSettings
-from train.speed import Trial, algorithms, autotune, keep_freed_memory, resolve_speed
+from train.speed import Trial, autotune, keep_freed_memory, resolve_speed, select_algorithms
 
 CPU = torch.device("cpu")
 
@@ -178,7 +178,7 @@ def test_the_fastest_trial_takes_the_place_of_auto() -> None:
 
 
 def test_deterministic_algorithms_for_the_length_of_a_run() -> None:
-    with algorithms(True, CPU):
+    with select_algorithms(True, CPU):
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.backends.cudnn.benchmark
     assert not torch.are_deterministic_algorithms_enabled()

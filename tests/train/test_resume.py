@@ -51,7 +51,7 @@ def test_killed_three_times(fer_folders: Path, undisturbed: dict[str, Any], tmp_
 @pytest.mark.slow
 def test_killed_twenty_times(fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     said = kill_and_resume(fer_folders, tmp_path / "run", kills=20, seed=2)
-    assert said.count("\ngoing on ") > 5
+    assert said.count("\ncontinuing ") > 5
     assert_same(outcome(tmp_path / "run"), undisturbed)
 
 
@@ -137,7 +137,7 @@ def test_new_augmentation_options_are_the_runs(stopped: Path, capsys: pytest.Cap
 def leave_out(piece: str, patch: pytest.MonkeyPatch) -> None:
     """Have the next restore forget a piece of the state."""
     if piece == "sampler":
-        patch.setattr(TrainSteps, "go_to", lambda self, epoch, start=0: None)
+        patch.setattr(TrainSteps, "set_epoch", lambda self, epoch, start=0: None)
         return
     if piece == "generator":
         patch.setattr("train.loop.restore_random", lambda *_: None)
@@ -233,7 +233,7 @@ def test_the_clock_asks_for_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None
     for now[0] in (0, 59, 61, 62, 122):
         asked.append(watch.poll()[1])
         if asked[-1]:
-            watch.written()
+            watch.checkpoint_written()
     assert asked == [False, False, True, False, True]
     assert not Watch(ALONE, minutes=0).poll()[1]
 
@@ -267,7 +267,7 @@ def test_a_signal_during_an_evaluation(
     evaluation: int, fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     calls = [0]
-    ordinary = Watch.over
+    ordinary = Watch.interruptible
 
     def over(self: Watch, batches: Any) -> Any:
         calls[0] += 1
@@ -276,7 +276,7 @@ def test_a_signal_during_an_evaluation(
         return ordinary(self, batches)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watch, "over", over)
+        patch.setattr(Watch, "interruptible", over)
         assert main(["--data", str(fer_folders), "--out", str(tmp_path / "run"), *RUN]) == 128 + signal.SIGINT
     assert calls == [evaluation]
     resumes(tmp_path / "run")

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Figures = Mapping[str, NDArray[np.float64]]
 
 
-def figures_of(confusion: NDArray[np.int64]) -> Figures:
+def classification_metrics(confusion: NDArray[np.int64]) -> Figures:
     """Accuracy, average accuracy and macro F1 (...,), precision, recall and F1 (..., C) of counts (..., C, C).
 
     Rows are the true classes. A class without samples takes no part in the averages.
@@ -42,7 +42,7 @@ def bootstrap(
     classes = len(confusion)
     n = int(confusion.sum())
     cells = np.random.default_rng(seed).multinomial(n, confusion.ravel() / n, size=resamples)
-    values_of = figures_of(cells.reshape(resamples, classes, classes))
+    values_of = classification_metrics(cells.reshape(resamples, classes, classes))
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     return {name: _quantiles(values, tails) for name, values in values_of.items()}
 

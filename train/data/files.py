@@ -88,10 +88,10 @@ def _walk(root: Path, name: str, above: tuple[tuple[int, int], ...], listing: Li
 
 def ignored(others: Sequence[str]) -> tuple[str, ...]:
     """A note on files in class folders that are no images by their suffix."""
-    return (f"{listed(others)} ignored: no image's suffix",) if others else ()
+    return (f"{summarize_names(others)} ignored: no image's suffix",) if others else ()
 
 
-def listed(names: Sequence[str], most: int = 5, what: str = "file") -> str:
+def summarize_names(names: Sequence[str], most: int = 5, what: str = "file") -> str:
     """ "3 files (a, b, c)", with the first few of many."""
     shown = ", ".join(printable(name) for name in names[:most])
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
@@ -111,7 +111,7 @@ def has_images(folder: Path) -> bool:
     return any(image_names(folder, 1))
 
 
-def folders_in(path: Path) -> list[Path]:
+def subfolders(path: Path) -> list[Path]:
     """The folders in a folder, sorted by name, without hidden ones."""
     try:
         return sorted(entry for entry in path.iterdir() if not is_hidden(entry.name) and entry.is_dir())
@@ -119,7 +119,7 @@ def folders_in(path: Path) -> list[Path]:
         return []
 
 
-def one_of(folders: Sequence[Path], what: str) -> Path | None:
+def single_folder(folders: Sequence[Path], what: str) -> Path | None:
     """The one folder; None where there is none. Raises UserError that names them where there are several."""
     if len(folders) > 1:
         names = " and ".join(printable(folder.name) for folder in folders)
@@ -155,7 +155,11 @@ class ImageCollection:
         return np.array(self.parts, np.str_)
 
     def missing_finding(self, words: str) -> tuple[Finding, ...]:
-        return (Finding("missing", f"{listed(self.missing)} {words}", tuple(self.missing)),) if self.missing else ()
+        return (
+            (Finding("missing", f"{summarize_names(self.missing)} {words}", tuple(self.missing)),)
+            if self.missing
+            else ()
+        )
 
     def dataset(self, root: Path, class_names: tuple[str, ...]) -> ImageFiles:
         """The files as one dataset, in their order."""

@@ -9,7 +9,15 @@ import numpy as np
 
 from train.data import fer2013, rafdb
 from train.data.base import Finding, Layout, LoadedDataset, Request, printable
-from train.data.files import ImageCollection, folders_in, has_images, ignored, list_images, listed, one_of
+from train.data.files import (
+    ImageCollection,
+    has_images,
+    ignored,
+    list_images,
+    single_folder,
+    subfolders,
+    summarize_names,
+)
 from train.data.labels import (
     ALIKE,
     CLASS_NAMES,
@@ -21,7 +29,7 @@ from train.data.labels import (
     TRAIN_NAMES,
     VALIDATION_NAMES,
 )
-from train.data.splitting import ordinary_roles
+from train.data.splitting import default_roles
 from train.errors import UserError
 
 PARTS = {"train": TRAIN_NAMES, "validation": VALIDATION_NAMES, "test": TEST_NAMES}
@@ -38,11 +46,11 @@ def find_parts(path: Path) -> dict[str, Path]:
 
     Raises UserError where two folders are the same part.
     """
-    inner = folders_in(path)
+    inner = subfolders(path)
     parts = {}
     for part, names in PARTS.items():
         there = [folder for folder in inner if folder.name.lower() in names and _classes(folder)]
-        if folder := one_of(there, f"the {part} images"):
+        if folder := single_folder(there, f"the {part} images"):
             parts[part] = folder
     if "train" in parts:
         return parts
@@ -51,7 +59,7 @@ def find_parts(path: Path) -> dict[str, Path]:
 
 def _classes(part: Path) -> list[Path]:
     """The folders in a part, where images lie in at least one of them."""
-    folders = folders_in(part)
+    folders = subfolders(part)
     return folders if any(map(has_images, folders)) else []
 
 
@@ -101,7 +109,7 @@ def load(path: Path, request: Request) -> LoadedDataset:
     findings = _numbers(names, np.bincount(whole.labels, minlength=len(class_names)).tolist())
     findings += (*_misspelt(names), *_unread(path, parts))
     layout = "class folders, " + (f"{', '.join(parts)}" if parts["train"] != path else "no parts")
-    roles, notes = ordinary_roles(list(parts)), (note, *ignored(samples.others))
+    roles, notes = default_roles(list(parts)), (note, *ignored(samples.others))
     return LoadedDataset(layout, path, whole, samples.part(), roles, notes=notes, findings=findings)
 
 
@@ -149,11 +157,9 @@ def _unread(path: Path, parts: Mapping[str, Path]) -> tuple[Finding, ...]:
     """Folders beside the parts that hold class folders too: misspelt parts, of which nothing is read."""
     if parts["train"] == path:
         return ()
-    others = [folder.name for folder in folders_in(path) if folder not in parts.values() and _classes(folder)]
-    message = (
-        f"{listed(others, what='folder')} beside {parts['train'].name}/ with class folders in it: not read; parts "
-    )
-    message += f"are called {', '.join('/'.join(sorted(names)) for names in PARTS.values())}"
+    others = [folder.name for folder in subfolders(path) if folder not in parts.values() and _classes(folder)]
+    message = f"{summarize_names(others, what='folder')} beside {parts['train'].name}/ with class folders in it: not "
+    message += f"read; parts are called {', '.join('/'.join(sorted(names)) for names in PARTS.values())}"
     return (Finding("unread folders", message, tuple(map(printable, others))),) if others else ()
 
 
