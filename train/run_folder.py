@@ -98,7 +98,7 @@ class RunFolder:
     """A run folder that this process alone writes to."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Make the folder at `path`, without the files of an earlier run. Call `free_folder` first."""
+        """Make the folder at `path`, without the files of an earlier run. Call `check_run_folder` first."""
         try:
             path.mkdir(parents=True, exist_ok=True)
             self.path = path

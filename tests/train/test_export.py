@@ -139,7 +139,7 @@ def test_a_model_that_differs_is_not_left_behind(
             logits, embeddings = super().forward(images)
             return logits + 2e-4 * torch.compiler.is_exporting(), embeddings
 
-    monkeypatch.setattr(export, "Deployed", Wrong)
+    monkeypatch.setattr(export, "ExportedModel", Wrong)
     assert main([str(finished_run), str(tmp_path / "out"), "--to", "torch_export"]) == 2
     assert "logits differ by 0.0002 from PyTorch's" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -152,7 +152,7 @@ def test_a_backbone_that_cannot_be_exported(
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
             return super().forward(images + float(images.sum() > 0))
 
-    monkeypatch.setattr(export, "Deployed", Unfollowable)
+    monkeypatch.setattr(export, "ExportedModel", Unfollowable)
     assert main([str(finished_run), str(tmp_path / "out"), "--to", "torch_export"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --to torch_export: test_resnet cannot be exported: ")
