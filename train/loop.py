@@ -309,8 +309,8 @@ class Run:
         if not self.totals.finite() or not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise Diverged(
                 f"the loss or a weight is no longer finite (epoch {self.current_epoch}, step {self.step}): no "
-                f"checkpoint was written; {newest_checkpoint_note(self.folder.path)}. A lower --lr or --lambd, or --clip, "
-                "may help"
+                f"checkpoint was written; {newest_checkpoint_note(self.folder.path)}. A lower --lr or --lambd, or "
+                "--clip, may help"
             )
         state = {
             "settings": self.settings.as_dict(),

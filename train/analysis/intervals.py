@@ -33,7 +33,7 @@ def classification_metrics(confusion: NDArray[np.int64]) -> Figures:
 def bootstrap(
     confusion: NDArray[np.int64], resamples: int, seed: int, level: float = 0.95
 ) -> dict[str, NDArray[np.float64]]:
-    """Percentile intervals (2,) or (2, C) of `classification_metrics`, over test sets drawn with replacement from this one.
+    """Percentile intervals (2,) or (2, C) of `classification_metrics` over bootstrap resamples of the test set.
 
     Which samples are drawn matters only through the cell of the confusion matrix that each falls in: the resampled
     matrices are multinomial, and the interval does not know an order of samples. NaN where a figure is undefined in
