@@ -56,15 +56,17 @@ class StateModule(nn.Module):
         return self
 
 
-def check_ranks(flat: Tensor, targets: Sequence[Tensor], num_classes: int, ignore_index: int) -> None:
+def check_ranks(
+    flat: Tensor, targets: Sequence[Tensor], num_classes: int, ignore_index: int, name: str = "targets"
+) -> None:
     """Raise IndexError on every rank for a bad label on any: it has made the counts in `flat` NaN.
 
-    targets: this rank's labels, by chunk.
+    targets: this rank's labels, by chunk. name: the name of the labels in messages.
     """
     if not bool(class_counts(flat, num_classes).isnan().any()):
         return
     for labels in targets:
-        checks.check_labels(labels, num_classes, ignore_index, True)
+        checks.check_labels(labels, num_classes, ignore_index, True, name)
     raise IndexError(
-        f"targets: another rank has a label that is outside [0, {num_classes}) and is not ignore_index ({ignore_index})"
+        f"{name}: another rank has a label that is outside [0, {num_classes}) and is not ignore_index ({ignore_index})"
     )
