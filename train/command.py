@@ -30,7 +30,7 @@ class _ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         words = action.help or ""
-        if action.default is None or action.default is False or "default:" in words or action.required:
+        if action.default is None or "default:" in words or action.required:
             return words
         return super()._get_help_string(action)
 
