@@ -73,7 +73,7 @@ def test_gradcheck_of_the_whole_loss(backend) -> None:
             gradient.sum().backward(retain_graph=True)
 
 
-@pytest.mark.parametrize("wanted", ["logits", "x"])
+@pytest.mark.parametrize("expected", ["logits", "x"])
 def test_each_input_alone(expected) -> None:
     logits, x, y = batch()
     truth = torch.autograd.grad(AdCorreLoss(4)(logits, x, y).loss, logits if expected == "logits" else x)[0]

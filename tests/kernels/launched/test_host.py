@@ -60,7 +60,7 @@ def test_float16_gradient_under_a_grad_scaler() -> None:
     assert got[1].abs().max() > 1
 
 
-@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
+@pytest.mark.parametrize("expected", [(True, False, False), (False, True, False), (False, False, True)])
 def test_each_term_alone(expected) -> None:
     problem, x = rounded(draw(12, 3, 8, 4), torch.float32)
     x.requires_grad_()
