@@ -127,7 +127,7 @@ def test_class_level_fd_is_a_lower_bound_of_the_pairwise_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted", [(True, False, False), (False, True, False), (False, False, True), (True, True, False)]
+    "expected", [(True, False, False), (False, True, False), (False, False, True), (True, True, False)]
 )
 def test_each_term_alone(expected) -> None:
     """Upstream gradients of some terms only, as a loss with switched-off components has them."""
