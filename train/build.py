@@ -54,7 +54,7 @@ def resolve_run(settings: Settings, ranks: Ranks, device: torch.device, state: S
     data, out = settings.data, Path(settings.run.out)
     begins = [flag(name) for name in ("pretrained", "weights", "init_from") if getattr(settings.model, name)]
     if len(begins) > 1:
-        raise UserError(f"{' and '.join(begins)}: the weights begin with one of them")
+        raise UserError(f"{' and '.join(begins)}: expected one of them, since each gives the initial weights")
     if ranks.is_first and not state:
         out = check_run_folder(settings.run.out, settings.run.overwrite or settings.run.resume == "auto")
     in_batches = device.type == "cuda" or data.image_size <= SMALL

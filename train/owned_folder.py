@@ -74,9 +74,11 @@ def prepare(folder: Path, kind: str, outputs: Iterable[str], option: str = "--ou
 
 def refusal_message(folder: Path, kind: str, option: str) -> str:
     held = _mark(folder)
-    what = f"holds other things ({held['adcorre']})" if isinstance(held, dict) and "adcorre" in held else "is not empty"
+    what = (
+        f"holds something else ({held['adcorre']})" if isinstance(held, dict) and "adcorre" in held else "is not empty"
+    )
     return (
-        f"{option} {folder} {what} and does not carry the mark of {kind} ({MARK}), so nothing in it was touched: "
+        f"{option} {folder} {what} and has no mark of {kind} ({MARK}), so nothing was changed: "
         "choose a new or an empty folder"
     )
 

@@ -86,7 +86,7 @@ def check_run_folder(out: str, overwrite: bool) -> Path:
         return path
     if not is_run(path):
         raise UserError(
-            f"--out {path} is not empty and holds no run (no mark {owned_folder.MARK}), so nothing in it was touched: "
+            f"--out {path} is not empty and holds no run (no mark {owned_folder.MARK}), so nothing was changed: "
             "choose a new or an empty folder"
         )
     if not overwrite:

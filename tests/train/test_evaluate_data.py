@@ -126,7 +126,7 @@ def test_a_used_folder(own: tuple[Path, Path, set[str]], tmp_path: Path, capsys:
     assert (tmp_path / "out/notes.txt").read_text() == "mine"
     before = {path.name for path in run.iterdir()}
     evaluated(run, run, code=2)
-    assert f"--out {run} holds other things (run)" in capsys.readouterr().err
+    assert f"--out {run} holds something else (run)" in capsys.readouterr().err
     assert {path.name for path in run.iterdir()} == before
     assert main([str(run / "best"), *FEW]) == 0
     assert main([str(run / "last"), *FEW]) == 0

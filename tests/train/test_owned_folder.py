@@ -127,7 +127,7 @@ def test_a_folder_of_results_is_prepared(tmp_path: Path) -> None:
     assert contents(out).keys() == {owned_folder.MARK, "notes.txt", "other/b.png"}
     assert not (out / "pictures").exists()
     assert [path.read_text() for path in theirs] == ["mine"] * 2
-    with pytest.raises(UserError, match=r"other things \(evaluation\) and does not carry the mark of predictions"):
+    with pytest.raises(UserError, match=r"something else \(evaluation\) and has no mark of predictions"):
         owned_folder.prepare(out, "predictions", outputs)
     bare, file = tmp_path / "bare", tmp_path / "file"
     write(bare, "figures.csv")

@@ -130,7 +130,7 @@ def same_figures(evaluate: Any) -> Any:
 def test_new_augmentation_options_are_the_runs(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in (("erasing", "0.5"), ("shift", "0.1"), ("scale", "0.1"), ("schedule", "plateau")):
         resumes(stopped, f"--{name}", value, code=2)
-        assert f"not {value}. A run goes on as it began" in capsys.readouterr().err
+        assert f"not {value}. Resumed runs keep their settings" in capsys.readouterr().err
     resumes(stopped, "--lr-drop-epochs", "3", code=2)
 
 
@@ -210,7 +210,7 @@ def test_more_epochs_of_the_papers_schedule(stopped: Path, fer_folders: Path, tm
 def test_resume_auto(fer_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert main(["--resume", "auto", *QUICK]) == 2
-    assert "say by --out in which folder" in capsys.readouterr().err
+    assert "give the run folder by --out" in capsys.readouterr().err
     begin = ["--data", str(fer_folders), "--out", str(run), "--resume", "auto", *QUICK]
     run.mkdir()
     owned_folder.mark(run, "run")  # it ended before its first checkpoint
@@ -221,7 +221,7 @@ def test_resume_auto(fer_folders: Path, tmp_path: Path, capsys: pytest.CaptureFi
     for path in checkpoints(run):
         path.unlink()
     assert main(begin) == 2
-    assert "holds a run without a checkpoint to go on from" in capsys.readouterr().err
+    assert "holds a run without a checkpoint to continue from" in capsys.readouterr().err
     assert load_file(run / "last/model.safetensors")
 
 
