@@ -194,7 +194,7 @@ def test_learns_embeddings() -> None:
         ({"num_classes": 3, "attention": nn.Linear(3, 3)}, "AttentionMap"),
         ({"num_classes": 0}, "num_classes"),
         ({"components": ()}, "at least one"),
-        ({"distance": None}, "'distance'; it compares embeddings by their correlation"),
+        ({"distance": None}, "'distance'; it always compares embeddings by correlation"),
         ({"num_class": 3}, "unexpected argument 'num_class'$"),
         ({"mean_target": 2}, "mean_target"),
         ({"backend": "reference", "process_group": "world"}, "reference"),
