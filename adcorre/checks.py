@@ -137,7 +137,11 @@ def check_same_batch(logits: Tensor, embeddings: Tensor) -> None:
 def check_ce_settings(
     ce_weight: Tensor | None, logit_adjustment: Tensor | None, label_smoothing: float, num_classes: int
 ) -> None:
-    """Require ce_weight and logit_adjustment None or (C,) floating without gradient, label_smoothing in [0, 1]."""
+    """Require ce_weight and logit_adjustment None or (C,) floating without gradient, label_smoothing in [0, 1].
+
+    Values are checked only in eager mode on a CPU: weights finite and at least 0, adjustments neither NaN nor +inf. An
+    adjustment of -inf excludes a class from the cross-entropy.
+    """
     for name, value in (("ce_weight", ce_weight), ("logit_adjustment", logit_adjustment)):
         if value is None:
             continue
@@ -149,6 +153,11 @@ def check_ce_settings(
             )
         if value.requires_grad:
             raise ValueError(f"{name}: carries no gradient, got a tensor that requires grad; pass {name}.detach()")
+        if validates_labels(value, None):
+            in_bounds = value < torch.inf if name == "logit_adjustment" else (value >= 0) & (value < torch.inf)
+            if not bool(in_bounds.all()):
+                expected = "numbers below inf" if name == "logit_adjustment" else "finite numbers of at least 0"
+                raise ValueError(f"{name}: expected {expected}, got {value[~in_bounds][0].item()}")
     if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, Real):
         raise TypeError(f"label_smoothing: expected a number in [0, 1], got {type(label_smoothing).__name__}")
     if not 0 <= label_smoothing <= 1:
@@ -158,9 +167,11 @@ def check_ce_settings(
 def check_components(components: Collection[str] | Mapping[str, float]) -> Components:
     """The weight of each chosen component, in the order of COMPONENTS; names without weights get 1.
 
-    ValueError for an unknown name, for fd and nfd together, or for a weight that is negative or not finite.
+    ValueError for an unknown name, for fd and nfd together, or for a weight that is negative or not finite; TypeError
+    for a weight that is not a number. A generator is refused: it could be read only once.
     """
-    if isinstance(components, str) or not set(components) <= set(COMPONENTS):
+    known = isinstance(components, Collection) and not isinstance(components, str)
+    if not known or any(name not in COMPONENTS for name in components):
         raise ValueError(
             f"components: expected a collection of names out of {COMPONENTS}, or a weight for each, got {components!r}"
         )

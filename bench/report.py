@@ -310,11 +310,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("matplotlib is not installed: it draws the pictures; --check does without")
     stale = []
     for path in TEXTS:
-        text = path.read_text() if path.exists() else ""
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         if fill(text) != text:
             stale.append(path)
             if not options.check:
-                path.write_text(fill(text))
+                path.write_text(fill(text), encoding="utf-8")
     for message in filter(None, map(missing, (False, True))):
         print(message)
     if options.check:

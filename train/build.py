@@ -15,7 +15,7 @@ from train.data import Request, Splits, load_data
 from train.data.decoded import uniform_side
 from train.data.loading import TrainSteps, evaluation_batches, train_batches
 from train.errors import UserError
-from train.finetune import load_parent
+from train.finetune import check_parents, load_parent, run_of_weights
 from train.model import FaceClassifier, build_model
 from train.ranks import Ranks
 from train.resume import check_same_data
@@ -64,10 +64,12 @@ def resolve_run(settings: Settings, ranks: Ranks, device: torch.device, state: S
 
 
 def build_data(settings: Settings, state: State | None) -> Splits:
-    """The splits. Raises UserError where they are not those that a resumed run began with."""
+    """The splits. Raises UserError where they are not those that a resumed run began with, or mix with a parent's."""
     data = load_data(settings.data.data, Request.of(settings.values()))
     if state:
         check_same_data(state, data)
+    elif run := settings.model.init_from or run_of_weights(settings.model.weights):
+        check_parents(data, settings.data.data, run)
     return data
 
 

@@ -61,12 +61,25 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 def prepare_process() -> None:
     """Before PyTorch, NumPy's and matplotlib's imports."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show λ is shown \u03bb
             stream.reconfigure(errors="backslashreplace")
     os.environ["MPLBACKEND"] = "agg"  # commands write files; a notebook's backend, inherited, cannot be imported
     if not any(name in os.environ for name in WAITING):
         os.environ.update(SPIN)
+
+
+def _open_closed_streams() -> None:
+    """Lead streams that were closed (`>&-`, cron) to nowhere: else the next file opened takes the place of stdout."""
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8")
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
 
 
 def exit_code(call: Callable[[], int | None]) -> int:

@@ -64,10 +64,19 @@ class HubClassifier(nn.Module, PyTorchModelHubMixin):
 
     @torch.inference_mode()
     def predict(self, image: Image.Image) -> dict[str, float]:
-        """The probability of each class, of one picture of a face, as `Image.open` gives it; in eval mode."""
-        device = next(self.parameters()).device
+        """The probability of each class, of one picture of a face, as `Image.open` gives it.
+
+        In eval mode, whichever mode the model is in, which it keeps. Raises TypeError for what is no picture.
+        """
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"image: expected a PIL image, as Image.open gives it; got {type(image).__name__}")
+        device, training = next(self.parameters()).device, self.training
         images = self.preprocessing.evaluation()(to_rgb(image))[None].to(device)
-        return dict(zip(self.class_names, self(images)[0][0].double().softmax(0).tolist(), strict=True))
+        try:
+            logits = self.eval()(images)[0][0]
+        finally:
+            self.train(training)
+        return dict(zip(self.class_names, logits.double().softmax(0).tolist(), strict=True))
 
 
 def model_card(trained: Trained, run: Path) -> str:

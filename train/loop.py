@@ -141,7 +141,9 @@ class Run:
             "processes": self.ranks.world,
             "started": origin(),
         } | ({"parent": self.parent} if self.parent else {})
-        return RunFolder.reopen(out, about, state["logs"]) if state else RunFolder(out, about)
+        if state:
+            return RunFolder.reopen(out, about, state["logs"])
+        return RunFolder(out, about, self.settings.run.overwrite or self.settings.run.resume == "auto")
 
     @property
     def evaluated_model(self) -> nn.Module:

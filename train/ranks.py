@@ -24,9 +24,17 @@ class Ranks:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Ranks":
-        """As torchrun tells it."""
+        """As torchrun tells it. Raises UserError where a scheduler has set some of its variables and not the others."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        return cls(*(int(environment[name]) for name in names)) if "WORLD_SIZE" in environment else cls()
+        if environment.get("WORLD_SIZE", "1") == "1":
+            return cls()
+        try:
+            return cls(*(int(environment[name]) for name in names))
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"WORLD_SIZE is {environment['WORLD_SIZE']}, but {', '.join(names)} are not all numbers: start by "
+                "torchrun, or unset WORLD_SIZE for one process"
+            ) from error
 
     @property
     def is_first(self) -> bool:
@@ -100,7 +108,7 @@ def quiet(ranks: Ranks) -> Iterator[None]:
         yield
         return
     stdout = sys.stdout
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         sys.stdout = nowhere
         try:
             yield

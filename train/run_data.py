@@ -48,7 +48,7 @@ def load_run_data(
     }
 
     before = trained.description.get("data", {})
-    if data is None or _same_place(data, values.get("data", "")):
+    if data is None or is_same_place(data, values.get("data", "")):
         splits = _load(path, request, trained)
         if changed := _changes(before, splits, split):
             raise UserError(f"{path} is not what the run was trained on ({changed}). {KEEP}")
@@ -62,9 +62,9 @@ def load_run_data(
             return getattr(splits, split), splits, False
         splits = copy
     if any(getattr(request, name) != value for name, value in asked.items()):
-        learnt = _names(splits.train)
+        learnt = sample_names(splits.train)
         splits = _load(path, dataclasses.replace(request, **asked), trained)
-        seen = len(learnt & _names(getattr(splits, split))) if split != "train" else 0
+        seen = len(learnt & sample_names(getattr(splits, split))) if split != "train" else 0
         if seen:
             options = " ".join(f"--{name} {value}" for name, value in asked.items())
             raise UserError(f"{options}: the run was trained on {seen:,} images of this {split} split; leave it out")
@@ -121,7 +121,7 @@ def canonical_class(name: str) -> str:
     return CLASS_NAMES_8[EXPRESSIONS[plain]] if plain in EXPRESSIONS else plain
 
 
-def _same_place(one: str, other: str) -> bool:
+def is_same_place(one: str, other: str) -> bool:
     return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
@@ -151,5 +151,5 @@ def _changes(before: dict[str, Any], splits: Splits, split: str) -> str:
     return f"{layout}{'; '.join(counts) or 'as many images, with other names, sizes or labels'}; fingerprints differ"
 
 
-def _names(faces: FaceDataset) -> set[str]:
+def sample_names(faces: FaceDataset) -> set[str]:
     return {faces.name(index) for index in range(len(faces))}

@@ -34,17 +34,18 @@ from train.transforms import Preprocessing
 
 FORMAT = 1
 KIND = "run"
-LOCK = ".lock"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 MODEL_FILES = (WEIGHTS, DESCRIPTION, f"{DESCRIPTION}.partial")
-EVENTS = "tensorboard/events.out.tfevents.*"
+EVENTS_SUFFIX = ".adcorre"  # event files of others stay
+EVENTS = f"tensorboard/events.out.tfevents.*{EVENTS_SUFFIX}"
+REPLACED = ".replaced"  # the end of the name of a model that another one takes the place of
 OLDER = "-confusion.csv", "-confusion.png", "-per-class.csv"  # of runs of earlier versions
 # What a run writes, as patterns: what is deleted where it is replaced.
 OUTPUTS = (
     *("settings.json", "settings.json.partial", "results.json", "results.json.partial", "steps.csv", "epochs.csv"),
     *("test-confusion.csv", "test-confusion.png", "test-per-class.csv", "failed.txt", EVENTS),
     *(f"validation/epoch-{'[0-9]' * 3}{end}" for end in (".json", ".json.partial", *OLDER)),
-    *(f"{name}{end}/{file}" for name in ("last", "best") for end in ("", ".partial", ".old") for file in MODEL_FILES),
+    *(f"{name}{end}/{file}" for name in ("last", "best") for end in ("", ".partial", REPLACED) for file in MODEL_FILES),
     *(f"{checkpoint.FOLDER}/{name}" for name in (checkpoint.NAME, checkpoint.PARTIAL)),
 )
 LOGS = {"steps": "step", "epochs": "epoch"}  # and the column that TensorBoard plots them over
@@ -82,7 +83,7 @@ def check_run_folder(out: str, overwrite: bool) -> Path:
     path = expand(out) if out else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"--out {path}: there is a file of that name")
-    if owned_folder.is_vacant(path, (LOCK, "settings.json.partial")):
+    if owned_folder.is_vacant(path, ("settings.json.partial",)):
         return path
     if not is_run(path):
         raise UserError(
@@ -97,12 +98,15 @@ def check_run_folder(out: str, overwrite: bool) -> Path:
 class RunFolder:
     """A run folder that this process alone writes to."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Make the folder at `path`, without the files of an earlier run. Call `check_run_folder` first."""
+    def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Make the folder at `path`, without the files of an earlier run. Raises the errors of `check_run_folder`."""
         try:
             path.mkdir(parents=True, exist_ok=True)
             self.path = path
             self._lock_folder()
+            check_run_folder(
+                str(path), overwrite
+            )  # again: while the data were loaded, another run may have ended there
             if is_run(path):
                 owned_folder.clear(path, OUTPUTS)
             owned_folder.mark(path, KIND)
@@ -142,7 +146,7 @@ class RunFolder:
 
         (self.path / "validation").mkdir(exist_ok=True)
         owned_folder.clear(self.path, (EVENTS,))
-        self._board = SummaryWriter(self.path / "tensorboard")
+        self._board = SummaryWriter(self.path / "tensorboard", filename_suffix=EVENTS_SUFFIX)
         for name, over in LOGS.items():
             file = self.path / f"{name}.csv"
             if file.exists() and not file.stat().st_size:
@@ -158,7 +162,7 @@ class RunFolder:
             if link.is_symlink():  # its target is the user's; `save` replaces the folder
                 raise UserError(f"{link} is a link, and a run replaces this folder whole: remove the link first")
         try:
-            self._lock = lock(self.path, LOCK)
+            self._lock = lock(self.path, owned_folder.LOCK)
         except BlockingIOError as error:
             raise UserError(f"{self.path}: another process is training in this folder") from error
 
@@ -201,7 +205,7 @@ class RunFolder:
 
         What else lies in its folder, an evaluation say, stays there.
         """
-        partial, target, old = (self.path / f"{name}{end}" for end in (".partial", "", ".old"))
+        partial, target, old = (self.path / f"{name}{end}" for end in (".partial", "", REPLACED))
         owned_folder.clear(self.path, (f"{partial.name}/{file}" for file in MODEL_FILES))
         partial.mkdir(exist_ok=True)
         try:
@@ -233,7 +237,7 @@ class RunFolder:
 
 def find_checkpoint(path: Path, name: str = "best") -> Path:
     """The checkpoint folder at `path`, or the one called `name` in the run folder at `path`."""
-    for folder in (path, path / name, path / f"{name}.old"):  # .old: killed between the two renames of `save`
+    for folder in (path, path / name, path / f"{name}{REPLACED}"):  # the last: killed between the renames of `save`
         if (folder / DESCRIPTION).is_file():
             return folder
     raise UserError(f"{path}: no checkpoint there (looked for {DESCRIPTION} and {name}/{DESCRIPTION})")

@@ -16,6 +16,7 @@ from train.errors import UserError
 from train.recipe import read_recipe
 from train.setting_types import ce_weight, components, target
 
+LARGEST_SEED = 2**32 - 1  # NumPy's and scikit-learn's
 SYNTHETIC = "synthetic"  # the name of the drawn faces and of their recipe
 
 
@@ -272,7 +273,7 @@ class RunSettings:
         "log the norms of the gradients of cross-entropy and of each term with respect to the embeddings, and their "
         "cosines, of one step per log line",
     )
-    seed: int = option(0, "seed of weights, order, augmentation, splits and synthetic faces", low=0, high=2**32 - 1)
+    seed: int = option(0, "seed of weights, order, augmentation, splits and synthetic faces", low=0, high=LARGEST_SEED)
     device: str = option("auto", "device to train on; auto = a GPU if there is one", choices=("auto", "cpu", "cuda"))
 
 
@@ -335,6 +336,8 @@ def recipe_values(name: str) -> dict[str, Any]:
 
 def _parsed(item: dataclasses.Field[Any], value: Any) -> Any:
     """A value of a YAML file, as the command line would have it."""
+    if value is None:
+        raise ValueError("expected a value, got none")
     choices = item.metadata["choices"] or ()
     if isinstance(value, bool) and "yes" in choices:
         value = "yes" if value else "no"  # YAML's reading of yes and no
@@ -356,6 +359,9 @@ def merge_given(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def resolve(given: Mapping[str, Any]) -> Settings:
     """Settings from defaults, the recipe, and the given values (by field name)."""
+    for name in ("data", "recipe", "resume", "init_from"):
+        if given.get(name) == "":  # of a shell's variable that is not set
+            raise UserError(f"{flag(name)}: expected a value, got an empty one")
     drawn = given.get("data", SYNTHETIC) == SYNTHETIC
     settings = Settings().replace(
         merge_given(given if given.get("recipe") or not drawn else {**given, "recipe": SYNTHETIC})

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from train.data.base import digest
-from train.data.store import cached_dir
+from train.data.store import load_cached
 from train.settings import SpeedSettings
 
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,8 +66,11 @@ def autotune(
             raise Busy(f"{share:.0%}")
         (folder / "trials.json").write_text(json.dumps([asdict(trial) for trial in trials]), encoding="utf-8")
 
+    def load(folder: Path) -> list[Trial]:
+        return [Trial(**row) for row in json.loads((folder / "trials.json").read_text(encoding="utf-8"))]
+
     try:
-        folder = cached_dir(f"speed-{key}", make)
+        cached = load_cached(f"speed-{key}", make, load)
     except Busy as busy:
         print(
             f"note: something else computes on this machine (speed was measured with {busy} of a processor): the "
@@ -75,9 +78,7 @@ def autotune(
             flush=True,
         )
         return trials
-    if folder is None:
-        return trials or measure(model, settings, image_size, batch_size, device)
-    return [Trial(**row) for row in json.loads((folder / "trials.json").read_text(encoding="utf-8"))]
+    return cached or trials or measure(model, settings, image_size, batch_size, device)
 
 
 def measure(

@@ -22,8 +22,8 @@ from pathlib import Path
 from tests.train.conftest import even, write_folders
 from tests.train.test_command import QUICK
 from train.checkpoint import checkpoints, read_checkpoint
-from train.owned_folder import MARK
-from train.run_folder import LOCK, OUTPUTS
+from train.owned_folder import LOCK, MARK
+from train.run_folder import OUTPUTS
 
 FAULTS = ("", "", "kill", "stop", "full disk", "busy")
 THEIRS = ("notes.txt", "best/evaluation/mine.csv", "checkpoints/backup.pt", "src/a.py")
@@ -75,7 +75,7 @@ class Soak:
             out = self.folder / f"evaluation{self.counts.get('evaluate', 0)}"
             module, words = "train.evaluate", [str(run), "--resamples", "5", "--tsne", "0", "--samples", "0"]
             words += ["--device", "cpu", "--out", str(out)]
-            expected = {0} if (run / "best/model.json").exists() or (run / "best.old/model.json").exists() else {2}
+            expected = {0} if (run / "best/model.json").exists() or (run / "best.replaced/model.json").exists() else {2}
         elif kind == "check":
             data = self.rng.choice((self.data, self.broken))
             module, words, expected = "train.data.__main__", ["check", str(data)], {0, 1}

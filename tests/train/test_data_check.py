@@ -154,6 +154,8 @@ def test_many_processes_find_the_same(tmp_path: Path) -> None:
         (["shard", "x", "y", "--validation-fraction", "2"], "--validation-fraction 2.0: expected 0.01 to 0.5"),
         (["crop", "/nowhere", "y"], "no such folder"),
         (["crop", "x", "y", "--margin", "-1"], "expected at least 0"),
+        (["crop", "x", "y", "--margin", "inf"], "expected at most 1.79"),
+        (["crop", "x", "y", "--score", "nan"], "expected at least 0"),
     ],
 )
 def test_mistakes_are_one_message(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,17 @@ def test_made_once_and_again_when_a_file_changes(
     assert "decoding" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", ["u8", "json"])
+def test_made_again_where_it_is_damaged(faces: FaceDataset, tmp_path: Path, suffix: str) -> None:
+    """After a power cut, or where a part of the folder was copied."""
+    decode(faces, tmp_path / "cache", 64)
+    [file] = (tmp_path / "cache").glob(f"*.{suffix}")
+    os.truncate(file, 7)
+    assert pixels(decode(faces, tmp_path / "cache", 64)) == pixels(faces)
+    file.unlink()
+    assert pixels(decode(faces, tmp_path / "cache", 64)) == pixels(faces)
+
+
 def test_a_killed_process_loses_little(
     faces: FaceDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

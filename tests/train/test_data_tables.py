@@ -1,11 +1,13 @@
 """Tables as Excel, Notepad and pandas save them, and folders as macOS and notebooks leave them."""
 
 import csv
+import errno
 import io
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,7 @@ from train.data.fer2013 import OFFICIAL_COUNTS, is_folders
 from train.data.ferplus import COLUMNS
 from train.data.tables import read_table
 from train.errors import UserError
+from train.owned_folder import prepare
 
 
 def resaved(file: Path, encoding: str = "utf-8", **how: object) -> None:
@@ -148,6 +151,9 @@ def test_what_systems_leave_in_folders_is_not_seen(tmp_path: Path) -> None:
     flat_before = load(flat).report
     affect = layouts.affectnet_2021(tmp_path / "affect", {"train_set": [0, 1] * 4, "val_set": [0, 1]})
     affect_before = load(affect).report
+    for folder in (root, flat, root / "train/happy"):  # --out in the data
+        prepare(folder / "run", "run", ())
+        layouts.write_picture(folder / "run/test-confusion.png", 1)
     for folder in (root, root / "train", root / "train/happy", flat, flat / "sad"):
         for name in ("__MACOSX/happy", ".ipynb_checkpoints", "@eaDir"):
             (folder / name).mkdir(parents=True)
@@ -172,6 +178,76 @@ def test_misspelt_folders_are_asked_about(tmp_path: Path) -> None:
     assert "classes of their own, by folder name: 1_angry (Anger?), AF (Fear?), suprise (Surprise?); rename" in report
     spaced = load(layouts.class_folders(tmp_path / "d", {"": {"Happy ": (1, 9), "sad": (2, 9)}}))
     assert spaced.train.class_names == ("Happy", "Sad")
+
+
+def test_nothing_is_left_out_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"cat": (1, 9), "dog": (2, 9)}
+    root = layouts.class_folders(tmp_path / "a", {"train": few})
+    layouts.write_picture(root / "test/1.png", 1)  # without classes
+    layouts.write_picture(root / "val/deep/cat/1.png", 1)
+    layouts.write_picture(root / "train/2.png", 1)
+    report = load(root).report
+    assert "2 folders (test, val) without class folders that hold images themselves: not read" in report
+    assert "1 file (train/2.png) beside the class folders: not read" in report
+    flat = layouts.class_folders(tmp_path / "b", {"": {**few, "test": (1, 9)}})
+    assert "read as a class, beside the others: test; a part has class folders" in load(flat).report
+
+    scandir = os.scandir
+
+    def refuse(path: Path) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    layouts.write_picture(root / "train/cat/closed/1.png", 1)
+    with pytest.raises(UserError, match="train/cat/closed: Permission denied"):
+        load(root)
+
+
+def test_parts_are_no_classes(tmp_path: Path) -> None:
+    """Pictures in train/ and test/ themselves, their labels elsewhere."""
+    root = layouts.class_folders(tmp_path / "a", {"": {"train": (1, 9), "Test": (2, 9)}})
+    with pytest.raises(UserError, match="no known dataset"):
+        load(root)
+    with pytest.raises(UserError, match="expected two classes or more, found Happy alone"):
+        load(layouts.class_folders(tmp_path / "b", {"train": {"happy": (1, 9)}, "test": {"happy": (1, 9)}}))
+
+
+def test_one_file_in_two_places(tmp_path: Path) -> None:
+    few = {"cat": (1, 9), "dog": (2, 9)}
+    root = layouts.class_folders(tmp_path / "a", {"train": few})
+    (root / "test").symlink_to(root / "train")
+    with pytest.raises(
+        UserError, match=r"train/cat/0.png and test/cat/0.png are one file, .* in two parts of the data"
+    ):
+        load(root)
+    root = layouts.class_folders(tmp_path / "b", {"": few})
+    (root / "dog/0.png").unlink()
+    os.link(root / "cat/3.png", root / "dog/0.png")
+    with pytest.raises(UserError, match=r"cat/3.png and dog/0.png are one file, by a link, in two classes"):
+        load(root)
+    fer = write_folders(tmp_path / "fer", even(2, 1, 1))
+    shutil.rmtree(fer / "test")
+    (fer / "test").symlink_to(fer / "train")
+    with pytest.raises(UserError, match="in two parts of the data: remove one"):
+        load(fer)
+
+
+def test_one_class_under_two_names(tmp_path: Path) -> None:
+    """macOS writes an accent as a letter of its own; people write capitals as they come."""
+    train, test = {"caf\u00e9": (1, 9), "tea": (2, 9)}, {"cafe\u0301": (1, 9), "tea": (2, 9)}
+    splits = load(layouts.class_folders(tmp_path / "a", {"train": train, "test": test}))
+    assert splits.test.class_names == ("caf\u00e9", "tea")
+    assert class_counts(splits.test) == (9, 9)
+    with pytest.raises(UserError, match="train/01, test/1 would be different classes"):
+        load(layouts.class_folders(tmp_path / "c", {"train": {"00": (1, 9), "01": (2, 9)}, "test": {"1": (2, 9)}}))
+    for other in ("Tea", "tea "):
+        root = layouts.class_folders(tmp_path / other, {"train": train, "test": {"caf\u00e9": (1, 9), other: (2, 9)}})
+        with pytest.raises(UserError, match="train/tea, test/.* would be different classes: give the folders the same"):
+            load(root)
+    letters = {"a": (1, 9), "A": (2, 9)}
+    assert load(layouts.class_folders(tmp_path / "b", {"train": letters})).train.class_names == ("A", "a")
 
 
 def test_own_pictures_are_not_fer2013(tmp_path: Path) -> None:

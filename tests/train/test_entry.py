@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from train import ablate, evaluate, export, predict
 from train.__main__ import main
 from train.data.__main__ import main as data
 from train.entry import SPIN, exit_code, explain
+from train.errors import UserError
 from train.optimization import warmup_notes
+from train.ranks import Ranks
 from train.settings import Settings
 from train.speed import autotune
 
@@ -52,6 +55,35 @@ def test_a_reader_that_goes_away(words: tuple[str, ...], unbuffered: str) -> Non
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
     assert done.returncode in (0, 2, 141)  # as it happens, all was written before
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-"])
+def test_streams_that_were_closed(closed: str, tmp_path: Path) -> None:
+    """Files that are opened must not take the place of stdout, which libraries write to by its number."""
+    file = str(tmp_path / "f")
+    script = f"""
+import os
+from train.entry import exit_code, leave
+
+def write():
+    with open({file!r}, "w") as file:
+        print("x", file=file)
+        print("y")
+        os.write(1, b"z")
+
+leave(exit_code(write))
+"""
+    assert command("-c", script, shell=closed).returncode == 0
+    assert (tmp_path / "f").read_text() == "x\n"
+    assert command("-m", "train", "--epochs", "0", shell=closed).returncode == 2
+
+
+def test_variables_of_a_scheduler_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert Ranks.of(os.environ) == Ranks()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="WORLD_SIZE is 4, but RANK, .* start by torchrun, or unset WORLD_SIZE"):
+        Ranks.of({"WORLD_SIZE": "4", "RANK": "0"})
 
 
 def test_an_inherited_backend_of_a_notebook(tmp_path: Path) -> None:
@@ -178,6 +210,23 @@ def test_a_measurement_on_a_busy_machine_is_not_kept(
         said = capsys.readouterr().out
         assert ("something else computes on this machine" in said) == busy
         assert len(list(tmp_path.iterdir())) == (not busy)
+
+
+@pytest.mark.parametrize(
+    "settings, note",
+    [
+        ({"lambd_cooldown": 20}, ""),
+        ({"lambd_cooldown": 15, "lambd_warmup": 6}, "--lambd-cooldown 15 ends at step 21, after the run of 20 steps"),
+        ({"schedule": "step", "lr_drop_epochs": 1}, ""),
+        ({"schedule": "step", "lr_drop_epochs": 2}, "--schedule step never lowers the learning rate"),
+        ({"schedule": "plateau"}, "--lr-drop-epochs 10 in a run of 2 epochs"),
+        ({"lr_drop_epochs": 20}, ""),
+    ],
+)
+def test_schedules_longer_than_the_run(settings: dict[str, Any], note: str) -> None:
+    said = warmup_notes(Settings().replace({"epochs": 2, **settings}), steps_per_epoch=10)
+    assert len(said) == bool(note)
+    assert note in "".join(said)
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,7 @@ def test_mistakes(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         ((finished_run, "--data", two), "has the classes cat, dog; the model was trained on Neutral, Happy"),
         ((tmp_path / "nowhere",), "no checkpoint there"),
         ((finished_run, "--resamples", "0"), "--resamples: expected at least 1, got 0"),
+        ((finished_run, "--seed", str(2**32)), "--seed: expected at most 4294967295, got 4294967296"),
         ((finished_run, "--split", "other"), "invalid choice: 'other'"),
     ):
         assert main([*map(str, arguments)]) == 2

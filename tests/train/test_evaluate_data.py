@@ -14,7 +14,9 @@ from tests.train import layouts
 from tests.train.test_command import QUICK
 from train.__main__ import main as train
 from train.data import Request, load_data
+from train.errors import UserError
 from train.evaluate import main
+from train.finetune import check_parents, run_of_weights
 from train.html_report import main as html_report
 
 CLASSES = {"happy": (1, 20), "sad": (2, 20), "fear": (4, 20)}
@@ -91,6 +93,38 @@ def test_data_that_changed_are_refused(
     one.write_bytes(content)
     actual, names = evaluated(run, tmp_path / "out")
     assert not learnt & set(names)
+
+
+def test_a_new_run_is_not_tested_on_what_its_parent_was_trained_on(
+    own: tuple[Path, Path, set[str]], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """--init-from with another seed draws other splits of the same pictures."""
+    run, data, learnt = own
+    child = ["--init-from", str(run), "--data", str(data), "--on-broken", "skip", *QUICK[6:]]
+    other = load_data(str(data), Request(image_size=32, on_broken="skip", seed=1))
+    seen = [len(learnt & {part.name(at) for at in range(len(part))}) for part in (other.validation, other.test)]
+    assert min(seen) > 0
+    assert train([*child, "--seed", "1", "--out", str(tmp_path / "child")]) == 2
+    error = capsys.readouterr().err
+    counts = f"{seen[0]} validation and {seen[1]} test images of this run"
+    assert f"{run}, whose weights this run begins with, was trained on {counts}" in error
+    assert not (tmp_path / "child").exists()
+    assert train([*child, "--out", str(tmp_path / "child")]) == 0
+    assert "NOTE" not in capsys.readouterr().out
+    assert run_of_weights(str(run / "best/model.safetensors")) == str(run / "best")
+    assert run_of_weights(str(data / "x.pt")) == run_of_weights("lite0") == run_of_weights("") == ""
+    with pytest.raises(UserError, match=r"(child|run/best), whose weights .* was trained on"):  # a parent's parent too
+        check_parents(other, str(data), str(tmp_path / "child"))
+    moved = shutil.copytree(data, tmp_path / "moved")
+    with pytest.raises(UserError, match="was trained on"):
+        check_parents(load_data(str(moved), Request(image_size=32, on_broken="skip", seed=1)), str(moved), str(run))
+    added = data / "happy/00new.png"
+    layouts.write_picture(added, 1)
+    try:
+        check_parents(load_data(str(data), Request(image_size=32, on_broken="skip")), str(data), str(run))
+        assert f"NOTE: {data} has changed since {run} was trained on it" in capsys.readouterr().out
+    finally:
+        added.unlink()
 
 
 def test_another_protocol_may_not_test_on_what_was_trained_on(

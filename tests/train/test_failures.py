@@ -87,7 +87,7 @@ def test_other_settings_are_refused(stopped: Path, capsys: pytest.CaptureFixture
 def test_two_processes_do_not_share_a_folder(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import fcntl
 
-    from train.run_folder import LOCK
+    from train.owned_folder import LOCK
 
     pid = os.fork()
     if not pid:  # the other process: holds the lock until it is killed

@@ -1,5 +1,6 @@
 """Every layout of FER-2013, recognised and refused; labels, splits and counts."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,20 @@ def layout(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def parts(splits: Splits) -> list:
     return [splits.train, splits.validation, splits.test]
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut."""
+    monkeypatch.setenv("ADCORRE_CACHE", str(tmp_path / "cache"))
+    file = write_fer2013_csv(tmp_path / "fer2013.csv", even(2, 1, 1))
+    before = load_data(str(file), Request()).test
+    for damaged in (tmp_path / "cache").glob("*/*.npy"):
+        for size in (200, 0):
+            os.truncate(damaged, min(size, damaged.stat().st_size - 1))
+            after = load_data(str(file), Request()).test
+            assert after.fingerprint == before.fingerprint
+            assert after.image(0).tobytes() == before.image(0).tobytes()
+            assert damaged.stat().st_size > 200
 
 
 def test_label_maps_are_the_documented_ones() -> None:

@@ -69,6 +69,21 @@ def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
     return report(run, tmp_path_factory.mktemp("page") / "report.html", "--samples")
 
 
+def test_a_file_of_the_users_is_not_replaced(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = tmp_path / "report.html"
+    theirs.write_text("<html>mine</html>")
+    for out in (theirs, tmp_path):
+        assert main([str(finished_run), "--no-evaluate", "--out", str(out)]) == 2
+        assert f"--out {out} is there already and no report of this program" in capsys.readouterr().err
+    assert theirs.read_text() == "<html>mine</html>"
+    ours = tmp_path / "ours.html"
+    for _ in range(2):
+        assert main([str(finished_run), "--no-evaluate", "--out", str(ours)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "ours.html"}
+
+
 def test_it_is_one_file_without_a_script(page: Page) -> None:
     assert page.of("script") == []
     assert page.of("iframe") == []

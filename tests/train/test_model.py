@@ -149,9 +149,9 @@ def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_else(tmp_path: 
 def test_a_kill_between_the_renames_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     model, preprocessing = tiny()
     RunFolder(tmp_path / "run", {}).save("last", model, description(preprocessing))
-    (tmp_path / "run/last").rename(tmp_path / "run/last.old")
+    (tmp_path / "run/last").rename(tmp_path / "run/last.replaced")
     (tmp_path / "run/last.partial").mkdir()
-    assert find_checkpoint(tmp_path / "run", "last") == tmp_path / "run/last.old"
+    assert find_checkpoint(tmp_path / "run", "last") == tmp_path / "run/last.replaced"
 
 
 def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:

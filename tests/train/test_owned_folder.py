@@ -5,6 +5,8 @@ import fcntl
 import json
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from tests.train.test_command import QUICK
 from train import disk, owned_folder
 from train.__main__ import main
+from train.checkpoint import write_checkpoint
 from train.errors import UserError
 from train.model import build_model
 from train.run_folder import MODEL_FILES, RunFolder, check_run_folder, is_run
@@ -28,6 +31,10 @@ def write(root: Path, *names: str, text: str = "mine") -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return paths
+
+
+def contents_of(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def contents(root: Path) -> dict[str, str]:
@@ -75,6 +82,7 @@ def test_an_overwritten_run_keeps_what_is_the_users(stopped: Path, fer_folders: 
         stopped,
         *("notes.txt", "src/a.py", "evaluation-test/metrics.json", "best/evaluation/x.csv", "validation/mine.csv"),
         *("checkpoints/backup/x.pt", "checkpoints/notes.txt", "tensorboard/mine", "last/README.md", "x.partial"),
+        *("tensorboard/events.out.tfevents.1.host.2.0", "best.old/model.safetensors", "last.bak/model.json"),
     )
     link = stopped / "elsewhere"
     link.symlink_to(fer_folders)
@@ -86,6 +94,14 @@ def test_an_overwritten_run_keeps_what_is_the_users(stopped: Path, fer_folders: 
     assert len(list((stopped / "validation").glob("epoch-*"))) == 1
     assert main(["--resume", str(stopped)]) == 0
     assert [path.read_text() for path in theirs] == ["mine"] * len(theirs)
+
+
+def test_a_run_that_ended_meanwhile_is_not_replaced(stopped: Path) -> None:
+    """Two are started at once in one new folder; the second has its data when the first has ended."""
+    before = contents_of(stopped)
+    with pytest.raises(UserError, match="is not empty: choose another folder, or replace the run in it by --overwrite"):
+        RunFolder(stopped, {})
+    assert contents_of(stopped) == before
 
 
 @pytest.mark.parametrize("name", ["best", "last"])
@@ -138,6 +154,26 @@ def test_a_folder_of_results_is_prepared(tmp_path: Path) -> None:
     assert contents(bare) == {"figures.csv": "mine"}
 
 
+def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    script = (
+        "import sys; from pathlib import Path; from train.owned_folder import prepare; "
+        f"prepare(Path({str(out)!r}), 'predictions', ('x.csv',), alone=True); "
+        "print('there', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout
+        assert other.stdout.readline() == b"there\n"
+        (out / "x.csv").write_text("theirs")
+        with pytest.raises(UserError, match="another process is writing there: choose another folder"):
+            owned_folder.prepare(out, "predictions", ("x.csv",), alone=True)
+        assert (out / "x.csv").read_text() == "theirs"
+        other.communicate()
+    for _ in range(2):  # the same process may
+        owned_folder.prepare(out, "predictions", ("x.csv",), alone=True)
+    assert not (out / "x.csv").exists()
+
+
 def test_models_replace_each_other_and_nothing_else(tmp_path: Path) -> None:
     run = RunFolder(tmp_path, {})
     model, preprocessing = build_model(ModelSettings("test_resnet", k=2, d=8), 3, 32)
@@ -148,13 +184,13 @@ def test_models_replace_each_other_and_nothing_else(tmp_path: Path) -> None:
         "epoch": 1,
     }
     run.save("best", model, about)
-    write(tmp_path, "best/evaluation/x.csv", "best.partial/mine", "best.old/mine")
+    write(tmp_path, "best/evaluation/x.csv", "best.partial/mine", "best.replaced/mine")
     run.save("best", model, about | {"epoch": 2})
     names = {"evaluation/x.csv", "mine", "mine.old", *MODEL_FILES[:2]}
     assert {
         str(path.relative_to(tmp_path / "best")) for path in (tmp_path / "best").rglob("*") if path.is_file()
     } == names
-    assert not (tmp_path / "best.old").exists()
+    assert not (tmp_path / "best.replaced").exists()
     assert run.saved_epoch("best") == 2
 
 
@@ -170,7 +206,7 @@ def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
     assert all(torch.equal(stored[key], expected[key]) for key in expected)
 
 
-@pytest.mark.parametrize("fault", ["locks", "fsync of folders", "fsync of read-only handles"])
+@pytest.mark.parametrize("fault", ["locks", "fsync of folders", "fsync of files", "fsync of read-only handles"])
 def test_filesystems_that_do_less(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,7 +216,7 @@ def test_filesystems_that_do_less(
         raise OSError(number, os.strerror(number))
 
     def fsync(handle: int) -> None:
-        if fault == "fsync of folders" and stat.S_ISDIR(os.fstat(handle).st_mode):
+        if fault == f"fsync of {'folders' if stat.S_ISDIR(os.fstat(handle).st_mode) else 'files'}":
             fail(errno.EINVAL)
         if fault == "fsync of read-only handles" and fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
             fail(errno.EBADF)
@@ -192,9 +228,10 @@ def test_filesystems_that_do_less(
     monkeypatch.setattr(os, "fsync", fsync)
     for name in ("a", "b"):
         RunFolder(tmp_path / name, {})
+        write_checkpoint(tmp_path / name, {"epoch": 1, "done": 1, "step": 1})
     said = capsys.readouterr().err
     assert said.count("\n") == 1, "one note, once"
-    assert f"has no {'locks' if fault == 'locks' else 'fsync of folders'}: " in said
+    assert f"has no {'fsync of folders' if fault == 'fsync of read-only handles' else fault}: " in said
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])

@@ -79,6 +79,8 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("epochs: 0", "epochs: --epochs 0: expected at least 1"),
         ("flip: 3", "flip: expected bool, got 3"),
         ("lr: true", "lr: expected float, got True"),
+        ("components:", "components: expected a value, got none"),
+        ("cache: ~", "cache: expected a value, got none"),
         ("sampler: best", "sampler: expected one of shuffle, balanced, stream, got 'best'"),
         ("- a\n- b", "expected lines `setting: value`, got list"),
         ("k: 2\nd: 8\nk: 3", "not YAML: set twice: k"),

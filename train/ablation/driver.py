@@ -14,6 +14,7 @@ import torch
 
 from train.ablation import rows
 from train.ablation.runs import Planned, train
+from train.checkpoint import FOLDER, NAME, PARTIAL
 from train.errors import Aborted
 from train.owned_folder import clear
 from train.run_folder import MODEL_FILES
@@ -21,7 +22,8 @@ from train.stopping import Stopped
 from train.workers import default_processes as cores
 from train.workers import map_in_processes
 
-CHECKPOINTS, MODEL = ("checkpoints/*", "last/*"), tuple(f"best/{name}" for name in MODEL_FILES)
+CHECKPOINTS = (f"{FOLDER}/{NAME}", f"{FOLDER}/{PARTIAL}", *(f"last/{name}" for name in MODEL_FILES))
+MODEL = tuple(f"best/{name}" for name in MODEL_FILES)
 
 
 def train_all(

@@ -82,7 +82,7 @@ def evaluate_run(
     retrieved = outputs.subset(random_positions(len(faces), retrieval, seed))
     shown = outputs.subset(random_positions(len(faces), tsne, seed))
 
-    out = prepare(out or default_folder(run, split), KIND, OUTPUTS)
+    out = prepare(out or default_folder(run, split), KIND, OUTPUTS, alone=True)
     about = {
         "split": split,
         "layout": splits.layout,

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,14 @@ def write_report(
 ) -> Path:
     """Write the report of the runs and return its path. Evaluates those without an evaluation of their best epoch.
 
-    Raises UserError where there is no run.
+    Raises UserError where there is no run, or `out` is a file of another kind.
     """
     for run in runs:
         if not _rows(run / "epochs.csv"):
             raise UserError(f"{run}: no run with a finished epoch there (looked for epochs.csv)")
+    out = out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html"
+    if os.path.lexists(out) and not _is_report(out):
+        raise UserError(f"--out {out} is there already and no report of this program: choose another name")
     for run in runs:
         if evaluate and (data or not is_current(run / "evaluation-test", run)):
             evaluate_run(run, data=data, seed=seed, device=device)
@@ -56,10 +60,11 @@ def write_report(
         light=palette.COLORS,
         dark=palette.DARK,
     )
-    out = out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html"
+    partial = out.with_name(f"{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot write it: {error}") from error
     for row in described if len(runs) > 1 else ():
@@ -69,6 +74,15 @@ def write_report(
         print(f"best by validation accuracy: {best}")
     print(f"written to {out}")
     return out
+
+
+def _is_report(file: Path) -> bool:
+    """Whether the file is a page that `write_report` wrote."""
+    try:
+        with file.open("rb") as opened:
+            return b'<meta name="generator" content="adcorre">' in opened.read(1000)
+    except OSError:
+        return False
 
 
 def best_run(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -78,7 +78,7 @@ def predict(
     trained = load_trained(run, on)
     model = with_tta(trained.model, tta)
     find = None if whole else find_detector(detector)
-    prepare(out, "predictions", _earlier_files(out))
+    prepare(out, "predictions", _earlier_files(out), alone=True)
     seen, count = Pictures(), 0
     small = WHOLE_UP_TO * trained.preprocessing.image_size
     faces = find_faces(places, find, small, margin, trained.preprocessing.evaluation(), pictures, seen)

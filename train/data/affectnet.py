@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from train.data.base import Layout, LoadedDataset, Request, digest
 from train.data.files import ImageCollection, is_hidden, list_images, single_folder
 from train.data.labels import CLASS_NAMES_8
-from train.data.store import cached_dir
+from train.data.store import load_cached
 from train.data.tables import header, read_table
 from train.errors import UserError
 
@@ -151,8 +151,11 @@ def expressions(annotations: Path) -> dict[str, int]:
     def read() -> NDArray[np.int64]:
         return np.array([_code(annotations / name) for name, _, _ in scanned], dtype=np.int64)
 
-    folder = cached_dir(f"affectnet-{key}", lambda folder: np.save(folder / "codes.npy", read()))
-    codes = read() if folder is None else np.load(folder / "codes.npy")
+    def load(folder: Path) -> NDArray[np.int64]:
+        return np.load(folder / "codes.npy").reshape(len(stems))
+
+    codes = load_cached(f"affectnet-{key}", lambda folder: np.save(folder / "codes.npy", read()), load)
+    codes = read() if codes is None else codes
     return dict(zip(stems, codes.tolist(), strict=True))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from train.data.base import FaceDataset, GreyArray, Layout, LoadedDataset, Request, digest
 from train.data.files import ImageCollection, ignored, image_names, list_images, subfolders
 from train.data.labels import CLASS_NAMES, FER_CSV_CODES, FOLDER_NAMES, PART_NAMES
-from train.data.store import cached_dir
+from train.data.store import load_cached
 from train.data.tables import find_csv, read_table
 from train.errors import UserError
 
@@ -148,11 +148,11 @@ def read_csv(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[
         np.save(folder / ARRAYS[1], labels)
         np.save(folder / ARRAYS[2], usage)
 
-    folder = cached_dir(f"fer2013-csv-{key}", decode)
-    if folder is None:
-        return _parse_csv(file)
-    pixels, labels, usage = (np.load(folder / name, mmap_mode="r" if name == ARRAYS[0] else None) for name in ARRAYS)
-    return pixels, labels, usage
+    def load(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.str_]]:
+        pixels = np.load(folder / ARRAYS[0], mmap_mode="r")
+        return pixels, np.load(folder / ARRAYS[1]), np.load(folder / ARRAYS[2])
+
+    return load_cached(f"fer2013-csv-{key}", decode, load) or _parse_csv(file)
 
 
 def load_array(file: Path, layout: str, request: Request) -> LoadedDataset:

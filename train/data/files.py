@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from train.data.base import Finding, ImageFiles, digest, printable
 from train.errors import UserError
+from train.owned_folder import MARK
 
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -30,11 +31,12 @@ def is_image_name(name: str) -> bool:
 
 @dataclass(frozen=True)
 class File:
-    """A file below some root. bytes is -1 where a link leads nowhere."""
+    """A file below some root. bytes is -1 where a link leads nowhere; all links to one file have its identity."""
 
     name: str
     bytes: int
     time: int
+    identity: tuple[int, int] = (0, 0)
 
 
 @dataclass
@@ -46,8 +48,9 @@ class Listing:
 
 
 def list_images(root: Path, *below: str) -> Listing:
-    """Every file in the folder `root`/`below`, at any depth; names are relative to `root`. Hidden ones are left out.
+    """Every file in the folder `root`/`below`, at any depth; names are relative to `root`.
 
+    Hidden ones are left out, and folders that this program wrote: a run's confusion matrix is no face.
     Links are followed, but not into a folder that leads here. Pipes and devices are no files.
     """
     listing = Listing()
@@ -72,16 +75,19 @@ def _walk(root: Path, name: str, above: tuple[tuple[int, int], ...], listing: Li
             is_image = is_image_name(entry.name)
             try:
                 if entry.is_dir():
-                    _walk(root, inner, (*above, identity), listing)
+                    if not os.path.lexists(os.path.join(entry.path, MARK)):
+                        _walk(root, inner, (*above, identity), listing)
                 elif entry.is_file():
                     if is_image:
                         status = entry.stat()
-                        listing.images.append(File(inner, status.st_size, status.st_mtime_ns))
+                        identity_of = status.st_dev, status.st_ino
+                        listing.images.append(File(inner, status.st_size, status.st_mtime_ns, identity_of))
                     else:
                         listing.others.append(inner)
                     continue
-            except OSError:  # a link to itself, a folder that may not be read
-                pass
+            except OSError:
+                if not entry.is_symlink():  # a link to itself; a folder that may not be read is an error
+                    raise
             if entry.is_symlink() and is_image and not os.path.exists(entry.path):
                 listing.images.append(File(inner, -1, 0))
 
@@ -112,10 +118,15 @@ def has_images(folder: Path) -> bool:
 
 
 def subfolders(path: Path) -> list[Path]:
-    """The folders in a folder, sorted by name, without hidden ones."""
+    """The folders in a folder, sorted by name; [] if `path` is not a folder.
+
+    Hidden ones are left out, and those that this program wrote. Raises OSError for a folder that cannot be read, so
+    that nothing is left out silently.
+    """
     try:
-        return sorted(entry for entry in path.iterdir() if not is_hidden(entry.name) and entry.is_dir())
-    except OSError:
+        folders = [entry for entry in path.iterdir() if not is_hidden(entry.name) and entry.is_dir()]
+        return sorted(entry for entry in folders if not os.path.lexists(entry / MARK))
+    except (FileNotFoundError, NotADirectoryError):
         return []
 
 
@@ -125,6 +136,11 @@ def single_folder(folders: Sequence[Path], what: str) -> Path | None:
         names = " and ".join(printable(folder.name) for folder in folders)
         raise UserError(f"{folders[0].parent}: {names} are both {what}: merge them, or move one elsewhere")
     return folders[0] if folders else None
+
+
+def _is_linked(one: Path, other: Path) -> bool:
+    """Whether paths with the same number of a file are links to one: there are filesystems that repeat numbers."""
+    return os.path.realpath(one) == os.path.realpath(other) or one.stat().st_nlink > 1
 
 
 @dataclass
@@ -154,6 +170,18 @@ class ImageCollection:
     def part(self) -> NDArray[np.str_]:
         return np.array(self.parts, np.str_)
 
+    def _check_links(self, root: Path) -> None:
+        """A test/ that is a link to train/ would be tested on what was trained on."""
+        seen: dict[tuple[int, int], int] = {}
+        for place, file in enumerate(self.files):
+            first = seen.setdefault(file.identity, place) if file.identity[1] else place  # Windows may have no number
+            several = self.parts[first] != self.parts[place]
+            differ = several or (self.labels[first] != self.labels[place] and not self.boxes)
+            if differ and _is_linked(root / self.files[first].name, root / file.name):
+                kind = "parts of the data" if several else "classes"
+                names = " and ".join(printable(self.files[at].name) for at in (first, place))
+                raise UserError(f"{names} are one file, by a link, in two {kind}: remove one of them")
+
     def missing_finding(self, words: str) -> tuple[Finding, ...]:
         return (
             (Finding("missing", f"{summarize_names(self.missing)} {words}", tuple(self.missing)),)
@@ -162,7 +190,8 @@ class ImageCollection:
         )
 
     def dataset(self, root: Path, class_names: tuple[str, ...]) -> ImageFiles:
-        """The files as one dataset, in their order."""
+        """The files as one dataset, in their order. UserError for one file in two parts or, as a whole, two classes."""
+        self._check_links(root)
         corners = np.array(self.boxes, dtype=np.int64).reshape(len(self.files), 4) if self.boxes else None
         lines = [f"{file.name} {label} {file.bytes}" for file, label in zip(self.files, self.labels, strict=True)]
         fingerprint = digest(*lines, *([] if corners is None else [corners.tobytes()]))

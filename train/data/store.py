@@ -60,6 +60,21 @@ def cached_dir(name: str, make: Callable[[Path], None]) -> Path | None:
     return target
 
 
+def load_cached(name: str, make: Callable[[Path], None], load: Callable[[Path], T]) -> T | None:
+    """What `load` reads from the folder of `cached_dir`; None where that cannot be written.
+
+    A folder that cannot be read, after a power cut say, is made anew.
+    """
+    for _ in range(2):
+        if (folder := cached_dir(name, make)) is None:
+            break
+        try:
+            return load(folder)
+        except (OSError, ValueError, EOFError, TypeError, KeyError):
+            shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
 def map_samples(
     dataset: FaceDataset, look: Callable[[FaceDataset, int], T], start: int = 0, processes: int | None = None
 ) -> Iterator[tuple[range, list[T]]]:
@@ -97,13 +112,13 @@ def unreadable(dataset: FaceDataset) -> dict[int, str]:
 
     if isinstance(dataset, GreyArray):
         return {}
-    folder = cached_dir(f"unreadable-{digest(dataset.stamp, '1')}", scan)
-    if folder is None:
-        return look()
-    return {
-        int(index): reason
-        for index, reason in json.loads((folder / "unreadable.json").read_text(encoding="utf-8")).items()
-    }
+
+    def load(folder: Path) -> dict[int, str]:
+        stored = json.loads((folder / "unreadable.json").read_text(encoding="utf-8"))
+        return {int(index): reason for index, reason in stored.items()}
+
+    found = load_cached(f"unreadable-{digest(dataset.stamp, '1')}", scan, load)
+    return look() if found is None else found
 
 
 def without(dataset: FaceDataset, left_out: dict[int, str]) -> FaceDataset:
