@@ -69,8 +69,8 @@ class AdCorreMetricLoss(LossModule, _Base):
             also `embedding_size`; it takes O(n C k d) time.
         embedding_size: d, or (k, d), for the class means that an attention map needs.
         between_target, mean_target: the target correlation of two classes. "simplex" is -1 / (C - 1), with the batch's
-            C if `num_classes` is None. The paper's target, and the default of `AdCorreLoss`, is -1. Other targets take
-            O(C^2 k d) time in addition to the O(n k d) of -1.
+            C if `num_classes` is None; it is better than -1 with few classes. Targets other than -1 take O(C^2 k d)
+            time in addition to the O(n k d) of -1.
         components, embedding_target, pairs, precision: as in `AdCorreLoss`. With k = 1, ED is 0.
         ignore_index, backend, validate, process_group, gradient_reduction: as in `AdCorreLoss`. Without `num_classes`
             the ranks of a group exchange their labels first.
@@ -92,8 +92,8 @@ class AdCorreMetricLoss(LossModule, _Base):
         attention: Tensor | nn.Module | None = None,
         embedding_size: int | tuple[int, int] | None = None,
         components: Collection[str] | Mapping[str, float] = ("fd", "md", "ed"),
-        between_target: checks.Target = "simplex",
-        mean_target: checks.Target = "simplex",
+        between_target: checks.Target = -1,
+        mean_target: checks.Target = -1,
         embedding_target: checks.Target = -1,
         pairs: Literal["class", "sample"] = "class",
         precision: Literal["highest", "high", "medium"] = "highest",

@@ -13,6 +13,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from adcorre.checks import validates_labels
 from adcorre.normalize import tolerance
 
 BLOCK_ELEMENTS = 1 << 22  # correlations of class pairs in memory at once, for targets other than -1
@@ -183,15 +184,18 @@ def _feature_discriminator(
     gradient = -4 * rows * s
     if target is None:
         return fd / divisor, nfd / divisor, gradient / divisor
-    for block in _class_blocks(statistics.num_classes, k):
-        correlation_sum = torch.einsum("ald,bld->lab", s[block], s)
-        difference = correlation_sum - target * count[block, None] * count
-        difference = torch.where(_class_pairs(count > 0, block), difference, 0)
-        pair_weight = w[block, None] + w
+    present = count > 0
+    classes = _compared_classes(present)
+    others = s[classes]
+    for block in _class_blocks(classes, k):
+        correlation_sum = torch.einsum("ald,bld->lab", s[block], others)
+        difference = correlation_sum - target * count[block, None] * count[classes]
+        difference = torch.where(_class_pairs(present, block, classes), difference, 0)
+        pair_weight = w[block, None] + w[classes]
         deviation = difference.abs()
         fd = fd + (pair_weight * deviation).sum()
         nfd = nfd + deviation.sum()
-        gradient[block] += 2 * torch.einsum("lab,bld->ald", pair_weight * difference.sign(), s)
+        gradient[block] += 2 * torch.einsum("lab,bld->ald", pair_weight * difference.sign(), others)
     return fd / divisor, nfd / divisor, gradient / divisor
 
 
@@ -215,23 +219,30 @@ def _mean_discriminator(statistics: FlatStatistics, tolerance: float, target: fl
         h = (2 / divisor) * total
     else:
         md = m.new_zeros(())
-        h = torch.empty_like(m)
-        for block in _class_blocks(num_classes, k):
-            difference = torch.einsum("ald,bld->lab", direction[block], direction) - target
-            difference = torch.where(_class_pairs(present, block), difference, 0)
+        h = torch.zeros_like(m)
+        classes = _compared_classes(present)
+        others = direction[classes]
+        for block in _class_blocks(classes, k):
+            difference = torch.einsum("ald,bld->lab", direction[block], others) - target
+            difference = torch.where(_class_pairs(present, block, classes), difference, 0)
             md = md + difference.abs().sum()
-            h[block] = (2 / divisor) * torch.einsum("lab,bld->ald", difference.sign(), direction)
+            h[block] = (2 / divisor) * torch.einsum("lab,bld->ald", difference.sign(), others)
     projected = h - direction * (direction * h).sum(-1, keepdim=True)
     return md / divisor, torch.where(has_direction, projected / length, 0)
 
 
-def _class_blocks(num_classes: int, k: int) -> list[slice]:
-    """Blocks of classes small enough that block x C x k correlations fit in BLOCK_ELEMENTS."""
-    size = max(1, BLOCK_ELEMENTS // (num_classes * k))
-    return [slice(start, min(start + size, num_classes)) for start in range(0, num_classes, size)]
+def _compared_classes(present: Tensor) -> Tensor:
+    """The classes whose pairs are computed: those with samples, or all if finding them would synchronize a device."""
+    if validates_labels(present, None):
+        return present.nonzero()[:, 0]
+    return torch.arange(present.shape[0], device=present.device)
 
 
-def _class_pairs(present: Tensor, block: slice) -> Tensor:
-    """(block, C) mask: ordered pairs of two different classes that are present."""
-    index = torch.arange(present.shape[0], device=present.device)
-    return present[block, None] & present & (index[block, None] != index)
+def _class_blocks(classes: Tensor, k: int) -> tuple[Tensor, ...]:
+    """Blocks of classes small enough that a block's correlations with all of them fit in BLOCK_ELEMENTS."""
+    return classes.split(max(1, BLOCK_ELEMENTS // max(1, classes.shape[0] * k)))
+
+
+def _class_pairs(present: Tensor, block: Tensor, classes: Tensor) -> Tensor:
+    """(block, classes) mask: ordered pairs of two different classes that are present."""
+    return present[block, None] & present[classes] & (block[:, None] != classes)

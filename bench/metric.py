@@ -126,7 +126,7 @@ def contenders() -> dict[str, Callable[[], nn.Module]]:
 
     return {
         "metric": AdCorreMetricLoss,
-        "metric, -1": lambda: AdCorreMetricLoss(between_target=-1, mean_target=-1),
+        "metric, simplex": lambda: AdCorreMetricLoss(between_target="simplex", mean_target="simplex"),
         "supcon": losses.SupConLoss,
         "multi-similarity": losses.MultiSimilarityLoss,
         "circle": losses.CircleLoss,

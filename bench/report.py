@@ -154,7 +154,7 @@ def lines_of(
 
 
 METRIC_LOSSES = {
-    "metric": "AdCorreMetricLoss", "metric, -1": "AdCorreMetricLoss, targets -1", "supcon": "SupCon",
+    "metric": "AdCorreMetricLoss", "metric, simplex": "AdCorreMetricLoss, targets simplex", "supcon": "SupCon",
     "multi-similarity": "Multi-Similarity", "circle": "Circle", "triplet": "Triplet", "inf-cl": "inf-cl",
 }  # fmt: skip
 

@@ -132,7 +132,7 @@ RIVALS = {
     "circle": _metric_learning("CircleLoss", only_metric=True),
     "triplet": _metric_learning("TripletMarginLoss", only_metric=True),
     "metric": _metric_loss(),  # AdCorreMetricLoss
-    "metric, -1": _metric_loss(between_target=-1, mean_target=-1),
+    "metric, simplex": _metric_loss(between_target="simplex", mean_target="simplex"),
     "inf-cl": Contender(_inf_cl, False, same=False, package="inf_cl", device="cuda", metric=True),
     "factored-compiled": Contender(_compiled(lambda: factored), True, sizes=COMPILED_AT),
     "reference-compiled": Contender(_compiled(_terms("reference")), False, sizes=COMPILED_AT),

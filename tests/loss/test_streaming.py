@@ -143,10 +143,15 @@ def test_opcheck(dtype, embedding_target) -> None:
 
 
 def test_many_classes_and_blocks_of_them(monkeypatch) -> None:
-    """Other targets walk class pairs block by block."""
+    """Other targets walk pairs of classes block by block: on a CPU of those with samples, elsewhere of all."""
     from adcorre import statistics as module
 
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", 300)
     problem = draw(50, 2, 5, 60, between=0.1, mean=0.1)
-    assert_close(problem, run(problem, "torch"), run(problem, "reference"))
-    assert len(module._class_blocks(60, 2)) == 30
+    expected = run(problem, "reference")
+    assert_close(problem, run(problem, "torch"), expected)
+    present = torch.bincount(problem.targets, minlength=60) > 0
+    assert module._classes_of(present).tolist() == sorted(set(problem.targets.tolist()))
+    monkeypatch.setattr(module, "looks_at_labels", lambda *_: False)
+    assert len(module._class_blocks(module._classes_of(present), 2)) == 30
+    assert_close(problem, run(problem, "torch"), expected)

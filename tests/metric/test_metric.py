@@ -14,6 +14,7 @@ from adcorre.metric import AdCorreMetricLoss
 from adcorre.nearest_means import RATE, ClassMeans
 from tests.metric.tools import truth
 
+SIMPLEX: dict[str, Any] = {"between_target": "simplex", "mean_target": "simplex"}
 # labels, num_classes, shape of an embedding
 CASES: dict[str, tuple[list[int], int | None, tuple[int, ...]]] = {
     "k = 1, as pytorch-metric-learning has it": ([0, 1, 2, 0, 1, 2, 2], 3, (8,)),
@@ -61,12 +62,30 @@ def test_is_the_reference(name: str) -> None:
         assert expected[1].any()
 
 
+@pytest.mark.parametrize("target", ["simplex", -1])
+def test_ten_thousand_classes(target: Any) -> None:
+    """Classes that the batch lacks count in MD's divisor and in the simplex, and nowhere else."""
+    x, labels = drawn([9_999, 3, 9_999, 500, 3, 0, 77], (8,))
+    targets = dict.fromkeys(("between_target", "mean_target"), -1 / 9_999 if target == "simplex" else -1)
+    expected = truth(x, labels, weights={"fd": 1, "md": (5 / 10_000) ** 2, "ed": 1}, **targets)
+    loss = AdCorreMetricLoss(10_000, between_target=target, mean_target=target)
+    assert_same(step(loss, x, labels), expected)
+
+
+def test_no_look_at_a_device() -> None:
+    """With `num_classes`: on the meta device there is no value to wait for."""
+    loss = AdCorreMetricLoss(4, backend="torch", **SIMPLEX)
+    x = torch.empty(12, 8, device="meta", requires_grad=True)
+    loss(x, torch.empty(12, dtype=torch.int64, device="meta")).backward()
+    assert x.grad is not None
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"components": {"fd": 0.3, "ed": 2.0}},
         {"components": ["nfd", "md"]},
-        {"between_target": -1, "mean_target": 0.2, "embedding_target": 0.1},
+        {"between_target": "simplex", "mean_target": 0.2, "embedding_target": 0.1},
         {"pairs": "sample", "between_target": 0.1},
         {"backend": "reference"},
         {"ignore_index": 2},  # among labels that are mapped to 0, 1, 2, ...
@@ -174,7 +193,7 @@ def test_learns_embeddings() -> None:
     """A bare loop: samples of a class come together, and every two classes apart, to a correlation of -1/4."""
     labels = torch.arange(5).repeat(8) * 11
     x = torch.randn(40, 16, requires_grad=True)
-    optimizer, loss = torch.optim.Adam([x], lr=0.1), AdCorreMetricLoss()
+    optimizer, loss = torch.optim.Adam([x], lr=0.1), AdCorreMetricLoss(**SIMPLEX)
     for _ in range(100):
         optimizer.zero_grad()
         loss(x, labels).backward()
@@ -227,7 +246,7 @@ def test_inputs_out_of_range() -> None:
 def test_compiled(num_classes: int | None) -> None:
     """Mapped labels break the graph where the classes are counted; with num_classes there is one graph."""
     torch.compiler.reset()
-    loss = AdCorreMetricLoss(num_classes)
+    loss = AdCorreMetricLoss(num_classes, **SIMPLEX)
     compiled = torch.compile(loss, fullgraph=num_classes is not None)
     for labels in ([0, 1, 2, 0], [2, 2, 1, 1]):
         x, targets = drawn(labels, (8,), torch.float32)

@@ -101,7 +101,7 @@ def test_its_trainer_compiled() -> None:
     weights = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        trunk, loss = nn.Linear(6, 5), AdCorreMetricLoss(4)
+        trunk, loss = nn.Linear(6, 5), AdCorreMetricLoss(4, between_target="simplex")
         parts = [torch.compile(part, backend="aot_eager") if compiled else part for part in (trunk, loss)]
         trainers.MetricLossOnly(
             models={"trunk": parts[0]},
