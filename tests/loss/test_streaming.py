@@ -151,7 +151,7 @@ def test_many_classes_and_blocks_of_them(monkeypatch) -> None:
     expected = run(problem, "reference")
     assert_close(problem, run(problem, "torch"), expected)
     present = torch.bincount(problem.targets, minlength=60) > 0
-    assert module._classes_of(present).tolist() == sorted(set(problem.targets.tolist()))
-    monkeypatch.setattr(module, "looks_at_labels", lambda *_: False)
-    assert len(module._class_blocks(module._classes_of(present), 2)) == 30
+    assert module._compared_classes(present).tolist() == sorted(set(problem.targets.tolist()))
+    monkeypatch.setattr(module, "validates_labels", lambda *_: False)
+    assert len(module._class_blocks(module._compared_classes(present), 2)) == 30
     assert_close(problem, run(problem, "torch"), expected)
