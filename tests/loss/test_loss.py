@@ -137,14 +137,14 @@ def test_autocast_keeps_statistics_in_float32() -> None:
     logits, x, y = batch(60, dtype=torch.float32)
     for backend in (*LINEAR, "reference"):
         expected = AdCorreLoss(4, backend=backend)(logits, x, y)
-        expected = torch.autograd.grad(expected.loss, (logits, x))
+        gradients = torch.autograd.grad(expected.loss, (logits, x))
         with torch.autocast("cpu", torch.bfloat16):
             out = AdCorreLoss(4, backend=backend)(logits, x, y)
             if backend != "reference":  # a backward pass inside autocast is discouraged, and still right
-                torch.testing.assert_close(torch.autograd.grad(out.loss, x, retain_graph=True)[0], expected[1])
+                torch.testing.assert_close(torch.autograd.grad(out.loss, x, retain_graph=True)[0], gradients[1])
         got = torch.autograd.grad(out.loss, (logits, x))
         torch.testing.assert_close(out, expected)
-        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(got, gradients)
 
 
 def test_a_single_embedding_without_its_axis() -> None:

@@ -97,11 +97,11 @@ def test_options(options: dict[str, Any], mapped: bool) -> None:
     x, labels = drawn([0, 1, 2, 4, 2, 1, 0, 4, 4], (3, 8))
     labels = labels * 2
     num_classes = None if mapped else 10
-    expected = {name: value for name, value in options.items() if name not in ("components", "backend")}
+    options_of_terms = {name: value for name, value in options.items() if name not in ("components", "backend")}
     weights = {"fd": 0.3, "ed": 2.0} if isinstance(options.get("components"), dict) else None
     if "nfd" in options.get("components", ()):
         weights = {"fd": 1.0, "md": 1.0}
-    expected = truth(x, labels, num_classes, weights=weights, **expected)
+    expected = truth(x, labels, num_classes, weights=weights, **options_of_terms)
     assert_same(step(AdCorreMetricLoss(num_classes, **options), x, labels), expected)
 
 

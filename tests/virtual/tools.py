@@ -49,9 +49,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def assert_equal_gradients(got: nn.Module, expected: nn.Module, tolerance: float = 1e-10) -> None:
+def assert_equal_gradients(got: nn.Module, reference: nn.Module, tolerance: float = 1e-10) -> None:
     """Against each parameter's largest entry."""
-    expected = gradients(expected)
+    expected = gradients(reference)
     actual = gradients(got)
     assert actual.keys() == expected.keys()
     assert expected
