@@ -122,7 +122,7 @@ class Run:
         describe_network(network, settings, device)
         print(describe_steps(self.steps, settings, ranks), flush=True)
         for note in warmup_notes(settings, len(self.steps)):
-            print(note, flush=True)
+            print(wrap(note), flush=True)
         if not ranks.is_first:
             torch.manual_seed(settings.run.seed + (ranks.rank << 32))  # dropout of its own
         if settings.speed.compile:
@@ -184,6 +184,7 @@ class Run:
         self.steps.set_epoch(self.epoch, self.done)
         self.model.train()
         bar = progress(self.steps, self.epoch, self.done, settings)
+        self.totals.start_clock()
         for chunks, images in bar:
             rate = self.train_step(chunks, images)
             if not bar.disable:

@@ -66,7 +66,9 @@ def load_resumed(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Se
         if name not in free and value not in (before[name], "auto")
     ]
     if refused:
-        raise UserError(f"--resume {run}: the run has {'; '.join(refused)}. Resumed runs keep their settings")
+        epochs = "epochs" in chosen and chosen["epochs"] != before["epochs"] and "epochs" not in free
+        hint = f"; --init-from {run} starts another from its weights" if epochs else ""
+        raise UserError(f"--resume {run}: the run has {'; '.join(refused)}. A resumed run keeps its settings{hint}")
     settings = settings.replace({name: chosen[name] for name in free & chosen.keys()})
     _check_processes(run, settings, state, ranks)
     return settings.replace({"out": str(run), "resume": str(run)}), state

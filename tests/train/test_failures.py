@@ -79,7 +79,7 @@ def test_other_images_are_refused(stopped: Path, tmp_path: Path, capsys: pytest.
 
 def test_other_settings_are_refused(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     resumes(stopped, "--lr", "0.5", "--batch-size", "8", code=2)
-    assert "the run has --lr 0.001, not 0.5. Resumed runs keep their settings" in capsys.readouterr().err
+    assert "the run has --lr 0.001, not 0.5. A resumed run keeps its settings" in capsys.readouterr().err
     resumes(stopped, "--out", "elsewhere", code=2)
     assert "continues in that folder" in capsys.readouterr().err
 

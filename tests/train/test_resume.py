@@ -130,7 +130,7 @@ def same_figures(evaluate: Any) -> Any:
 def test_new_augmentation_options_are_the_runs(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in (("erasing", "0.5"), ("shift", "0.1"), ("scale", "0.1"), ("schedule", "plateau")):
         resumes(stopped, f"--{name}", value, code=2)
-        assert f"not {value}. Resumed runs keep their settings" in capsys.readouterr().err
+        assert f"not {value}. A resumed run keeps its settings" in capsys.readouterr().err
     resumes(stopped, "--lr-drop-epochs", "3", code=2)
 
 

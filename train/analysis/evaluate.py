@@ -79,6 +79,7 @@ def evaluate_run(
     sample = random_positions(len(faces), max(tsne, retrieval), seed)
     print(f"{wrap(splits.report)}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
     outputs = collect_outputs(model, bar(batches, split), len(trained.class_names), on, sample)
+    print("computing intervals, retrieval, t-SNE and pictures", flush=True)
     retrieved = outputs.subset(random_positions(len(faces), retrieval, seed))
     shown = outputs.subset(random_positions(len(faces), tsne, seed))
 

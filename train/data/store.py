@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from train.bars import bar
 from train.data.base import FaceDataset, GreyArray, Subset, digest
 from train.disk import expand
 from train.errors import UserError
@@ -88,7 +89,8 @@ def map_samples(
     def read_chunk(chunk: range) -> list[T]:
         return [look(dataset, index) for index in chunk]
 
-    yield from zip(chunks, map_in_processes(read_chunk, chunks, processes, "reading images"), strict=True)
+    results = map_in_processes(read_chunk, chunks, processes, "reading images")
+    yield from zip(chunks, bar(results, "reading images", total=len(chunks)), strict=True)
 
 
 def fault(dataset: FaceDataset, index: int) -> str | None:
