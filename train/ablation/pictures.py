@@ -146,9 +146,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "Draw the pictures of docs/reproduction.md: each arm's accuracy, calibration and retrieval from the study's "
         "rows; class-mean correlations, curves and t-SNE of runs (of --log-gradients, gradients too).",
     )
-    parser.add_argument("runs", metavar="NAME=RUN", nargs="*", help="run folders, and what the pictures call them")
+    parser.add_argument("runs", metavar="NAME=RUN", nargs="*", help="run folders and their names in the pictures")
     parser.add_argument("--rows", dest="file", type=Path, default=ROWS, help="the study's rows")
-    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="whose figures")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="split of the figures")
     parser.add_argument("--out", type=Path, default=PAGE.parent, help="folder to draw into")
     return execute(parser, "train.ablation.pictures:draw_pictures", arguments)
 
