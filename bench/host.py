@@ -1,9 +1,9 @@
 """`python -m bench host`: host time of a step, without a GPU.
 
-The kernels' own path, forward and backward, with every launch replaced by nothing: microseconds, dispatcher calls,
-allocations and launches of the terms and of the whole loss. The ratio is to one addition of two float32 tensors of 8
-numbers, in turns with it on the same machine. Beside each step: an autograd function of the same inputs and outputs
-that computes nothing, called in the same way. The last line has the ratio (U) and the allocations (A) of both.
+The kernels' own path, forward and backward, without the launches: microseconds, dispatcher calls, allocations and
+launches of the terms and of the whole loss. The ratio is to one addition of two float32 tensors of 8 numbers, timed
+alternately on the same machine. For comparison: an autograd function with the same inputs and outputs that computes
+nothing, called in the same way. The last line has the ratio (U) and the allocations (A) of both.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ def loaded(
     epoch = 0
     while True:
         epoch += 1
-        steps.go_to(epoch)
+        steps.set_epoch(epoch)
         for chunks, size in steps:
             for _ in chunks():
                 yield size

@@ -1,10 +1,11 @@
-"""`python -m bench loss`: the loss, forward and backward, beside the alternatives that a user has.
+"""`python -m bench loss`: the loss, forward and backward, compared with its alternatives.
 
-One axis varies at a time, the others stay at k = 7, d = 256, C = 7 in float32. Every contender runs in a process of its
-own under a memory limit, from small to large; a size that does not fit is a row that says so. Within the
-process it takes turns with a plain copy and with adcorre's own backend, so that shares and ratios are of the same
-moment. Whatever computes the Ad-Corre terms is first held to the reference in float64. Inputs rotate through more
-memory than caches hold. Rows that the file has already, from the same commit, device and versions, are not run again.
+One axis varies at a time, the others stay at k = 7, d = 256, C = 7 in float32. Every contender runs in its own process
+under a memory limit, from small to large sizes; a size that does not fit is recorded as such. Within the process it is
+timed alternately with a plain copy and with adcorre's own backend, so that shares and ratios compare the same moment.
+Contenders that compute the Ad-Corre terms are first compared with the reference in float64. Inputs rotate through more
+memory than the caches have. Rows that the file has already, from the same commit, device and versions, are not measured
+again.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ class Session:
             if reason := measure.busy(threads):
                 reason, self.status = f"{reason}; --busy measures nevertheless", 2
         if reason:
-            print(f"stopped before {before}: {reason}. The same command goes on from there", flush=True)
+            print(f"stopped before {before}: {reason}. The same command continues from there", flush=True)
         return bool(reason)
 
     def append(self, *rows: Row) -> None:

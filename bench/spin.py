@@ -1,7 +1,7 @@
 """Effect of OpenMP's spinning threads: training steps of one process alone, and of two on the same cores.
 
-Threads that spin are the fastest on an idle machine; beside another process they take each other's time. The setting
-that `train/entry.py` chooses keeps nearly all of the first figure and doubles the second.
+Spinning threads are the fastest on an idle machine; if another process runs, the two slow each other down. The setting
+in `train/entry.py` keeps nearly all of the first figure and doubles the second.
 """
 
 import os

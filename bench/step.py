@@ -1,4 +1,4 @@
-"""`python -m bench step`: a whole training step, and what the loss and each lever of speed are in it.
+"""`python -m bench step`: a whole training step, the share of the loss in it, and the gain of each speed option.
 
 Images are random noise, already on the device: the step is forward pass, loss, backward pass and optimizer. Part
 `loss` compares cross-entropy alone with Ad-Corre, by backend, batch and virtual batch. Its column `loss` is the loss by

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from train.bars import wrap
 from train.data.base import digest
 from train.data.store import load_cached
 from train.settings import SpeedSettings
@@ -72,11 +73,11 @@ def autotune(
     try:
         cached = load_cached(f"speed-{key}", make, load)
     except Busy as busy:
-        print(
+        note = (
             f"note: something else computes on this machine (speed was measured with {busy} of a processor): the "
-            "measurement is not cached for the next run; --amp and --channels-last choose without one",
-            flush=True,
+            "measurement is not cached for the next run; --amp and --channels-last choose without one"
         )
+        print(wrap(note), flush=True)
         return trials
     return cached or trials or measure(model, settings, image_size, batch_size, device)
 
@@ -159,7 +160,7 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def algorithms(deterministic: bool, device: torch.device) -> Iterator[None]:
+def select_algorithms(deterministic: bool, device: torch.device) -> Iterator[None]:
     """PyTorch's deterministic algorithms, or on a GPU the fastest ones, for the length of a run."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if deterministic and device.type == "cuda":

@@ -262,15 +262,15 @@ def test_real_runs_stopped_and_gone_on_with(
 
     command = ["table10", "--data", str(fer_folders), "--out", str(tmp_path), "--seeds", "1", *QUICK, "--k", "2"]
     command += ["--processes", "1", "--models"]
-    finish = loop.Run.finish
+    evaluate_best = loop.Run.evaluate_best
 
     def stopped(self: loop.Run) -> None:
         if "components=none" not in self.settings.run.out:
             raise loop.Stopped(15, self.settings.run.out)
-        finish(self)
+        evaluate_best(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Run, "finish", stopped)
+        patch.setattr(loop.Run, "evaluate_best", stopped)
         with pytest.raises(SystemExit) as end:
             main(command)
     assert end.value.code == 128 + 15
@@ -289,7 +289,7 @@ def test_real_runs_stopped_and_gone_on_with(
     out = capsys.readouterr().out
     assert "2 runs, 1 of them to train" in out
     assert len(out.splitlines()) < 20, "a line per run, and the table"
-    assert "going on after epoch 1" in (tmp_path / "runs/base/seed-0.log").read_text()
+    assert "continuing after epoch 1" in (tmp_path / "runs/base/seed-0.log").read_text()
     assert (tmp_path / "runs/base/seed-0/best/model.safetensors").exists()
     first, second = rows(tmp_path / "runs.csv")
     assert first == done

@@ -28,7 +28,7 @@ def noisy(image: Image.Image) -> Tensor:
 
 def epoch_of(steps: TrainSteps, epoch: int, start: int = 0) -> list[list[float]]:
     """The images of each chunk, in the order in which they are trained on."""
-    steps.go_to(epoch, start)
+    steps.set_epoch(epoch, start)
     return [images.tolist() for chunks, _ in steps for images, _ in chunks()]
 
 

@@ -16,7 +16,7 @@ from train.loop import run as train_run
 from train.objective import check_objective
 from train.ranks import ALONE
 from train.resume import FREE
-from train.settings import Settings, flag, format_value, layers, resolve
+from train.settings import Settings, flag, format_value, merge_given, resolve
 
 FAILED = "failed.txt"
 
@@ -128,7 +128,7 @@ def train(run: Planned, out: Path) -> None:
     """
     given = {**_measured_speed(out), **run.given}
     try:
-        train_run(resolve(given), layers(given))
+        train_run(resolve(given), merge_given(given))
     except Diverged as error:
         (run.folder / FAILED).write_text(f"{error}\n", encoding="utf-8")
         print(f"{run.folder}: {error}", flush=True)

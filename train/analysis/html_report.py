@@ -13,14 +13,16 @@ from train import palette
 from train.analysis.evaluate import evaluate_run, is_current
 from train.analysis.pictures import Line, lines_svg, tsne_svg
 from train.analysis.templates import render
+from train.bars import format_table, wrap
 from train.command import run_settings
 from train.disk import read_json, read_rows, read_text
 from train.errors import UserError
 from train.evaluation import percent
-from train.hub import described_loss
+from train.hub import describe_loss
 from train.settings import format_value
 
 Rows = list[dict[str, str]]
+NO_BEST = "no run is called the best: they were not all validated, on the same images"
 Charts = list[tuple[str, str]]  # title, SVG
 
 
@@ -67,11 +69,12 @@ def write_report(
         partial.replace(out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot write it: {error}") from error
-    for row in described if len(runs) > 1 else ():
-        figures = [f"{name} {value}" for name, value in row["figures"].items() if " accuracy" in name]
-        print(f"{row['name']}: {', '.join(figures)}")
-    if best := best_run(described):
-        print(f"best by validation accuracy: {best}")
+    if len(runs) > 1:
+        columns = list(dict.fromkeys(name for row in described for name in row["figures"] if " accuracy" in name))
+        rows = [[row["name"], *(row["figures"].get(name, "–") for name in columns)] for row in described]
+        best = best_run(described)
+        chosen = f"best by validation accuracy: {best}" if best else NO_BEST
+        print(f"{format_table([['', *columns], *rows])}\n\n{wrap(chosen)}")
     print(f"written to {out}")
     return out
 
@@ -112,7 +115,7 @@ def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
     return {
         "name": name,
         "model": f"{model.get('backbone', '?')}, k = {model.get('k', '?')}, d = {model.get('d', '?')}; "
-        + described_loss(settings.get("loss", {})),
+        + describe_loss(settings.get("loss", {})),
         "origin": {key: started[key] for key in ("date", "command", "commit") if started.get(key)}
         | ({"weights from": f"{parent['run']} (epoch {parent['epoch']})"} if (parent := stored.get("parent")) else {}),
         "figures": _figures(epochs, results, test, _test_note(test, stored) if current else ""),

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from train.bars import bar
 from train.data.base import FaceDataset, GreyArray, Subset, digest
 from train.disk import expand
 from train.errors import UserError
@@ -85,10 +86,11 @@ def map_samples(
     chunks = [range(at, min(at + CHUNK, len(dataset))) for at in range(start, len(dataset), CHUNK)]
     processes = min(default_processes() if processes is None else processes, len(chunks) // 2)
 
-    def look_at(chunk: range) -> list[T]:
+    def read_chunk(chunk: range) -> list[T]:
         return [look(dataset, index) for index in chunk]
 
-    yield from zip(chunks, map_in_processes(look_at, chunks, processes, "reading images"), strict=True)
+    results = map_in_processes(read_chunk, chunks, processes, "reading images")
+    yield from zip(chunks, bar(results, "reading images", total=len(chunks)), strict=True)
 
 
 def fault(dataset: FaceDataset, index: int) -> str | None:
