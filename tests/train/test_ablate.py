@@ -338,6 +338,11 @@ def test_a_time_budget_stops_runs_and_they_continue(
     assert {row["arm"]: float(row["test_accuracy"]) for row in again} == pytest.approx(
         {"λ = 0.5": 0.55, "λ = 0.01": 0.501, "λ = 0.1": 0.51, "λ = 1": 0.6}
     )
+    whole = (tmp_path / "rows.csv").read_bytes()
+    (tmp_path / "rows.csv").write_bytes(whole[: whole.rindex(b",")])  # the disk was full, or a kill came
+    assert main(command) == 0
+    assert "4 runs, 1 of them to train" in capfd.readouterr().out
+    assert [row for row in rows(tmp_path / "rows.csv") if None not in row.values()] == again
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     assert main(command) == 2
     assert "expected the columns study, regime" in capfd.readouterr().err

@@ -47,7 +47,7 @@ def read(file: Path) -> list[dict[str, str]]:
     reader = csv.DictReader(read_text(file).splitlines())
     if tuple(reader.fieldnames or ()) != COLUMNS:
         raise UserError(f"--rows {file}: expected the columns {', '.join(COLUMNS)}; choose another file")
-    return list(reader)
+    return [row for row in reader if None not in row.values()]  # not one that a full disk or a kill cut short
 
 
 def append(file: Path, run: Planned) -> dict[str, Any]:
@@ -58,6 +58,8 @@ def append(file: Path, run: Planned) -> dict[str, Any]:
         writer = csv.DictWriter(opened, COLUMNS, lineterminator="\n")
         if not opened.tell():
             writer.writeheader()
+        elif not file.read_bytes().endswith(b"\n"):  # a row that was cut short
+            opened.write("\n")
         writer.writerow(row)
     return row
 
