@@ -290,4 +290,4 @@ def _line(row: dict[str, Any]) -> str:
         line += f"  {100 * float(row['copy_share']):5.1f} % of a copy's bandwidth"
     if "times_slower" in row:
         line += f"  {float(row['times_slower']):7.1f} times ours"
-    return line + f"  {row['peak_extra_mib']} MiB more"
+    return line + f"  {row['peak_extra_mib']} MiB extra"
