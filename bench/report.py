@@ -192,7 +192,8 @@ def retrieval(gpu: bool) -> Table:
 
 
 CASE = ("contender", "n", "k", "d", "classes", "dtype")
-TRAFFIC = ["", "n", "forward", "backward", "GB/s of the minimum traffic", "share of a copy's bandwidth", "launches", "extra MiB"]
+RATE = ["GB/s of the minimum traffic", "share of a copy's bandwidth"]
+TRAFFIC = ["", "n", "forward", "backward", *RATE, "launches", "extra MiB"]
 
 
 def traffic(row: dict[str, str]) -> list[str]:
@@ -259,7 +260,7 @@ KERNELS: dict[str, tuple[str, str, Callable[[str], str]]] = {
     "faster than torch.compile": ("terms", "times faster than torch compiled", times),
 }
 PAIRS: dict[str, tuple[str, str, Callable[[str], str]]] = {
-    "forward, share of a matrix product's rate": ("pairs, medium", "share of a product's rate", partial(percent, digits=0)),
+    "forward, share of a product's rate": ("pairs, medium", "share of a product's rate", partial(percent, digits=0)),
     BOTH: (f"pairs, medium, {BOTH}", "time", seconds),
     "faster than the reference": (f"pairs, {BOTH}", "times faster than reference", times),
     "extra MiB": ("pairs, medium", "peak beyond inputs and dL/dx", number),
