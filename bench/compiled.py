@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels, without a GPU: launches as the host functions make them, compiled ahead."""
+"""The kernels compiled without a GPU, for the launches that the host functions make."""
 
 from __future__ import annotations
 

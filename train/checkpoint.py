@@ -86,7 +86,7 @@ def read_checkpoint(run: Path) -> State:
         if state["format"] != FORMAT:
             raise UserError(f"{path}: expected checkpoint format {FORMAT}, got {state['format']}")
         for message in damaged:
-            print(f"{message}; going on from the one before, {path.name}", flush=True)
+            print(f"{message}; continuing from the previous one, {path.name}", flush=True)
         return state
     if damaged:
         raise UserError("; ".join(damaged) + "; there is no other")

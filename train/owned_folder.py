@@ -21,7 +21,7 @@ def is_owned(folder: Path, kind: str) -> bool:
     return _mark(folder) == {"adcorre": kind, "format": FORMAT}
 
 
-def is_free(folder: Path, ignored: Iterable[str] = ()) -> bool:
+def is_vacant(folder: Path, ignored: Iterable[str] = ()) -> bool:
     """Whether nothing lies at the path, or a folder without anything but the `ignored` names and what marks it."""
     names = {MARK, f"{MARK}.partial", LOCK, *ignored}
     return not os.path.lexists(folder) or (folder.is_dir() and all(entry.name in names for entry in folder.iterdir()))
@@ -66,8 +66,8 @@ def prepare(folder: Path, kind: str, outputs: Iterable[str], option: str = "--ou
             clear(folder, outputs)
         elif os.path.lexists(folder) and not folder.is_dir():
             raise UserError(f"{option} {folder}: there is a file of that name")
-        elif not is_free(folder) or _mark(folder) is not None:
-            raise UserError(refusal(folder, kind, option))
+        elif not is_vacant(folder) or _mark(folder) is not None:
+            raise UserError(refusal_message(folder, kind, option))
         folder.mkdir(parents=True, exist_ok=True)
         mark(folder, kind)
         _lock(folder, option, alone)
@@ -85,11 +85,13 @@ def _lock(folder: Path, option: str, alone: bool) -> None:
         raise UserError(f"{option} {folder}: another process is writing there: choose another folder") from error
 
 
-def refusal(folder: Path, kind: str, option: str) -> str:
+def refusal_message(folder: Path, kind: str, option: str) -> str:
     held = _mark(folder)
-    what = f"holds other things ({held['adcorre']})" if isinstance(held, dict) and "adcorre" in held else "is not empty"
+    what = (
+        f"holds something else ({held['adcorre']})" if isinstance(held, dict) and "adcorre" in held else "is not empty"
+    )
     return (
-        f"{option} {folder} {what} and does not carry the mark of {kind} ({MARK}), so nothing in it was touched: "
+        f"{option} {folder} {what} and has no mark of {kind} ({MARK}), so nothing was changed: "
         "choose a new or an empty folder"
     )
 

@@ -37,7 +37,7 @@ class Ranks:
             ) from error
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
@@ -54,7 +54,7 @@ class Ranks:
         return torch.device("cuda", self.local) if self.world > 1 else torch.device("cuda")
 
     @contextmanager
-    def joined(self, device: torch.device) -> Iterator[None]:
+    def process_group(self, device: torch.device) -> Iterator[None]:
         """The process group, if there are several ranks, for as long as nothing fails."""
         if self.world == 1:
             yield
@@ -66,7 +66,7 @@ class Ranks:
         # Not after an error: a rank that fails must end, and not wait for the others.
         torch.distributed.destroy_process_group()
 
-    def wrapped(self, model: nn.Module, device: torch.device) -> nn.Module:
+    def wrap_model(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model with its gradients averaged over the ranks, all of which begin with rank 0's weights."""
         if self.world == 1:
             return model
@@ -82,7 +82,7 @@ class Ranks:
                 if whole is not tensor:
                     tensor.copy_(whole)
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Every rank's value, by rank."""
         if self.world == 1:
             return [value]
@@ -104,7 +104,7 @@ ALONE = Ranks()
 @contextmanager
 def quiet(ranks: Ranks) -> Iterator[None]:
     """One log: what other ranks than the first print goes nowhere. Errors, on stderr, come from every rank."""
-    if ranks.first:
+    if ranks.is_first:
         yield
         return
     stdout = sys.stdout

@@ -92,30 +92,30 @@ def map_classes(splits: Splits, class_names: tuple[str, ...], path: str) -> Spli
 
     Raises UserError where no class is known.
     """
-    theirs = splits.test.class_names
-    if theirs == class_names:
+    data_names = splits.test.class_names
+    if data_names == class_names:
         return splits
-    known = {plain_class(name): place for place, name in enumerate(class_names)}
-    places = np.array([known.get(plain_class(name), -1) for name in theirs])
+    known = {canonical_class(name): place for place, name in enumerate(class_names)}
+    places = np.array([known.get(canonical_class(name), -1) for name in data_names])
     if (places < 0).all():
         raise UserError(
-            f"--data {path} has the classes {', '.join(theirs)}; the model was trained on {', '.join(class_names)}: "
-            "none of them is the same by name"
+            f"--data {path} has the classes {', '.join(data_names)}; the model was trained on "
+            f"{', '.join(class_names)}: no name is the same"
         )
-    same = [(name, class_names[at]) for name, at in zip(theirs, places, strict=True) if at >= 0]
+    same = [(name, class_names[at]) for name, at in zip(data_names, places, strict=True) if at >= 0]
     renamed = ", ".join(f"{name} = {own}" for name, own in same if name != own)
     lines = [f"classes are the model's, by name{f': {renamed}' if renamed else ''}"]
     parts = (splits.train, splits.validation, splits.test)
     for place in np.flatnonzero(places < 0):
         counts = ", ".join(f"{(part.labels == place).sum():,} of {part.split}" for part in parts)
-        lines.append(f"left out, as the model has no class {theirs[place]}: {counts}")
+        lines.append(f"left out, as the model has no class {data_names[place]}: {counts}")
     if absent := [name for at, name in enumerate(class_names) if at not in places]:
         lines.append(f"without images, though the model may predict them: {', '.join(absent)}")
     train, validation, test = (Renamed(part, class_names, places) for part in parts)
     return Splits(train, validation, test, splits.layout, "\n".join([splits.report, *lines]))
 
 
-def plain_class(name: str) -> str:
+def canonical_class(name: str) -> str:
     """One name for an expression, however a folder calls it; of any other class its own, in lower case."""
     plain = name.strip().lower()
     return CLASS_NAMES_8[EXPRESSIONS[plain]] if plain in EXPRESSIONS else plain

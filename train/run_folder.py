@@ -70,22 +70,24 @@ def is_run(path: Path) -> bool:
         return True
     try:
         about = read_json(path / "settings.json")
-        ours = about["settings"].keys() >= {"data", "model", "loss", "run"} and {"data", "versions"} <= about.keys()
+        by_this_program = (
+            about["settings"].keys() >= {"data", "model", "loss", "run"} and {"data", "versions"} <= about.keys()
+        )
     except (UserError, AttributeError, KeyError, TypeError):
         return False
-    return ours and bool(checkpoint.checkpoints(path) or (path / "last" / DESCRIPTION).is_file())
+    return by_this_program and bool(checkpoint.checkpoints(path) or (path / "last" / DESCRIPTION).is_file())
 
 
-def free_folder(out: str, overwrite: bool) -> Path:
+def check_run_folder(out: str, overwrite: bool) -> Path:
     """The run folder's path. Raises UserError where something is there already that may not be replaced."""
     path = expand(out) if out else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"--out {path}: there is a file of that name")
-    if owned_folder.is_free(path, ("settings.json.partial",)):
+    if owned_folder.is_vacant(path, ("settings.json.partial",)):
         return path
     if not is_run(path):
         raise UserError(
-            f"--out {path} is not empty and holds no run (no mark {owned_folder.MARK}), so nothing in it was touched: "
+            f"--out {path} is not empty and holds no run (no mark {owned_folder.MARK}), so nothing was changed: "
             "choose a new or an empty folder"
         )
     if not overwrite:
@@ -97,12 +99,14 @@ class RunFolder:
     """A run folder that this process alone writes to."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
-        """Make the folder at `path`, without the files of an earlier run. Raises UserError as `free_folder` does."""
+        """Make the folder at `path`, without the files of an earlier run. Raises the errors of `check_run_folder`."""
         try:
             path.mkdir(parents=True, exist_ok=True)
             self.path = path
             self._lock_folder()
-            free_folder(str(path), overwrite)  # again: while the data were loaded, another run may have ended there
+            check_run_folder(
+                str(path), overwrite
+            )  # again: while the data were loaded, another run may have ended there
             if is_run(path):
                 owned_folder.clear(path, OUTPUTS)
             owned_folder.mark(path, KIND)
@@ -112,7 +116,7 @@ class RunFolder:
         self._open()
 
     @classmethod
-    def again(cls, path: Path, settings: Mapping[str, Any], lengths: Mapping[str, int]) -> "RunFolder":
+    def reopen(cls, path: Path, settings: Mapping[str, Any], lengths: Mapping[str, int]) -> "RunFolder":
         """The folder of a run that goes on from a checkpoint: its logs cut back to the lengths of then, in bytes."""
         self = cls.__new__(cls)
         self.path = path
@@ -211,13 +215,13 @@ class RunFolder:
         write_json(partial / DESCRIPTION, {"format": FORMAT, **description})
         sync(partial / WEIGHTS)
         if old.is_dir():  # killed between the two renames, or before the end
-            _move_rest(old, target if target.is_dir() else partial)
+            _move_user_files(old, target if target.is_dir() else partial)
         if target.exists():
             target.rename(old)
         partial.rename(target)
         sync_folder(self.path)
         if old.is_dir():
-            _move_rest(old, target)
+            _move_user_files(old, target)
 
     def saved_epoch(self, name: str) -> int:
         """The epoch of the model of that name; 0 if there is none."""
@@ -273,7 +277,7 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return result
 
 
-def _move_rest(old: Path, target: Path) -> None:
+def _move_user_files(old: Path, target: Path) -> None:
     """Delete the model in the folder `old` and move what is the user's to `target`."""
     owned_folder.clear(old, MODEL_FILES)
     for entry in old.iterdir():

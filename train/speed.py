@@ -160,7 +160,7 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def algorithms(deterministic: bool, device: torch.device) -> Iterator[None]:
+def select_algorithms(deterministic: bool, device: torch.device) -> Iterator[None]:
     """PyTorch's deterministic algorithms, or on a GPU the fastest ones, for the length of a run."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if deterministic and device.type == "cuda":

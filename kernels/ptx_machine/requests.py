@@ -1,4 +1,4 @@
-"""Every request to memory goes through here: checked, counted, put in order with the others, and then granted."""
+"""Every request to memory is checked, counted, ordered against the others, and then granted here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who runs when: warps and blocks in an order drawn from a seed, or many blocks in lockstep."""
+"""Scheduling: warps and blocks in an order drawn from a seed, or many blocks in lockstep."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ class Runner:
                 return used, ""
 
     def pass_barrier(self, lanes: np.ndarray | None = None) -> None:
-        """Everybody is there: go on behind the barrier."""
+        """All warps have arrived: continue after the barrier."""
         if self.pcs is None:
             self.pc += 1
             return
@@ -290,7 +290,7 @@ class BlockSlot:
         self.states = ["ready"] * len(self.runners)
 
     def meet(self, launch: Launch) -> bool:
-        """Let those go whose barrier is complete. False if nobody can move."""
+        """Release warps whose barrier is complete. False if no warp can continue."""
         program = launch.program
         groups: dict[tuple[int, int], list[int]] = {}
         for i, state in enumerate(self.states):

@@ -1,6 +1,6 @@
-"""Registers of some warps, and what is found out about them.
+"""The registers of some warps, and their findings.
 
-One warp when a schedule is followed, the warps of many blocks in lockstep: instructions need not know which.
+This is one warp when a schedule is followed, and the warps of many blocks in lockstep; instructions do not distinguish.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Warps:
         return base.view(dtype)
 
     def begin(self, blocks: np.ndarray, warps: np.ndarray) -> None:
-        """Forget everything: these warps of these blocks are about to start."""
+        """Reset everything: these warps of these blocks are about to start."""
         for name in self.watched & self._registers.keys():  # others are written before they are read
             register = self._registers[name]
             register.view(np.uint8)[...] = 0 if register.dtype == np.bool_ else 0xFF

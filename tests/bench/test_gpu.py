@@ -27,7 +27,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_parts_run_once_and_go_on_where_they_stopped(tmp_path) -> None:
+def test_parts_run_once_and_continue_where_they_stopped(tmp_path) -> None:
     out = tmp_path / "gpu.csv"
     first = bench("gpu", "--device", "cpu", "--parts", "agrees", "determinism", "--out", out)
     assert first.returncode == 0, first.stdout + first.stderr

@@ -45,7 +45,7 @@ LATER = {"date": "2026-02-01T00:00", "seconds": 0.001}
 
 
 @pytest.mark.parametrize("other", [{"device": "another"}, {"commit": "def"}, {"session": "t"}, {"threads": 1}])
-def test_figures_of_a_line_are_of_one_run(results: Path, other: dict[str, object]) -> None:
+def test_cells_of_a_row_come_from_one_run(results: Path, other: dict[str, object]) -> None:
     path = results / "loss.csv"
     append = partial(rows.append, path, (*FIELDS, "session"))
     append(COMPLETE[1:])

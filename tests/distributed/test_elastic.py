@@ -34,10 +34,10 @@ def torchrun(tmp_path: Path, data: Path, run: Path, die_after: int) -> str:
 def test_a_killed_rank_and_a_restart(tmp_path: Path) -> None:
     """42 images in steps of 16, 16 and 10, 3 epochs; a checkpoint after step 4, death after step 5."""
     data = write_folders(tmp_path / "fer2013", even(6, 2, 3))
-    said = torchrun(tmp_path, data, tmp_path / "undisturbed", die_after=100)
-    assert "going on" not in said
-    said = torchrun(tmp_path, data, tmp_path / "killed", die_after=5)
-    resumed = [line for line in said.splitlines() if line.startswith("going on ")]
+    output = torchrun(tmp_path, data, tmp_path / "undisturbed", die_after=100)
+    assert "continuing" not in output
+    output = torchrun(tmp_path, data, tmp_path / "killed", die_after=5)
+    resumed = [line for line in output.splitlines() if line.startswith("continuing ")]
     assert resumed
     assert all("after step 4" in line for line in resumed)
     killed, undisturbed = outcome(tmp_path / "killed"), outcome(tmp_path / "undisturbed")

@@ -32,7 +32,7 @@ def test_in_the_interpreter(file: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("file", WITH_SLOW_TESTS)
-def test_the_rest_in_the_interpreter(file: str) -> None:
+def test_slow_tests_in_the_interpreter(file: str) -> None:
     run(file, "slow")
 
 

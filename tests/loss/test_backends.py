@@ -127,16 +127,16 @@ def test_class_level_fd_is_a_lower_bound_of_the_pairwise_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted", [(True, False, False), (False, True, False), (False, False, True), (True, True, False)]
+    "expected", [(True, False, False), (False, True, False), (False, False, True), (True, True, False)]
 )
-def test_each_term_alone(wanted) -> None:
+def test_each_term_alone(expected) -> None:
     """Upstream gradients of some terms only, as a loss with switched-off components has them."""
     problem = draw(20, 3, 8, 4)
     gradients = []
     for backend in (*LINEAR, "reference"):
         x = problem.x.clone().requires_grad_()
         terms = adcorre_terms(x, problem.targets, problem.attention, backend=backend)
-        sum(term for term, on in zip(terms, wanted, strict=True) if on).backward()
+        sum(term for term, on in zip(terms, expected, strict=True) if on).backward()
         gradients.append(x.grad)
     for gradient in gradients[:-1]:
         torch.testing.assert_close(gradient, gradients[-1], rtol=1e-12, atol=1e-16)

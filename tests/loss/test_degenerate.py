@@ -72,7 +72,7 @@ def test_without_a_pair_the_terms_are_zero(path) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_one_vector_has_no_other_and_one_class_neither(path, dtype) -> None:
+def test_one_vector_and_one_class_give_zero_terms(path, dtype) -> None:
     """No pair: the term is zero itself, not what rounding leaves of it."""
     assert float(run(draw(40, 1, 8, 3, dtype=dtype), path)[0][2]) == 0
     assert float(run(draw(40, 3, 8, 1, dtype=dtype), path)[0][1]) == 0
@@ -118,10 +118,10 @@ def test_ignored_samples_touch_nothing(path) -> None:
     keep = torch.ones(14, dtype=torch.bool)
     keep[[0, 5, 13]] = False
     problem.targets[~keep] = 2
-    wanted = problem._replace(x=problem.x[keep], targets=problem.targets[keep])
-    wanted.targets[wanted.targets == 2] = 1
-    values, gradient = run(wanted, "reference")
-    problem.targets[keep] = wanted.targets
+    expected = problem._replace(x=problem.x[keep], targets=problem.targets[keep])
+    expected.targets[expected.targets == 2] = 1
+    values, gradient = run(expected, "reference")
+    problem.targets[keep] = expected.targets
     problem.x[5] = torch.nan
     got = run(problem, path, ignore_index=2)  # an ignore_index within range too
     assert got[0].tolist() == pytest.approx(values.tolist(), abs=1e-14)
@@ -132,7 +132,7 @@ def test_ignored_samples_touch_nothing(path) -> None:
 @pytest.mark.parametrize("bad", [4, -1, 2**40, -(2**40)])
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_bad_label_that_nobody_looked_at_makes_everything_nan(path, bad, target) -> None:
+def test_an_unchecked_bad_label_makes_everything_nan(path, bad, target) -> None:
     problem = draw(10, 3, 8, 4, between=target, mean=target, embedding=target)
     problem.targets[3] = bad
     problem.targets[4] = -100
@@ -153,7 +153,7 @@ def test_nan_embeddings_propagate(path) -> None:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_vectors_too_long_to_square_are_loud(path) -> None:
+def test_vectors_too_long_to_square_give_nan(path) -> None:
     """|x|^2 beyond float32: NaN, not the zeros of a constant vector."""
     problem = draw(10, 3, 8, 4, dtype=torch.float32)
     problem.x[3] *= 1e25
@@ -181,7 +181,7 @@ def test_any_integer_labels(dtype) -> None:
     problem = draw(10, 3, 8, 4)
     ignore = 200 if dtype == torch.uint8 else -100
     problem.targets[2] = ignore
-    wanted = run(problem, "torch", ignore_index=ignore)
+    expected = run(problem, "torch", ignore_index=ignore)
     for path in PATHS:
         got = run(problem._replace(targets=problem.targets.to(dtype)), path, ignore_index=ignore)
-        torch.testing.assert_close(got, wanted, rtol=1e-11, atol=1e-14)
+        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-14)

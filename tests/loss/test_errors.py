@@ -41,7 +41,7 @@ LOGITS = torch.randn(6, 4)
         (X, Y - 1, W, IndexError, "targets: label -1 at position 0"),
     ],
 )
-def test_terms_name_what_came_and_what_was_expected(x, y, w, error, words) -> None:
+def test_errors_name_given_and_expected_values(x, y, w, error, words) -> None:
     for backend in ("auto", *LINEAR, "reference"):
         with pytest.raises(error, match=words):
             adcorre_terms(x, y, w, backend=backend)
@@ -129,7 +129,7 @@ def test_a_refused_batch_leaves_the_attention_map_alone(logits, x, y, error, wor
 
 @pytest.mark.parametrize("convert, words", [(lambda t: t.numpy(), r"numpy\.ndarray"), (lambda t: t.tolist(), "list")])
 @pytest.mark.parametrize("name", ["logits", "embeddings", "targets", "attention"])
-def test_what_is_no_tensor_is_named(name, convert, words) -> None:
+def test_objects_that_are_no_tensor_are_named(name, convert, words) -> None:
     """A NumPy array's dtype reads as a tensor's: "expected int64, got int64" helps nobody."""
     given = {"logits": LOGITS, "embeddings": X, "targets": Y, "attention": W}
     given[name] = convert(given[name])
@@ -163,7 +163,7 @@ def test_modules() -> None:
 
 
 @pytest.mark.parametrize("backend", LINEAR)
-def test_what_is_refused_says_so(backend) -> None:
+def test_double_backward_jvp_and_vmap_raise_an_error(backend) -> None:
     """No silent second derivative, no zeros from jvp, no vmap."""
     x = X.double().requires_grad_()
     total = sum(adcorre_terms(x, Y, W, backend=backend))
@@ -182,15 +182,15 @@ def test_what_is_refused_says_so(backend) -> None:
 
 
 @pytest.mark.parametrize("number", [np.float32, np.float16, np.float64, Fraction])
-def test_numbers_of_any_kind_are_numbers(number) -> None:
+def test_numbers_of_any_type_are_accepted(number) -> None:
     logits, x, y = torch.randn(6, 4), torch.randn(6, 2, 8), torch.arange(6) % 4
     settings = {"lambd": 0.5, "between_target": -0.5, "label_smoothing": 0.25, "components": {"fd": 0.5, "md": 1.0}}
-    theirs = {name: number(value) for name, value in settings.items() if name != "components"}
-    theirs["components"] = {name: number(weight) for name, weight in settings["components"].items()}
+    converted = {name: number(value) for name, value in settings.items() if name != "components"}
+    converted["components"] = {name: number(weight) for name, weight in settings["components"].items()}
     whole = {"num_classes": 4, "window": 3, "ignore_index": 2}
-    ours = AdCorreLoss(**whole, **settings)
-    loss = AdCorreLoss(**{name: np.int64(value) for name, value in whole.items()}, **theirs)
-    for a, b in zip(ours(logits, x, y), loss(logits, x, y), strict=True):
+    reference = AdCorreLoss(**whole, **settings)
+    loss = AdCorreLoss(**{name: np.int64(value) for name, value in whole.items()}, **converted)
+    for a, b in zip(reference(logits, x, y), loss(logits, x, y), strict=True):
         assert torch.equal(a, b)
     assert type(loss.num_classes) is type(loss.ignore_index) is int
-    assert torch.equal(loss(logits, x, y, lambd=number(0.25)).loss, ours(logits, x, y, lambd=0.25).loss)
+    assert torch.equal(loss(logits, x, y, lambd=number(0.25)).loss, reference(logits, x, y, lambd=0.25).loss)

@@ -44,7 +44,7 @@ def test_statistics_of_two_halves_add_to_the_wholes(embedding_target) -> None:
     assert added.count.tolist() == torch.bincount(problem.targets, minlength=4).tolist()
 
 
-def test_statistics_are_what_they_say() -> None:
+def test_statistics_match_their_definition() -> None:
     problem = draw(31, 3, 6, 4, shift=2.0)
     got = statistics(problem.x, problem.targets, 4)
     x = problem.x
@@ -151,7 +151,7 @@ def test_many_classes_and_blocks_of_them(monkeypatch) -> None:
     expected = run(problem, "reference")
     assert_close(problem, run(problem, "torch"), expected)
     present = torch.bincount(problem.targets, minlength=60) > 0
-    assert module._classes_of(present).tolist() == sorted(set(problem.targets.tolist()))
-    monkeypatch.setattr(module, "looks_at_labels", lambda *_: False)
-    assert len(module._class_blocks(module._classes_of(present), 2)) == 30
+    assert module._compared_classes(present).tolist() == sorted(set(problem.targets.tolist()))
+    monkeypatch.setattr(module, "validates_labels", lambda *_: False)
+    assert len(module._class_blocks(module._compared_classes(present), 2)) == 30
     assert_close(problem, run(problem, "torch"), expected)

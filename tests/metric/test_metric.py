@@ -44,8 +44,8 @@ def step(loss_fn: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]
 
 
 def assert_same(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], tolerance: float = 1e-11) -> None:
-    for value, wanted in zip(got, expected, strict=True):
-        torch.testing.assert_close(value.double(), wanted, rtol=tolerance, atol=tolerance)
+    for value, target in zip(got, expected, strict=True):
+        torch.testing.assert_close(value.double(), target, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -97,11 +97,11 @@ def test_options(options: dict[str, Any], mapped: bool) -> None:
     x, labels = drawn([0, 1, 2, 4, 2, 1, 0, 4, 4], (3, 8))
     labels = labels * 2
     num_classes = None if mapped else 10
-    wanted = {name: value for name, value in options.items() if name not in ("components", "backend")}
+    options_of_terms = {name: value for name, value in options.items() if name not in ("components", "backend")}
     weights = {"fd": 0.3, "ed": 2.0} if isinstance(options.get("components"), dict) else None
     if "nfd" in options.get("components", ()):
         weights = {"fd": 1.0, "md": 1.0}
-    expected = truth(x, labels, num_classes, weights=weights, **wanted)
+    expected = truth(x, labels, num_classes, weights=weights, **options_of_terms)
     assert_same(step(AdCorreMetricLoss(num_classes, **options), x, labels), expected)
 
 
@@ -213,7 +213,7 @@ def test_learns_embeddings() -> None:
         ({"num_classes": 3, "attention": nn.Linear(3, 3)}, "AttentionMap"),
         ({"num_classes": 0}, "num_classes"),
         ({"components": ()}, "at least one"),
-        ({"distance": None}, "'distance'; it compares embeddings by their correlation"),
+        ({"distance": None}, "'distance'; it always compares embeddings by correlation"),
         ({"num_class": 3}, "unexpected argument 'num_class'$"),
         ({"mean_target": 2}, "mean_target"),
         ({"backend": "reference", "process_group": "world"}, "reference"),

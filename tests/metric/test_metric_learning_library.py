@@ -19,7 +19,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(12, 8, requires_grad=True), torch.arange(12) % 4 + 30
 
 
-def test_is_one_of_its_losses() -> None:
+def test_is_a_base_metric_loss_function() -> None:
     loss = AdCorreMetricLoss()
     assert isinstance(loss, losses.BaseMetricLossFunction)
     x, labels = batch()
@@ -47,7 +47,7 @@ def test_its_record_keepers_get_the_terms() -> None:
 
 def test_other_pairs_are_refused() -> None:
     loss, (x, labels) = AdCorreMetricLoss(), batch()
-    with pytest.raises(ValueError, match="Drop the miner"):
+    with pytest.raises(ValueError, match="Remove the miner"):
         loss(x, labels, miners.MultiSimilarityMiner()(x, labels))
     for references in ((torch.randn(5, 8), torch.arange(5)), (x.detach().clone(), labels), (x, labels + 1)):
         with pytest.raises(ValueError, match="ref_emb: expected None"):

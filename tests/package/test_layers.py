@@ -48,7 +48,7 @@ def imported(tree: ast.AST, *, at_import: bool = False) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("part", BELOW)
-def test_nothing_points_up(part: str) -> None:
+def test_imports_only_lower_layers(part: str) -> None:
     own = {name: tree for name, tree in MODULES.items() if name.split(".")[0] == part}
     assert own, "no module found"
     tops = {(name, module.split(".")[0]) for name, tree in own.items() for module in imported(tree)}
@@ -56,7 +56,7 @@ def test_nothing_points_up(part: str) -> None:
     assert not [(name, top) for name, top in sorted(tops) if top in {*BELOW, "tests"} - allowed]
 
 
-def test_no_circle_of_imports() -> None:
+def test_no_circular_imports() -> None:
     graph = {
         name: {module for module in imported(tree, at_import=True) if module in MODULES and module != name}
         for name, tree in MODULES.items()

@@ -154,8 +154,8 @@ def jobs(count: int, seed: int, cases: Iterable[int]) -> Iterator[Job]:
     """In the order of their numbers: 1000 a case."""
     for number in cases:
         share = count // len(CASES) + (number < count % len(CASES))
-        made = _weakened() if number == len(CASES) else drawn(number, share, seed)
-        for place, (row, judge) in enumerate(made):
+        planted = _weakened() if number == len(CASES) else drawn(number, share, seed)
+        for place, (row, judge) in enumerate(planted):
             yield row._replace(number=1000 * number + place), judge
 
 
@@ -181,9 +181,9 @@ def drawn(number: int, count: int, seed: int) -> Iterator[Job]:
 
 
 def _drawn(case: Case | PairCase, steps: list[Step], kernel: Kernel, mutant: Mutant) -> str:
-    found = verdict(case, steps, kernel, mutant.ptx)
-    if found:
-        return found
+    outcome = verdict(case, steps, kernel, mutant.ptx)
+    if outcome:
+        return outcome
     code = machine_code(mutant.ptx)
     if code is None:
         return "found: ptxas refuses it"
@@ -221,8 +221,8 @@ def _short(case: Case | PairCase, steps: list[Step], kernels: dict[str, Kernel])
                 return address
 
             with mock.patch.object(machine_launch, "_window", shortened):
-                found = verdict(case, steps, kernels[name], kernels[name].ptx)
-            return found or "equivalent: the host function makes it longer than a launch uses"
+                outcome = verdict(case, steps, kernels[name], kernels[name].ptx)
+            return outcome or "equivalent: the host function makes it longer than a launch uses"
 
         yield Row(0, "one element short", str(case), name, kernels[name].code, "", argument, f"{argument}[:-1]"), judge
 
@@ -303,8 +303,8 @@ def summary(rows: list[Row]) -> str:
         of_kind = [row.verdict for row in rows if kind in (row.kind, "all")]
         count = Counter(verdict.split(":")[0] for verdict in of_kind)
         same = of_kind.count(SAME_CODE)
-        found, missed = count["found"], count["missed"]
-        figures = (len(of_kind), found, same, count["equivalent"] - same, missed, _share(found, found + missed))
+        outcome, missed = count["found"], count["missed"]
+        figures = (len(of_kind), outcome, same, count["equivalent"] - same, missed, _share(outcome, outcome + missed))
         lines.append(f"| {kind} | {' | '.join(map(str, figures))} |")
     return "\n".join(lines)
 

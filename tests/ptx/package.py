@@ -133,10 +133,10 @@ def problem_of(case: Case, seed: int = 0) -> tuple[Problem, Tensor]:
     """A seed above 0: other numbers, and more samples, which the same compiled kernels take."""
     n, k, d, num_classes = SHAPES[case.shape]
     n += seed * (n + 7)
-    aims = {}
+    term_targets = {}
     if case.batch == "other aims":
-        aims = {"between": "simplex", "mean": 0.3, "embedding": 0.2 if k <= 16 else -1}
-    drawn = draw(n, k, d, num_classes, seed=seed, **aims)
+        term_targets = {"between": "simplex", "mean": 0.3, "embedding": 0.2 if k <= 16 else -1}
+    drawn = draw(n, k, d, num_classes, seed=seed, **term_targets)
     if case.shape == "gram, far":
         drawn.x[::4] += 20.0
     problem, x = tools.rounded(drawn, case.dtype)

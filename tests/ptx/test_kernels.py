@@ -179,7 +179,7 @@ def test_sectors_of_a_strided_request() -> None:
     assert (report.counts[0].global_sectors["x read"], report.counts[0].global_distinct["x read"]) == (8, 4)
 
 
-def test_outside_of_a_target_nothing_runs() -> None:
+def test_launches_outside_of_a_target_raise_an_error() -> None:
     x = torch.randn(64)
     with ptx_machine.target("sm_90"):
         samples.add[(1,)](x, x, x.clone(), 64, B=64)

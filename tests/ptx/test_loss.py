@@ -46,9 +46,9 @@ def test_a_bad_label() -> None:
     logits, x, targets = tools.draw()
     targets[5], targets[6] = -(2**40), tools.C
     with machine("sm_90") as report:
-        *values, attention, of_logits, of_x = tools.step(loss, (logits, x, targets))
+        *values, attention, dlogits, dx = tools.step(loss, (logits, x, targets))
     report.raise_if_any()
-    assert all(bool(t.isnan().all()) for t in (*values, of_logits, of_x))
+    assert all(bool(t.isnan().all()) for t in (*values, dlogits, dx))
     assert bool(attention.isfinite().all())
 
 

@@ -57,13 +57,13 @@ def test_votes_and_reductions() -> None:
 def test_votes_on_a_predicate(negated: str) -> None:
     for row in (np.zeros(32, bool), np.ones(32, bool), np.arange(32) == 7):
         values = ~row if negated else row
-        wanted = {"any": values.any(), "all": values.all(), "uni": values.all() or not values.any()}
-        for name, want in wanted.items():
+        expected = {"any": values.any(), "all": values.all(), "uni": values.all() or not values.any()}
+        for name, want in expected.items():
             got = lanewise(f"vote.sync.{name}.pred $0, {negated}$1, -1", [row], np.bool_)
             assert got.tolist() == [bool(want)] * 32
 
 
-def test_who_is_here() -> None:
+def test_activemask_and_elect() -> None:
     """activemask in code that a part of the lanes takes; elect in code that all take."""
     out = np.zeros(32, np.uint32)
     body = AT.replace("add.s64 %rd61, %rd101, %rd50;\n", "") + "setp.ge.u32 %p1, %r100, 5;\n@%p1 bra OVER;\n"
@@ -188,7 +188,7 @@ def test_equal_bits_in_one_place(warps: int, blocks: int, found: set[str]) -> No
     assert kinds(run(body, np.zeros(1, np.uint32), num_warps=warps, blocks=blocks)) == found
 
 
-def test_lanes_part_and_meet_again() -> None:
+def test_lanes_diverge_and_reconverge() -> None:
     """A loop of as many trips as the lane's number, then a shuffle that needs all."""
     out, x = np.zeros(32, np.uint32), np.arange(32, dtype=np.uint32)
     body = AT + "ld.global.b32 %r1, [%rd61];\nmov.b32 %r2, 0;\nLOOP:\nsetp.ge.u32 %p1, %r2, %r1;\n@%p1 bra DONE;\n"
@@ -200,7 +200,7 @@ def test_lanes_part_and_meet_again() -> None:
     assert list(report.counts[0].loop_trips.values()) == [32]
 
 
-def test_lanes_that_parted_meet_at_a_shuffle_wherever_their_code_lies() -> None:
+def test_diverged_lanes_reconverge_at_a_shuffle() -> None:
     out = np.zeros(32, np.uint32)
     body = AT + "mov.u32 %r2, 1;\nsetp.lt.u32 %p1, %r100, 7;\n@%p1 bra SLOW;\nJOIN:\n"
     body += "shfl.sync.bfly.b32 %r3, %r2, 31, 31, -1;\nst.global.b32 [%rd60], %r3;\nbra END;\n"
@@ -348,17 +348,17 @@ COPY += "add.s64 %rd61, %rd101, %rd50;\ncp.async.cg.shared.global [%r3], [%rd61]
 BACK = "ld.shared.v4.b32 {%r4, %r5, %r6, %r7}, [%r3];\nst.global.v4.b32 [%rd60], {%r4, %r5, %r6, %r7};\n"
 
 
-@pytest.mark.parametrize("kept", [16, 8, 0])
-def test_async_copies(kept: int) -> None:
+@pytest.mark.parametrize("copied", [16, 8, 0])
+def test_async_copies(copied: int) -> None:
     x = np.arange(128, dtype=np.uint32).reshape(32, 4) + 1
     out = np.zeros_like(x)
-    run(f"mov.b32 %r9, {kept};\n{COPY}cp.async.wait_group 0;\n{BACK}", out, x, shared=512).raise_if_any()
-    assert (out == np.where(np.arange(4) < kept // 4, x, 0)).all()
-    report = run(f"mov.b32 %r9, {kept};\n{COPY}cp.async.wait_group 1;\n{BACK}", out, x, shared=512)
+    run(f"mov.b32 %r9, {copied};\n{COPY}cp.async.wait_group 0;\n{BACK}", out, x, shared=512).raise_if_any()
+    assert (out == np.where(np.arange(4) < copied // 4, x, 0)).all()
+    report = run(f"mov.b32 %r9, {copied};\n{COPY}cp.async.wait_group 1;\n{BACK}", out, x, shared=512)
     assert kinds(report) == {"early"}
 
 
-def test_what_is_not_copied_may_lie_outside() -> None:
+def test_bytes_that_are_not_copied_may_be_out_of_bounds() -> None:
     x, out = np.zeros((1, 4), np.uint32), np.zeros((32, 4), np.uint32)
     body = "setp.eq.s32 %p1, %r100, 0;\nselp.b32 %r9, 16, 0, %p1;\n" + COPY + "cp.async.wait_all;\n" + BACK
     run(body, out, x, shared=512).raise_if_any()

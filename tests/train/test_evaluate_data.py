@@ -160,7 +160,7 @@ def test_a_used_folder(own: tuple[Path, Path, set[str]], tmp_path: Path, capsys:
     assert (tmp_path / "out/notes.txt").read_text() == "mine"
     before = {path.name for path in run.iterdir()}
     evaluated(run, run, code=2)
-    assert f"--out {run} holds other things (run)" in capsys.readouterr().err
+    assert f"--out {run} holds something else (run)" in capsys.readouterr().err
     assert {path.name for path in run.iterdir()} == before
     assert main([str(run / "best"), *FEW]) == 0
     assert main([str(run / "last"), *FEW]) == 0
@@ -199,4 +199,4 @@ def test_other_data_with_other_classes_are_mapped_by_name(
         }
     nothing = layouts.class_folders(tmp_path / "cats", {"": {"cat": (1, 9), "dog": (2, 9)}})
     evaluated(run, tmp_path / "out", "--data", nothing, code=2)
-    assert "none of them is the same by name" in capsys.readouterr().err
+    assert "no name is the same" in capsys.readouterr().err

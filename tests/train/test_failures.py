@@ -27,7 +27,7 @@ def test_a_truncated_checkpoint_is_passed_over(
     newest.write_bytes(newest.read_bytes()[:-1000])
     resumes(stopped)
     said = capsys.readouterr().out
-    assert f"{newest} is damaged (it is not what was written); going on from the one before" in said
+    assert f"{newest} is damaged (it is not what was written); continuing from the previous one" in said
     assert "after step 6" in said
     assert_same(outcome(stopped), undisturbed)
 
@@ -71,14 +71,17 @@ def test_other_images_are_refused(stopped: Path, tmp_path: Path, capsys: pytest.
     other = write_folders(tmp_path / "other", even(6, 2, 3))
     (other / "train/sad/Training_00000.jpg").rename(other / "train/happy/Training_00077.jpg")
     resumes(stopped, "--data", other, code=2)
-    assert "the train split is not what the run began with (fingerprints differ; 42 images" in capsys.readouterr().err
+    assert (
+        "the train split differs from that at the start of the run (fingerprints differ; 42 images"
+        in capsys.readouterr().err
+    )
 
 
 def test_other_settings_are_refused(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     resumes(stopped, "--lr", "0.5", "--batch-size", "8", code=2)
-    assert "the run has --lr 0.001, not 0.5. A run goes on as it began" in capsys.readouterr().err
+    assert "the run has --lr 0.001, not 0.5. A resumed run keeps its settings" in capsys.readouterr().err
     resumes(stopped, "--out", "elsewhere", code=2)
-    assert "goes on in that folder" in capsys.readouterr().err
+    assert "continues in that folder" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_share_a_folder(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +161,7 @@ def test_no_checkpoint_is_promised_where_there_is_none(
     assert not checkpoints(tmp_path / "run")
 
 
-def test_a_file_size_limit_as_the_disk_would_have_it(tmp_path: Path) -> None:
+def test_a_file_size_limit_is_handled_like_a_full_disk(tmp_path: Path) -> None:
     """What PyTorch makes of a write that fails half way is the disk's error again, and leaves nothing behind."""
     state = {"epoch": 1, "done": 1, "step": 1, "model": torch.zeros(500_000)}
     pid = os.fork()

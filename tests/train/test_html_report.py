@@ -84,6 +84,15 @@ def test_a_file_of_the_users_is_not_replaced(
     assert {path.name for path in tmp_path.iterdir()} == {"report.html", "ours.html"}
 
 
+def test_a_row_that_was_cut_short(finished_run: Path, tmp_path: Path) -> None:
+    """By a full disk, or a kill."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    for name in ("steps.csv", "epochs.csv"):
+        text = (run / name).read_text()
+        (run / name).write_text(text + text.splitlines()[-1][:20])
+    assert main([str(run), "--no-evaluate"]) == 0
+
+
 def test_it_is_one_file_without_a_script(page: Page) -> None:
     assert page.of("script") == []
     assert page.of("iframe") == []
@@ -137,7 +146,7 @@ def test_it_shows_the_run(page: Page, run: Path) -> None:
     assert (page.of("img")[0]["src"] or "").startswith("data:image/png;base64,")
 
 
-def test_an_evaluation_of_another_checkpoint_is_made_again(run: Path, page: Page, tmp_path: Path) -> None:
+def test_an_evaluation_of_another_checkpoint_is_repeated(run: Path, page: Page, tmp_path: Path) -> None:
     file = run / "evaluation-test/metrics.json"
     metrics = json.loads(file.read_text())
     file.write_text(json.dumps(metrics | {"epoch": 77}))

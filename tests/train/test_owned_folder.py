@@ -19,7 +19,7 @@ from train.__main__ import main
 from train.checkpoint import write_checkpoint
 from train.errors import UserError
 from train.model import build_model
-from train.run_folder import MODEL_FILES, RunFolder, free_folder, is_run
+from train.run_folder import MODEL_FILES, RunFolder, check_run_folder, is_run
 from train.settings import ModelSettings, Settings
 
 OURS = {"settings": Settings().as_dict(), "data": {}, "versions": {}, "processes": 1}
@@ -116,10 +116,10 @@ def test_a_linked_model_folder_is_refused(name: str, stopped: Path, fer_folders:
         assert sorted(theirs.iterdir()) == before
 
 
-def test_a_run_of_before_the_mark_is_known_by_all_that_it_wrote(stopped: Path) -> None:
+def test_runs_without_a_mark_are_recognized_by_their_files(stopped: Path) -> None:
     (stopped / owned_folder.MARK).unlink()
     assert is_run(stopped)
-    assert free_folder(str(stopped), overwrite=True) == stopped
+    assert check_run_folder(str(stopped), overwrite=True) == stopped
     (stopped / "settings.json").write_text('{"editor.fontSize": 12}')
     assert not is_run(stopped)
 
@@ -131,7 +131,7 @@ def test_marks_of_others_are_none(mark: str, tmp_path: Path) -> None:
     write(tmp_path, owned_folder.MARK, text=mark)
     write(tmp_path, "results.json")
     with pytest.raises(UserError, match="holds no run"):
-        free_folder(str(tmp_path), overwrite=True)
+        check_run_folder(str(tmp_path), overwrite=True)
 
 
 def test_a_folder_of_results_is_prepared(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_folder_of_results_is_prepared(tmp_path: Path) -> None:
     assert contents(out).keys() == {owned_folder.MARK, "notes.txt", "other/b.png"}
     assert not (out / "pictures").exists()
     assert [path.read_text() for path in theirs] == ["mine"] * 2
-    with pytest.raises(UserError, match=r"other things \(evaluation\) and does not carry the mark of predictions"):
+    with pytest.raises(UserError, match=r"something else \(evaluation\) and has no mark of predictions"):
         owned_folder.prepare(out, "predictions", outputs)
     bare, file = tmp_path / "bare", tmp_path / "file"
     write(bare, "figures.csv")

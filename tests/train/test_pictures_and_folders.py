@@ -103,7 +103,7 @@ def test_a_used_folder(finished_run: Path, tmp_path: Path, capsys: pytest.Captur
     (own / "predictions.csv").write_text("mine")
     capsys.readouterr()
     predict(*files, "--out", own, code=2)
-    assert f"--out {own} is not empty and does not carry the mark" in capsys.readouterr().err
+    assert f"--out {own} is not empty and has no mark" in capsys.readouterr().err
     assert [(path.name, path.read_text()) for path in own.iterdir()] == [("predictions.csv", "mine")]
 
 

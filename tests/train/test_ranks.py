@@ -83,7 +83,7 @@ def test_virtual_batches(fer_folders: Path, tmp_path: Path, capsys: pytest.Captu
     assert [row["step"] for row in steps] == ["1", "2", "3", "4", "5", "6"]  # 42 images: 16, 16 and 10
     assert json.loads((tmp_path / "run/settings.json").read_text())["settings"]["data"]["virtual_batch"] == 2
     assert main([*run, "--virtual-batch", "2", "--backend", "reference", "--overwrite"]) == 2
-    assert "--backend reference has no sums to add over" in capsys.readouterr().err
+    assert "--backend reference does not support several processes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("virtual_batch", ["1", "2"])

@@ -45,13 +45,13 @@ def kill_and_resume(data: Path, run: Path, kills: int, seed: int) -> str:
 def test_killed_three_times(fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     said = kill_and_resume(fer_folders, tmp_path / "run", kills=3, seed=1)
     assert_same(outcome(tmp_path / "run"), undisturbed)
-    assert "not bit for bit" not in said
+    assert "results may differ in their last bits" not in said
 
 
 @pytest.mark.slow
 def test_killed_twenty_times(fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     said = kill_and_resume(fer_folders, tmp_path / "run", kills=20, seed=2)
-    assert said.count("\ngoing on ") > 5
+    assert said.count("\ncontinuing ") > 5
     assert_same(outcome(tmp_path / "run"), undisturbed)
 
 
@@ -130,14 +130,14 @@ def same_figures(evaluate: Any) -> Any:
 def test_new_augmentation_options_are_the_runs(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in (("erasing", "0.5"), ("shift", "0.1"), ("scale", "0.1"), ("schedule", "plateau")):
         resumes(stopped, f"--{name}", value, code=2)
-        assert f"not {value}. A run goes on as it began" in capsys.readouterr().err
+        assert f"not {value}. A resumed run keeps its settings" in capsys.readouterr().err
     resumes(stopped, "--lr-drop-epochs", "3", code=2)
 
 
 def leave_out(piece: str, patch: pytest.MonkeyPatch) -> None:
     """Have the next restore forget a piece of the state."""
     if piece == "sampler":
-        patch.setattr(TrainSteps, "go_to", lambda self, epoch, start=0: None)
+        patch.setattr(TrainSteps, "set_epoch", lambda self, epoch, start=0: None)
         return
     if piece == "generator":
         patch.setattr("train.loop.restore_random", lambda *_: None)
@@ -210,7 +210,7 @@ def test_more_epochs_of_the_papers_schedule(stopped: Path, fer_folders: Path, tm
 def test_resume_auto(fer_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert main(["--resume", "auto", *QUICK]) == 2
-    assert "say by --out in which folder" in capsys.readouterr().err
+    assert "give the run folder by --out" in capsys.readouterr().err
     begin = ["--data", str(fer_folders), "--out", str(run), "--resume", "auto", *QUICK]
     run.mkdir()
     owned_folder.mark(run, "run")  # it ended before its first checkpoint
@@ -221,7 +221,7 @@ def test_resume_auto(fer_folders: Path, tmp_path: Path, capsys: pytest.CaptureFi
     for path in checkpoints(run):
         path.unlink()
     assert main(begin) == 2
-    assert "holds a run without a checkpoint to go on from" in capsys.readouterr().err
+    assert "holds a run without a checkpoint to continue from" in capsys.readouterr().err
     assert load_file(run / "last/model.safetensors")
 
 
@@ -233,7 +233,7 @@ def test_the_clock_asks_for_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None
     for now[0] in (0, 59, 61, 62, 122):
         asked.append(watch.poll()[1])
         if asked[-1]:
-            watch.written()
+            watch.checkpoint_written()
     assert asked == [False, False, True, False, True]
     assert not Watch(ALONE, minutes=0).poll()[1]
 
@@ -267,7 +267,7 @@ def test_a_signal_during_an_evaluation(
     evaluation: int, fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     calls = [0]
-    ordinary = Watch.over
+    ordinary = Watch.interruptible
 
     def over(self: Watch, batches: Any) -> Any:
         calls[0] += 1
@@ -276,7 +276,7 @@ def test_a_signal_during_an_evaluation(
         return ordinary(self, batches)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watch, "over", over)
+        patch.setattr(Watch, "interruptible", over)
         assert main(["--data", str(fer_folders), "--out", str(tmp_path / "run"), *RUN]) == 128 + signal.SIGINT
     assert calls == [evaluation]
     resumes(tmp_path / "run")

@@ -24,7 +24,7 @@ def refused(model: Model, loss: AdCorreLoss, inputs: object, error: type[Excepti
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_loader_opened_anew_that_shuffles(dtype) -> None:
+def test_a_loader_that_shuffles_again_raises_an_error(dtype) -> None:
     images, targets = draw(31, dtype=dtype)
     order = torch.Generator().manual_seed(0)
     loader = DataLoader(TensorDataset(images, targets), batch_size=7, shuffle=True, generator=order)
@@ -35,7 +35,7 @@ def test_a_loader_opened_anew_that_shuffles(dtype) -> None:
 
 @pytest.mark.parametrize("shade", [1.0, 1.1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_one_image_augmented_anew(dtype, shade) -> None:
+def test_one_image_augmented_again(dtype, shade) -> None:
     """In half precision it takes more than a shade to tell: what lies below moves the gradient as little."""
     shade = -1.0 if dtype == torch.bfloat16 and shade != 1 else shade
     images, targets = draw(63, dtype=dtype)
@@ -57,7 +57,7 @@ def test_one_image_augmented_anew(dtype, shade) -> None:
         refused(model, loss, chunks, RuntimeError, "chunk 1 of 3 has other statistics in the second pass")
 
 
-@pytest.mark.parametrize("second, words", [(2, "3 chunks came in the first pass and 2"), (4, "3 .* and more in the")])
+@pytest.mark.parametrize("second, words", [(2, "3 chunks in the first pass and 2"), (4, "3 .* and more in the")])
 def test_another_number_of_chunks(second, words) -> None:
     images, targets = draw(28)
     counts = iter((3, second))
@@ -118,7 +118,7 @@ def test_a_bad_label(keep_graphs, pairs) -> None:
     assert all(bool(parameter.grad.isnan().any()) for parameter in model.parameters())
 
 
-def test_nan_is_no_mistake() -> None:
+def test_nan_is_not_an_error() -> None:
     """A run that diverged gives NaN, as an ordinary step does, and no word about chunks."""
     images, targets = draw(28)
     images[9] = torch.nan
@@ -149,16 +149,16 @@ IMAGES, TARGETS = draw(6)
     [
         ((IMAGES,), ValueError, r"targets: expected one for each of the inputs \(6, 2, 6, 6\); got none"),
         ((IMAGES, TARGETS[:5]), ValueError, r"targets: expected one for each .* got shape \(5,\)"),
-        (([(IMAGES, TARGETS)], TARGETS), ValueError, "targets: expected none beside chunks"),
+        (([(IMAGES, TARGETS)], TARGETS), ValueError, "targets: expected None, since chunks"),
         ((7,), TypeError, "inputs: expected a tensor, a list of chunks .* got int"),
-        (([],), ValueError, "no chunk came; a rank without samples gives one chunk of n = 0"),
+        (([],), ValueError, "expected at least one chunk, got none; without samples, pass one of n = 0"),
         (((IMAGES, TARGETS),), TypeError, r"a chunk: expected a pair \(inputs, targets\).* got Tensor"),
         (([(IMAGES, TARGETS, TARGETS)],), TypeError, "a chunk: .* got tuple of Tensor, Tensor, Tensor"),
         (([(IMAGES, [1, 2])],), TypeError, "a chunk: .* got tuple of Tensor, list"),
         ((lambda: None,), TypeError, "NoneType"),
     ],
 )
-def test_inputs_in_no_known_form(arguments, error, words) -> None:
+def test_unknown_forms_of_inputs_raise_an_error(arguments, error, words) -> None:
     with pytest.raises(error, match=words):
         VirtualBatch(Model().double(), AdCorreLoss(CLASSES), 3)(*arguments)
 
@@ -169,7 +169,7 @@ def test_settings() -> None:
         VirtualBatch(model, loss, 0)
     with pytest.raises(TypeError, match="an AdCorreLoss or AdCorreMetricLoss, got Model and CrossEntropyLoss"):
         VirtualBatch(model, torch.nn.CrossEntropyLoss())
-    with pytest.raises(ValueError, match='backend="reference" has no sums to add over chunks'):
+    with pytest.raises(ValueError, match='backend="reference" does not support chunks'):
         VirtualBatch(model.double(), AdCorreLoss(CLASSES, backend="reference"), 3)(IMAGES, TARGETS)
     with pytest.raises(TypeError, match=r"the model's output: expected tensors \(logits, embeddings\), got Tensor"):
         VirtualBatch(torch.nn.Flatten(), loss, 3)(*draw(6))

@@ -34,16 +34,16 @@ def inputs_in(form, images, targets, size):
 
 @pytest.mark.parametrize("keep_graphs", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_equals_one_plain_batch(form, keep_graphs) -> None:
+def test_equals_one_ordinary_batch(form, keep_graphs) -> None:
     """Over several steps, so that attention weights differ from 1; an uneven last chunk."""
     plain, virtual = Model().double(), Model().double()
     plain_loss, loss = AdCorreLoss(CLASSES), AdCorreLoss(CLASSES)
     step = VirtualBatch(virtual, loss, chunk_size=7, keep_graphs=keep_graphs)
     for seed in range(3):
         images, targets = draw(31, seed)
-        wanted = plain_step(plain, plain_loss, images, targets)
+        expected = plain_step(plain, plain_loss, images, targets)
         got = step(*inputs_in(form, images, targets, 7))
-        assert_equal_outputs(got, wanted)
+        assert_equal_outputs(got, expected)
         assert_equal_gradients(virtual, plain)
     assert virtual.forwards == 3 * 5 * (1 if keep_graphs else 2)
     for name, buffer in plain_loss.named_buffers():
@@ -71,9 +71,9 @@ def test_equals_one_plain_batch(form, keep_graphs) -> None:
 def test_every_setting_of_the_loss(settings, keep_graphs) -> None:
     images, targets = draw(23)
     plain, virtual = Model().double(), Model().double()
-    wanted = plain_step(plain, AdCorreLoss(CLASSES, **settings), images, targets)
+    expected = plain_step(plain, AdCorreLoss(CLASSES, **settings), images, targets)
     got = VirtualBatch(virtual, AdCorreLoss(CLASSES, **settings), 5, keep_graphs=keep_graphs)(images, targets)
-    assert_equal_outputs(got, wanted)
+    assert_equal_outputs(got, expected)
     assert_equal_gradients(virtual, plain)
 
 
@@ -86,11 +86,11 @@ def test_a_single_embedding_and_lambda_per_call(pairs) -> None:
 
     images, targets = draw(20)
     plain, virtual = Flat().double(), Flat().double()
-    wanted = plain_step(plain, AdCorreLoss(CLASSES, lambd=0.2, pairs=pairs), images, targets)
+    expected = plain_step(plain, AdCorreLoss(CLASSES, lambd=0.2, pairs=pairs), images, targets)
     got = VirtualBatch(virtual, AdCorreLoss(CLASSES, pairs=pairs), 6)(
         images, targets, lambd=torch.tensor(0.2, dtype=torch.float64)
     )
-    assert_equal_outputs(got, wanted)
+    assert_equal_outputs(got, expected)
     assert_equal_gradients(virtual, plain)
 
 
@@ -110,11 +110,11 @@ def test_one_chunk_is_an_ordinary_step_bit_for_bit() -> None:
     for form in FORMS:
         plain, virtual = Model(norm=True, dropout=0.5), Model(norm=True, dropout=0.5)
         torch.manual_seed(3)
-        wanted = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
+        expected = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
         torch.manual_seed(3)
         got = VirtualBatch(virtual, AdCorreLoss(CLASSES), 20)(*inputs_in(form, images, targets, 20))
         assert virtual.forwards == 1
-        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
         assert all(torch.equal(gradients(virtual)[name], one) for name, one in gradients(plain).items())
         assert all(torch.equal(a, b) for a, b in zip(virtual.buffers(), plain.buffers(), strict=True))
 
@@ -124,11 +124,11 @@ def test_dropout_equals_keeping_the_graphs() -> None:
     images, targets = draw(31)
     with_graphs, virtual = Model(norm=True, dropout=0.5).double(), Model(norm=True, dropout=0.5).double()
     torch.manual_seed(1)
-    wanted = VirtualBatch(with_graphs, AdCorreLoss(CLASSES), 7, keep_graphs=True)(images, targets)
+    expected = VirtualBatch(with_graphs, AdCorreLoss(CLASSES), 7, keep_graphs=True)(images, targets)
     after = torch.get_rng_state()
     torch.manual_seed(1)
     got = VirtualBatch(virtual, AdCorreLoss(CLASSES), 7)(images, targets)
-    assert_equal_outputs(got, wanted)
+    assert_equal_outputs(got, expected)
     assert_equal_gradients(virtual, with_graphs)
     assert torch.equal(torch.get_rng_state(), after)
     torch.manual_seed(2)
@@ -169,9 +169,9 @@ def test_buffers_that_the_forward_pass_reads() -> None:
     for model in models:
         torch.manual_seed(0)
         nn.utils.parametrizations.spectral_norm(model.conv)
-    wanted = VirtualBatch(models[0], AdCorreLoss(CLASSES), 7, keep_graphs=True)(images, targets)
+    expected = VirtualBatch(models[0], AdCorreLoss(CLASSES), 7, keep_graphs=True)(images, targets)
     got = VirtualBatch(models[1], AdCorreLoss(CLASSES), 7)(images, targets)
-    assert_equal_outputs(got, wanted)
+    assert_equal_outputs(got, expected)
     assert_equal_gradients(models[1], models[0])
     for a, b in zip(models[0].buffers(), models[1].buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)

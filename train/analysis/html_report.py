@@ -18,7 +18,7 @@ from train.command import run_settings
 from train.disk import read_json, read_rows, read_text
 from train.errors import UserError
 from train.evaluation import percent
-from train.hub import described_loss
+from train.hub import describe_loss
 from train.settings import format_value
 
 Rows = list[dict[str, str]]
@@ -115,7 +115,7 @@ def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
     return {
         "name": name,
         "model": f"{model.get('backbone', '?')}, k = {model.get('k', '?')}, d = {model.get('d', '?')}; "
-        + described_loss(settings.get("loss", {})),
+        + describe_loss(settings.get("loss", {})),
         "origin": {key: started[key] for key in ("date", "command", "commit") if started.get(key)}
         | ({"weights from": f"{parent['run']} (epoch {parent['epoch']})"} if (parent := stored.get("parent")) else {}),
         "figures": _figures(epochs, results, test, _test_note(test, stored) if current else ""),

@@ -80,8 +80,7 @@ def _tsne_figure(points: NDArray[np.float64], labels: NDArray[np.int64], class_n
 def _tsne_figures(
     every: Sequence[tuple[str, NDArray[np.float64], NDArray[np.int64]]], class_names: Sequence[str]
 ) -> Figure:
-    """Side by side, each (title, points, labels); the legend counts the first one's."""
-    """The square is filled: each axis has a scale of its own."""
+    """Side by side, each (title, points, labels). The legend has the first one's counts. Axes are scaled separately."""
     use_fonts_for(class_names)
     class_names = [shorten(name, LONGEST) for name in class_names]
     columns = max(1, min(4 * len(every), 72 * len(every) // (max(map(len, class_names)) + 12)))
@@ -168,11 +167,15 @@ def draw_confusion(path: Path, confusion: NDArray[np.int64], class_names: Sequen
 
 @matplotlib.rc_context(palette.STYLE)
 def draw_correlations(
-    path: Path, matrices: Sequence[tuple[str, NDArray[np.float64]]], names: Sequence[str], title: str, axis: str = ""
+    path: Path,
+    matrices: Sequence[tuple[str, NDArray[np.float64]]],
+    names: Sequence[str],
+    title: str,
+    axis: str = "class",
 ) -> None:
     """Square matrices of correlations side by side, each (title, matrix), on one scale from -1 to 1.
 
-    `axis` names what the rows and columns are.
+    axis: the label of both axes.
     """
     use_fonts_for(names)
     names = [shorten(name, LONGEST) for name in names]
@@ -193,7 +196,7 @@ def draw_correlations(
             rotation_mode="anchor",
         )
         axes.set_yticks(range(len(names)), names)
-        axes.set(title=_capitalized(heading), xlabel=axis, ylabel=axis)
+        axes.set(title=_capitalized(heading), xlabel=axis, ylabel=axis if axes is every[0] else "")
     figure.colorbar(image, ax=every.tolist(), shrink=0.7, label="correlation")
     figure.suptitle(_capitalized(title))
     figure.savefig(path)

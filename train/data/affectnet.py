@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.base import Layout, LoadedDataset, Request, digest
-from train.data.files import ImageCollection, is_hidden, list_images, one_of
+from train.data.files import ImageCollection, is_hidden, list_images, single_folder
 from train.data.labels import CLASS_NAMES_8
 from train.data.store import load_cached
 from train.data.tables import header, read_table
@@ -110,7 +110,7 @@ def _sets(path: Path) -> dict[str, Path]:
     for part, names in SETS.items():
         there = [path / name for name in names]
         there = [folder for folder in there if all((folder / inner).is_dir() for inner in ("images", "annotations"))]
-        if folder := one_of(there, f"AffectNet's {part} images"):
+        if folder := single_folder(there, f"AffectNet's {part} images"):
             sets[part] = folder
     return sets
 

@@ -94,10 +94,10 @@ def _walk(root: Path, name: str, above: tuple[tuple[int, int], ...], listing: Li
 
 def ignored(others: Sequence[str]) -> tuple[str, ...]:
     """A note on files in class folders that are no images by their suffix."""
-    return (f"{listed(others)} ignored: no image's suffix",) if others else ()
+    return (f"{summarize_names(others)} ignored: no image's suffix",) if others else ()
 
 
-def listed(names: Sequence[str], most: int = 5, what: str = "file") -> str:
+def summarize_names(names: Sequence[str], most: int = 5, what: str = "file") -> str:
     """ "3 files (a, b, c)", with the first few of many."""
     shown = ", ".join(printable(name) for name in names[:most])
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
@@ -117,11 +117,11 @@ def has_images(folder: Path) -> bool:
     return any(image_names(folder, 1))
 
 
-def folders_in(path: Path) -> list[Path]:
-    """The folders in a folder, sorted by name; none in what is no folder.
+def subfolders(path: Path) -> list[Path]:
+    """The folders in a folder, sorted by name; [] if `path` is not a folder.
 
-    Hidden ones are left out, and those that this program wrote. Raises OSError for a folder that may not be read, so
-    that nothing in it is left out in silence.
+    Hidden ones are left out, and those that this program wrote. Raises OSError for a folder that cannot be read, so
+    that nothing is left out silently.
     """
     try:
         folders = [entry for entry in path.iterdir() if not is_hidden(entry.name) and entry.is_dir()]
@@ -130,7 +130,7 @@ def folders_in(path: Path) -> list[Path]:
         return []
 
 
-def one_of(folders: Sequence[Path], what: str) -> Path | None:
+def single_folder(folders: Sequence[Path], what: str) -> Path | None:
     """The one folder; None where there is none. Raises UserError that names them where there are several."""
     if len(folders) > 1:
         names = " and ".join(printable(folder.name) for folder in folders)
@@ -183,7 +183,11 @@ class ImageCollection:
                 raise UserError(f"{names} are one file, by a link, in two {kind}: remove one of them")
 
     def missing_finding(self, words: str) -> tuple[Finding, ...]:
-        return (Finding("missing", f"{listed(self.missing)} {words}", tuple(self.missing)),) if self.missing else ()
+        return (
+            (Finding("missing", f"{summarize_names(self.missing)} {words}", tuple(self.missing)),)
+            if self.missing
+            else ()
+        )
 
     def dataset(self, root: Path, class_names: tuple[str, ...]) -> ImageFiles:
         """The files as one dataset, in their order. UserError for one file in two parts or, as a whole, two classes."""

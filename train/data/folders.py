@@ -10,7 +10,16 @@ import numpy as np
 
 from train.data import fer2013, rafdb
 from train.data.base import Finding, Layout, LoadedDataset, Request, printable
-from train.data.files import ImageCollection, folders_in, has_images, ignored, image_names, list_images, listed, one_of
+from train.data.files import (
+    ImageCollection,
+    has_images,
+    ignored,
+    image_names,
+    list_images,
+    single_folder,
+    subfolders,
+    summarize_names,
+)
 from train.data.labels import (
     ALIKE,
     CLASS_NAMES,
@@ -23,7 +32,7 @@ from train.data.labels import (
     TRAIN_NAMES,
     VALIDATION_NAMES,
 )
-from train.data.splitting import ordinary_roles
+from train.data.splitting import default_roles
 from train.errors import UserError
 
 PARTS = {"train": TRAIN_NAMES, "validation": VALIDATION_NAMES, "test": TEST_NAMES}
@@ -41,11 +50,11 @@ def find_parts(path: Path) -> dict[str, Path]:
     Pictures that lie in train/ and test/ themselves have no classes. Raises UserError where two folders are the same
     part.
     """
-    inner = folders_in(path)
+    inner = subfolders(path)
     parts = {}
     for part, names in PARTS.items():
         there = [folder for folder in inner if folder.name.lower() in names and _classes(folder)]
-        if folder := one_of(there, f"the {part} images"):
+        if folder := single_folder(there, f"the {part} images"):
             parts[part] = folder
     if "train" in parts:
         return parts
@@ -55,7 +64,7 @@ def find_parts(path: Path) -> dict[str, Path]:
 
 def _classes(part: Path) -> list[Path]:
     """The folders in a part, where images lie in at least one of them."""
-    folders = folders_in(part)
+    folders = subfolders(part)
     return folders if any(map(has_images, folders)) else []
 
 
@@ -106,7 +115,7 @@ def load(path: Path, request: Request) -> LoadedDataset:
     findings = _numbers(names, np.bincount(whole.labels, minlength=len(class_names)).tolist())
     findings += (*_misspelt(names, beside=parts["train"] == path), *_unread(path, parts))
     layout = "class folders, " + (f"{', '.join(parts)}" if parts["train"] != path else "no parts")
-    roles, notes = ordinary_roles(list(parts)), (note, *ignored(samples.others), *_loose(parts.values()))
+    roles, notes = default_roles(list(parts)), (note, *ignored(samples.others), *_loose(parts.values()))
     return LoadedDataset(layout, path, whole, samples.part(), roles, notes=notes, findings=findings)
 
 
@@ -127,7 +136,7 @@ def _check_classes(path: Path, class_names: Sequence[str], by_part: Mapping[str,
 def _loose(parts: Iterable[Path]) -> tuple[str, ...]:
     """A note on images that lie beside the class folders of a part."""
     names = [f"{part.name}/{name}" for part in parts for name in sorted(image_names(part))]
-    return (f"{listed(names)} beside the class folders: not read",) if names else ()
+    return (f"{summarize_names(names)} beside the class folders: not read",) if names else ()
 
 
 def _numbers(names: Sequence[str], counts: list[int]) -> tuple[Finding, ...]:
@@ -178,14 +187,16 @@ def _unread(path: Path, parts: Mapping[str, Path]) -> tuple[Finding, ...]:
     """Folders beside the parts of which nothing is read: misspelt parts, with class folders, and parts without."""
     if parts["train"] == path:
         return ()
-    beside = [folder for folder in folders_in(path) if folder not in parts.values()]
+    beside = [folder for folder in subfolders(path) if folder not in parts.values()]
     findings = []
     if others := [folder.name for folder in beside if folder.name.lower() not in PART_NAMES and _classes(folder)]:
-        message = f"{listed(others, what='folder')} beside {parts['train'].name}/ with class folders in it: not read; "
-        message += f"parts are called {', '.join('/'.join(sorted(names)) for names in PARTS.values())}"
+        message = f"{summarize_names(others, what='folder')} beside {parts['train'].name}/ with class folders in it: "
+        message += f"not read; parts are called {', '.join('/'.join(sorted(names)) for names in PARTS.values())}"
         findings.append(Finding("unread folders", message, tuple(map(printable, others))))
     if unsorted := [folder.name for folder in beside if folder.name.lower() in PART_NAMES]:
-        message = f"{listed(unsorted, what='folder')} without class folders that hold images themselves: not read"
+        message = (
+            f"{summarize_names(unsorted, what='folder')} without class folders that hold images themselves: not read"
+        )
         findings.append(Finding("unread folders", message, tuple(map(printable, unsorted))))
     return tuple(findings)
 

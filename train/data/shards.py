@@ -24,7 +24,7 @@ from PIL import Image
 from train import owned_folder
 from train.data.base import SPLITS, FaceDataset, Labels, Layout, LoadedDataset, Request, Splits, Subset, broken, digest
 from train.data.decode import read_picture
-from train.data.splitting import ordinary_roles
+from train.data.splitting import default_roles
 from train.data.store import fault
 from train.errors import UserError
 
@@ -147,7 +147,7 @@ def load(path: Path, request: Request) -> LoadedDataset:
             state = f"has {there:,} bytes" if there >= 0 else "is missing"
             raise UserError(f"{path / name} {state}; the index says {size:,}: copy it again")
     notes = (f"shards of: {index['layout']}", f"{len(expected):,} tar files, {sum(expected.values()) / 2**20:,.1f} MiB")
-    roles = ordinary_roles(splits)
+    roles = default_roles(splits)
     return LoadedDataset("tar shards", path, whole, whole.part, roles, notes=notes)
 
 

@@ -86,10 +86,10 @@ def map_samples(
     chunks = [range(at, min(at + CHUNK, len(dataset))) for at in range(start, len(dataset), CHUNK)]
     processes = min(default_processes() if processes is None else processes, len(chunks) // 2)
 
-    def look_at(chunk: range) -> list[T]:
+    def read_chunk(chunk: range) -> list[T]:
         return [look(dataset, index) for index in chunk]
 
-    results = map_in_processes(look_at, chunks, processes, "reading images")
+    results = map_in_processes(read_chunk, chunks, processes, "reading images")
     yield from zip(chunks, bar(results, "reading images", total=len(chunks)), strict=True)
 
 

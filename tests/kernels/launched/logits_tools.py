@@ -29,13 +29,13 @@ def compare(
     logits: Tensor, targets: Tensor, weight: Tensor | None, adjustment: Tensor | None, smoothing: float
 ) -> None:
     """Sums, counts and gradient: no further from float64 than PyTorch in the working dtype, and a little."""
-    num_classes, kept = logits.shape[1], targets != -100
+    num_classes, valid = logits.shape[1], targets != -100
     counts, ce = gpu.logits_sums(logits, targets, weight, adjustment, smoothing, -100)
     upstream = torch.tensor(0.37, device=tools.DEVICE, dtype=ce.dtype)
     gradient = gpu.logits_gradient(logits, targets, upstream, weight, adjustment, smoothing, -100)
 
     def plain(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        own = logits.detach().to(dtype).where(kept[:, None], 0).requires_grad_()
+        own = logits.detach().to(dtype).where(valid[:, None], 0).requires_grad_()
         scores = own if adjustment is None else own + adjustment.to(dtype)
         w = None if weight is None else weight.to(dtype)
         total = cross_entropy(scores, targets, w, reduction="sum", label_smoothing=smoothing)
@@ -46,7 +46,7 @@ def compare(
     ce_allowed = 2 * (in_float[0] - truth[0]).abs() + 8 * eps * (truth[0] + len(logits))
     assert bool((ce[0].double() - truth[0]).abs() <= ce_allowed)
     used = torch.ones(num_classes, device=tools.DEVICE) if weight is None else weight
-    torch.testing.assert_close(ce[1].double(), used.double()[targets[kept]].sum(), rtol=4 * eps, atol=0)
+    torch.testing.assert_close(ce[1].double(), used.double()[targets[valid]].sum(), rtol=4 * eps, atol=0)
     half = torch.finfo(logits.dtype)
     allowed = (
         2 * (in_float[1] - truth[1]).abs()
@@ -56,5 +56,5 @@ def compare(
     assert gradient.dtype == logits.dtype
     assert gradient.is_contiguous()
     assert bool(((gradient.double() - truth[1]).abs() <= allowed).all())
-    predicted = torch.bincount(targets[kept & (logits.argmax(1) == targets)], minlength=num_classes)
-    assert torch.equal(counts, torch.stack((predicted, torch.bincount(targets[kept], minlength=num_classes))))
+    predicted = torch.bincount(targets[valid & (logits.argmax(1) == targets)], minlength=num_classes)
+    assert torch.equal(counts, torch.stack((predicted, torch.bincount(targets[valid], minlength=num_classes))))

@@ -60,7 +60,7 @@ def test_one_order_of_all_samples(shape, monkeypatch) -> None:
     for dtype in (F32, BF16):
         check(draw(*shape), dtype)
     monkeypatch.setattr(plan, "SORT_PROGRAMS", 2)  # several tiles a program
-    monkeypatch.setattr(plan, "SLOT_NUMBERS", 0)  # slots of one row
+    monkeypatch.setattr(plan, "SLOT_ELEMENTS", 0)  # slots of one row
     plan.plan_statistics.cache_clear()
     check(draw(*shape), F32)
 

@@ -16,8 +16,8 @@ def kernel(request, monkeypatch) -> str:
     """Which kernels take a small sample, so that the interpreter has little to do."""
     changes = {
         "warp": {},
-        "program": {"sample_numbers": 0},
-        "blocks": {"sample_numbers": 0, "program_numbers": 64},  # two embeddings of 16 entries
+        "program": {"sample_elements": 0},
+        "blocks": {"sample_elements": 0, "program_elements": 64},  # two embeddings of 16 entries
     }[request.param]
     settings = {key: entry._replace(**changes) for key, entry in gpus.STREAMING.items()}
     monkeypatch.setattr(gpus, "STREAMING", settings)
@@ -96,8 +96,8 @@ def test_ignored_samples_touch_nothing(kernel, num_classes) -> None:
     keep[[0, 5, 8]] = False
     problem.targets[problem.targets == 2] = 1
     problem.targets[~keep] = 2
-    wanted = problem._replace(x=problem.x[keep], targets=problem.targets[keep])
-    values, gradient = launch(wanted, wanted.x.float().to(DEVICE))
+    expected = problem._replace(x=problem.x[keep], targets=problem.targets[keep])
+    values, gradient = launch(expected, expected.x.float().to(DEVICE))
     x = problem.x.float()
     x[5] = torch.nan
     got = launch(problem, x.to(DEVICE), ignore_index=2)
@@ -142,7 +142,7 @@ def test_nan_embeddings_propagate(kernel) -> None:
 
 
 @every_kernel
-def test_vectors_too_long_to_square_are_loud(kernel) -> None:
+def test_vectors_too_long_to_square_give_nan(kernel) -> None:
     """|x|^2 beyond float32: NaN, not the zeros of a constant vector."""
     problem = draw(4, 5, 10, 2)
     x = problem.x.float()

@@ -58,7 +58,7 @@ def test_ignored_samples_are_not_read() -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e25])
-def test_what_has_no_length_is_loud(value) -> None:
+def test_nan_and_overflowing_lengths_give_nan(value) -> None:
     problem = draw(*SHAPE)
     x = problem.x.bfloat16()
     x[3, 1, 2] = value

@@ -120,7 +120,7 @@ def test_opcheck(smoothing, weighted) -> None:
 
 
 @pytest.mark.parametrize("backend_classes", [(1025, torch.float32), (4, torch.float8_e4m3fn)])
-def test_what_the_kernels_do_not_take_goes_to_torch(backend_classes) -> None:
+def test_unsupported_logits_use_pytorch(backend_classes) -> None:
     num_classes, dtype = backend_classes
     logits = torch.randn(6, num_classes, device=DEVICE)
     x, targets = torch.randn(6, 2, 8, device=DEVICE), torch.arange(6, device=DEVICE) % 4

@@ -55,7 +55,7 @@ def test_launches_and_nothing_else(monkeypatch, n, forward, recorded) -> None:
     """Every operation of PyTorch in a step is an allocation or a view, which a GPU hears nothing of."""
     monkeypatch.setattr(plan, "LOCAL_SAMPLES", 40)
     launches: list[str] = []
-    for module in (host, host.add_up.__globals__):
+    for module in (host, host.launch_statistics.__globals__):
         names = module if isinstance(module, dict) else vars(module)
         original = names["cached_launch"]
 

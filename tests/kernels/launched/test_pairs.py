@@ -70,7 +70,7 @@ def test_blocks_of_tiles(n) -> None:
 
 
 @pytest.mark.parametrize("target", [1.0, -1.0])
-def test_targets_where_nothing_bends(target) -> None:
+def test_targets_at_minus_one_and_one(target) -> None:
     generator = torch.Generator().manual_seed(3)
     problem = draw_pairs(40, 2, 32, 4, target=target, seed=2)
     check(problem._replace(x=torch.randn(40, 2, 32, generator=generator)), "highest")
@@ -157,7 +157,7 @@ def test_constant_vectors_have_no_direction(complete) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
-def test_what_has_no_length_is_loud(value) -> None:
+def test_nan_and_overflowing_lengths_give_nan(value) -> None:
     """NaN and squares beyond float32 come out as NaN."""
     problem = draw_pairs(12, 2, 10, 3, target=-0.2)
     problem.x[3, 1, 2] = value

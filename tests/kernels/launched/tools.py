@@ -88,11 +88,11 @@ def steps(problem: Problem, x: Tensor, ignore_index: int = -100) -> tuple[Tensor
     num_classes, (_, k, d) = problem.attention.shape[0], x.shape
     options = resolve_options(x, num_classes, "triton", *problem.options.values(), ignore_index)
     targets = problem.targets.to(DEVICE)
-    aims = (options.between_target, options.mean_target, options.embedding_target)
+    term_targets = (options.between_target, options.mean_target, options.embedding_target)
     flat = gpu.statistics(x, targets, num_classes, ignore_index, options.embedding_target)
     attention = problem.attention.float().to(DEVICE)
     of_terms = gpu if gpu.terms_supported(num_classes, k, d) else torch_backend
-    values, feature, mean, scale = of_terms.terms(flat, attention, k, d, *aims)
+    values, feature, mean, scale = of_terms.terms(flat, attention, k, d, *term_targets)
     upstream = torch.cat((problem.upstream.float(), torch.zeros(1))).to(DEVICE)
     gradient = gpu.gradient(x, targets, upstream, feature, mean, scale, ignore_index, options.embedding_target)
     return flat, values, feature, mean, scale, gradient
