@@ -23,14 +23,17 @@ from adcorre_kernels.cpu.memory import (
     takes_part,
     view,
     widen,
+    widest_vectors,
 )
 
+PADDING = 7  # zeros behind a sample's means and inverse lengths: rows are added up to eight at a time
 GROUP = 63  # samples: float32 sums of so many enter float64
 ORDER, SUM, FINISH, ALL = range(4)  # what a call of `statistics` does
 
 
 @njit(**SUMS)
 def _sum(row, zero):
+    widest_vectors()
     total = zero
     for j in range(row.shape[0]):
         total += row[j]
@@ -39,6 +42,7 @@ def _sum(row, zero):
 
 @njit(**SUMS)
 def _dot(a, b, zero):
+    widest_vectors()
     total = zero
     for j in range(a.shape[0]):
         total += a[j] * b[j]
@@ -47,6 +51,7 @@ def _dot(a, b, zero):
 
 @njit(**SUMS)
 def _squared_length(row, mean, zero):
+    widest_vectors()
     total = zero
     for j in range(row.shape[0]):
         value = row[j] - mean
@@ -55,18 +60,18 @@ def _squared_length(row, mean, zero):
 
 
 @njit(**SUMS)
-def _squared_length_and_dot(row, mean, other, zero):
-    """Of x - mean: its squared length and its product with another row."""
-    total, dot = zero, zero
+def _dot_with_pull(row, mean, feature, factor, sample_sum, scale, zero):
+    """Of x - mean with what FD and ED pull at."""
+    widest_vectors()
+    total = zero
     for j in range(row.shape[0]):
-        value = row[j] - mean
-        total += value * value
-        dot += value * other[j]
-    return total, dot
+        total += (row[j] - mean) * (factor * feature[j] + scale * sample_sum[j])
+    return total
 
 
 @njit(**SUMS)
 def _centred_dot(a, mean_a, b, mean_b, zero):
+    widest_vectors()
     total = zero
     for j in range(a.shape[0]):
         total += (a[j] - mean_a) * (b[j] - mean_b)
@@ -75,26 +80,40 @@ def _centred_dot(a, mean_a, b, mean_b, zero):
 
 @njit(**SUMS)
 def _add(row, factor, total):
+    widest_vectors()
     for j in range(row.shape[0]):
         total[j] += factor * row[j]
 
 
 @njit(**SUMS)
 def _add_centred(row, mean, factor, total):
+    widest_vectors()
     for j in range(row.shape[0]):
         total[j] += factor * (row[j] - mean)
 
 
 @njit(**SUMS)
-def _add_four_centred(a, b, c, d, mean, inverse, total):
+def _add_four_centred(a, b, c, d, mean_a, mean_b, mean_c, mean_d, by_a, by_b, by_c, by_d, total):
+    widest_vectors()
     for j in range(total.shape[0]):
-        total[j] += (inverse[0] * (a[j] - mean[0]) + inverse[1] * (b[j] - mean[1])) + (
-            inverse[2] * (c[j] - mean[2]) + inverse[3] * (d[j] - mean[3])
-        )
+        total[j] += (by_a * (a[j] - mean_a) + by_b * (b[j] - mean_b)) + (by_c * (c[j] - mean_c) + by_d * (d[j] - mean_d))
+
+
+@njit(**SUMS)
+def _add_eight_centred(
+    a, b, c, d, e, f, g, h, mean_a, mean_b, mean_c, mean_d, mean_e, mean_f, mean_g, mean_h,
+    by_a, by_b, by_c, by_d, by_e, by_f, by_g, by_h, total,
+):  # fmt: skip
+    widest_vectors()
+    for j in range(total.shape[0]):
+        total[j] += (
+            (by_a * (a[j] - mean_a) + by_b * (b[j] - mean_b)) + (by_c * (c[j] - mean_c) + by_d * (d[j] - mean_d))
+        ) + ((by_e * (e[j] - mean_e) + by_f * (f[j] - mean_f)) + (by_g * (g[j] - mean_g) + by_h * (h[j] - mean_h)))
 
 
 @njit(**SUMS)
 def _add_to_class(row, mean, inverse, direction_sum, centred_sum):
+    widest_vectors()
     for j in range(row.shape[0]):
         value = row[j] - mean
         direction_sum[j] += value * inverse
@@ -103,6 +122,7 @@ def _add_to_class(row, mean, inverse, direction_sum, centred_sum):
 
 @njit(**SUMS)
 def _add_three_to_class(a, b, c, mean_a, mean_b, mean_c, inverse_a, inverse_b, inverse_c, direction_sum, centred_sum):
+    widest_vectors()
     for j in range(a.shape[0]):
         x, y, z = a[j] - mean_a, b[j] - mean_b, c[j] - mean_c
         direction_sum[j] += x * inverse_a + y * inverse_b + z * inverse_c
@@ -128,17 +148,52 @@ def _widen_sample(x, stride_k, dtype, k, d, rows, zero):
 
 
 @njit(**EXACT)
+def _measure(rows, stride, following, k, d, limit, mean, inverse, squared_length_of_x, zero):
+    """Means, inverse lengths and squared lengths of k rows. The k rows at `following` are fetched meanwhile.
+
+    Loops over the rows, each with one pass: their chains of operations run side by side.
+    """
+    for l in range(k):
+        prefetch(following + l * stride, d * size_of(zero))
+        mean[l] = _sum(view(rows + l * stride, d, zero), zero) / cast(d, zero)
+    for l in range(k):
+        inverse[l] = _squared_length(view(rows + l * stride, d, zero), mean[l], zero)
+    for l in range(k):
+        squared_length_of_x[l] = inverse[l] + cast(d, zero) * mean[l] * mean[l]
+        inverse[l] = _inverse_length(inverse[l], squared_length_of_x[l], limit, zero)
+
+
+@njit(**EXACT)
 def _sum_of_directions(rows, stride, k, d, mean, inverse, total, zero):
-    """u, four rows at a time; `mean` and `inverse` have three zeros behind the k numbers."""
+    """u, eight or four rows at a time; `mean` and `inverse` have PADDING zeros behind the k numbers."""
     fill(total, zero)
-    for l in range(0, k, 4):
+    l = 0
+    while l < k:
         a, b, c, e = (
             view(rows + l * stride, d, zero),
             view(rows + min(l + 1, k - 1) * stride, d, zero),
             view(rows + min(l + 2, k - 1) * stride, d, zero),
             view(rows + min(l + 3, k - 1) * stride, d, zero),
         )
-        _add_four_centred(a, b, c, e, mean[l : l + 4], inverse[l : l + 4], total)
+        if k - l <= 4:
+            _add_four_centred(
+                a, b, c, e, mean[l], mean[l + 1], mean[l + 2], mean[l + 3],
+                inverse[l], inverse[l + 1], inverse[l + 2], inverse[l + 3], total,
+            )  # fmt: skip
+            l += 4
+        else:
+            f, g, h, i = (
+                view(rows + (l + 4) * stride, d, zero),
+                view(rows + min(l + 5, k - 1) * stride, d, zero),
+                view(rows + min(l + 6, k - 1) * stride, d, zero),
+                view(rows + min(l + 7, k - 1) * stride, d, zero),
+            )
+            _add_eight_centred(
+                a, b, c, e, f, g, h, i, mean[l], mean[l + 1], mean[l + 2], mean[l + 3], mean[l + 4], mean[l + 5],
+                mean[l + 6], mean[l + 7], inverse[l], inverse[l + 1], inverse[l + 2], inverse[l + 3], inverse[l + 4],
+                inverse[l + 5], inverse[l + 6], inverse[l + 7], total,
+            )  # fmt: skip
+            l += 8
 
 
 @njit(**EXACT)
@@ -179,20 +234,8 @@ def _class_of(position, begin, num_classes):
 
 
 @njit(**EXACT)
-def _measure_sample(zero, rows, stride, following, k, d, embedding_target, limit, mean, inverse, totals, sample_sum):
-    """Means and inverse lengths of a sample, its lengths into `totals`; returns its part of ED's sum.
-
-    The sample at `following` is fetched meanwhile.
-    """
-    for l in range(k):
-        prefetch(following + l * stride, d * size_of(zero))
-        row = view(rows + l * stride, d, zero)
-        mean[l] = _sum(row, zero) / cast(d, zero)
-        squared_length = _squared_length(row, mean[l], zero)
-        squared_length_of_x = squared_length + cast(d, zero) * mean[l] * mean[l]
-        inverse[l] = _inverse_length(squared_length, squared_length_of_x, limit, zero)
-        totals[2 * k * d + l] += np.sqrt(squared_length_of_x)
-        totals[2 * k * d + k] += inverse[l] != 0
+def _embedding_sum(rows, stride, k, d, embedding_target, mean, inverse, sample_sum, zero):
+    """A sample's part of ED's sum."""
     if embedding_target == -1.0:
         _sum_of_directions(rows, stride, k, d, mean, inverse, sample_sum, zero)
         return np.float64(_dot(sample_sum, sample_sum, zero))
@@ -214,10 +257,11 @@ def _add_group(
 
     Three samples at a time, so that the class's rows are read and written a third as often.
     """
-    bytes_ = size_of(zero)
+    bytes_, padded = size_of(zero), k + PADDING
     sample_sum, rows = view(scratch, d, zero), scratch + d * bytes_
-    means = view(rows + 3 * k * d * bytes_, 3 * (k + 3), zero)
-    inverses = view(rows + 3 * (k * d + k + 3) * bytes_, 3 * (k + 3), zero)
+    means = view(rows + 3 * k * d * bytes_, 3 * padded, zero)
+    inverses = view(rows + 3 * (k * d + padded) * bytes_, 3 * padded, zero)
+    squared_length_of_x = view(rows + 3 * (k * d + 2 * padded) * bytes_, k, zero)
     fill(means, zero)
     fill(inverses, zero)
     first = second = third = x
@@ -230,10 +274,12 @@ def _add_group(
                 x + order[p + t] * stride_n, stride_k, dtype, k, d, rows + t * k * d * bytes_, zero
             )
             first, second, third = second, third, own
-            embedding_sum += _measure_sample(
-                zero, own, stride, x + following * stride_n, k, d, embedding_target, limit,
-                means[t * (k + 3) : (t + 1) * (k + 3)], inverses[t * (k + 3) : (t + 1) * (k + 3)], totals, sample_sum,
-            )  # fmt: skip
+            mean, inverse = means[t * padded : (t + 1) * padded], inverses[t * padded : (t + 1) * padded]
+            _measure(own, stride, x + following * stride_n, k, d, limit, mean, inverse, squared_length_of_x, zero)
+            for l in range(k):
+                totals[2 * k * d + l] += np.sqrt(squared_length_of_x[l])
+                totals[2 * k * d + k] += inverse[l] != 0
+            embedding_sum += _embedding_sum(own, stride, k, d, embedding_target, mean, inverse, sample_sum, zero)
         for l in range(k):
             offset = l * d * bytes_
             s, m = view(direction_sum + offset, d, zero), view(centred_sum + offset, d, zero)
@@ -241,8 +287,8 @@ def _add_group(
             if width == 3:
                 a, b = view(first + l * stride, d, zero), view(second + l * stride, d, zero)
                 _add_three_to_class(
-                    a, b, c, means[l], means[k + 3 + l], means[2 * (k + 3) + l],
-                    inverses[l], inverses[k + 3 + l], inverses[2 * (k + 3) + l], s, m,
+                    a, b, c, means[l], means[padded + l], means[2 * padded + l],
+                    inverses[l], inverses[padded + l], inverses[2 * padded + l], s, m,
                 )  # fmt: skip
             else:
                 _add_to_class(c, means[l], inverses[l], s, m)
@@ -332,6 +378,7 @@ def statistics(
 
 @njit(**SUMS)
 def _project(row, mean, feature, factor, sample_sum, scale, along, class_mean, mean_factor, out):
+    widest_vectors()
     for j in range(out.shape[0]):
         pull = factor * feature[j] + scale * sample_sum[j]
         out[j] = pull - along * (row[j] - mean) + mean_factor * class_mean[j]
@@ -347,12 +394,10 @@ def gradient(
     labels = view(targets, n * stride_targets, 0)
     rounded = scratch + d * bytes_  # a row of the result before it is rounded to half precision
     sample_sum, buffer = view(scratch, d, zero), view(rounded, d, zero)
-    widened = scratch + 2 * d * bytes_
-    mean, inverse, along = (
-        view(widened + k * d * bytes_, k + 3, zero),
-        view(widened + (k * d + k + 3) * bytes_, k + 3, zero),
-        view(widened + (k * d + 2 * k + 6) * bytes_, k, zero),
-    )
+    widened, padded = scratch + 2 * d * bytes_, k + PADDING
+    mean = view(widened + k * d * bytes_, padded, zero)
+    inverse = view(widened + (k * d + padded) * bytes_, padded, zero)
+    squared_length_of_x = view(widened + (k * d + 2 * padded) * bytes_, k, zero)
     fill(mean, zero)
     fill(inverse, zero)
     factor, mean_factor = cast(up_fd, zero), cast(up_md, zero)
@@ -365,13 +410,8 @@ def gradient(
                 store(buffer, out + (i * k + l) * d * out_bytes, dtype)
             continue
         rows, stride = _widen_sample(x + i * stride_n, stride_k, dtype, k, d, widened, zero)
-        for l in range(k):
-            prefetch(x + min(i + 1, last - 1) * stride_n + l * stride_k, d * out_bytes)
-            row, g = view(rows + l * stride, d, zero), view(feature + (a * k + l) * d * bytes_, d, zero)
-            mean[l] = _sum(row, zero) / cast(d, zero)
-            squared_length, along[l] = _squared_length_and_dot(row, mean[l], g, zero)
-            squared_length_of_x = squared_length + cast(d, zero) * mean[l] * mean[l]
-            inverse[l] = _inverse_length(squared_length, squared_length_of_x, limit, zero)
+        following = x + min(i + 1, last - 1) * stride_n
+        _measure(rows, stride, following, k, d, limit, mean, inverse, squared_length_of_x, zero)
         if embedding_target == -1.0:
             _sum_of_directions(rows, stride, k, d, mean, inverse, sample_sum, zero)
         for l in range(k):
@@ -384,12 +424,13 @@ def gradient(
                         gram = _centred_dot(row, mean[l], other, mean[m], zero)
                         sign = cast(np.sign(gram * inverse[l] * inverse[m] - embedding_target), zero)
                         _add_centred(other, mean[m], sign * inverse[m], sample_sum)
-            dot = factor * along[l] + scale * _centred_dot(row, mean[l], sample_sum, zero, zero)
             table = (a * k + l) * d * bytes_
+            g = view(feature + table, d, zero)
+            dot = _dot_with_pull(row, mean[l], g, factor, sample_sum, scale, zero)
             address = out + (i * k + l) * d * out_bytes
             result = view(rounded if dtype <= BFLOAT16 else address, d, zero)
             _project(
-                row, mean[l], view(feature + table, d, zero), factor * inverse[l], sample_sum, scale * inverse[l],
+                row, mean[l], g, factor * inverse[l], sample_sum, scale * inverse[l],
                 dot * inverse[l] * inverse[l] * inverse[l], view(mean_table + table, d, zero), mean_factor, result,
             )  # fmt: skip
             if dtype <= BFLOAT16:
