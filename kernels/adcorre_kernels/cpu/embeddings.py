@@ -32,101 +32,129 @@ ORDER, SUM, FINISH, ALL = range(4)  # what a call of `statistics` does
 
 
 @njit(**SUMS)
-def _sum(row, zero):
+def _sum(row, d, zero):
     widest_vectors()
-    total = zero
-    for j in range(row.shape[0]):
-        total += row[j]
+    x, total = view(row, d, zero), zero
+    for j in range(d):
+        total += x[j]
     return total
 
 
 @njit(**SUMS)
-def _dot(a, b, zero):
+def _squared_length(row, mean, d, zero):
     widest_vectors()
-    total = zero
-    for j in range(a.shape[0]):
-        total += a[j] * b[j]
-    return total
-
-
-@njit(**SUMS)
-def _squared_length(row, mean, zero):
-    widest_vectors()
-    total = zero
-    for j in range(row.shape[0]):
-        value = row[j] - mean
+    x, total = view(row, d, zero), zero
+    for j in range(d):
+        value = x[j] - mean
         total += value * value
     return total
 
 
 @njit(**SUMS)
-def _dot_with_pull(row, mean, feature, factor, sample_sum, scale, zero):
+def _dot(a, mean_a, b, mean_b, d, zero):
+    widest_vectors()
+    x, y, total = view(a, d, zero), view(b, d, zero), zero
+    for j in range(d):
+        total += (x[j] - mean_a) * (y[j] - mean_b)
+    return total
+
+
+@njit(**SUMS)
+def _dot_with_pull(row, mean, feature, factor, sample_sum, scale, d, zero):
     """Of x - mean with what FD and ED pull at."""
     widest_vectors()
-    total = zero
-    for j in range(row.shape[0]):
-        total += (row[j] - mean) * (factor * feature[j] + scale * sample_sum[j])
+    x, g, u, total = view(row, d, zero), view(feature, d, zero), view(sample_sum, d, zero), zero
+    for j in range(d):
+        total += (x[j] - mean) * (factor * g[j] + scale * u[j])
     return total
 
 
 @njit(**SUMS)
-def _centred_dot(a, mean_a, b, mean_b, zero):
+def _project(row, mean, feature, factor, sample_sum, scale, along, class_mean, mean_factor, out, d, zero):
     widest_vectors()
-    total = zero
-    for j in range(a.shape[0]):
-        total += (a[j] - mean_a) * (b[j] - mean_b)
-    return total
+    x, g, u, h, y = (
+        view(row, d, zero), view(feature, d, zero), view(sample_sum, d, zero), view(class_mean, d, zero),
+        view(out, d, zero),
+    )  # fmt: skip
+    for j in range(d):
+        pull = factor * g[j] + scale * u[j]
+        y[j] = pull - along * (x[j] - mean) + mean_factor * h[j]
 
 
 @njit(**SUMS)
-def _add(row, factor, total):
+def _add(row, total):
     widest_vectors()
     for j in range(row.shape[0]):
-        total[j] += factor * row[j]
+        total[j] += row[j]
 
 
 @njit(**SUMS)
-def _add_centred(row, mean, factor, total):
+def _add_centred(row, mean, factor, total, d, zero):
     widest_vectors()
-    for j in range(row.shape[0]):
-        total[j] += factor * (row[j] - mean)
+    x, y = view(row, d, zero), view(total, d, zero)
+    for j in range(d):
+        y[j] += factor * (x[j] - mean)
 
 
 @njit(**SUMS)
-def _add_four_centred(a, b, c, d, mean_a, mean_b, mean_c, mean_d, by_a, by_b, by_c, by_d, total):
+def _add_four_centred(rows, stride, last, mean, inverse, total, d, zero):
+    """Rows 0 to 3, where `last` stands for those beyond it; `mean` and `inverse` are addresses."""
     widest_vectors()
-    for j in range(total.shape[0]):
-        total[j] += (by_a * (a[j] - mean_a) + by_b * (b[j] - mean_b)) + (by_c * (c[j] - mean_c) + by_d * (d[j] - mean_d))
+    a, b, c, e, y = (
+        view(rows, d, zero), view(rows + min(1, last) * stride, d, zero), view(rows + min(2, last) * stride, d, zero),
+        view(rows + min(3, last) * stride, d, zero), view(total, d, zero),
+    )  # fmt: skip
+    means, by = view(mean, 4, zero), view(inverse, 4, zero)
+    m0, m1, m2, m3, s0, s1, s2, s3 = means[0], means[1], means[2], means[3], by[0], by[1], by[2], by[3]
+    for j in range(d):
+        y[j] += (s0 * (a[j] - m0) + s1 * (b[j] - m1)) + (s2 * (c[j] - m2) + s3 * (e[j] - m3))
 
 
 @njit(**SUMS)
-def _add_eight_centred(
-    a, b, c, d, e, f, g, h, mean_a, mean_b, mean_c, mean_d, mean_e, mean_f, mean_g, mean_h,
-    by_a, by_b, by_c, by_d, by_e, by_f, by_g, by_h, total,
-):  # fmt: skip
+def _add_eight_centred(rows, stride, last, mean, inverse, total, d, zero):
     widest_vectors()
-    for j in range(total.shape[0]):
-        total[j] += (
-            (by_a * (a[j] - mean_a) + by_b * (b[j] - mean_b)) + (by_c * (c[j] - mean_c) + by_d * (d[j] - mean_d))
-        ) + ((by_e * (e[j] - mean_e) + by_f * (f[j] - mean_f)) + (by_g * (g[j] - mean_g) + by_h * (h[j] - mean_h)))
+    a, b, c, e, y = (
+        view(rows, d, zero), view(rows + min(1, last) * stride, d, zero), view(rows + min(2, last) * stride, d, zero),
+        view(rows + min(3, last) * stride, d, zero), view(total, d, zero),
+    )  # fmt: skip
+    f, g, h, i = (
+        view(rows + min(4, last) * stride, d, zero), view(rows + min(5, last) * stride, d, zero),
+        view(rows + min(6, last) * stride, d, zero), view(rows + min(7, last) * stride, d, zero),
+    )  # fmt: skip
+    means, by = view(mean, 8, zero), view(inverse, 8, zero)
+    m0, m1, m2, m3, m4, m5, m6, m7 = (
+        means[0], means[1], means[2], means[3], means[4], means[5], means[6], means[7],
+    )  # fmt: skip
+    s0, s1, s2, s3, s4, s5, s6, s7 = by[0], by[1], by[2], by[3], by[4], by[5], by[6], by[7]
+    for j in range(d):
+        y[j] += ((s0 * (a[j] - m0) + s1 * (b[j] - m1)) + (s2 * (c[j] - m2) + s3 * (e[j] - m3))) + (
+            (s4 * (f[j] - m4) + s5 * (g[j] - m5)) + (s6 * (h[j] - m6) + s7 * (i[j] - m7))
+        )
 
 
 @njit(**SUMS)
-def _add_to_class(row, mean, inverse, direction_sum, centred_sum):
+def _add_to_class(row, mean, inverse, direction_sum, centred_sum, d, zero):
     widest_vectors()
-    for j in range(row.shape[0]):
-        value = row[j] - mean
-        direction_sum[j] += value * inverse
-        centred_sum[j] += value
+    x, s, m = view(row, d, zero), view(direction_sum, d, zero), view(centred_sum, d, zero)
+    for j in range(d):
+        value = x[j] - mean
+        s[j] += value * inverse
+        m[j] += value
 
 
 @njit(**SUMS)
-def _add_three_to_class(a, b, c, mean_a, mean_b, mean_c, inverse_a, inverse_b, inverse_c, direction_sum, centred_sum):
+def _add_three_to_class(
+    row_a, row_b, row_c, mean_a, mean_b, mean_c, inverse_a, inverse_b, inverse_c, direction_sum, centred_sum, d, zero
+):
     widest_vectors()
-    for j in range(a.shape[0]):
+    a, b, c, s, m = (
+        view(row_a, d, zero), view(row_b, d, zero), view(row_c, d, zero), view(direction_sum, d, zero),
+        view(centred_sum, d, zero),
+    )  # fmt: skip
+    for j in range(d):
         x, y, z = a[j] - mean_a, b[j] - mean_b, c[j] - mean_c
-        direction_sum[j] += x * inverse_a + y * inverse_b + z * inverse_c
-        centred_sum[j] += x + y + z
+        s[j] += x * inverse_a + y * inverse_b + z * inverse_c
+        m[j] += x + y + z
 
 
 @njit(**EXACT)
@@ -155,9 +183,9 @@ def _measure(rows, stride, following, k, d, limit, mean, inverse, squared_length
     """
     for l in range(k):
         prefetch(following + l * stride, d * size_of(zero))
-        mean[l] = _sum(view(rows + l * stride, d, zero), zero) / cast(d, zero)
+        mean[l] = _sum(rows + l * stride, d, zero) / cast(d, zero)
     for l in range(k):
-        inverse[l] = _squared_length(view(rows + l * stride, d, zero), mean[l], zero)
+        inverse[l] = _squared_length(rows + l * stride, mean[l], d, zero)
     for l in range(k):
         squared_length_of_x[l] = inverse[l] + cast(d, zero) * mean[l] * mean[l]
         inverse[l] = _inverse_length(inverse[l], squared_length_of_x[l], limit, zero)
@@ -165,34 +193,19 @@ def _measure(rows, stride, following, k, d, limit, mean, inverse, squared_length
 
 @njit(**EXACT)
 def _sum_of_directions(rows, stride, k, d, mean, inverse, total, zero):
-    """u, eight or four rows at a time; `mean` and `inverse` have PADDING zeros behind the k numbers."""
-    fill(total, zero)
-    l = 0
+    """u, eight or four rows at a time; at the addresses `mean` and `inverse` PADDING zeros follow the k numbers."""
+    fill(view(total, d, zero), zero)
+    bytes_, l = size_of(zero), 0
     while l < k:
-        a, b, c, e = (
-            view(rows + l * stride, d, zero),
-            view(rows + min(l + 1, k - 1) * stride, d, zero),
-            view(rows + min(l + 2, k - 1) * stride, d, zero),
-            view(rows + min(l + 3, k - 1) * stride, d, zero),
-        )
         if k - l <= 4:
             _add_four_centred(
-                a, b, c, e, mean[l], mean[l + 1], mean[l + 2], mean[l + 3],
-                inverse[l], inverse[l + 1], inverse[l + 2], inverse[l + 3], total,
-            )  # fmt: skip
+                rows + l * stride, stride, k - 1 - l, mean + l * bytes_, inverse + l * bytes_, total, d, zero
+            )
             l += 4
         else:
-            f, g, h, i = (
-                view(rows + (l + 4) * stride, d, zero),
-                view(rows + min(l + 5, k - 1) * stride, d, zero),
-                view(rows + min(l + 6, k - 1) * stride, d, zero),
-                view(rows + min(l + 7, k - 1) * stride, d, zero),
-            )
             _add_eight_centred(
-                a, b, c, e, f, g, h, i, mean[l], mean[l + 1], mean[l + 2], mean[l + 3], mean[l + 4], mean[l + 5],
-                mean[l + 6], mean[l + 7], inverse[l], inverse[l + 1], inverse[l + 2], inverse[l + 3], inverse[l + 4],
-                inverse[l + 5], inverse[l + 6], inverse[l + 7], total,
-            )  # fmt: skip
+                rows + l * stride, stride, k - 1 - l, mean + l * bytes_, inverse + l * bytes_, total, d, zero
+            )
             l += 8
 
 
@@ -238,13 +251,12 @@ def _embedding_sum(rows, stride, k, d, embedding_target, mean, inverse, sample_s
     """A sample's part of ED's sum."""
     if embedding_target == -1.0:
         _sum_of_directions(rows, stride, k, d, mean, inverse, sample_sum, zero)
-        return np.float64(_dot(sample_sum, sample_sum, zero))
-    total = 0.0
+        return np.float64(_dot(sample_sum, zero, sample_sum, zero, d, zero))
+    means, inverses, total = view(mean, k, zero), view(inverse, k, zero), 0.0
     for l in range(k):
         for m in range(l):
-            a, b = view(rows + l * stride, d, zero), view(rows + m * stride, d, zero)
-            correlation = _centred_dot(a, mean[l], b, mean[m], zero) * inverse[l] * inverse[m]
-            total += 2 * abs(correlation - embedding_target)
+            gram = _dot(rows + l * stride, means[l], rows + m * stride, means[m], d, zero)
+            total += 2 * abs(gram * inverses[l] * inverses[m] - embedding_target)
     return total
 
 
@@ -258,10 +270,11 @@ def _add_group(
     Three samples at a time, so that the class's rows are read and written a third as often.
     """
     bytes_, padded = size_of(zero), k + PADDING
-    sample_sum, rows = view(scratch, d, zero), scratch + d * bytes_
-    means = view(rows + 3 * k * d * bytes_, 3 * padded, zero)
-    inverses = view(rows + 3 * (k * d + padded) * bytes_, 3 * padded, zero)
-    squared_length_of_x = view(rows + 3 * (k * d + 2 * padded) * bytes_, k, zero)
+    sample_sum, rows = scratch, scratch + d * bytes_
+    mean_address = rows + 3 * k * d * bytes_
+    inverse_address = mean_address + 3 * padded * bytes_
+    means, inverses = view(mean_address, 3 * padded, zero), view(inverse_address, 3 * padded, zero)
+    squared_length_of_x = view(inverse_address + 3 * padded * bytes_, k, zero)
     fill(means, zero)
     fill(inverses, zero)
     first = second = third = x
@@ -274,24 +287,25 @@ def _add_group(
                 x + order[p + t] * stride_n, stride_k, dtype, k, d, rows + t * k * d * bytes_, zero
             )
             first, second, third = second, third, own
-            mean, inverse = means[t * padded : (t + 1) * padded], inverses[t * padded : (t + 1) * padded]
+            offset = t * padded * bytes_
+            mean, inverse = view(mean_address + offset, k, zero), view(inverse_address + offset, k, zero)
             _measure(own, stride, x + following * stride_n, k, d, limit, mean, inverse, squared_length_of_x, zero)
             for l in range(k):
                 totals[2 * k * d + l] += np.sqrt(squared_length_of_x[l])
                 totals[2 * k * d + k] += inverse[l] != 0
-            embedding_sum += _embedding_sum(own, stride, k, d, embedding_target, mean, inverse, sample_sum, zero)
+            embedding_sum += _embedding_sum(
+                own, stride, k, d, embedding_target, mean_address + offset, inverse_address + offset, sample_sum, zero
+            )
         for l in range(k):
-            offset = l * d * bytes_
-            s, m = view(direction_sum + offset, d, zero), view(centred_sum + offset, d, zero)
-            c = view(third + l * stride, d, zero)
+            offset, c = l * d * bytes_, third + l * stride
             if width == 3:
-                a, b = view(first + l * stride, d, zero), view(second + l * stride, d, zero)
                 _add_three_to_class(
-                    a, b, c, means[l], means[padded + l], means[2 * padded + l],
-                    inverses[l], inverses[padded + l], inverses[2 * padded + l], s, m,
+                    first + l * stride, second + l * stride, c, means[l], means[padded + l], means[2 * padded + l],
+                    inverses[l], inverses[padded + l], inverses[2 * padded + l],
+                    direction_sum + offset, centred_sum + offset, d, zero,
                 )  # fmt: skip
             else:
-                _add_to_class(c, means[l], inverses[l], s, m)
+                _add_to_class(c, means[l], inverses[l], direction_sum + offset, centred_sum + offset, d, zero)
         p += width
     return embedding_sum
 
@@ -356,7 +370,7 @@ def statistics(
                         direction_sum, centred_sum, totals, rows,
                     )  # fmt: skip
                     if not direct:
-                        _add(view(partial, 2 * k * d, zero), 1.0, totals)
+                        _add(view(partial, 2 * k * d, zero), totals)
                     p = group_end
                 if inside:
                     _write(zero, totals, flat, a, num_classes, k, d, direct)
@@ -367,21 +381,13 @@ def statistics(
             if begin[a] < begin[a + 1] and t < end:
                 fill(totals, 0.0)
                 while t <= end:
-                    _add(view(slots + 8 * size * (2 * t + (begin[a] >= t * share)), size, 0.0), 1.0, totals)
+                    _add(view(slots + 8 * size * (2 * t + (begin[a] >= t * share)), size, 0.0), totals)
                     t += 1
                 _write(zero, totals, flat, a, num_classes, k, d, False)
         embedding_sum = 0.0
         for t in range(shares.shape[0]):
             embedding_sum += shares[t]
         view(rest + num_classes * bytes_, 1, zero)[0] = embedding_sum
-
-
-@njit(**SUMS)
-def _project(row, mean, feature, factor, sample_sum, scale, along, class_mean, mean_factor, out):
-    widest_vectors()
-    for j in range(out.shape[0]):
-        pull = factor * feature[j] + scale * sample_sum[j]
-        out[j] = pull - along * (row[j] - mean) + mean_factor * class_mean[j]
 
 
 def gradient(
@@ -393,11 +399,12 @@ def gradient(
     out_bytes = 2 if dtype <= BFLOAT16 else bytes_
     labels = view(targets, n * stride_targets, 0)
     rounded = scratch + d * bytes_  # a row of the result before it is rounded to half precision
-    sample_sum, buffer = view(scratch, d, zero), view(rounded, d, zero)
+    buffer = view(rounded, d, zero)
     widened, padded = scratch + 2 * d * bytes_, k + PADDING
-    mean = view(widened + k * d * bytes_, padded, zero)
-    inverse = view(widened + (k * d + padded) * bytes_, padded, zero)
-    squared_length_of_x = view(widened + (k * d + 2 * padded) * bytes_, k, zero)
+    mean_address = widened + k * d * bytes_
+    inverse_address = mean_address + padded * bytes_
+    mean, inverse = view(mean_address, padded, zero), view(inverse_address, padded, zero)
+    squared_length_of_x = view(inverse_address + padded * bytes_, k, zero)
     fill(mean, zero)
     fill(inverse, zero)
     factor, mean_factor = cast(up_fd, zero), cast(up_md, zero)
@@ -413,25 +420,24 @@ def gradient(
         following = x + min(i + 1, last - 1) * stride_n
         _measure(rows, stride, following, k, d, limit, mean, inverse, squared_length_of_x, zero)
         if embedding_target == -1.0:
-            _sum_of_directions(rows, stride, k, d, mean, inverse, sample_sum, zero)
+            _sum_of_directions(rows, stride, k, d, mean_address, inverse_address, scratch, zero)
         for l in range(k):
-            row = view(rows + l * stride, d, zero)
+            row = rows + l * stride
             if embedding_target != -1.0:
-                fill(sample_sum, zero)
+                fill(view(scratch, d, zero), zero)
                 for m in range(k):
                     if m != l:
-                        other = view(rows + m * stride, d, zero)
-                        gram = _centred_dot(row, mean[l], other, mean[m], zero)
+                        other = rows + m * stride
+                        gram = _dot(row, mean[l], other, mean[m], d, zero)
                         sign = cast(np.sign(gram * inverse[l] * inverse[m] - embedding_target), zero)
-                        _add_centred(other, mean[m], sign * inverse[m], sample_sum)
+                        _add_centred(other, mean[m], sign * inverse[m], scratch, d, zero)
             table = (a * k + l) * d * bytes_
-            g = view(feature + table, d, zero)
-            dot = _dot_with_pull(row, mean[l], g, factor, sample_sum, scale, zero)
+            dot = _dot_with_pull(row, mean[l], feature + table, factor, scratch, scale, d, zero)
             address = out + (i * k + l) * d * out_bytes
-            result = view(rounded if dtype <= BFLOAT16 else address, d, zero)
             _project(
-                row, mean[l], g, factor * inverse[l], sample_sum, scale * inverse[l],
-                dot * inverse[l] * inverse[l] * inverse[l], view(mean_table + table, d, zero), mean_factor, result,
+                row, mean[l], feature + table, factor * inverse[l], scratch, scale * inverse[l],
+                dot * inverse[l] * inverse[l] * inverse[l], mean_table + table, mean_factor,
+                rounded if dtype <= BFLOAT16 else address, d, zero,
             )  # fmt: skip
             if dtype <= BFLOAT16:
-                store(result, address, dtype)
+                store(buffer, address, dtype)

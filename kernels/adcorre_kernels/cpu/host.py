@@ -38,7 +38,9 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
     compute = kernel("statistics", double)
 
     def call(part: int, first: int, last: int) -> None:
-        scratch = torch.empty(8 * size + ((5 * k + 1) * d + 6 * (k + PADDING) + k) * bytes_, dtype=torch.uint8, device="cpu")
+        scratch = torch.empty(
+            8 * size + ((5 * k + 1) * d + 6 * (k + PADDING) + k) * bytes_, dtype=torch.uint8, device="cpu"
+        )
         compute(
             0.0, part, x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size(), DTYPES[x.dtype],
             targets.data_ptr(), targets.stride(0), n, k, d, num_classes, ignore_index, embedding_target, _limit(dtype),
