@@ -74,18 +74,18 @@ def check_embeddings(embeddings: Tensor) -> None:
         )
 
 
-def check_targets(targets: Tensor, n: int, device: torch.device, ignore_index: int) -> Tensor:
+def check_targets(targets: Tensor, n: int, device: torch.device, ignore_index: int, name: str = "targets") -> Tensor:
     """(n,) integers on the embeddings' device, as int64; ValueError for shapes and devices, TypeError for dtypes.
 
     Narrow labels wrap around where they are compared with a number that their dtype does not hold.
     """
-    check_tensor("targets", targets)
+    check_tensor(name, targets)
     if targets.dtype not in INTEGER_DTYPES:
-        raise TypeError(f"targets: expected integer class labels (int64), got {_name(targets.dtype)}")
+        raise TypeError(f"{name}: expected integer class labels (int64), got {_name(targets.dtype)}")
     if tuple(targets.shape) != (n,):
-        raise ValueError(f"targets: expected shape ({n},), one label per sample; got {tuple(targets.shape)}")
+        raise ValueError(f"{name}: expected shape ({n},), one label per sample; got {tuple(targets.shape)}")
     if targets.device != device:
-        raise ValueError(f"targets: expected device {device} as the embeddings', got {targets.device}")
+        raise ValueError(f"{name}: expected device {device} as the embeddings', got {targets.device}")
     check_ignore_index(ignore_index)
     return targets.long()
 
@@ -217,7 +217,9 @@ def check_positive_int(name: str, value: int) -> int:
     return int(value)
 
 
-def check_labels(targets: Tensor, num_classes: int, ignore_index: int, validate: bool | None) -> None:
+def check_labels(
+    targets: Tensor, num_classes: int, ignore_index: int, validate: bool | None, name: str = "targets"
+) -> None:
     """IndexError for a label that is neither in [0, C) nor `ignore_index`.
 
     validate=None looks only where looking is free: eagerly, at CPU tensors. True always looks (a host sync on a GPU),
@@ -235,7 +237,7 @@ def check_labels(targets: Tensor, num_classes: int, ignore_index: int, validate:
     if bool(bad.any()):
         position = int(bad.nonzero()[0, 0])
         raise IndexError(
-            f"targets: label {int(targets[position])} at position {position} is outside [0, {num_classes}) "
+            f"{name}: label {int(targets[position])} at position {position} is outside [0, {num_classes}) "
             f"and is not ignore_index ({ignore_index})"
         )
 

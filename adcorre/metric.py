@@ -28,6 +28,8 @@ except ImportError:
     class _Base(nn.Module):  # type: ignore[no-redef]
         """pytorch-metric-learning's contract, as far as this loss has a use for it."""
 
+        collect_stats = False
+
         def forward(
             self,
             embeddings: Tensor,
@@ -45,6 +47,7 @@ except ImportError:
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+RECORDED = ("fd", "md", "ed")  # by collect_stats
 NO_CLASS = -100  # ignore_index among labels that were mapped to 0 ... C - 1
 
 
@@ -65,11 +68,15 @@ class AdCorreMetricLoss(LossModule, _Base):
             of the last steps that of its class correlates most with it. The latter two need `num_classes`, the map also
             `embedding_size`; it takes O(n C k d) time.
         embedding_size: d, or (k, d), for the class means that feed an attention map.
-        components, between_target, mean_target, embedding_target, pairs, precision: as in `AdCorreLoss`. With k = 1, ED
-            is 0.
+        between_target, mean_target: the correlation that two classes should have. "simplex" is -1 / (C - 1), with the
+            batch's C where `num_classes` is None. The paper's form, and the default of `AdCorreLoss`, is -1. Other
+            targets take O(C^2 k d) time beside the O(n k d) of -1.
+        components, embedding_target, pairs, precision: as in `AdCorreLoss`. With k = 1, ED is 0.
         ignore_index, backend, validate, process_group, gradient_reduction: as in `AdCorreLoss`. Without `num_classes`
             the ranks of a group exchange their labels first.
-        options: embedding_regularizer, embedding_reg_weight and collect_stats of pytorch-metric-learning's losses.
+        options: embedding_regularizer, embedding_reg_weight and collect_stats of pytorch-metric-learning's losses. With
+            collect_stats=True its record keepers log the terms of the last call, the attributes `fd`, `md` and `ed`,
+            floats; reading them waits for a GPU.
 
     Raises:
         ValueError, TypeError: settings out of range.
@@ -85,8 +92,8 @@ class AdCorreMetricLoss(LossModule, _Base):
         attention: Tensor | nn.Module | None = None,
         embedding_size: int | tuple[int, int] | None = None,
         components: Collection[str] | Mapping[str, float] = ("fd", "md", "ed"),
-        between_target: checks.Target = -1,
-        mean_target: checks.Target = -1,
+        between_target: checks.Target = "simplex",
+        mean_target: checks.Target = "simplex",
         embedding_target: checks.Target = -1,
         pairs: Literal["class", "sample"] = "class",
         precision: Literal["highest", "high", "medium"] = "highest",
@@ -98,10 +105,10 @@ class AdCorreMetricLoss(LossModule, _Base):
         **options: Any,
     ) -> None:
         if unknown := options.keys() - {"embedding_regularizer", "embedding_reg_weight", "collect_stats"}:
-            raise TypeError(
-                f"AdCorreMetricLoss: unexpected argument {min(unknown)!r}; it compares embeddings by their correlation "
-                "and gives one number a batch, so that there is no distance and no reducer to choose"
-            )
+            name, reason = min(unknown), ""
+            if name in ("distance", "reducer"):
+                reason = "; it compares embeddings by their correlation and gives one number a batch"
+            raise TypeError(f"AdCorreMetricLoss: unexpected argument {name!r}{reason}")
         super().__init__(**options)
         if num_classes is not None:
             checks.check_positive_int("num_classes", num_classes)
@@ -144,6 +151,23 @@ class AdCorreMetricLoss(LossModule, _Base):
             raise ValueError('backend="reference" has no sums to add over a process group; "torch" has')
         self.process_group = process_group
         self.gradient_reduction = gradient_reduction
+        if self.collect_stats:
+            records: Any = self
+            records.add_to_recordable_attributes(list_of_names=list(RECORDED), is_stat=True)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: Any = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss (), in float32 or float64; arguments and errors as in `compute_loss`."""
+        checks.check_tensor("embeddings", embeddings)
+        if labels is not None:
+            checks.check_tensor("labels", labels)
+        return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
 
     def compute_loss(
         self,
@@ -183,14 +207,17 @@ class AdCorreMetricLoss(LossModule, _Base):
 
     def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         checks.check_embeddings(embeddings)
-        targets = checks.check_targets(labels, embeddings.shape[0], embeddings.device, self.ignore_index)
+        targets = checks.check_targets(labels, embeddings.shape[0], embeddings.device, self.ignore_index, "labels")
         targets, num_classes, ignore_index = self._mapped(targets)
         asked = {name: getattr(self, name) for name in Options._fields if hasattr(self, name)}
         options = resolve_options(embeddings, num_classes, **asked | {"ignore_index": ignore_index})
         if self.process_group is None:
-            checks.check_labels(targets, num_classes, ignore_index, self.validate)
+            checks.check_labels(targets, num_classes, ignore_index, self.validate, "labels")
         x = three_dimensional(embeddings)
         values, factor = self._values(x, targets, num_classes, options)
+        if self.collect_stats:
+            for name in RECORDED:
+                setattr(self, name, getattr(values, name).item())
         loss = torch.zeros_like(values.fd)
         for name, weight in term_weights(self.components).items():
             loss = loss + weight * getattr(values, name)
@@ -218,7 +245,7 @@ class AdCorreMetricLoss(LossModule, _Base):
         if group is not None:
             sums = distributed.add_ranks(sums, group)
             if checks.looks_at_labels(targets, self.validate):
-                check_ranks(sums.statistics, [targets], num_classes, options.ignore_index)
+                check_ranks(sums.statistics, [targets], num_classes, options.ignore_index, "labels")
         attention = self._weights(x, num_classes) if means is None else self._count(means, sums)
         if group is None:
             return all_terms(x, targets, attention, options), 1

@@ -56,12 +56,14 @@ class StateModule(nn.Module):
         return self
 
 
-def check_ranks(flat: Tensor, targets: Sequence[Tensor], num_classes: int, ignore_index: int) -> None:
+def check_ranks(
+    flat: Tensor, targets: Sequence[Tensor], num_classes: int, ignore_index: int, name: str = "targets"
+) -> None:
     """IndexError on every rank for a bad label on any, which made the counts in `flat` NaN. `targets`: this rank's."""
     if not bool(counts_of(flat, num_classes).isnan().any()):
         return
     for labels in targets:
-        checks.check_labels(labels, num_classes, ignore_index, True)
+        checks.check_labels(labels, num_classes, ignore_index, True, name)
     raise IndexError(
-        f"targets: another rank has a label that is outside [0, {num_classes}) and is not ignore_index ({ignore_index})"
+        f"{name}: another rank has a label that is outside [0, {num_classes}) and is not ignore_index ({ignore_index})"
     )

@@ -3,8 +3,8 @@
 A small network; its initial weights, batches, steps and optimizer (Adam) are the same for every loss. Each loss gets
 the learning rate, out of LEARNING_RATES, with the best MAP@R on the validation split at seed 0. Then one run for each
 of the other seeds is evaluated on the test split, by cosine similarity for every loss. Losses of
-pytorch-metric-learning have their defaults and no miner. Time and memory of the same losses:
-`python -m bench loss --parts metric`.
+pytorch-metric-learning have their defaults and no miner. Many classes are numbers of three or four digits, 1,000 or
+10,000. Time and memory of the same losses: `python -m bench loss --parts metric`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ KEY = ("part", "contender", "learning_rate", "seed", "split")
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 SEEDS = (1, 2, 3)
 BATCH, SIZE = 128, 64  # samples of a batch; numbers of an embedding
-STEPS = {"digits": 200, "fer2013": 300}
+STEPS = {"digits": 200, "fer2013": 300, "numbers-1000": 300, "numbers-10000": 600}
+PLACES = {"numbers-1000": 3, "numbers-10000": 4}  # digits side by side
+PER_CLASS = 4  # samples of a class in a batch of numbers, and in their validation and test splits
 IMAGES = {"train": 5000, "validation": 1500, "test": 2000}  # of FER-2013, which is drawn from its own splits
 
 
@@ -61,6 +63,30 @@ def digits() -> dict[str, Split]:
     parts = [order[a:b] for a, b in zip(edges, edges[1:], strict=False)]
     names = ("train", "validation", "test")
     return {name: Split(images[part], labels[part]) for name, part in zip(names, parts, strict=True)}
+
+
+def numbers(places: int) -> dict[str, Split]:
+    """Every number of so many digits is a class: images of 8 x 8 pixels from the split of `digits`, side by side.
+
+    For training twice PER_CLASS images of each number; for validation and test 500 numbers, which training has seen in
+    other images of their digits.
+    """
+    rng = torch.Generator().manual_seed(0)
+    every = torch.arange(10**places)
+    splits: dict[str, Split] = {}
+    for name, single in digits().items():
+        chosen = every.repeat(2) if name == "train" else every[torch.randperm(len(every), generator=rng)[:500]]
+        labels = chosen.repeat(PER_CLASS)
+        images = []
+        for place in range(places):
+            digit = labels // 10 ** (places - 1 - place) % 10
+            order = single.labels.argsort(stable=True)  # images of a digit stand together
+            count = single.labels.bincount()
+            start = count.cumsum(0) - count
+            drawn = (torch.rand(len(labels), generator=rng) * count[digit]).long()
+            images.append(single.images[order[start[digit] + drawn]])
+        splits[name] = Split(torch.cat(images, -1), labels)
+    return splits
 
 
 def faces(data: str) -> dict[str, Split]:
@@ -100,7 +126,7 @@ def contenders() -> dict[str, Callable[[], nn.Module]]:
 
     return {
         "metric": AdCorreMetricLoss,
-        "metric, simplex": lambda: AdCorreMetricLoss(between_target="simplex", mean_target="simplex"),
+        "metric, -1": lambda: AdCorreMetricLoss(between_target=-1, mean_target=-1),
         "supcon": losses.SupConLoss,
         "multi-similarity": losses.MultiSimilarityLoss,
         "circle": losses.CircleLoss,
@@ -108,7 +134,18 @@ def contenders() -> dict[str, Callable[[], nn.Module]]:
     }
 
 
-def train(loss: nn.Module, data: Split, steps: int, learning_rate: float, seed: int) -> tuple[nn.Module, float]:
+def epoch(labels: Tensor, per_class: int, rng: torch.Generator) -> Tensor:
+    """The order of an epoch's samples, (n,): at random, as many of a class together as `per_class`."""
+    order = torch.randperm(len(labels), generator=rng)
+    if per_class == 1:
+        return order
+    groups = order[labels[order].argsort(stable=True)].view(-1, per_class)
+    return groups[torch.randperm(len(groups), generator=rng)].flatten()
+
+
+def train(
+    loss: nn.Module, data: Split, steps: int, learning_rate: float, seed: int, per_class: int = 1
+) -> tuple[nn.Module, float]:
     """The trained network, in eval mode, and the seconds of its training."""
     model = network(data.images.shape[-1], seed)
     model(data.images[:1])  # gives the lazy layer its size
@@ -119,7 +156,7 @@ def train(loss: nn.Module, data: Split, steps: int, learning_rate: float, seed: 
     began = time.perf_counter()
     for _ in range(steps):
         if len(order) < BATCH:
-            order = torch.randperm(len(data.labels), generator=rng)
+            order = epoch(data.labels, per_class, rng)
         chosen, order = order[:BATCH], order[BATCH:]
         optimizer.zero_grad()
         loss(model(data.images[chosen]), data.labels[chosen]).backward()
@@ -138,13 +175,16 @@ def evaluate(model: nn.Module, data: Split) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("metric", __doc__, rows.RESULTS / "metric.csv")
-    parser.add_argument("--data", help="FER-2013 in any of its layouts; without it the digits alone")
+    parser.add_argument("--data", help="FER-2013 in any of its layouts; without it fer2013 is left out")
+    parser.add_argument("--parts", nargs="+", choices=STEPS, default=list(STEPS), metavar="PART")
     parser.add_argument("--contenders", nargs="+", choices=contenders(), metavar="NAME", help="default: all")
     parser.add_argument("--steps", type=int, help=f"default: {STEPS}")
     options = parser.parse_args(argv)
     session = rows.Session(parser, options, FIELDS, KEY)
-    for part in ("digits", *(["fer2013"] if options.data else [])):
-        data = faces(options.data) if part == "fer2013" else digits()
+    for part in options.parts:
+        if part == "fer2013" and not options.data:
+            continue
+        data = faces(options.data) if part == "fer2013" else numbers(PLACES[part]) if part in PLACES else digits()
         for name in options.contenders or contenders():
             if session.stops(f"{part}, {name}"):
                 return session.status
@@ -160,7 +200,8 @@ def measure_one(session: rows.Session, part: str, data: dict[str, Split], name: 
         case = {"part": part, "contender": name, "learning_rate": rate, "seed": seed, "split": split}
         if session.done(**case):
             return
-        model, seconds = train(loss(), data["train"], steps, rate, seed)
+        per_class = PER_CLASS if part in PLACES else 1
+        model, seconds = train(loss(), data["train"], steps, rate, seed, per_class)
         figures: dict[str, Any] = {key: f"{value:.4f}" for key, value in evaluate(model, data[split]).items()}
         session.append({**case, "steps": steps, "batch": BATCH, **figures, "seconds": f"{seconds:.3g}"})
         print(f"{part:8} {name:18} lr {rate:<7} seed {seed} {split:10} {figures} {seconds:.1f} s", flush=True)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import rows
+from bench.metric import STEPS
 from bench.pictures import draw
 from bench.rivals import CONTENDERS, OURS, ours_on
 from bench.rows import Rows
@@ -153,7 +154,7 @@ def lines_of(
 
 
 METRIC_LOSSES = {
-    "metric": "AdCorreMetricLoss", "metric, simplex": "AdCorreMetricLoss, targets simplex", "supcon": "SupCon",
+    "metric": "AdCorreMetricLoss", "metric, -1": "AdCorreMetricLoss, targets -1", "supcon": "SupCon",
     "multi-similarity": "Multi-Similarity", "circle": "Circle", "triplet": "Triplet", "inf-cl": "inf-cl",
 }  # fmt: skip
 
@@ -179,7 +180,7 @@ def metric_time(gpu: bool) -> Table:
 
 def retrieval(gpu: bool) -> Table:
     """Retrieval on the test split after equal training: mean and standard deviation over seeds."""
-    test_rows = [row for row in rows.select("metric.csv", ("digits", "fer2013"), gpu) if row["split"] == "test"]
+    test_rows = [row for row in rows.select("metric.csv", tuple(STEPS), gpu) if row["split"] == "test"]
     lines = []
     for newest, cells in one_run(test_rows, ("part", "contender"), ("seed",)):
         line = [newest["part"], METRIC_LOSSES[newest["contender"]], newest["learning_rate"], str(len(cells))]

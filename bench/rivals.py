@@ -85,11 +85,14 @@ def factored(x: Tensor, targets: Tensor, attention: Tensor) -> Tensor:
     return fd + md + ed
 
 
-def _metric_loss() -> Call:
-    from adcorre.metric import AdCorreMetricLoss
+def _metric_loss(**options: Any) -> Contender:
+    def make() -> Call:
+        from adcorre.metric import AdCorreMetricLoss
 
-    loss = AdCorreMetricLoss()
-    return lambda x, targets, attention: loss(x.flatten(1), targets)
+        loss = AdCorreMetricLoss(**options)
+        return lambda x, targets, attention: loss(x.flatten(1), targets)
+
+    return Contender(make, True, same=False, metric=True, only_metric=True)
 
 
 def _metric_learning(name: str, only_metric: bool = False) -> Contender:
@@ -128,7 +131,8 @@ RIVALS = {
     "multi-similarity": _metric_learning("MultiSimilarityLoss"),
     "circle": _metric_learning("CircleLoss", only_metric=True),
     "triplet": _metric_learning("TripletMarginLoss", only_metric=True),
-    "metric": Contender(_metric_loss, True, same=False, metric=True, only_metric=True),  # AdCorreMetricLoss
+    "metric": _metric_loss(),  # AdCorreMetricLoss
+    "metric, -1": _metric_loss(between_target=-1, mean_target=-1),
     "inf-cl": Contender(_inf_cl, False, same=False, package="inf_cl", device="cuda", metric=True),
     "factored-compiled": Contender(_compiled(lambda: factored), True, sizes=COMPILED_AT),
     "reference-compiled": Contender(_compiled(_terms("reference")), False, sizes=COMPILED_AT),

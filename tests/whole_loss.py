@@ -4,7 +4,9 @@ A test module imports them all and gives the fixture `backend`.
 """
 
 import copy
+import itertools
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -50,6 +52,27 @@ def step(loss: AdCorreLoss, batch: tuple[Tensor, ...], scale: float = 1.0, **nam
     out = loss(logits, x, targets, **named)
     gradients = torch.autograd.grad(scale * out.loss, (logits, x), allow_unused=True)
     return [t.detach().double().cpu() for t in (*out, *gradients) if t is not None]
+
+
+def check_operators(kernels: Any, ops: Any) -> None:
+    """`torch.library.opcheck` of a kernels package's operators of the whole loss."""
+    logits, x, targets = draw(9)
+    attention = AdaptiveAttentionMap(C).to(DEVICE)
+    settings = kernels.Settings(label_smoothing=0.1)
+    ring = (attention.counts, attention.position)
+    weight, up = torch.rand(C, device=DEVICE), torch.ones((), device=DEVICE)
+    samples = (x, logits, targets, weight, None)
+    torch.library.opcheck(ops.loss.default, (*samples, None, *ring, None, 0.5, True, True, *settings))
+    torch.library.opcheck(ops.loss.default, (*samples, weight, None, None, weight[0], 0.0, False, False, *settings))
+    torch.library.opcheck(ops.sample_terms.default, (x, targets, weight, *settings))
+    flat = kernels.statistics(x, targets, C, -100, -1.0)
+    _, ce = kernels.logits_sums(logits, targets, None, None, 0.1, -100)
+    whole = (flat, ce, weight, None, 0.5, 2.0, 3, 8)
+    torch.library.opcheck(ops.loss_from_sums.default, (*whole, *settings))
+    *_, tables = kernels.loss_from_sums(*whole, settings)
+    for given, of_x in itertools.product((logits, None), (True, False)):
+        rest = (targets, weight, None, up, up, up, tables, of_x, C, *settings)
+        torch.library.opcheck(ops.gradients.default, (x, given, *rest))
 
 
 def pair(backend: str, **settings) -> tuple[AdCorreLoss, AdCorreLoss]:

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from train.entry import exit_code, leave
-from train.settings import layers, parser, resolve
+from train.options import parser
+from train.settings import layers, resolve
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

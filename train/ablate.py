@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from train.ablation.studies import STUDIES
 from train.command import CommandParser, at_least, execute
-from train.settings import add_settings
+from train.options import add_settings
 
 OUT = "runs/ablation"
 
@@ -13,11 +13,12 @@ OUT = "runs/ablation"
 def parser() -> CommandParser:
     result = CommandParser(
         "ablate",
-        "Train every row of the studies at every seed and compare them: "
-        + "; ".join(f"{name} = {study.title}" for name, study in STUDIES.items())
-        + "; table11 = parameters and multiply-adds, without training. After each run tables.md and a CSV per study "
-        "are written anew. A row is the training that all other options describe, as of python -m train, but for what "
-        "it varies. Called again, it continues where it stopped; processes with other seeds may work in one folder.",
+        "Train every row of the studies at every seed and compare them. After each run a line is printed, and "
+        "tables.md and a CSV per study are written anew. A row is the training that all other options describe, as of "
+        "python -m train, but for what it varies. Called again, it continues where it stopped; processes with other "
+        "seeds may work in one folder.\n\nstudies:\n"
+        + "\n".join(f"  {name:<10}  {study.title}" for name, study in STUDIES.items())
+        + "\n  table11     Table 11: parameters and multiply-adds, without training",
         epilog="Every option of python -m train may be given too, but --out, --overwrite and --resume: --data PATH, "
         "--recipe NAME, --epochs N and so on; python -m train --help lists them.",
     )
@@ -43,6 +44,9 @@ def parser() -> CommandParser:
         metavar="N",
         help="runs at a time, each with one thread if there are several; 0: one per core, and one alone on a GPU or "
         "with --threads",
+    )
+    result.add_argument(
+        "--models", action="store_true", help="leave each run's best model in its folder, for evaluate and pictures"
     )
     add_settings(result, but=("out", "overwrite", "resume"), hidden=True)
     return result

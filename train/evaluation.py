@@ -19,7 +19,7 @@ from torchmetrics.classification import (
     MulticlassRecall,
 )
 
-from train.data.base import display_width
+from train.bars import format_table
 from train.data.loading import Batches
 from train.disk import write_rows
 from train.retrieval import retrieval_metrics
@@ -91,12 +91,10 @@ class Evaluation:
         return f"accuracy {self.accuracy:.4f}  average accuracy {self.average_accuracy:.4f}{note}"
 
     def table(self) -> str:
-        width = max(9, *map(display_width, self.class_names)) + 1
-        lines = [f"{'':<{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'samples':>10}"]
+        rows = [["", "precision", "recall", "F1", "samples"]]
         for name, *figures, count in self._rows():
-            shown = "".join(f"{'-':>10}" if math.isnan(figure) else f"{figure:>10.4f}" for figure in figures)
-            lines.append(f"{name}{' ' * (width - display_width(name))}{shown}{count:>10,}")
-        return "\n".join(lines)
+            rows.append([name, *("-" if math.isnan(figure) else f"{figure:.4f}" for figure in figures), f"{count:,}"])
+        return format_table(rows)
 
     def write_tables(self, confusion: Path, per_class: Path) -> None:
         counts = zip(self.class_names, self.confusion.tolist(), strict=True)

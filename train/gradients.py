@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adcorre import AdCorreLoss, AdCorreOutput, adcorre_terms
+from adcorre.checks import at_least_float32
 from train.errors import UserError
 from train.ranks import Ranks
 from train.settings import Settings
@@ -56,7 +57,7 @@ def term_gradients(
     """
     adjusted = logits if loss_fn.logit_adjustment is None else logits + loss_fn.logit_adjustment
     cross_entropy = F.cross_entropy(
-        adjusted.float() if adjusted.dtype != torch.float64 else adjusted,
+        adjusted.to(at_least_float32(adjusted.dtype)),
         targets,
         loss_fn.ce_weight,
         ignore_index=loss_fn.ignore_index,

@@ -28,6 +28,7 @@ from train.report import (
     Totals,
     check_finite,
     describe_network,
+    describe_settings,
     describe_steps,
     log_epoch,
     log_steps,
@@ -46,7 +47,7 @@ from train.resume import (
     origin,
 )
 from train.run_folder import RunFolder, load_trained
-from train.settings import Settings, describe
+from train.settings import Settings
 from train.speed import DTYPES, algorithms
 from train.stopping import Interrupted, Stopped, Watch
 
@@ -117,7 +118,7 @@ class Run:
         self.totals = Totals(device)
         self.conditions = conditions(device)
         self.folder = self.open_folder(Path(settings.run.out), state)
-        print(f"{wrap(data.report)}\n\n{describe(settings)}")
+        print(f"{wrap(data.report)}\n\n{describe_settings(settings)}")
         describe_network(network, settings, device)
         print(describe_steps(self.steps, settings, ranks), flush=True)
         for note in warmup_notes(settings, len(self.steps)):
@@ -263,9 +264,9 @@ class Run:
         folder.write_results(results, test)
         folder.close()
         print(f"\nbest checkpoint: epoch {about['epoch']}, chosen by validation {select.replace('_', ' ')}")
-        print(f"validation ({validation['samples']:,} images): {about['summary']}")
-        print(f"test ({test.samples:,} images): {test.summary()}\n\n{test.table()}\n")
-        print(f"{test.collapse}\n" if test.collapse else "", end="")
+        print(wrap(f"validation ({validation['samples']:,} images): {about['summary']}"))
+        print(wrap(f"test ({test.samples:,} images): {test.summary()}\n\n{test.table()}\n"))
+        print(wrap(f"{test.collapse}\n") if test.collapse else "", end="")
         keep_checkpoints(folder.path, self.settings.run.keep)
         print(f"written to {folder.path}\n{next_commands(folder.path)}", flush=True)
 

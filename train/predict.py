@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from train.command import CommandParser, add_tta, at_least, execute
-from train.settings import add_options
+from train.options import add_options
 
 
 def parser() -> CommandParser:

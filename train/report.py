@@ -2,9 +2,8 @@
 
 import math
 import shlex
-import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,42 @@ import torch
 from torch import Tensor
 
 from adcorre import AdCorreLoss, AdCorreOutput
-from train.bars import bar, wrap
+from train.bars import bar, columns, wrap
 from train.build import Network
 from train.data.loading import TrainSteps
-from train.errors import Diverged
+from train.errors import Diverged, UserError
 from train.evaluation import Evaluation
 from train.ranks import Ranks
 from train.resume import newest_checkpoint_note
 from train.run_folder import RunFolder
-from train.settings import Settings, columns
+from train.settings import Settings, format_value, recipe_values
 
 TIMES = " × "
 # mean_weight is Eq. 7's w averaged over the images: FD fades with it even where NFD, and so no embedding, moves.
 TERMS = tuple(name for name in AdCorreOutput._fields if name != "attention")
 FIGURES = (*TERMS, "mean_weight", "accuracy")
+RESOLVED = {"out", "device", "workers", "augment", "amp", "channels_last", "data", "recipe", "overwrite", "resume"}
+
+
+def describe_settings(settings: Settings) -> str:
+    """What differs from the paper's recipe, by a recipe and by the user; settings.json has every setting."""
+    values = settings.values()
+    try:
+        recipe = recipe_values(settings.run.recipe) if settings.run.recipe else {}
+    except UserError:  # a file that was there when the run began
+        recipe = {}
+    defaults = Settings().values()
+    other = {name for name, value in values.items() if value != {**defaults, **recipe}[name]} - RESOLVED
+    by_recipe = [name for name in values if name in recipe and name not in other and values[name] != defaults[name]]
+    title = f"recipe {settings.run.recipe}" if settings.run.recipe else "recipe: the paper's"
+    lines = [f"{title}: {_listed(values, by_recipe)}" if by_recipe else title]
+    if other:
+        lines.append(f"other than that: {_listed(values, [name for name in values if name in other])}")
+    return wrap("\n".join(lines))
+
+
+def _listed(values: Mapping[str, Any], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {format_value(values[name])}" for name in names)
 
 
 class Totals:
@@ -105,7 +126,7 @@ def describe_network(network: Network, settings: Settings, device: torch.device)
     ]
     if trials:
         lines.append(f"images/s measured, forward and backward: {trials}")
-    print("\n".join(textwrap.fill(line, columns(), subsequent_indent="  ") for line in lines))
+    print(wrap("\n".join(lines)))
     print(f"run folder {settings.run.out} (settings.json has every setting)")
 
 
@@ -143,13 +164,15 @@ def show_figures(bar: Any, totals: Totals) -> None:
 def next_commands(run: Path) -> str:
     """What can be done with a run that has ended."""
     folder = shlex.quote(str(run))
-    return (
-        f"next:\n  python -m train.evaluate {folder}      intervals, correlations, t-SNE"
-        f"\n  python -m train.html_report {folder}   the run on one page"
-        f"\n  python -m train.predict {folder} PICTURES"
-        f"\n  python -m train.demo {folder}          try it in the browser"
-        f"\n  tensorboard --logdir {folder}"
-    )
+    commands = {
+        f"python -m train.evaluate {folder}": "intervals, correlations, t-SNE",
+        f"python -m train.html_report {folder}": "the run on one page",
+        f"python -m train.predict {folder} PICTURES": "the faces in your pictures",
+        f"python -m train.demo {folder}": "try it in the browser",
+        f"tensorboard --logdir {folder}": "curves",
+    }
+    width = max(map(len, commands))
+    return "\n  ".join(["next:", *(f"{command:<{width}}  {words}" for command, words in commands.items())])
 
 
 def check_finite(figures: dict[str, float], epoch: int, step: int, settings: Settings) -> None:

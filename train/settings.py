@@ -7,15 +7,12 @@ what the user gave. A run that is resumed has those it began with.
 import argparse
 import dataclasses
 import math
-import shutil
-import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from train.entry import Parser, nearest
+from train.entry import nearest
 from train.errors import UserError
-from train.recipe import names as recipe_names
 from train.recipe import read_recipe
 from train.setting_types import ce_weight, components, target
 
@@ -304,21 +301,20 @@ class Settings:
         return Settings(**groups)
 
 
-def _groups() -> list[tuple[str, tuple[dataclasses.Field[Any], ...]]]:
+def setting_groups() -> list[tuple[str, tuple[dataclasses.Field[Any], ...]]]:
     return [(name, dataclasses.fields(group)) for name, group in vars(Settings()).items()]
 
 
-def _fields() -> dict[str, dataclasses.Field[Any]]:
-    return {item.name: item for _, fields in _groups() for item in fields}
+def setting_fields() -> dict[str, dataclasses.Field[Any]]:
+    return {item.name: item for _, fields in setting_groups() for item in fields}
 
 
 NOT_IN_RECIPES = ("data", "recipe", "out", "overwrite", "resume", "init_from")
-FIRST = ("data", "recipe", "out", "resume", "epochs")  # of --help
 
 
 def recipe_values(name: str) -> dict[str, Any]:
     """The settings of a recipe, checked. Raises UserError naming the recipe, the setting, and what is wrong."""
-    fields = {key: item for key, item in _fields().items() if key not in NOT_IN_RECIPES}
+    fields = {key: item for key, item in setting_fields().items() if key not in NOT_IN_RECIPES}
     values = {}
     for key, value in read_recipe(name).items():
         if key not in fields:
@@ -362,7 +358,7 @@ def resolve(given: Mapping[str, Any]) -> Settings:
 
 def check_bounds(values: Mapping[str, Any]) -> None:
     """UserError where a setting, by field name, is out of its bounds."""
-    for item in _fields().values():
+    for item in setting_fields().values():
         if item.name in values:
             _check(item, values[item.name])
 
@@ -389,87 +385,3 @@ def format_value(value: Any, separator: str = ",") -> str:
     if isinstance(value, dict):
         value = tuple(f"{name}={weight:g}" for name, weight in value.items())
     return separator.join(map(str, value)) or "none" if isinstance(value, (tuple, list)) else str(value)
-
-
-def _help(item: dataclasses.Field[Any]) -> str:
-    shown = item.metadata["shown"] or format_value(item.default)
-    drawn = recipe_values(SYNTHETIC)
-    recipe = f"; {format_value(drawn[item.name])} with --data {SYNTHETIC}" if item.name in drawn else ""
-    recipe += f"; there are {', '.join(recipe_names())}" if item.name == "recipe" else ""
-    return f"{item.metadata['help']} (default: {shown}{recipe})".replace("%", "%%")
-
-
-def parser() -> Parser:
-    """The command line: one flag per setting. Its result has only what the user gave."""
-    result = Parser(
-        prog="python -m train",
-        usage="python -m train [--data PATH] [--recipe NAME] [--out FOLDER] [--resume FOLDER|auto] [any setting below]",
-        allow_abbrev=False,
-        description="Train a face classifier with the Ad-Corre loss. The defaults are the paper's recipe; a --recipe "
-        "goes over them, and what is given here over both.",
-        epilog="python -m train.data check PATH looks at a dataset first; docs/training.md says more.",
-    )
-    add_settings(result)
-    return result
-
-
-def add_settings(parser: argparse.ArgumentParser, but: tuple[str, ...] = (), hidden: bool = False) -> None:
-    """An option for every setting, `but` those named; the parser's result has only what the user gave.
-
-    `hidden` ones are not in its help.
-    """
-    first = parser.add_argument_group("first of all")
-    for name in FIRST:
-        if name not in but:
-            _add_option(first, _fields()[name], hidden)
-    for name, fields in _groups():
-        group = parser.add_argument_group(name)
-        for item in fields:
-            if item.name not in (*but, *FIRST):
-                _add_option(group, item, hidden)
-
-
-def add_options(parser: argparse.ArgumentParser, *names: str) -> None:
-    """The options of these settings, as `add_settings` adds them."""
-    for name in names:
-        _add_option(parser, _fields()[name])
-
-
-def _add_option(parser: argparse._ActionsContainer, item: dataclasses.Field[Any], hidden: bool = False) -> None:
-    extra: dict[str, Any] = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS if hidden else _help(item)}
-    if isinstance(item.default, bool):
-        parser.add_argument(flag(item.name), action=argparse.BooleanOptionalAction, **extra)
-        return
-    choices = item.metadata["choices"]
-    metavar = "{" + ",".join(choices) + "}" if choices else item.name.upper()
-    extra |= {"type": item.metadata["parse"], "choices": choices, "metavar": metavar}
-    parser.add_argument(flag(item.name), **extra)
-
-
-RESOLVED = {"out", "device", "workers", "augment", "amp", "channels_last", "data", "recipe", "overwrite", "resume"}
-
-
-def describe(settings: Settings) -> str:
-    """What differs from the paper's recipe, by a recipe and by the user; settings.json has every setting."""
-    values = settings.values()
-    try:
-        recipe = recipe_values(settings.run.recipe) if settings.run.recipe else {}
-    except UserError:  # a file that was there when the run began
-        recipe = {}
-    defaults = Settings().values()
-    other = {name for name, value in values.items() if value != {**defaults, **recipe}[name]} - RESOLVED
-    by_recipe = [name for name in values if name in recipe and name not in other and values[name] != defaults[name]]
-    title = f"recipe {settings.run.recipe}" if settings.run.recipe else "recipe: the paper's"
-    lines = [f"{title}: {_listed(values, by_recipe)}" if by_recipe else title]
-    if other:
-        lines.append(f"other than that: {_listed(values, [name for name in values if name in other])}")
-    return "\n".join(textwrap.fill(line, columns(), subsequent_indent="  ") for line in lines)
-
-
-def _listed(values: Mapping[str, Any], names: Sequence[str]) -> str:
-    return ", ".join(f"{name} {format_value(values[name])}" for name in names)
-
-
-def columns() -> int:
-    """The width of the terminal, 120 at most; 80 where stdout is none and $COLUMNS does not say."""
-    return min(120, shutil.get_terminal_size((80, 24)).columns)

@@ -69,7 +69,7 @@ def on_page_content(html: str, **_: Any) -> str:
 
 def options_page() -> str:
     """The options of `python -m train`, from its parser."""
-    from train.settings import parser
+    from train.options import parser
 
     lines = [
         "# Options",

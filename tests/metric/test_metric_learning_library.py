@@ -26,10 +26,23 @@ def test_is_one_of_its_losses() -> None:
     plain = loss(x, labels)
     assert torch.equal(loss(x, labels, None, x, labels), plain)
     assert torch.equal(loss(x, labels, ref_emb=x.view_as(x), ref_labels=labels.clone()), plain)
+    of_others = losses.MultipleLosses([loss, losses.TripletMarginLoss()], miners=[None, miners.MultiSimilarityMiner()])
+    assert bool(of_others(x, labels).isfinite())
     several = losses.MultipleLosses([loss, losses.TripletMarginLoss()])
     assert float(several(x, labels).detach()) > float(plain.detach())
     regularized = AdCorreMetricLoss(embedding_regularizer=regularizers.LpRegularizer(), embedding_reg_weight=0.5)
     torch.testing.assert_close(regularized(x, labels), plain + 0.5 * x.norm(dim=1).mean())
+
+
+def test_its_record_keepers_get_the_terms() -> None:
+    x, labels = batch()
+    loss = AdCorreMetricLoss(collect_stats=True, components={"fd": 2.0, "md": 1.0})
+    value = loss(x, labels)
+    recorded = {name: getattr(loss, name) for name in loss._record_these_stats}
+    assert recorded.keys() == {"fd", "md", "ed"}
+    assert 2 * recorded["fd"] + recorded["md"] == pytest.approx(float(value.detach()))
+    assert recorded["fd"] > 0 < recorded["md"]
+    assert not hasattr(AdCorreMetricLoss(), "fd")
 
 
 def test_other_pairs_are_refused() -> None:
@@ -88,7 +101,7 @@ def test_its_trainer_compiled() -> None:
     weights = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        trunk, loss = nn.Linear(6, 5), AdCorreMetricLoss(4, between_target="simplex")
+        trunk, loss = nn.Linear(6, 5), AdCorreMetricLoss(4)
         parts = [torch.compile(part, backend="aot_eager") if compiled else part for part in (trunk, loss)]
         trainers.MetricLossOnly(
             models={"trunk": parts[0]},

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from train.settings import parser, resolve
+from train.options import parser
+from train.settings import resolve
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

@@ -12,8 +12,10 @@ from train import evaluate, export, predict
 from train.__main__ import main
 from train.data.__main__ import main as data_command
 from train.errors import UserError
+from train.options import parser
 from train.recipe import FOLDER, names
-from train.settings import NOT_IN_RECIPES, Settings, describe, parser, recipe_values, resolve
+from train.report import describe_settings
+from train.settings import NOT_IN_RECIPES, Settings, recipe_values, resolve
 
 DATASETS = ("fer2013", "ferplus", "rafdb", "affectnet")
 
@@ -147,7 +149,7 @@ def test_the_run_folder_has_what_was_resolved(tmp_path: Path, capsys: pytest.Cap
     assert "no better epoch in 1: stopped early" in said, "a learning rate of nothing improves nothing"
     assert "recipe fer2013-modern: " in said
     assert "other than that: validation_fraction 0.2, " in said
-    assert describe(Settings()) == "recipe: the paper's", "nothing differs from it"
+    assert describe_settings(Settings()) == "recipe: the paper's", "nothing differs from it"
 
 
 def test_the_page_on_training_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,9 @@ import pytest
 
 from train.data.base import Request
 from train.errors import UserError
-from train.settings import Settings, describe, parser, recipe_values, resolve
+from train.options import parser
+from train.report import describe_settings
+from train.settings import Settings, recipe_values, resolve
 
 
 def resolved(*arguments: str) -> Settings:
@@ -63,11 +65,11 @@ def test_values_are_parsed() -> None:
     assert settings.data.flip
     assert resolved("--components", "none").loss.components == ()
     assert resolved("--ce-weight", "balanced").loss.ce_weight == "balanced"
-    assert "between_target simplex" in describe(settings)
-    assert "components nfd,ed" in describe(settings)
+    assert "between_target simplex" in describe_settings(settings)
+    assert "components nfd,ed" in describe_settings(settings)
     weighted = resolved("--components", "fd=1,md=0.3")
     assert weighted.loss.components == {"fd": 1.0, "md": 0.3}
-    assert "components fd=1,md=0.3" in describe(weighted)
+    assert "components fd=1,md=0.3" in describe_settings(weighted)
     assert Settings.of(json.loads(json.dumps(weighted.as_dict()))) == weighted
 
 

@@ -9,6 +9,7 @@ from train import owned_folder
 from train.ablation import complexity, runs, tables
 from train.ablation import rows as run_rows
 from train.ablation.driver import default_processes, train_all
+from train.bars import format_markdown
 from train.command import make_folder
 from train.disk import expand
 from train.errors import UserError
@@ -24,14 +25,15 @@ def ablate(
     rows: str | None = None,
     minutes: float = 0,
     processes: int = 0,
+    models: bool = False,
     seed: int = 0,
     **given: Any,
 ) -> None:
     """Train every row of the studies at `seeds` seeds from `seed` on, and compare them in tables in the folder `out`.
 
     `rows` is the file that each run which ends gets a row in (None: out/runs.csv); those that have one are not trained.
-    `minutes` and `processes`: as of `train_all`, 0 for its defaults. `given` are the settings that the user named.
-    Raises UserError for settings that a study itself varies.
+    `minutes`, `processes` (0 for its defaults) and `models`: as of `train_all`. `given` are the settings that the user
+    named. Raises UserError for settings that a study itself varies.
     """
     if "WORLD_SIZE" in os.environ:
         raise UserError("ablate runs without torchrun: start a process per GPU, each with seeds of its own")
@@ -48,14 +50,14 @@ def ablate(
     else:
         owned_folder.prepare(folder, "ablation", ())
     if wanted:
-        print(f"{len(wanted)} runs, {len(left)} of them to train, in {folder / 'runs'}", flush=True)
+        print(f"{len(wanted)} runs, {len(left)} of them to train, in {folder / 'runs'}, each with a log", flush=True)
 
     def compare() -> None:
         runs.check_same_data(planned)
         tables.write(folder, planned, all_seeds)
 
     try:
-        train_all(left, folder, file, processes or default_processes(given), minutes, compare)
+        train_all(left, folder, file, processes or default_processes(given), minutes, models, compare)
     except Stopped as stopped:
         print(f"\n{stopped}; so does the same command again", file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None
@@ -63,4 +65,4 @@ def ablate(
     if "table11" in studies:
         text += ("\n" if text else "") + complexity.write(folder, given)
         (folder / "tables.md").write_text(text, encoding="utf-8")
-    print(f"\n{text}\nwritten to {folder}")
+    print(f"\n{format_markdown(text)}\nwritten to {folder}")

@@ -1,6 +1,7 @@
 """The runs of an ablation by several processes, under a time budget, each run's row written as soon as it ends."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -15,20 +16,28 @@ from train.ablation import rows
 from train.ablation.runs import Planned, train
 from train.errors import Aborted
 from train.owned_folder import clear
+from train.run_folder import MODEL_FILES
 from train.stopping import Stopped
 from train.workers import default_processes as cores
 from train.workers import map_in_processes
 
-CHECKPOINTS = ("checkpoints/*", "last/*")  # best/ stays: train.evaluate needs it
+CHECKPOINTS, MODEL = ("checkpoints/*", "last/*"), tuple(f"best/{name}" for name in MODEL_FILES)
 
 
 def train_all(
-    left: Sequence[Planned], out: Path, file: Path, processes: int, minutes: float, after: Callable[[], None]
+    left: Sequence[Planned],
+    out: Path,
+    file: Path,
+    processes: int,
+    minutes: float,
+    models: bool,
+    after: Callable[[], None],
 ) -> None:
     """Train the runs in their order; `after` is called, in this process, each time that runs have ended.
 
-    With several processes each run has one thread, and its output goes to a log beside its folder. Where `minutes`
-    (0: any number) are over, runs are stopped with a checkpoint, and no other begins. Raises Stopped at a signal.
+    A line is printed per run; its output goes to a log beside its folder. With several processes each run has one
+    thread. Where `minutes` (0: any number) are over, runs are stopped with a checkpoint, and no other begins. The best
+    model of a run that has ended is deleted unless `models`. Raises Stopped at a signal.
     """
     began = time.monotonic()
     deadline = began + 60 * minutes if minutes else float("inf")
@@ -40,7 +49,7 @@ def train_all(
         run = left[number]
         label = f"run {number + 1} of {len(left)}: {run.study}, {run.variant.name}, seed {run.seed}"
         since = time.monotonic()
-        with _log(run) if processes > 1 else contextlib.nullcontext(print(f"\n=== {label}", flush=True)):
+        with _log(run):
             try:
                 if not run.result():  # else a killed process left it without a row
                     with _stopped_at(deadline):
@@ -52,10 +61,12 @@ def train_all(
         ended = run.result()
         if ended:
             rows.append(file, run)
-            clear(run.folder, CHECKPOINTS)
+            clear(run.folder, CHECKPOINTS if models else CHECKPOINTS + MODEL)
         figures = f"validation accuracy {100 * ended.validation_accuracy:.2f} %" if ended else run.failure
-        rest = "" if deadline == float("inf") else f", {max(0.0, deadline - time.monotonic()) / 60:.0f} min left"
-        print(f"{label}: {figures}, {(time.monotonic() - since) / 60:.1f} min{rest}", flush=True)
+        now = time.monotonic()
+        rounds, ended_rounds = (math.ceil(count / processes) for count in (len(left), number + 1))
+        rest = min(deadline - now, (now - began) * (rounds / ended_rounds - 1))
+        print(f"{label}: {figures}, {(now - since) / 60:.1f} min, about {max(0.0, rest) / 60:.0f} min left", flush=True)
         return True
 
     try:

@@ -6,6 +6,7 @@ study-curves.png         of each run, its terms and, where it logged them, their
 study-tsne.png           of each run, its embeddings
 """
 
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from scipy import stats
 
 from train import palette
 from train.ablation import rows
+from train.ablation.comparison import spread
 from train.ablation.summary import PAGE, PERCENT, ROWS, in_study_order
 from train.analysis.evaluate import default_folder, evaluate_run, is_current
 from train.analysis.pictures import Line, draw_correlations, draw_lines, draw_tsne_beside
@@ -38,10 +40,10 @@ Values = Mapping[str, Sequence[float]]  # of each arm, by seed
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
     """The mean, and half the width of its 95 % interval (Student's t); 0 for one value, which has none."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, 0.0
-    return mean, float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1))
+    over = spread(values)
+    if over.n < 2:
+        return over.mean, 0.0
+    return over.mean, float(over.deviation / math.sqrt(over.n) * stats.t.ppf(0.975, over.n - 1))
 
 
 def draw_pictures(

@@ -10,7 +10,7 @@ tsne.csv, tsne.png                    Fig. 5
 samples.png                           Fig. 7, from the user's own data
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from train.analysis import pictures
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
 from train.analysis.intervals import bootstrap, figures_of
 from train.analysis.outputs import Outputs, collect, random_positions, with_tta
-from train.bars import bar, wrap
+from train.bars import bar, format_table, wrap
 from train.command import device_of
 from train.data.loading import evaluation_batches
 from train.disk import read_json, write_json, write_rows
@@ -39,6 +39,7 @@ OUTPUTS = (
     *("predictions.csv", "correlations.json", "correlations.json.partial", "correlations.png", "vectors.png"),
     *("tsne.csv", "tsne.png", "samples.png"),
 )
+WHOLE = {"accuracy": "Accuracy", "average_accuracy": "Average accuracy", "macro_f1": "Macro F1"}
 OTHER_DATA = (
     "NOTE: these are not the data that the run was trained on, by their fingerprints; whether some of the images were "
     "trained on cannot be told"
@@ -77,8 +78,6 @@ def evaluate_run(
     model = with_tta(trained.model, tta)
     sample = random_positions(len(faces), max(tsne, retrieval), seed)
     print(f"{wrap(splits.report)}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
-    if not own:
-        print(OTHER_DATA, flush=True)
     outputs = collect(model, bar(batches, split), len(trained.class_names), on, sample)
     retrieved = outputs.subset(random_positions(len(faces), retrieval, seed))
     shown = outputs.subset(random_positions(len(faces), tsne, seed))
@@ -110,9 +109,10 @@ def evaluate_run(
         file = out / "samples.png"
         pictures.draw_samples(file, faces.image, targets, probabilities, trained.class_names, samples, seed)
     write_json(out / "metrics.json", about | described)  # the last file: where it is, the others are
-    print(f"\n{(out / 'tables.md').read_text(encoding='utf-8')}\nwritten to {out}")
-    if evaluation.collapse:
-        print(evaluation.collapse)
+    print(f"\n{describe(evaluation, described | about)}\n")
+    for note in (evaluation.collapse, "" if own else OTHER_DATA):
+        print(f"{wrap(note)}\n" if note else "", end="")
+    print(f"written to {out} (tables.md has every interval)")
     return out
 
 
@@ -171,6 +171,21 @@ def write_figures(
     return evaluation, described
 
 
+def describe(evaluation: Evaluation, figures: Mapping[str, Any]) -> str:
+    """The figures of metrics.json for a terminal, in percent."""
+    rows = [["", "%", "95 % interval"]]
+    rows += [[words, percent(figures[key]), _interval(*figures["intervals"][key])] for key, words in WHOLE.items()]
+    rows += [
+        [words, percent(figures["retrieval"][key]), ""] for key, words in METRICS.items() if "retrieval" in figures
+    ]
+    classes = [["", "precision", "recall", "95 % interval", "F1", "images"]]
+    for name, row in figures["classes"].items():
+        low, high = row["intervals"]["recall"]
+        shown = [percent(row["precision"]), percent(row["recall"]), _interval(low, high), percent(row["f1"])]
+        classes.append([name, *shown, f"{row['samples']:,}"])
+    return f"{format_table(rows)}\n\n{format_table(classes)}" + _absence(evaluation)
+
+
 def tables(
     evaluation: Evaluation,
     described: dict[str, Any],
@@ -179,7 +194,7 @@ def tables(
 ) -> str:
     """Markdown: the figures of the whole split, and the paper's table of the classes; in percent, 95 % intervals."""
     lines = ["| | % | 95 % interval |", "|---|---|---|"]
-    for key, words in (("accuracy", "Accuracy"), ("average_accuracy", "Average accuracy"), ("macro_f1", "Macro F1")):
+    for key, words in WHOLE.items():
         low, high = intervals[key]
         lines.append(f"| {words} | {percent(described[key])} | {_interval(low, high)} |")
     lines += [f"| {words} | {percent(retrieval[key])} | |" for key, words in METRICS.items() if retrieval]
@@ -193,9 +208,12 @@ def tables(
         low, high = intervals["f1" if words == "F1-score" else words.lower()]
         lines.append("| | " + " | ".join(map(_interval, low, high)) + " |")
     lines.append("| Images | " + " | ".join(f"{count:,}" for count in evaluation.support) + " |")
-    if evaluation.absent:
-        lines += ["", f"No images of {', '.join(evaluation.absent)}: averages are over the other classes."]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + _absence(evaluation) + "\n"
+
+
+def _absence(evaluation: Evaluation) -> str:
+    absent = ", ".join(evaluation.absent)
+    return f"\n\nNo images of {absent}: averages are over the other classes." if absent else ""
 
 
 def write_correlations(out: Path, outputs: Outputs, class_names: Sequence[str], title: str) -> None:
@@ -237,8 +255,8 @@ def write_tsne(out: Path, outputs: Outputs, class_names: Sequence[str], seed: in
     pictures.draw_tsne(out / "tsne.png", points, labels, class_names, shown)
 
 
-def _interval(low: float, high: float) -> str:
-    return "–" if np.isnan(low) else f"{percent(low)} to {percent(high)}"
+def _interval(low: float | None, high: float | None) -> str:
+    return "–" if low is None or np.isnan(low) else f"{percent(low)} to {percent(high)}"
 
 
 def _nullable(value: Any) -> Any:

@@ -9,7 +9,8 @@ from train.command import CommandParser, at_least
 from train.data.base import Request
 from train.entry import exit_code, nearest
 from train.errors import UserError
-from train.settings import add_options, check_bounds
+from train.options import add_options
+from train.settings import check_bounds
 
 COMMANDS = {
     "check": "which dataset lies at a path: counts, duplicates, conflicting labels, unreadable images",

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from train.bars import format_table
 from train.data.decode import read_picture
 from train.errors import UserError
 from train.settings import DataOptions
@@ -292,14 +292,4 @@ def count_table(class_names: Sequence[str], columns: Sequence[tuple[str, Sequenc
         spans = (f"{min(counts):,}–{max(counts):,}" for counts in left)
         rows[MOST_CLASSES - 1 :] = [(f"{len(left[0])} more classes", *spans)]
     table = [("", *(title for title, _ in columns)), *rows, totals]
-    widths = [max(map(display_width, cells)) for cells in zip(*table, strict=True)]
-    lines = []
-    for first, *cells in table:
-        line = first + " " * (widths[0] - display_width(first))
-        lines.append(line + "".join(f"{cell:>{width + 2}}" for cell, width in zip(cells, widths[1:], strict=True)))
-    return "\n".join(lines)
-
-
-def display_width(text: str) -> int:
-    """Columns of a terminal: a Chinese, Japanese or Korean letter takes two."""
-    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
+    return format_table(table)

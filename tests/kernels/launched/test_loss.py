@@ -1,17 +1,15 @@
 """The whole loss through the Triton kernels: the shared tests, operators, and launches."""
 
-import itertools
-
 import pytest
 import torch
 
-from adcorre import AdaptiveAttentionMap, AdCorreLoss, AdCorreOutput
+from adcorre import AdCorreLoss, AdCorreOutput
 from adcorre_kernels import gpu
 from adcorre_kernels.gpu import loss as host
 from adcorre_kernels.gpu import plan
 from tests.kernels.launched.tools import DEVICE
 from tests.whole_loss import *  # noqa: F403
-from tests.whole_loss import C, close, draw, in_float64, pair, step
+from tests.whole_loss import C, check_operators, close, draw, in_float64, pair, step
 
 
 @pytest.fixture
@@ -20,22 +18,7 @@ def backend() -> str:
 
 
 def test_opcheck() -> None:
-    ops = torch.ops.adcorre_kernels
-    logits, x, targets = draw(9)
-    attention = AdaptiveAttentionMap(C).to(DEVICE)
-    settings = gpu.Settings(label_smoothing=0.1)
-    ring = (attention.counts, attention.position)
-    weight = torch.rand(C, device=DEVICE)
-    samples = (x, logits, targets, weight, None)
-    torch.library.opcheck(ops.loss.default, (*samples, None, *ring, None, 0.5, True, True, *settings))
-    torch.library.opcheck(ops.loss.default, (*samples, weight, None, None, weight[0], 0.0, False, False, *settings))
-    torch.library.opcheck(ops.sample_terms.default, (x, targets, weight, *settings))
-    flat, (_, ce) = gpu.statistics(x, targets, C, -100, -1.0), gpu.logits_sums(logits, targets, None, None, 0.1, -100)
-    torch.library.opcheck(ops.loss_from_sums.default, (flat, ce, weight, None, 0.5, 2.0, 3, 8, *settings))
-    tables, up = torch.randn(2 * C * 24 + 2, device=DEVICE), torch.ones((), device=DEVICE)
-    for given, of_x in itertools.product((logits, None), (True, False)):
-        rest = (targets, weight, None, up, up, up, tables, of_x, C, *settings)
-        torch.library.opcheck(ops.gradients.default, (x, given, *rest))
+    check_operators(gpu, torch.ops.adcorre_kernels)
 
 
 def test_classes_without_samples(backend) -> None:
