@@ -26,7 +26,7 @@ from adcorre_kernels.cpu.memory import (
     widest_vectors,
 )
 
-PADDING = 7  # zeros behind a sample's means and inverse lengths: rows are added up to eight at a time
+PADDING = 3  # zeros behind a sample's means and inverse lengths, for rows that are added up four or eight at a time
 GROUP = 63  # samples: float32 sums of so many enter float64
 ORDER, SUM, FINISH, ALL = range(4)  # what a call of `statistics` does
 

@@ -15,7 +15,7 @@ from adcorre_kernels.cpu.compiled import kernel
 from adcorre_kernels.cpu.threads import run, thread_count
 
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}  # as in memory.py
-PADDING = 7  # as in embeddings.py
+PADDING = 3  # as in embeddings.py
 SHARE = (64, 512)  # samples of a share, at least and at most
 SHARES = 32
 HUGE_PAGE = 1 << 21  # bytes
