@@ -185,7 +185,7 @@ def test_state_of_the_map() -> None:
     following = step(loss.train(), x, labels)
     for other in (restored, copied):
         assert_same(step(other, x, labels), (following[0].double(), following[1].double()), 0)
-    assert bool((loss.attention_map.weights() < 0.1).all())  # by now every sample is nearest to its own mean
+    assert bool((loss.attention_map.weights() < 0.1).all())  # now every sample is nearest to its class's mean
     with torch.device("meta"):
         empty = ClassMeans(3, 2, 8)
     assert not empty.to_empty(device="cpu").means.any()

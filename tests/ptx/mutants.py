@@ -58,7 +58,7 @@ class Row(NamedTuple):
     kind: str
     case: str
     kernel: str
-    code: str  # a digest of the kernel's PTX, places left out
+    code: str  # a digest of the kernel's PTX without source positions
     place: str
     before: str
     after: str

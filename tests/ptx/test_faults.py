@@ -58,7 +58,7 @@ def dot() -> torch.Tensor:
     return out
 
 
-# Barriers that order nothing: in front of the first use of shared memory, or with no use since the one before.
+# Redundant barriers: before the first use of shared memory, or with no use since the previous barrier.
 IDLE = {"dot": 1, "rows": 1, "transposed": 1}
 
 

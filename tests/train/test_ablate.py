@@ -185,7 +185,7 @@ def test_tables_of_made_up_runs(trained: list[Path], tmp_path: Path, capsys: pyt
 
     trained.clear()
     capsys.readouterr()
-    assert main([*command, "--seeds", "4"]) == 0  # one seed more: only its runs are trained
+    assert main([*command, "--seeds", "4"]) == 0  # one more seed: only its runs are trained
     assert [folder.name for folder in trained] == ["seed-4"] * 4
     assert "16 runs, 4 of them to train" in capsys.readouterr().out
 
@@ -339,7 +339,7 @@ def test_a_time_budget_stops_runs_and_they_continue(
         {"λ = 0.5": 0.55, "λ = 0.01": 0.501, "λ = 0.1": 0.51, "λ = 1": 0.6}
     )
     whole = (tmp_path / "rows.csv").read_bytes()
-    (tmp_path / "rows.csv").write_bytes(whole[: whole.rindex(b",")])  # the disk was full, or a kill came
+    (tmp_path / "rows.csv").write_bytes(whole[: whole.rindex(b",")])  # the disk was full, or the process was killed
     assert main(command) == 0
     assert "4 runs, 1 of them to train" in capfd.readouterr().out
     assert [row for row in rows(tmp_path / "rows.csv") if None not in row.values()] == again

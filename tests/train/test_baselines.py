@@ -180,7 +180,7 @@ def test_logit_adjustment(components: tuple[str, ...]) -> None:
     assert output.ce.item() == pytest.approx(expected.item(), rel=1e-6)
     for name in ("fd", "md", "ed", "nfd"):
         assert getattr(output, name).item() == pytest.approx(getattr(without, name).item(), rel=1e-12)
-    assert torch.equal(output.attention, without.attention)  # its predictions are those of the logits themselves
+    assert torch.equal(output.attention, without.attention)  # the predictions are those of the unadjusted logits
     assert torch.equal(adjusted.attention_map.counts, plain.attention_map.counts)
     terms = without.loss - cross_entropy(logits, y)
     expected_gradients = torch.autograd.grad(expected + terms, (logits, x), allow_unused=True)

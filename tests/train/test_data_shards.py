@@ -195,9 +195,9 @@ def test_workers_read_what_the_order_gives_them(sharded: Path) -> None:
         for number, images in enumerate(batches):
             for index, process in images.tolist():
                 seen.append(index)
-                if number < 8:  # the last ones mix what is left
+                if number < 8:  # the last ones mix the remaining images
                     by_process.setdefault(process, set()).add(index // 5)
         assert len(by_process) == 2
         first, second = by_process.values()
         assert len(first & second) <= 1
-    assert len(seen) == len(set(seen)) == 40  # a last step of one image a rank is left out
+    assert len(seen) == len(set(seen)) == 40  # a last step with one image per rank is left out

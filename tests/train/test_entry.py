@@ -54,7 +54,7 @@ def test_a_closed_stdout_pipe(words: tuple[str, ...], unbuffered: str) -> None:
     done = command(*words, shell="| true; exit ${PIPESTATUS[0]}", PYTHONUNBUFFERED=unbuffered)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
-    assert done.returncode in (0, 2, 141)  # as it happens, all was written before
+    assert done.returncode in (0, 2, 141)  # here everything was written before
 
 
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-"])

@@ -58,7 +58,7 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
 
 def test_other_classes_are_refused(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_folders(tmp_path / "other", even(6, 2, 3))
-    for part in ("train", "test"):  # now no set of expressions: classes by their folders' names
+    for part in ("train", "test"):  # now not the seven expressions: classes are named by their folders
         for folder in list((other / part).iterdir()):
             folder.rename(folder.with_name(f"class-{folder.name}"))
     resumes(stopped, "--data", other, code=2)
@@ -209,6 +209,6 @@ def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
         "epoch00001-step000000003-",
     ]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
-    # Gone back to: what came after it is of another history.
+    # Training went back to this checkpoint: later ones belong to another history.
     write_checkpoint(tmp_path, {"epoch": 1, "done": 1, "step": 3})
     assert [path.name[:25] for path in checkpoints(tmp_path)] == ["epoch00001-step000000003-"]

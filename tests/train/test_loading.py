@@ -170,7 +170,7 @@ def test_erasing(way: str) -> None:
 def test_each_augmentation_alone() -> None:
     plain = augmented(DataSettings(**OFF), torch.rand(1, DRAWS))[0]
     half, ends = torch.full((1, DRAWS), 0.5), torch.tensor([[0.0] * DRAWS, [1.0] * DRAWS])
-    # A quarter turn is a permutation of the pixels: which way round is how v2 turns for the same angle's sign.
+    # A quarter turn permutes the pixels; its direction must match torchvision v2's for the same sign.
     turned = augmented(DataSettings(**OFF | {"rotation": 90.0}), ends)
     assert (turned[0] - plain.rot90(1, (1, 2))).abs().max() < 1e-4 or (
         turned[0] - plain.rot90(-1, (1, 2))

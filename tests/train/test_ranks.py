@@ -50,7 +50,7 @@ def test_each_image_is_in_one_chunk_of_one_rank(n: int, batch: int, chunks: int,
         assert all(2 <= len(chunk) <= max(3, batch) for chunk in local)
         seen += [draw.sample for chunk in local for draw in chunk]
     assert len(seen) == len(set(seen)) == sum(steps)
-    # Step by step too: all ranks work on the same part of one order, which is that of a single process.
+    # In each step all ranks work on the same part of one order, that of a single process.
     order = [draw.sample for chunk in samplers(n, batch, chunks, 1)[0] for draw in chunk]
     firsts = [list(s)[: s.chunks(steps[0])] for s in samplers(n, batch, chunks, world)]
     assert {draw.sample for local in firsts for chunk in local for draw in chunk} == set(order[: steps[0]])

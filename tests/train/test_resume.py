@@ -60,7 +60,7 @@ def test_a_signal_leaves_a_checkpoint(
     number: signal.Signals, fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    slow = ("--checkpoint-every", "0")  # so that only the signal writes one
+    slow = ("--checkpoint-every", "0")  # so that only the signal causes a checkpoint
     process = trainer.start(log, "--data", fer_folders, "--out", run, *RUN, *slow)
     deadline = time.monotonic() + 200
     while steps_in(run) < 3 and process.is_alive() and time.monotonic() < deadline:

@@ -162,7 +162,7 @@ def sitter() -> tuple[Person, View]:
     return person, replace(straight, occluder="none", asymmetry=0.0, grey=False, **plain)
 
 
-# Rows of a 100-pixel picture of the sitter: forehead and brows, eyes, nose, mouth and chin.
+# Rows of a 100-pixel face: forehead and brows, eyes, nose, mouth and chin.
 REGIONS = {"brows": slice(0, 38), "eyes": slice(38, 52), "nose": slice(52, 66), "mouth": slice(66, 100)}
 MOVES = {
     1: {"brows"},

@@ -27,7 +27,7 @@ _context.set_forkserver_preload(["train.loop", "tests.train.trainer"])
 def start(log: Path, *arguments: str | Path) -> BaseProcess:
     """A training process that writes to the file `log`."""
     before = dict(os.environ)
-    paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))  # the fork server takes its environment from here
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))  # the fork server copies its environment from here
     os.environ |= {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     try:
         process = _context.Process(target=_train, args=(str(log), [str(argument) for argument in arguments]))
