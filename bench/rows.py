@@ -122,11 +122,11 @@ def parser(command: str, description: str | None, results: Path | None = None) -
         add(
             "--minutes", type=float, help="stop after this many minutes; rows measured so far remain; default: no limit"
         )
-        add("--again", action="store_true", help="also run what is in the file already (default: not)")
-        add("--busy", action="store_true", help="append rows though other processes use the CPU (default: stop)")
+        add("--again", action="store_true", help="measure again what is in the file already (default: skip it)")
+        add("--busy", action="store_true", help="measure although other processes use the CPU (default: stop)")
         add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
         add("--device", default="cpu", help="cpu, cuda or cuda:N")
-        add("--seed", type=int, default=0, help="of the inputs")
+        add("--seed", type=int, default=0, help="seed of the inputs")
         add("--out", type=Path, default=results, help="CSV file to which the rows are appended")
     return parser
 

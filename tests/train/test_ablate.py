@@ -255,7 +255,7 @@ def test_table_11(tmp_path: Path) -> None:
     assert "paper)" not in (tmp_path / "tables.md").read_text()
 
 
-def test_real_runs_stopped_and_gone_on_with(
+def test_real_runs_stopped_and_resumed(
     fer_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from train import loop
@@ -311,7 +311,7 @@ def test_every_loss_trains(fer_folders: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").iterdir())) == 12
 
 
-def test_a_time_budget_ends_runs_and_they_go_on(
+def test_a_time_budget_stops_runs_and_they_continue(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Two runs end in time and have their rows; the two after them are stopped, and trained by the next call."""

@@ -214,7 +214,7 @@ def test_logit_adjustment_in_a_virtual_batch_is_exact() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_EMBEDDINGS)
-def test_the_rest_refuse_virtual_batches_and_groups(name: str) -> None:
+def test_other_baselines_refuse_virtual_batches_and_groups(name: str) -> None:
     kind = WITH_EMBEDDINGS[name]
     inputs, y = torch.randn(12, 5), torch.arange(12) % 3
     with pytest.raises(ValueError, match="defined on one batch"):

@@ -82,7 +82,7 @@ def test_the_command(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["crop", str(pictures), str(tmp_path / "clean")]) == 0
 
 
-def test_places_that_will_not_do(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_output_folders(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["crop", str(pictures), str(pictures / "out")]) == 2
     assert "lies in" in capsys.readouterr().err
     (tmp_path / "full").mkdir()

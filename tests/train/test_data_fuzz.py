@@ -84,7 +84,7 @@ def test_bad_pictures_raise(name: str) -> None:
     assert not isinstance(caught.value, (AssertionError, MemoryError))
 
 
-def test_what_pictures_are_meant_to_be() -> None:
+def test_pictures_are_decoded_as_intended() -> None:
     marked = Image.new("RGB", (40, 20))
     marked.putpixel((0, 0), (255, 255, 255))
     turned = read_picture(encoded(marked, "PNG", exif=EXIF))

@@ -50,7 +50,7 @@ def test_errors_in_ascii(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [("-m", "train", "--help"), ("-m", "bench", "--help")])
-def test_a_reader_that_goes_away(words: tuple[str, ...], unbuffered: str) -> None:
+def test_a_closed_stdout_pipe(words: tuple[str, ...], unbuffered: str) -> None:
     done = command(*words, shell="| true; exit ${PIPESTATUS[0]}", PYTHONUNBUFFERED=unbuffered)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
@@ -94,7 +94,7 @@ def test_an_inherited_backend_of_a_notebook(tmp_path: Path) -> None:
     assert (tmp_path / "run/test-confusion.png").stat().st_size
 
 
-def test_what_is_set_before_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_set_before_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     for chosen in ({}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "1"}):
         for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
             monkeypatch.delenv(name, raising=False)
@@ -190,7 +190,7 @@ def test_no_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert cached_dir("speed-x", lambda folder: None) == tmp_path / "speed-x"
 
 
-def test_a_measurement_on_a_busy_machine_is_not_kept(
+def test_a_measurement_on_a_busy_machine_is_not_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ADCORRE_CACHE", str(tmp_path))

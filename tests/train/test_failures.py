@@ -161,7 +161,7 @@ def test_no_checkpoint_is_promised_where_there_is_none(
     assert not checkpoints(tmp_path / "run")
 
 
-def test_a_file_size_limit_as_the_disk_would_have_it(tmp_path: Path) -> None:
+def test_a_file_size_limit_is_handled_like_a_full_disk(tmp_path: Path) -> None:
     """What PyTorch makes of a write that fails half way is the disk's error again, and leaves nothing behind."""
     state = {"epoch": 1, "done": 1, "step": 1, "model": torch.zeros(500_000)}
     pid = os.fork()

@@ -174,7 +174,7 @@ def test_competition_files_are_refused(tmp_path: Path, name: str, header: str, i
         load_data(str(tmp_path if inside else tmp_path / name), Request())
 
 
-def test_nothing_known_lists_what_was_looked_for_and_what_is_there(tmp_path: Path) -> None:
+def test_an_unknown_dataset_lists_expected_and_existing_files(tmp_path: Path) -> None:
     (tmp_path / "cats").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError) as caught:

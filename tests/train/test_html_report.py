@@ -146,7 +146,7 @@ def test_it_shows_the_run(page: Page, run: Path) -> None:
     assert (page.of("img")[0]["src"] or "").startswith("data:image/png;base64,")
 
 
-def test_an_evaluation_of_another_checkpoint_is_made_again(run: Path, page: Page, tmp_path: Path) -> None:
+def test_an_evaluation_of_another_checkpoint_is_repeated(run: Path, page: Page, tmp_path: Path) -> None:
     file = run / "evaluation-test/metrics.json"
     metrics = json.loads(file.read_text())
     file.write_text(json.dumps(metrics | {"epoch": 77}))

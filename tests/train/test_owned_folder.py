@@ -116,7 +116,7 @@ def test_a_linked_model_folder_is_refused(name: str, stopped: Path, fer_folders:
         assert sorted(theirs.iterdir()) == before
 
 
-def test_a_run_of_before_the_mark_is_known_by_all_that_it_wrote(stopped: Path) -> None:
+def test_runs_without_a_mark_are_recognized_by_their_files(stopped: Path) -> None:
     (stopped / owned_folder.MARK).unlink()
     assert is_run(stopped)
     assert check_run_folder(str(stopped), overwrite=True) == stopped

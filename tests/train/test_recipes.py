@@ -55,7 +55,7 @@ def test_the_papers_recipes_are_the_papers(data: str) -> None:
             assert ours[group][key] == theirs[group][key], key
 
 
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_custom_recipe_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
         "lr: 0.02\nchannels_last: yes\nce_weight: [1, 2, 3]\n"
@@ -116,7 +116,7 @@ def test_an_unknown_recipe_lists_those_there_are() -> None:
         recipe_values("none-such")
 
 
-def test_what_is_no_part_of_a_recipe() -> None:
+def test_settings_that_recipes_may_not_have() -> None:
     fields = {name for group in Settings().as_dict().values() for name in group}
     assert set(NOT_IN_RECIPES) < fields
 

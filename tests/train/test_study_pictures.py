@@ -73,7 +73,7 @@ def test_runs_beside_each_other(finished_run: Path, tmp_path: Path, figures: dic
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nothing = ["--rows", str(tmp_path / "none.csv"), "--out", str(tmp_path / "out")]
     assert main(nothing) == 2
-    assert "has no row yet, and no run is named" in capsys.readouterr().err
+    assert "has no rows, and no run is named" in capsys.readouterr().err
     assert main(["runs/first", *nothing]) == 2
     assert "runs/first: expected NAME=FOLDER" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
