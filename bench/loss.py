@@ -144,8 +144,8 @@ def measured(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, 
     turns: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(next(source))}
     yardstick = ours_on(device.type)[0]
     if name != yardstick:
-        turns[yardstick] = ours = Step(CONTENDERS[yardstick], inputs, targets, attention)
-        ours()
+        turns[yardstick] = own = Step(CONTENDERS[yardstick], inputs, targets, attention)
+        own()
     turns["forward"], turns[name] = step.forward, step
     times = measure.in_turns(turns, device, seconds=options.seconds, most=options.runs, warm=0)
 

@@ -29,7 +29,7 @@ Table = tuple[list[str], list[list[str]]]
 WHERE = ["device", "commit"]
 # README's columns: what is shown of several is the first that was measured.
 SHORT = {
-    "ours": tuple(name for name, ours in OURS.items() if ours.linear), "reference": ("reference",),
+    "ours": tuple(name for name, contender in OURS.items() if contender.linear), "reference": ("reference",),
     "SupCon": ("supcon",), "Multi-Similarity": ("multi-similarity",),
 }  # fmt: skip
 SIZES = ("60", "600", "4096", "65536")

@@ -118,7 +118,7 @@ def test_tables_and_pictures_of_each_device(results: Path) -> None:
     assert report.write("kernels-gpu").splitlines()[-1] == "| 65,536 | bfloat16 | 31 % | a GPU | abc |"
     assert report.write("pairs-gpu").splitlines()[-1] == "| 16,384 | bfloat16 | 62 % | a GPU | abc |"
     assert report.write("scale") == "`scale`: not measured yet."
-    drawn = pictures.draw(results)
+    paths = pictures.draw(results)
     pictures_of_cpu = ["time-over-n.png", "benchmark-loss.png"]
-    assert [path.name for path in drawn] == [*pictures_of_cpu, "time-over-n-gpu.png", "benchmark-loss-gpu.png"]
-    assert all(path.stat().st_size > 10_000 for path in drawn)
+    assert [path.name for path in paths] == [*pictures_of_cpu, "time-over-n-gpu.png", "benchmark-loss-gpu.png"]
+    assert all(path.stat().st_size > 10_000 for path in paths)

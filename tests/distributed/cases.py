@@ -491,12 +491,15 @@ def metric_loss_in_its_librarys_wrapper(rank: int, world: int) -> None:
     every = torch.randn(6 * world, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     labels = torch.arange(6 * world) % 5 * 7
     own = slice(6 * rank, 6 * rank + 6)
-    whole, mine = every.clone().requires_grad_(), every[own].clone().requires_grad_()
-    expected, loss = AdCorreMetricLoss()(whole, labels), DistributedLossWrapper(AdCorreMetricLoss())(mine, labels[own])
+    whole, local_x = every.clone().requires_grad_(), every[own].clone().requires_grad_()
+    expected, loss = (
+        AdCorreMetricLoss()(whole, labels),
+        DistributedLossWrapper(AdCorreMetricLoss())(local_x, labels[own]),
+    )
     expected.backward()
     loss.backward()
     torch.testing.assert_close(loss, world * expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(mine.grad, world * whole.grad[own], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(local_x.grad, world * whole.grad[own], rtol=1e-10, atol=1e-12)
 
 
 @case

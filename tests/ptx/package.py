@@ -136,10 +136,10 @@ def problem_of(case: Case, seed: int = 0) -> tuple[Problem, Tensor]:
     term_targets = {}
     if case.batch == "other aims":
         term_targets = {"between": "simplex", "mean": 0.3, "embedding": 0.2 if k <= 16 else -1}
-    drawn = draw(n, k, d, num_classes, seed=seed, **term_targets)
+    inputs = draw(n, k, d, num_classes, seed=seed, **term_targets)
     if case.shape == "gram, far":
-        drawn.x[::4] += 20.0
-    problem, x = tools.rounded(drawn, case.dtype)
+        inputs.x[::4] += 20.0
+    problem, x = tools.rounded(inputs, case.dtype)
     if case.batch == "ignored" and n > 1:
         problem.targets[::3] = -100
     if case.batch == "bad label" and n:

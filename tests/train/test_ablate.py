@@ -279,11 +279,11 @@ def test_real_runs_stopped_and_resumed(
     assert done["arm"] == "CE"
     assert not (tmp_path / "runs/components=none/seed-0/checkpoints").exists()
     assert (tmp_path / "runs/components=none/seed-0/best/model.safetensors").exists()
-    theirs = [tmp_path / "runs/base/seed-0" / name for name in ("checkpoints/notes.txt", "last/copy.safetensors")]
-    for file in theirs:
+    foreign = [tmp_path / "runs/base/seed-0" / name for name in ("checkpoints/notes.txt", "last/copy.safetensors")]
+    for file in foreign:
         file.write_text("mine")
     assert main(command) == 0
-    assert [file.read_text() for file in theirs] == ["mine"] * 2
+    assert [file.read_text() for file in foreign] == ["mine"] * 2
     assert {file.name for file in (tmp_path / "runs/base/seed-0").glob("*/*.*")} & {"model.json", "notes.txt"}
     assert not list((tmp_path / "runs/base/seed-0/checkpoints").glob("*.pt"))
     out = capsys.readouterr().out

@@ -171,9 +171,9 @@ def test_errors_of_the_machine_say_what_to_do(error: Exception, words: str, caps
             exit_code(fail)
         return
     assert exit_code(fail) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert printed.count("\n") == 1
     assert explain(error)
 
 
@@ -207,8 +207,8 @@ def test_a_measurement_on_a_busy_machine_is_not_cached(
     for busy in (True, False):
         share[0] = 0.5 if busy else 1.0
         assert autotune(torch.nn.Conv2d(3, 3, 1), settings, 8, 4, device)[0].amp == "none"
-        said = capsys.readouterr().out
-        assert ("something else computes on this machine" in said) == busy
+        printed = capsys.readouterr().out
+        assert ("something else computes on this machine" in printed) == busy
         assert len(list(tmp_path.iterdir())) == (not busy)
 
 
@@ -224,9 +224,9 @@ def test_a_measurement_on_a_busy_machine_is_not_cached(
     ],
 )
 def test_schedules_longer_than_the_run(settings: dict[str, Any], note: str) -> None:
-    said = warmup_notes(Settings().replace({"epochs": 2, **settings}), steps_per_epoch=10)
-    assert len(said) == bool(note)
-    assert note in "".join(said)
+    lines = warmup_notes(Settings().replace({"epochs": 2, **settings}), steps_per_epoch=10)
+    assert len(lines) == bool(note)
+    assert note in "".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -239,9 +239,9 @@ def test_schedules_longer_than_the_run(settings: dict[str, Any], note: str) -> N
 )
 def test_warm_ups_longer_than_the_run(epochs: int, warmup: float, lambd_warmup: int, notes: list[str]) -> None:
     settings = Settings().replace({"epochs": epochs, "warmup_epochs": warmup, "lambd_warmup": lambd_warmup})
-    said = warmup_notes(settings, steps_per_epoch=10)
-    assert len(said) == len(notes)
-    assert all(note in line for note, line in zip(notes, said, strict=True))
+    lines = warmup_notes(settings, steps_per_epoch=10)
+    assert len(lines) == len(notes)
+    assert all(note in line for note, line in zip(notes, lines, strict=True))
 
 
 def test_threads(fer_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,9 +26,9 @@ def test_a_truncated_checkpoint_is_passed_over(
     newest = checkpoints(stopped)[0]
     newest.write_bytes(newest.read_bytes()[:-1000])
     resumes(stopped)
-    said = capsys.readouterr().out
-    assert f"{newest} is damaged (it is not what was written); continuing from the previous one" in said
-    assert "after step 6" in said
+    printed = capsys.readouterr().out
+    assert f"{newest} is damaged (it is not what was written); continuing from the previous one" in printed
+    assert "after step 6" in printed
     assert_same(outcome(stopped), undisturbed)
 
 
@@ -108,14 +108,14 @@ def test_two_processes_do_not_share_a_folder(stopped: Path, tmp_path: Path, caps
 
 
 def test_files_of_the_user_among_the_checkpoints_survive(tmp_path: Path) -> None:
-    theirs = ["notes.txt", "backup.pt", "epoch00001-step000000001-backup.pt", "123.partial", "old/x.pt"]
+    foreign = ["notes.txt", "backup.pt", "epoch00001-step000000001-backup.pt", "123.partial", "old/x.pt"]
     (tmp_path / "checkpoints/old").mkdir(parents=True)
-    for name in theirs:
+    for name in foreign:
         (tmp_path / "checkpoints" / name).write_text("mine")
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, {"epoch": 1, "done": 1, "step": step})
     assert len(checkpoints(tmp_path)) == 2
-    assert [(tmp_path / "checkpoints" / name).read_text() for name in theirs] == ["mine"] * len(theirs)
+    assert [(tmp_path / "checkpoints" / name).read_text() for name in foreign] == ["mine"] * len(foreign)
 
 
 def full_disk(*_: Any, **__: Any) -> None:

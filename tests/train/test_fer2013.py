@@ -135,17 +135,19 @@ def test_counts_are_printed_beside_the_official_ones(layout: Path) -> None:
 
 
 def test_verdict() -> None:
-    def said(counts: dict[str, tuple[int, ...]]) -> str:
+    def count_message(counts: dict[str, tuple[int, ...]]) -> str:
         return verdict(counts, OFFICIAL_COUNTS, "FER-2013", CLASS_NAMES)
 
-    assert said(dict(OFFICIAL_COUNTS)) == "matches FER-2013, official split"
+    assert count_message(dict(OFFICIAL_COUNTS)) == "matches FER-2013, official split"
     neutral, happy, *rest = OFFICIAL_COUNTS["PublicTest"]
-    swapped = said({**OFFICIAL_COUNTS, "PublicTest": (happy, neutral, *rest)})
+    swapped = count_message({**OFFICIAL_COUNTS, "PublicTest": (happy, neutral, *rest)})
     assert swapped.startswith("does not match FER-2013, official split: PublicTest has other counts per class\n")
     assert "in PublicTest, Neutral has the count of Happy, Happy has the count of Neutral" in swapped
-    other = said({**OFFICIAL_COUNTS, "PublicTest": (happy + neutral, 0, *rest)})
+    other = count_message({**OFFICIAL_COUNTS, "PublicTest": (happy + neutral, 0, *rest)})
     assert other == "does not match FER-2013, official split: PublicTest has other counts per class"
-    assert "test has 7,178 images (official 0)" in said({"Training": OFFICIAL_COUNTS["Training"], "test": (7178,)})
+    assert "test has 7,178 images (official 0)" in count_message(
+        {"Training": OFFICIAL_COUNTS["Training"], "test": (7178,)}
+    )
 
 
 def test_folders_whose_names_do_not_tell_the_test_parts(tmp_path: Path) -> None:

@@ -33,15 +33,15 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """What is drawn, by file name."""
-    drawn: dict[str, Figure] = {}
+    figure_of_file: dict[str, Figure] = {}
     save = Figure.savefig
 
     def savefig(self: Figure, path: Path) -> None:
-        drawn[path.name] = self
+        figure_of_file[path.name] = self
         save(self, path)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
-    return drawn
+    return figure_of_file
 
 
 def test_arms_from_rows(file: Path, tmp_path: Path, figures: dict[str, Figure]) -> None:

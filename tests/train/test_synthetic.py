@@ -287,7 +287,7 @@ def test_a_class_changes_the_expression_and_nothing_else(sitter: tuple[Person, V
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
         ({"split": "valid"}, "'valid'.*train, validation, test"),
         ({"size": 8}, "image size is 8.*16 to 1024"),
@@ -296,8 +296,8 @@ def test_a_class_changes_the_expression_and_nothing_else(sitter: tuple[Person, V
         ({"seed": -1}, "seed is -1.*at least 0"),
     ],
 )
-def test_bad_arguments_are_named(arguments: dict, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_bad_arguments_are_named(arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         SyntheticFaces(**{"split": "train", **arguments})
 
 
