@@ -201,7 +201,7 @@ def test_runs_side_by_side(run: Path, page: Page, tmp_path: Path, capsys: pytest
     (other / "results.json").write_text(json.dumps(results))
     assert main([str(run), str(other), "--no-evaluate", "--out", str(tmp_path / "two.html")]) == 0
     said = capsys.readouterr().out
-    assert "other: validation accuracy 99.00 %, " in said
+    assert re.search(r"(?m)^other +99.00 % ", said)
     assert "best by validation accuracy: other\n" in said
     text = Page((tmp_path / "two.html").read_text(encoding="utf-8")).text
     assert text.startswith("2 runs side by side")
