@@ -1,4 +1,4 @@
-"""Tables and pictures of the benchmarks: every figure of a line is of one run."""
+"""Tables and pictures of the benchmarks: all figures of a line come from one run."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What goes wrong in a run ends in one message, and nothing is lost."""
+"""Every failure of a run ends in one message, and nothing is lost."""
 
 import errno
 import os
@@ -162,7 +162,7 @@ def test_no_checkpoint_is_promised_where_there_is_none(
 
 
 def test_a_file_size_limit_is_handled_like_a_full_disk(tmp_path: Path) -> None:
-    """What PyTorch makes of a write that fails half way is the disk's error again, and leaves nothing behind."""
+    """PyTorch's error of a write that fails half way is reported as a full disk, and no file is left behind."""
     state = {"epoch": 1, "done": 1, "step": 1, "model": torch.zeros(500_000)}
     pid = os.fork()
     if not pid:

@@ -55,7 +55,7 @@ def _train(log: str, arguments: list[str]) -> None:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """Everything of a run that has to be the same: not the times."""
+    """Everything of a run that must be reproduced; times are left out."""
 
     def table(name: str, *left_out: str) -> list[dict[str, str]]:
         return [{key: row[key] for key in row if key not in left_out} for row in rows(run / f"{name}.csv")]
@@ -95,7 +95,7 @@ def steps_in(run: Path) -> int:
 
 
 def stop_after(steps: int, patch: pytest.MonkeyPatch) -> None:
-    """As if SIGTERM came in step `steps` of this process's next run."""
+    """Simulate SIGTERM in step `steps` of this process's next run."""
     seen = [0]
 
     def poll(self: Watch) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""A small model, drawn images, and an ordinary step to compare a virtual batch with."""
+"""A small model, random images, and an ordinary step to compare a virtual batch with."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def assert_equal_gradients(got: nn.Module, reference: nn.Module, tolerance: float = 1e-10) -> None:
-    """Against each parameter's largest entry."""
+    """Relative to each parameter's largest entry."""
     expected = gradients(reference)
     actual = gradients(got)
     assert actual.keys() == expected.keys()

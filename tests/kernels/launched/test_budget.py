@@ -54,7 +54,7 @@ def test_vectors_far_from_centred(shape) -> None:
 
 @pytest.mark.parametrize("shape", [(50, 3, 32, 4), (12, 9, 130, 3), (23, 6, 32, 3)])
 def test_one_order_of_all_samples(shape, monkeypatch) -> None:
-    """The cut of large batches: two launches order all samples; a program walks over the runs of several classes."""
+    """The path for large batches: two launches sort all samples; a program loops over the runs of several classes."""
     monkeypatch.setattr(plan, "LOCAL_SAMPLES", 0)
     monkeypatch.setattr(plan, "SORT_TILE", 128)  # 16 labels x 8 classes: several programs sort
     for dtype in (F32, BF16):

@@ -101,7 +101,7 @@ def test_ignore_index_may_be_a_class() -> None:
 
 
 def test_the_ring_is_that_of_the_attention_map() -> None:
-    """Counts of the kernel enter the window as those of `AdaptiveAttentionMap.count`."""
+    """The kernel's counts enter the window like those of `AdaptiveAttentionMap.count`."""
     loss, attention = AdCorreLoss(4, window=2, backend="triton").to(DEVICE), AdaptiveAttentionMap(4, 2).to(DEVICE)
     for seed in range(4):
         logits, targets, *_ = draw(30, 4, torch.float32, seed=seed)
