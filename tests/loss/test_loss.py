@@ -1,4 +1,4 @@
-"""Eq. 12: the module and its functional form, cross-entropy as torch has it, switches, lambda, dtypes, autocast."""
+"""Eq. 12: module and functional form, PyTorch's cross-entropy, components, lambda, dtypes, autocast."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The streamed passes on a CPU: chunk borders, statistics that add, precision in each dtype, opcheck."""
+"""The streamed passes on a CPU: chunk borders, statistics that add up, precision in each dtype, opcheck."""
 
 import pytest
 import torch
@@ -101,7 +101,7 @@ def test_error_budget(dtype, backend, shape, shift, target) -> None:
 
 @pytest.mark.parametrize("backend", LINEAR)
 def test_float16_gradient_under_a_grad_scaler(backend) -> None:
-    """65,536 times a gradient that float16 could not hold by itself."""
+    """The gradient times 65,536, without which it would underflow in float16."""
     problem = draw(60, 7, 64, 7)
     half = problem.x.half()
     x = half.clone().requires_grad_()
@@ -143,7 +143,7 @@ def test_opcheck(dtype, embedding_target) -> None:
 
 
 def test_many_classes_and_blocks_of_them(monkeypatch) -> None:
-    """Other targets walk pairs of classes block by block: on a CPU of those with samples, elsewhere of all."""
+    """Other targets loop over class pairs in blocks: on a CPU over classes with samples, elsewhere over all."""
     from adcorre import statistics as module
 
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", 300)

@@ -1,4 +1,4 @@
-"""The checkout agrees with itself: versions, licences, requirements, and nothing of the machine it was written on."""
+"""The checkout is consistent: versions, licenses, requirements, and no paths of a developer's machine."""
 
 import os
 import re

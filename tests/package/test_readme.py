@@ -1,4 +1,4 @@
-"""README.md and docs/ promise only what works: their Python runs as printed, their commands and options exist."""
+"""README.md and docs/ are correct: their Python runs as printed, their commands and options exist."""
 
 import random
 import re
@@ -37,7 +37,7 @@ def targets() -> set[str]:
 
 
 def each(find: Callable[[Path], list[str]]) -> list[Any]:
-    """(page, what was found on it), with readable names."""
+    """(page, item found on it), with readable names."""
     named = [(page, text) for page in PAGES for text in find(page)]
     return [pytest.param(page, text, id=f"{page.name}: {text.strip().splitlines()[0]}") for page, text in named]
 

@@ -1,4 +1,4 @@
-"""Faults planted in the package's kernels: what to run around each, and what gives it away.
+"""Faults planted in the package's kernels: what to run for each, and how it is detected.
 
 A kernel is run by its operator alone (statistics, terms or gradient), on inputs that unmutated code made. Found: a
 finding, an error of the machine, or an output outside of its budget: twice the error of plain float32 operations, plus
@@ -51,7 +51,7 @@ class Output(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One operator of one problem: how to run it, and what should come out."""
+    """One operator on one problem: how to run it, and the expected outputs."""
 
     operator: str
     x: Tensor
@@ -63,7 +63,7 @@ class Step(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """A compiled kernel: its text, how it is launched, where a fault is worth planting, warp instructions it takes."""
+    """A compiled kernel: its text, its launch, where to plant faults, and how many warp instructions it runs."""
 
     name: str
     ptx: str
@@ -74,7 +74,7 @@ class Kernel(NamedTuple):
 
     @property
     def code(self) -> str:
-        """A digest of the code: places and debug sections, which hold the checkout's path, left out."""
+        """A digest of the code without source positions and debug sections, which contain the checkout's path."""
         text = re.sub(r"\n\s*\.(loc|file)[^\n]*|//[^\n]*|\$L__tmp\d+:", "", self.ptx.partition("\n\t.section")[0])
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -87,7 +87,7 @@ class Variant(NamedTuple):
 
 
 def variants(case: Case) -> list[Variant]:
-    """Problems that the same compiled code takes."""
+    """Problems that run the same compiled code."""
     n, k, d, num_classes = SHAPES[case.shape]
     term_targets = {"between": "simplex", "mean": 0.3, "embedding": 0.2 if k <= 16 else -1}
     term_targets = term_targets if case.batch == "other aims" else {}
@@ -196,7 +196,7 @@ def patched_plans(settings: dict[str, Any], multiprocessors: int) -> Iterator[No
 
 
 def pair_steps(case: PairCase) -> list[Step]:
-    """`pair_values` and `pair_gradient` of several problems that the same compiled code takes."""
+    """`pair_values` and `pair_gradient` of several problems that run the same compiled code."""
     results = []
     shape = PAIR_SHAPES[case.shape]
     sizes = {"plain": shape[0], "ignored": shape[0] + 100, "constant": shape[0] + 31, "bad label": shape[0]}
@@ -333,7 +333,7 @@ def kernels_of(case: Case | PairCase, steps: list[Step]) -> dict[str, Kernel]:
 
 
 def verdict(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: str, seeds: int = 1) -> str:
-    """What gives the changed text away, or ""."""
+    """How the changed text is detected, or ""."""
 
     def rewrite(ptx: str) -> str:
         return changed if ptx == kernel.ptx else ptx
@@ -356,7 +356,7 @@ def verdict(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: s
 
 
 def machine_code(ptx: str) -> bytes | None:
-    """What ptxas makes of it; None if it refuses."""
+    """The output of ptxas; None if it rejects the text."""
     tools_at = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     arch = re.search(r"\.target\s+(\w+)", ptx)
     assert arch is not None

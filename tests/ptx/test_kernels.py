@@ -143,7 +143,7 @@ def test_through_memory(arch: str) -> None:
 
 
 def test_a_slice_and_its_neighbours(arch: str) -> None:
-    """A column block of a matrix: what lies between its rows is not the tensor's."""
+    """A column block of a matrix: memory between its rows does not belong to the tensor."""
     whole = torch.randn(6, 96)
     x, index = whole[:, 32:64], torch.tensor([5, 0, 3])
     out = torch.full((3, 96), NAN)

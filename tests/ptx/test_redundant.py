@@ -1,4 +1,4 @@
-"""What a dropped barrier is said to order: nothing only where the text shows it."""
+"""A barrier is called redundant only if the text proves it."""
 
 import numpy as np
 import pytest

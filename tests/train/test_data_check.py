@@ -1,4 +1,4 @@
-"""`python -m train.data check`: what it finds in sets that were damaged on purpose, and nothing in a clean one."""
+"""`python -m train.data check`: finds planted damage in datasets, and nothing in a clean one."""
 
 import json
 import shutil
@@ -103,7 +103,7 @@ def test_counts_beside_the_official_ones(layout: str, tmp_path: Path, capsys: py
 
 
 def test_another_order_of_the_labels() -> None:
-    """Alphabetical positions taken for labels: the counts are all there, under other names."""
+    """Alphabetical positions used as labels: the right counts under wrong names."""
     names = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
     alphabetical = sorted(range(7), key=lambda label: ("Anger", *sorted(set(names) - {"Anger"})).index(names[label]))
     wrong = {part: tuple(row[label] for label in alphabetical) for part, row in OFFICIAL_COUNTS.items()}

@@ -1,4 +1,4 @@
-"""FERPlus, RAF-DB, AffectNet and class folders: recognised, mapped into one label order, and refused where damaged."""
+"""FERPlus, RAF-DB, AffectNet and class folders: recognized, mapped to one label order, rejected if damaged."""
 
 import csv
 from pathlib import Path

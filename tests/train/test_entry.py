@@ -1,4 +1,4 @@
-"""Where commands begin and end: terminals, pipes, notebooks, machines that lack something, mistyped options."""
+"""Entry and exit of commands: terminals, pipes, notebooks, restricted machines, mistyped options."""
 
 import errno
 import os
@@ -59,7 +59,7 @@ def test_a_closed_stdout_pipe(words: tuple[str, ...], unbuffered: str) -> None:
 
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-"])
 def test_streams_that_were_closed(closed: str, tmp_path: Path) -> None:
-    """Files that are opened must not take the place of stdout, which libraries write to by its number."""
+    """Opened files must not get stdout's file descriptor, which libraries write to by number."""
     file = str(tmp_path / "f")
     script = f"""
 import os
