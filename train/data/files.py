@@ -171,7 +171,7 @@ class ImageCollection:
         return np.array(self.parts, np.str_)
 
     def _check_links(self, root: Path) -> None:
-        """A test/ that is a link to train/ would be tested on what was trained on. A file with boxes is several faces."""
+        """A test/ that is a link to train/ is tested on what was trained on. With boxes a file is several faces."""
         if self.boxes:
             return
         seen: dict[tuple[int, int], int] = {}
