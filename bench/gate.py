@@ -138,9 +138,9 @@ CHECKS = RATIOS | EXACT
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("gate", __doc__)
     parser.add_argument("--only", help="checks whose name contains this text")
-    parser.add_argument("--update", action="store_true", help="write the figures measured now beside the limits")
+    parser.add_argument("--update", action="store_true", help="write the measured figures next to the limits")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     limits: list[dict[str, Any]] = [dict(row) for row in rows.read(LIMITS)]

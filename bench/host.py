@@ -135,7 +135,7 @@ def measure_host(n: int = 60, seed: int = 0) -> dict[str, tuple[Counts, float, f
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("host", __doc__)
     parser.add_argument("--n", type=int, default=60, help="samples of a batch")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
     options = parser.parse_args(argv)
     if options.n < 1:
         parser.error("--n: expected at least 1")

@@ -74,21 +74,21 @@ def overview(rows: results.Rows, path: Path) -> None:
 
     names = {row["contender"] for row in rows}
     kind = "cuda" if rows[-1]["driver"] else "cpu"
-    ours = next((name for name in (*ours_on(kind), *OURS) if name in names), "")
+    own = next((name for name in (*ours_on(kind), *OURS) if name in names), "")
     figure = Figure(figsize=(8.2, 4.1), layout="constrained")
     axes = figure.subplots()
     ends = []
-    for name, label in ((ours, "adcorre"), *OVERVIEW.items()):
+    for name, label in ((own, "adcorre"), *OVERVIEW.items()):
         if not (points := curve(rows, name)):
             continue
         style: dict[str, Any] = {
-            "color": palette.COLORS[2] if name == ours else RIVAL,
-            "lw": 3 if name == ours else 1.4,
+            "color": palette.COLORS[2] if name == own else RIVAL,
+            "lw": 3 if name == own else 1.4,
         }
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, zorder=3 if name == ours else 2, **style)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, zorder=3 if name == own else 2, **style)
         if has_wall(rows, name):
             axes.plot(*points[-1], marker="X", markersize=11, color=style["color"])
-        ends.append((*points[-1], label, style["color"], "bold" if name == ours else "normal"))
+        ends.append((*points[-1], label, style["color"], "bold" if name == own else "normal"))
     log_axes(axes, "time, forward + backward", show_seconds)
     low, high = axes.get_ylim()
     axes.set_ylim(low, 2 * high)
@@ -99,7 +99,7 @@ def overview(rows: results.Rows, path: Path) -> None:
         axes.annotate(label, (n, height), color=color, weight=weight, fontsize=11, annotation_clip=False, **offset)
         last = n, height
     axes.set_title(f"Time of the loss over the batch size ({device(rows)})", loc="left")
-    if any(has_wall(rows, name) for name in (ours, *OVERVIEW)):
+    if any(has_wall(rows, name) for name in (own, *OVERVIEW)):
         figure.supxlabel(WALL, fontsize=9)
     figure.savefig(path)
 

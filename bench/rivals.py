@@ -142,4 +142,6 @@ CONTENDERS = OURS | RIVALS
 
 def ours_on(kind: str) -> list[str]:
     """The linear backends that run on "cpu" or "cuda" here, the fastest first; ratios are to that one."""
-    return [name for name, ours in OURS.items() if ours.linear and ours.fits(kind) and ours.installed()]
+    return [
+        name for name, contender in OURS.items() if contender.linear and contender.fits(kind) and contender.installed()
+    ]

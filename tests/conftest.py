@@ -52,7 +52,7 @@ def left_out(items: list[pytest.Item], seed: int) -> list[pytest.Item]:
     cases = []
     for test, own in tests.items():
         [m] = own[0].get_closest_marker("sample").args  # type: ignore[union-attr]
-        random.Random(test).shuffle(own)  # in order, m could divide the number of dtypes and select one of them alone
+        random.Random(test).shuffle(own)  # taken in order, every m-th case could always have the same dtype
         cases += [item for place, item in enumerate(own) if (place - seed) % m]
     return cases
 

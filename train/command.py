@@ -57,10 +57,10 @@ def add_seed_and_device(parser: argparse.ArgumentParser, seeds: str) -> None:
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Which samples of which data: those of the run, unless the user says otherwise."""
-    parser.add_argument("--data", help="dataset to look at (default: the run's)")
-    parser.add_argument("--protocol", help="its protocol, as of python -m train (default: the run's)")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="which part of it")
-    parser.add_argument("--limit", type=at_least(0), help="at most so many images of it; 0: all (default: the run's)")
+    parser.add_argument("--data", help="dataset to use (default: the run's)")
+    parser.add_argument("--protocol", help="protocol of FER-2013, as in python -m train (default: the run's)")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="split to use")
+    parser.add_argument("--limit", type=at_least(0), help="maximum number of images; 0: all (default: the run's)")
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="images per forward pass")
     parser.add_argument("--workers", type=at_least(0), default=0, help="processes that load images")
 

@@ -142,9 +142,13 @@ def describe_steps(steps: TrainSteps, settings: Settings, ranks: Ranks) -> str:
     parts += [f"{data.virtual_batch} passes"] if data.virtual_batch > 1 else []
     parts += [f"{ranks.world} processes"] if ranks.world > 1 else []
     return (
-        f"{settings.optimizer.epochs} epochs of {len(steps):,} steps, each of {images:,} images"
+        f"{plural(settings.optimizer.epochs, 'epoch')} of {plural(len(steps), 'step')}, each of {images:,} images"
         f"{f' ({TIMES.join(parts)})' if len(parts) > 1 else ''}"
     )
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def progress(steps: TrainSteps, epoch: int, done: int, settings: Settings) -> Any:

@@ -43,7 +43,7 @@ def load_run_data(
         raise UserError(f"{run}: no settings.json says what it was trained on; give --data")
     values |= {"image_size": trained.preprocessing.image_size, "seed": stored.get("run", {}).get("seed", 0)}
     request = Request.of(values)
-    asked: dict[str, Any] = {
+    requested: dict[str, Any] = {
         name: value for name, value in (("protocol", protocol), ("limit", limit)) if value is not None
     }
 
@@ -58,15 +58,15 @@ def load_run_data(
             default = Request()
             classes = 8 if request.classes == 8 else default.classes
             other = dataclasses.replace(request, protocol=default.protocol, limit=default.limit, classes=classes)
-            splits = _load(path, dataclasses.replace(other, **asked), trained)
+            splits = _load(path, dataclasses.replace(other, **requested), trained)
             return getattr(splits, split), splits, False
         splits = copy
-    if any(getattr(request, name) != value for name, value in asked.items()):
+    if any(getattr(request, name) != value for name, value in requested.items()):
         learnt = sample_names(splits.train)
-        splits = _load(path, dataclasses.replace(request, **asked), trained)
+        splits = _load(path, dataclasses.replace(request, **requested), trained)
         seen = len(learnt & sample_names(getattr(splits, split))) if split != "train" else 0
         if seen:
-            options = " ".join(f"--{name} {value}" for name, value in asked.items())
+            options = " ".join(f"--{name} {value}" for name, value in requested.items())
             raise UserError(f"{options}: the run was trained on {seen:,} images of this {split} split; leave it out")
     return getattr(splits, split), splits, True
 

@@ -129,10 +129,10 @@ class RunFolder:
         owned_folder.mark(path, KIND)
         for name, length in lengths.items():
             file = path / f"{name}.csv"
-            there = file.stat().st_size if file.exists() else 0
-            if there < length:
+            size = file.stat().st_size if file.exists() else 0
+            if size < length:
                 print(f"{file} is shorter than it was at the checkpoint: some of its rows are lost", flush=True)
-            elif there:
+            elif size:
                 os.truncate(file, length)
         file = path / "settings.json"
         before = read_json(file) if file.is_file() else {}

@@ -362,9 +362,9 @@ def resolve(given: Mapping[str, Any]) -> Settings:
     for name in ("data", "recipe", "resume", "init_from"):
         if given.get(name) == "":  # of a shell's variable that is not set
             raise UserError(f"{flag(name)}: expected a value, got an empty one")
-    drawn = given.get("data", SYNTHETIC) == SYNTHETIC
+    synthetic = given.get("data", SYNTHETIC) == SYNTHETIC
     settings = Settings().replace(
-        merge_given(given if given.get("recipe") or not drawn else {**given, "recipe": SYNTHETIC})
+        merge_given(given if given.get("recipe") or not synthetic else {**given, "recipe": SYNTHETIC})
     )
     check_bounds(settings.values())
     return settings

@@ -54,8 +54,8 @@ def autotune(
         return []
     machine = (platform.node(), torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    asked = (image_size, batch_size, settings.amp, settings.channels_last)
-    key = digest("2", repr(model), *map(str, (*machine, card, *asked)))
+    request = (image_size, batch_size, settings.amp, settings.channels_last)
+    key = digest("2", repr(model), *map(str, (*machine, card, *request)))
     trials: list[Trial] = []
 
     def make(folder: Path) -> None:

@@ -53,14 +53,14 @@ def map_in_processes(function: Callable[[T], R], items: Sequence[T], processes: 
         for _ in range(processes):
             workers.append(_start(function, items, [worker.connection for worker in workers]))
             _send_next(workers[-1], waiting)
-        for wanted in range(len(items)):
-            while wanted not in results:
+        for index in range(len(items)):
+            while index not in results:
                 busy = {worker.connection: worker for worker in workers if worker.item is not None}
                 for connection in wait(list(busy)):
                     worker = busy[connection]  # type: ignore[index]
                     results[worker.item or 0] = _receive(worker, items, doing)
                     _send_next(worker, waiting)
-            yield results.pop(wanted)
+            yield results.pop(index)
     finally:
         for worker in workers:
             worker.process.kill()

@@ -375,8 +375,8 @@ def _lockstep(launch: Launch, blocks: np.ndarray, per_block: int) -> None:
             runner.pass_barrier()
             continue
         alive = (runner.pcs < OVER).reshape(len(blocks), -1)
-        there = runner.waiting.reshape(len(blocks), -1)
-        complete = (there == alive).all(1) & alive.any(1)
+        waiting_lanes = runner.waiting.reshape(len(blocks), -1)
+        complete = (waiting_lanes == alive).all(1) & alive.any(1)
         if not complete.any():
             warps.find("deadlock", runner.barrier_place(), "a barrier that not all of the block's warps come to")
             return

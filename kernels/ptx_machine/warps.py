@@ -151,11 +151,11 @@ class Warps:
         here = (np.ones(self.lanes, bool) if mask is None else mask).reshape(-1, 32)
         present = here.any(1)
         if members is None:
-            wanted = ~self.exited.reshape(-1, 32)
+            active = ~self.exited.reshape(-1, 32)
         else:
             first = np.where(here, members.reshape(-1, 32), 0).max(1).astype(np.int64)
-            wanted = (first[:, None] >> ALL_LANES & 1).astype(bool) & ~self.exited.reshape(-1, 32)
-        bad = present & (here != wanted).any(1)
+            active = (first[:, None] >> ALL_LANES & 1).astype(bool) & ~self.exited.reshape(-1, 32)
+        bad = present & (here != active).any(1)
         if bad.any():
             self.find("divergence", pc, "reached by a part of the lanes that it names", np.repeat(bad, 32))
 

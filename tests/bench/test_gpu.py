@@ -56,7 +56,7 @@ def test_every_part(tmp_path) -> None:
 
 
 def test_users_errors_are_one_message() -> None:
-    for words, interpret, said in (
+    for words, interpret, message in (
         (("gpu", "--device", "cpu"), False, "set TRITON_INTERPRET=1"),
         (("gpu", "--parts", "nothing"), True, "invalid choice"),
         (("nothing",), True, "expected one of " + ", ".join(COMMANDS)),
@@ -64,7 +64,7 @@ def test_users_errors_are_one_message() -> None:
     ):
         done = bench(*words, interpret=interpret)
         assert done.returncode == 2
-        assert said in done.stderr
+        assert message in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -104,8 +104,8 @@ def test_a_contender_that_fails_leaves_the_others_their_rows(monkeypatch, tmp_pa
     words = ["--busy", "--parts", "n", "--n", "20", "--threads", "1", "--seconds", "0.1", "--out", str(out)]
     assert loss.main(["--contenders", "torch", "factored", "--memory", "0.000001", *words]) == 0
     assert all("out of memory under" in row["note"] for row in rows_of(out))
-    said = "RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert not loss.out_of_memory(RuntimeError(said))
+    message = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert not loss.out_of_memory(RuntimeError(message))
     assert loss.out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert loss.main(["--contenders", "torch", "factored", "--again", *words]) == 1

@@ -6,6 +6,7 @@ The truth is a single process on the whole batch, which every rank computes for 
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -478,6 +479,27 @@ def metric_loss_equals_a_single_process(rank: int, world: int) -> None:
             torch.testing.assert_close(local.grad, world * whole.grad[own], rtol=1e-10, atol=1e-12)
         for name, value in losses[0].state_dict().items():
             torch.testing.assert_close(losses[1].state_dict()[name], value)
+
+
+@case
+def metric_loss_in_its_librarys_wrapper(rank: int, world: int) -> None:
+    """pytorch-metric-learning's wrapper gathers equal batches, and multiplies the loss by the number of ranks."""
+    if importlib.util.find_spec("pytorch_metric_learning") is None:
+        return
+    from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+
+    every = torch.randn(6 * world, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    labels = torch.arange(6 * world) % 5 * 7
+    own = slice(6 * rank, 6 * rank + 6)
+    whole, local_x = every.clone().requires_grad_(), every[own].clone().requires_grad_()
+    expected, loss = (
+        AdCorreMetricLoss()(whole, labels),
+        DistributedLossWrapper(AdCorreMetricLoss())(local_x, labels[own]),
+    )
+    expected.backward()
+    loss.backward()
+    torch.testing.assert_close(loss, world * expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(local_x.grad, world * whole.grad[own], rtol=1e-10, atol=1e-12)
 
 
 @case

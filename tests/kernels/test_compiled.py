@@ -127,7 +127,7 @@ def test_the_readme_quotes_the_table() -> None:
     """kernels/README.md's figures for sm_90 are those of bench/results/static.csv."""
     rows = {
         (row["kernel"].removeprefix("warp_").removeprefix("gram_"), row["dtype"]): row
-        for row in static.read()  # the rows of a kernel's successor stand behind its own
+        for row in static.read()  # the rows of a kernel's successor follow its own
         if row["case"] == "paper" and row["target"] == "sm_90"
     }
     readme = (static.LIMITS.parents[1] / "kernels" / "README.md").read_text()

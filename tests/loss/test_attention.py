@@ -9,13 +9,13 @@ from adcorre import AdaptiveAttentionMap, AdCorreLoss
 
 def batches(count: int, num_classes: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
     rng = torch.Generator().manual_seed(seed)
-    drawn = []
+    uniforms = []
     for n in [17, 1, 40, 0, 5, 23, 60, 9, 33, 12][:count]:
         logits = torch.randn(n, num_classes, generator=rng)
         targets = torch.randint(0, num_classes, (n,), generator=rng)
         logits[torch.arange(n), targets] += 1
-        drawn.append((logits, targets))
-    return drawn
+        uniforms.append((logits, targets))
+    return uniforms
 
 
 def test_weights_are_those_of_the_windows_confusion_matrix() -> None:

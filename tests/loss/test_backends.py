@@ -97,7 +97,7 @@ def test_order_scale_and_shift_change_nothing(backend, problem, seed) -> None:
     shift = torch.randn(shape, generator=rng, dtype=torch.float64)
     moved, _ = run(problem, backend, x=problem.x * scale + shift)
     assert moved[[0, 2]].tolist() == pytest.approx(values[[0, 2]].tolist(), abs=1e-10)
-    # MD: to a shift of each vector and a common scale.
+    # MD: invariant to a shift of each vector and a common scale.
     moved, _ = run(problem, backend, x=problem.x * 3 + shift)
     assert moved.tolist() == pytest.approx(values.tolist(), abs=1e-10)
 

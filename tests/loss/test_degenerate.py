@@ -66,7 +66,7 @@ def test_without_a_pair_the_terms_are_zero(path) -> None:
     assert gradient.abs().max() == 0
     x = empty.x.requires_grad_()
     if path != "plain":
-        sum(adcorre_terms(x, empty.targets, empty.attention, backend=path)).backward()  # a graph stands behind the zero
+        sum(adcorre_terms(x, empty.targets, empty.attention, backend=path)).backward()  # the zero has a graph
         assert x.grad.abs().max() == 0
 
 
@@ -123,7 +123,7 @@ def test_ignored_samples_touch_nothing(path) -> None:
     values, gradient = run(expected, "reference")
     problem.targets[keep] = expected.targets
     problem.x[5] = torch.nan
-    got = run(problem, path, ignore_index=2)  # an ignore_index within range too
+    got = run(problem, path, ignore_index=2)  # an ignore_index within the class range
     assert got[0].tolist() == pytest.approx(values.tolist(), abs=1e-14)
     torch.testing.assert_close(got[1][keep], gradient, rtol=1e-12, atol=1e-15)
     assert got[1][~keep].abs().max() == 0

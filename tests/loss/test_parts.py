@@ -89,7 +89,7 @@ def test_each_component_has_its_weight(backend) -> None:
     logits, x, y = batch()
     out = AdCorreLoss(4, lambd=0.7, components=components, backend=backend)(logits, x, y)
     torch.testing.assert_close(out.loss.detach(), out.ce + 0.7 * (2 * out.nfd + 0.1 * out.ed))
-    torch.testing.assert_close(out.fd, out.nfd)  # as it enters the loss; reported without its weight
+    torch.testing.assert_close(out.fd, out.nfd)  # times its weight in the loss; reported without it
     function = adcorre_loss(logits, x, y, out.attention, lambd=0.7, components=components, backend=backend)
     torch.testing.assert_close(function.loss, out.loss)
     gradient = torch.autograd.grad(out.loss, x)[0]

@@ -39,7 +39,7 @@ def test_activation_checkpointing_is_one_step_with_the_same_weights(reentrant, p
             values.append(total.detach())
             total.backward()
             gradients.append([leaf.grad for leaf in leaves])
-        if reentrant and pending == 2:  # no first run was recorded when the second began: its window lacks the first
+        if reentrant and pending == 2:  # the first run was not recorded when the second began, so its window lacks it
             continue
         assert torch.equal(*values)
         assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

@@ -12,7 +12,7 @@ def statistics(x, targets, num_classes, embedding_target=-1.0) -> ClassStatistic
     return ClassStatistics(flat, num_classes, x.shape[1], x.shape[2], embedding_target)
 
 
-# One chunk of 8 samples less one, exactly one, one more, several with a tail; 64 x C rounded additions are passed.
+# A chunk of 8 samples: one sample less, exactly one chunk, one more, several and a tail; more than 64 x C rounded sums.
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 16, 45])
 def test_chunk_borders(n, monkeypatch) -> None:
     monkeypatch.setattr(streaming, "CHUNK_ELEMENTS", 8 * 3 * 6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -32,7 +33,9 @@ CASES: dict[str, tuple[list[int], int | None, tuple[int, ...]]] = {
 }
 
 
-def drawn(labels: list[int], shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def random_batch(
+    labels: list[int], shape: tuple[int, ...], dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     x = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return x.to(dtype).requires_grad_(), torch.tensor(labels, dtype=torch.int64)
 
@@ -51,7 +54,7 @@ def assert_same(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], tol
 @pytest.mark.parametrize("name", CASES)
 def test_is_the_reference(name: str) -> None:
     labels, num_classes, shape = CASES[name]
-    x, targets = drawn(labels, shape)
+    x, targets = random_batch(labels, shape)
     expected = truth(x, targets, num_classes)
     assert_same(step(AdCorreMetricLoss(num_classes), x, targets), expected)
     at_paper = {"between_target": -1, "mean_target": -1}
@@ -65,7 +68,7 @@ def test_is_the_reference(name: str) -> None:
 @pytest.mark.parametrize("target", ["simplex", -1])
 def test_ten_thousand_classes(target: Any) -> None:
     """Classes that the batch lacks count in MD's divisor and in the simplex, and nowhere else."""
-    x, labels = drawn([9_999, 3, 9_999, 500, 3, 0, 77], (8,))
+    x, labels = random_batch([9_999, 3, 9_999, 500, 3, 0, 77], (8,))
     targets = dict.fromkeys(("between_target", "mean_target"), -1 / 9_999 if target == "simplex" else -1)
     expected = truth(x, labels, weights={"fd": 1, "md": (5 / 10_000) ** 2, "ed": 1}, **targets)
     loss = AdCorreMetricLoss(10_000, between_target=target, mean_target=target)
@@ -94,7 +97,7 @@ def test_no_look_at_a_device() -> None:
 )
 @pytest.mark.parametrize("mapped", [False, True])
 def test_options(options: dict[str, Any], mapped: bool) -> None:
-    x, labels = drawn([0, 1, 2, 4, 2, 1, 0, 4, 4], (3, 8))
+    x, labels = random_batch([0, 1, 2, 4, 2, 1, 0, 4, 4], (3, 8))
     labels = labels * 2
     num_classes = None if mapped else 10
     options_of_terms = {name: value for name, value in options.items() if name not in ("components", "backend")}
@@ -107,7 +110,7 @@ def test_options(options: dict[str, Any], mapped: bool) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_narrow_dtypes(dtype: torch.dtype) -> None:
-    x, labels = drawn(list(range(7)) * 4, (2, 16), dtype)
+    x, labels = random_batch(list(range(7)) * 4, (2, 16), dtype)
     loss, gradient = step(AdCorreMetricLoss(), x, labels.to(torch.int16))
     assert loss.dtype == torch.float32
     assert gradient.dtype == dtype
@@ -117,7 +120,7 @@ def test_narrow_dtypes(dtype: torch.dtype) -> None:
 
 
 def test_given_weights() -> None:
-    x, labels = drawn([0, 1, 2, 0, 1], (8,))
+    x, labels = random_batch([0, 1, 2, 0, 1], (8,))
     w = torch.tensor([0.1, 0.9, 0.4])
     loss = AdCorreMetricLoss(3, attention=w)
     assert_same(step(loss, x, labels), truth(x, labels, 3, w))
@@ -167,13 +170,13 @@ def test_attention_map_counts_nearest_means_of_earlier_steps() -> None:
 
 def test_state_of_the_map() -> None:
     """Checkpointed, restored, copied; nothing is recorded in eval mode or without gradients."""
-    x, labels = drawn([0, 1, 2, 0, 1, 2], (2, 8), torch.float32)
+    x, labels = random_batch([0, 1, 2, 0, 1, 2], (2, 8), torch.float32)
     loss = with_map()
     for _ in range(3):
         step(loss, x, labels)
     restored = with_map()
     restored.load_state_dict(loss.state_dict())
-    copied = copy.deepcopy(loss)
+    copied, unpickled = copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))
     before = {name: value.clone() for name, value in loss.state_dict().items()}
     with torch.no_grad():
         loss(x, labels)
@@ -181,9 +184,9 @@ def test_state_of_the_map() -> None:
     for name, value in loss.state_dict().items():
         assert torch.equal(value, before[name]), name
     following = step(loss.train(), x, labels)
-    for other in (restored, copied):
+    for other in (restored, copied, unpickled):
         assert_same(step(other, x, labels), (following[0].double(), following[1].double()), 0)
-    assert bool((loss.attention_map.weights() < 0.1).all())  # by now every sample is nearest to its own mean
+    assert bool((loss.attention_map.weights() < 0.1).all())  # now every sample is nearest to its class's mean
     with torch.device("meta"):
         empty = ClassMeans(3, 2, 8)
     assert not empty.to_empty(device="cpu").means.any()
@@ -225,7 +228,7 @@ def test_settings_out_of_range(options: dict[str, Any], match: str) -> None:
 
 
 def test_inputs_out_of_range() -> None:
-    x, labels = drawn([0, 1, 2], (8,))
+    x, labels = random_batch([0, 1, 2], (8,))
     with pytest.raises(IndexError, match="labels: label 2"):
         AdCorreMetricLoss(2)(x, labels)
     assert AdCorreMetricLoss(2, validate=False)(x, labels).isnan()
@@ -249,6 +252,6 @@ def test_compiled(num_classes: int | None) -> None:
     loss = AdCorreMetricLoss(num_classes, **SIMPLEX)
     compiled = torch.compile(loss, fullgraph=num_classes is not None)
     for labels in ([0, 1, 2, 0], [2, 2, 1, 1]):
-        x, targets = drawn(labels, (8,), torch.float32)
+        x, targets = random_batch(labels, (8,), torch.float32)
         expected = step(loss, x, targets)
         assert_same(step(compiled, x, targets), (expected[0].double(), expected[1].double()), 1e-5)

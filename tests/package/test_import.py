@@ -2,7 +2,7 @@
 
 import pytest
 
-# As where it is not installed: PyTorch itself looks for Triton with find_spec, which must answer None and not raise.
+# As if it were not installed: PyTorch looks for Triton with find_spec, which must return None and not raise.
 BLOCK_TRITON = """
 import sys
 from importlib.machinery import PathFinder

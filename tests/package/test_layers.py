@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What each part may import of the project, beside itself.
+# What each part may import from the project, besides itself.
 BELOW = {
     "adcorre_kernels": set(),
     "ptx_machine": set(),

@@ -18,7 +18,7 @@ from train.settings import resolve
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-# Installing and moving about: the wheel's tests build what `pip install` would.
+# Installing and changing folders: the wheel's tests build what `pip install` would.
 UNTESTED = ("cd ", "git clone ", "pip install ", "python -m venv ", "source ")
 
 
@@ -96,7 +96,7 @@ def tiny(words: list[str], folder: Path) -> list[str]:
     return [*words, *size, "--device", "cpu", "--out", str(folder / "run")]
 
 
-# A thread of gloo's that lets go of its last tensor while Python shuts down ends the process, rarely:
+# Rarely, a Gloo thread that frees its last tensor while Python shuts down kills the process:
 # github.com/pytorch/pytorch/pull/179291.
 ABORTED = "terminate called without an active exception"
 

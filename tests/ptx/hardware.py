@@ -34,7 +34,7 @@ from tests.ptx.package import DTYPES, FEW, SHAPES, Case, problem_of
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "ptx_hardware.csv"
 COLUMNS = ("gpu", "triton", "case", "kernel", "argument", "numbers", "other bits", "worst ulps", "worst of the largest",
            "runs that differ")  # fmt: skip
-AGAIN = 5  # runs of each launch whose bits are compared on the GPU
+AGAIN = 5  # runs of each launch on the GPU, compared bit for bit
 PAIRS = [(60, 2, 256, 7), (33, 3, 17, 5), (9, 2, 300, 3)]  # n, k, d, C
 
 

@@ -58,7 +58,7 @@ class Row(NamedTuple):
     kind: str
     case: str
     kernel: str
-    code: str  # a digest of the kernel's PTX, places left out
+    code: str  # a digest of the kernel's PTX without source positions
     place: str
     before: str
     after: str
@@ -154,12 +154,12 @@ def jobs(count: int, seed: int, cases: Iterable[int]) -> Iterator[Job]:
     """In the order of their numbers: 1000 a case."""
     for number in cases:
         share = count // len(CASES) + (number < count % len(CASES))
-        planted = _weakened() if number == len(CASES) else drawn(number, share, seed)
+        planted = _weakened() if number == len(CASES) else draw_mutants(number, share, seed)
         for place, (row, judge) in enumerate(planted):
             yield row._replace(number=1000 * number + place), judge
 
 
-def drawn(number: int, count: int, seed: int) -> Iterator[Job]:
+def draw_mutants(number: int, count: int, seed: int) -> Iterator[Job]:
     """`count` mutants of a case, and behind them all else that is planted in it."""
     case, rng = CASES[number], random.Random(1000 * seed + number)
     steps = steps_of(case)

@@ -29,17 +29,17 @@ Footprints = dict[tuple[int, int], set[int]]  # instruction and warp -> bytes of
 @contextmanager
 def watched(kernel: str) -> Iterator[Footprints]:
     """Within, which bytes of shared memory each instruction of a kernel touches in each warp."""
-    found: Footprints = defaultdict(set)
+    seen_footprints: Footprints = defaultdict(set)
     look = requests._shared
 
     def noted(warps, request, pattern):  # type: ignore[no-untyped-def]
         if warps.entry.name == kernel:
             touched = (request.addresses[:, None] + np.arange(request.nbytes)).reshape(-1)
-            found[request.pc, int(warps.warp[0])].update(touched.tolist())
+            seen_footprints[request.pc, int(warps.warp[0])].update(touched.tolist())
         return look(warps, request, pattern)
 
     with mock.patch.object(requests, "_shared", noted):
-        yield found
+        yield seen_footprints
 
 
 def why_redundant(program: Program, at: int, footprints: Callable[[], Footprints]) -> str:

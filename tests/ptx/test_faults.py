@@ -19,8 +19,8 @@ def without(pattern: str, which: int):
     """Drops the `which`-th match of an instruction."""
 
     def rewrite(ptx: str) -> str:
-        found = list(re.finditer(pattern, ptx))
-        return ptx[: found[which].start()] + ptx[found[which].end() :]
+        matches = list(re.finditer(pattern, ptx))
+        return ptx[: matches[which].start()] + ptx[matches[which].end() :]
 
     return rewrite
 
@@ -58,7 +58,7 @@ def dot() -> torch.Tensor:
     return out
 
 
-# Barriers that order nothing: in front of the first use of shared memory, or with no use since the one before.
+# Redundant barriers: before the first use of shared memory, or with no use since the previous barrier.
 IDLE = {"dot": 1, "rows": 1, "transposed": 1}
 
 
@@ -69,12 +69,12 @@ def test_dropped_barriers(arch: str, launch) -> None:
     count = occurrences(arch, pattern, launch)
     assert count
     for which in range(count):
-        found: set[str] = set()
+        detected: set[str] = set()
         for seed in range(2):
             with ptx_machine.target(arch, seed=seed, rewrite=without(pattern, which)) as report:
                 launch()
-            found |= kinds(report)
-        if not found & {"race", "early", "never written"}:
+            detected |= kinds(report)
+        if not detected & {"race", "early", "never written"}:
             missed.append(which)
     assert len(missed) <= IDLE[launch.__name__], f"{missed} of {count}"
 

@@ -77,7 +77,7 @@ def test_pipelined(arch: str, dtype: torch.dtype, n: int) -> None:
     out = torch.full((504,), NAN)
     report = everywhere(arch, lambda: samples.pipelined[(1,)](x, out, n, 504, B=512, STAGES=3), out)
     assert torch.allclose(out, x.float().sum(0), atol=1e-5)
-    if dtype == F32 and n != 1:  # n = 1 is compiled in, and no loop is left
+    if dtype == F32 and n != 1:  # n = 1 is a compile-time constant, and no loop is left
         assert report.counts[0].instructions["async copy"] > 0
 
 

@@ -7,7 +7,7 @@ from adcorre import AdCorreLoss
 from tests import whole_loss as tools
 from tests.ptx.package import DTYPES, TARGETS, complete, machine
 
-# Programs that order their own samples, of one class and of several each, and launches that order all samples.
+# Programs that sort their own samples, of one or several classes each, and launches that sort all samples.
 SIZES = (9, 20, 40)
 FACTORS = (TARGETS, SIZES, tuple(tools.SETTINGS), DTYPES, (True, False))  # in the last step training or eval mode
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ptx.mutants import CASES, RESULTS, SAME_CODE, drawn, read, remarked, summary
+from tests.ptx.mutants import CASES, RESULTS, SAME_CODE, draw_mutants, read, remarked, summary
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 def test_drawn_mutants_are_found(number: int) -> None:
     """One of ten may change nothing: to prove that is a reader's work."""
     verdicts = []
-    for row, judge in itertools.islice(drawn(number, 10, 1), 10):
+    for row, judge in itertools.islice(draw_mutants(number, 10, 1), 10):
         verdicts.append(remarked(row._replace(verdict=judge())))
     missed = [row for row in verdicts if row.verdict == "missed"]
     assert len(verdicts) == 10
@@ -26,10 +26,10 @@ def test_the_committed_table() -> None:
     """95 % of what changes something is found, a tenth at most proved away, nothing missed without a remark."""
     rows = list(read(RESULTS).values())
     verdicts = [row.verdict for row in rows]
-    found = sum(verdict.startswith("found: ") for verdict in verdicts)
+    detected = sum(verdict.startswith("found: ") for verdict in verdicts)
     proved = sum(verdict.startswith("equivalent: ") and verdict != SAME_CODE for verdict in verdicts)
     missed = sum(verdict.startswith("missed: ") for verdict in verdicts)
-    assert found + proved + missed + verdicts.count(SAME_CODE) == len(rows)
-    assert found >= 0.95 * (found + missed)
+    assert detected + proved + missed + verdicts.count(SAME_CODE) == len(rows)
+    assert detected >= 0.95 * (detected + missed)
     assert proved <= 0.1 * len(rows)
     assert summary(rows) in (ROOT / "kernels" / "README.md").read_text()

@@ -172,20 +172,20 @@ def test_stmatrix(count: int, trans: str) -> None:
     assert (out.reshape(count, 8, 8) == (want.transpose(0, 2, 1) if trans else want)).all()
 
 
-@pytest.mark.parametrize("by, found", [("%r1, 0", set()), ("%r1, %r100", {"race"})])
-def test_two_warps_store_one_matrix(by: str, found: set[str]) -> None:
+@pytest.mark.parametrize("by, expected", [("%r1, 0", set()), ("%r1, %r100", {"race"})])
+def test_two_warps_store_one_matrix(by: str, expected: set[str]) -> None:
     """The same bits from both: no harm. Others: a race."""
     body = f"mov.b32 %r1, 17;\nadd.s32 %r2, {by};\nmov.b32 %r3, global_smem;\nand.b32 %r4, %r100, 7;\n"
     body += "shl.b32 %r4, %r4, 4;\nadd.s32 %r3, %r3, %r4;\n"
     body += "stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r3], {%r2};\n"
-    assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2, shared=128)) == found
+    assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2, shared=128)) == expected
 
 
-@pytest.mark.parametrize("warps, blocks, found", [(2, 1, set()), (1, 2, {"race"})])
-def test_equal_bits_in_one_place(warps: int, blocks: int, found: set[str]) -> None:
+@pytest.mark.parametrize("warps, blocks, expected", [(2, 1, set()), (1, 2, {"race"})])
+def test_equal_bits_in_one_place(warps: int, blocks: int, expected: set[str]) -> None:
     """From one block: replicated numbers. From two: programs that nothing orders."""
     body = "mov.b32 %r1, 7;\nst.global.b32 [%rd100], %r1;\n"
-    assert kinds(run(body, np.zeros(1, np.uint32), num_warps=warps, blocks=blocks)) == found
+    assert kinds(run(body, np.zeros(1, np.uint32), num_warps=warps, blocks=blocks)) == expected
 
 
 def test_lanes_diverge_and_reconverge() -> None:
@@ -246,7 +246,7 @@ def test_bytes_are_the_unit() -> None:
     """Two warps write the halves of the same words: no race; the same bytes: one."""
     prologue = "mov.b32 %r1, global_smem;\nand.b32 %r2, %r100, 31;\nshl.b32 %r2, %r2, 2;\nadd.s32 %r3, %r1, %r2;\n"
     prologue += "shr.u32 %r4, %r100, 5;\nshl.b32 %r5, %r4, 1;\nadd.s32 %r6, %r3, %r5;\ncvt.u16.u32 %rs1, %r100;\n"
-    for address, found in (("%r6", set()), ("%r3", {"race"})):
+    for address, expected in (("%r6", set()), ("%r3", {"race"})):
         for seed in range(3):
             report = run(
                 prologue + f"st.shared.b16 [{address}], %rs1;\n",
@@ -255,7 +255,7 @@ def test_bytes_are_the_unit() -> None:
                 shared=128,
                 seed=seed,
             )
-            assert kinds(report) == found
+            assert kinds(report) == expected
 
 
 def test_the_same_bits_written_by_two_warps() -> None:
@@ -286,11 +286,11 @@ def test_read_before_a_later_write() -> None:
         assert {finding.warp, finding.other_warp} == {0, 1}
 
 
-@pytest.mark.parametrize("first, second, found", [
+@pytest.mark.parametrize("first, second, expected", [
     ("release", "acquire", set()), ("acq_rel", "acq_rel", set()),
     ("relaxed", "acquire", {"race"}), ("release", "relaxed", {"race"}),
 ])  # fmt: skip
-def test_message_passing(first: str, second: str, found: set[str]) -> None:
+def test_message_passing(first: str, second: str, expected: set[str]) -> None:
     """Block 0 writes a word and raises a flag; block 1 waits for the flag and reads the word."""
     body = "mov.u32 %r1, %ctaid.x;\nmov.b32 %r7, 1;\nmov.b32 %r8, 0;\nsetp.ne.s32 %p1, %r100, 0;\n@%p1 bra OVER;\n"
     body += "setp.eq.s32 %p2, %r1, 1;\n@%p2 bra WAIT;\nst.global.b32 [%rd100], %r7;\n"
@@ -300,7 +300,7 @@ def test_message_passing(first: str, second: str, found: set[str]) -> None:
     for seed in range(3):
         memory = np.zeros(3, np.uint32)
         report = run(body, memory, blocks=2, seed=seed)
-        assert kinds(report) == found
+        assert kinds(report) == expected
         assert memory.tolist() == [1, 1, 1]
 
 
@@ -379,14 +379,14 @@ def test_half_of_a_register_never_written() -> None:
     }
 
 
-@pytest.mark.parametrize("barrier, found", [("bar.sync 0;\n", set()), ("", {"race"})])
-def test_shared_memory_overwritten_after_a_read(barrier: str, found: set[str]) -> None:
+@pytest.mark.parametrize("barrier, expected", [("bar.sync 0;\n", set()), ("", {"race"})])
+def test_shared_memory_overwritten_after_a_read(barrier: str, expected: set[str]) -> None:
     """All read one word, then warp 1 writes it: a race in whichever order they come."""
     body = "mov.b32 %r1, global_smem;\nsetp.eq.s32 %p1, %r100, 0;\n@%p1 st.shared.b32 [%r1], %r100;\nbar.sync 0;\n"
     body += "ld.shared.b32 %r2, [%r1];\n" + barrier
     body += "setp.eq.s32 %p2, %r100, 40;\n@%p2 st.shared.b32 [%r1], %r100;\n"
     for seed in range(6):
-        assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2, shared=4, seed=seed)) == found
+        assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2, shared=4, seed=seed)) == expected
 
 
 def test_a_plain_write_beside_a_strong_read() -> None:

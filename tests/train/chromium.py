@@ -94,9 +94,9 @@ class Page:
 @contextmanager
 def chromium(profile: Path) -> Iterator[Page]:
     assert PROGRAM
-    theirs, commands = os.pipe()
-    answers, ours = os.pipe()
-    read, write = (fcntl.fcntl(number, fcntl.F_DUPFD, 10) for number in (theirs, ours))  # neither is 3 or 4
+    child_end, commands = os.pipe()
+    answers, own_end = os.pipe()
+    read, write = (fcntl.fcntl(number, fcntl.F_DUPFD, 10) for number in (child_end, own_end))  # neither is 3 or 4
 
     def at_their_numbers() -> None:
         os.dup2(read, 3)
@@ -111,8 +111,8 @@ def chromium(profile: Path) -> Iterator[Page]:
     )
     for number in (read, write):
         os.close(number)
-    os.close(theirs)
-    os.close(ours)
+    os.close(child_end)
+    os.close(own_end)
     try:
         yield Page(commands, answers)
     finally:

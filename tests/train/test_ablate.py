@@ -185,7 +185,7 @@ def test_tables_of_made_up_runs(trained: list[Path], tmp_path: Path, capsys: pyt
 
     trained.clear()
     capsys.readouterr()
-    assert main([*command, "--seeds", "4"]) == 0  # one seed more: only its runs are trained
+    assert main([*command, "--seeds", "4"]) == 0  # one more seed: only its runs are trained
     assert [folder.name for folder in trained] == ["seed-4"] * 4
     assert "16 runs, 4 of them to train" in capsys.readouterr().out
 
@@ -255,7 +255,7 @@ def test_table_11(tmp_path: Path) -> None:
     assert "paper)" not in (tmp_path / "tables.md").read_text()
 
 
-def test_real_runs_stopped_and_gone_on_with(
+def test_real_runs_stopped_and_resumed(
     fer_folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from train import loop
@@ -279,11 +279,11 @@ def test_real_runs_stopped_and_gone_on_with(
     assert done["arm"] == "CE"
     assert not (tmp_path / "runs/components=none/seed-0/checkpoints").exists()
     assert (tmp_path / "runs/components=none/seed-0/best/model.safetensors").exists()
-    theirs = [tmp_path / "runs/base/seed-0" / name for name in ("checkpoints/notes.txt", "last/copy.safetensors")]
-    for file in theirs:
+    foreign = [tmp_path / "runs/base/seed-0" / name for name in ("checkpoints/notes.txt", "last/copy.safetensors")]
+    for file in foreign:
         file.write_text("mine")
     assert main(command) == 0
-    assert [file.read_text() for file in theirs] == ["mine"] * 2
+    assert [file.read_text() for file in foreign] == ["mine"] * 2
     assert {file.name for file in (tmp_path / "runs/base/seed-0").glob("*/*.*")} & {"model.json", "notes.txt"}
     assert not list((tmp_path / "runs/base/seed-0/checkpoints").glob("*.pt"))
     out = capsys.readouterr().out
@@ -311,7 +311,7 @@ def test_every_loss_trains(fer_folders: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").iterdir())) == 12
 
 
-def test_a_time_budget_ends_runs_and_they_go_on(
+def test_a_time_budget_stops_runs_and_they_continue(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Two runs end in time and have their rows; the two after them are stopped, and trained by the next call."""
@@ -339,7 +339,7 @@ def test_a_time_budget_ends_runs_and_they_go_on(
         {"λ = 0.5": 0.55, "λ = 0.01": 0.501, "λ = 0.1": 0.51, "λ = 1": 0.6}
     )
     whole = (tmp_path / "rows.csv").read_bytes()
-    (tmp_path / "rows.csv").write_bytes(whole[: whole.rindex(b",")])  # the disk was full, or a kill came
+    (tmp_path / "rows.csv").write_bytes(whole[: whole.rindex(b",")])  # the disk was full, or the process was killed
     assert main(command) == 0
     assert "4 runs, 1 of them to train" in capfd.readouterr().out
     assert [row for row in rows(tmp_path / "rows.csv") if None not in row.values()] == again

@@ -51,7 +51,7 @@ def test_fer_folders_end_to_end(
     assert "test (21 images)" in done.stdout
     assert all(line.startswith("adcorre: ") for line in done.stderr.splitlines())  # of a first use of Numba
     step_lines = [line for line in done.stdout.splitlines() if "  step " in line]
-    assert len(step_lines) == 4  # 42 images in batches of 16: 3 steps an epoch
+    assert len(step_lines) == 4  # 42 images in batches of 16: 3 steps per epoch
     for figure in ("ce", "fd", "md", "ed", "nfd", "mean weight"):
         assert all(f"  {figure} " in line for line in step_lines)
 

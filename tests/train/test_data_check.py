@@ -48,7 +48,7 @@ def test_equal_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     shutil.copy(root / "train/x/0.png", root / "train/x/again.png")  # within a part
     shutil.copy(root / "train/x/1.png", root / "test/x/leak.png")  # across parts
     shutil.copy(root / "train/x/2.png", root / "train/y/other.png")  # another label
-    with Image.open(root / "train/x/3.png") as picture:  # equal as decoded, in another kind of file
+    with Image.open(root / "train/x/3.png") as picture:  # the same pixels in another file format
         picture.save(root / "train/x/3.bmp")
     content = check_json(root, capsys, 1)
     assert kinds(content) == ["duplicates across parts", "conflicting labels", "duplicates"]

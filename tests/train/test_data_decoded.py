@@ -50,9 +50,7 @@ def test_others_are_resized_as_for_evaluation(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(decoded.image(index)), np.asarray(resized(faces.image(index), 32)))
 
 
-def test_made_once_and_again_when_a_file_changes(
-    faces: FaceDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cached_until_a_file_changes(faces: FaceDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     decode(faces, tmp_path / "cache", 64)
     assert "decoding" in capsys.readouterr().out
     decode(faces, tmp_path / "cache", 64)

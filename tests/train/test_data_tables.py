@@ -96,7 +96,7 @@ def test_a_table_saved_again_is_the_same_table(write: Callable[[Path], list[Path
         assert getattr(after, split).fingerprint == getattr(before, split).fingerprint
 
 
-def test_what_a_table_lacks_is_named(tmp_path: Path) -> None:
+def test_missing_columns_are_named(tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     for text, message in (
         ("a,b\n1,2\n", "expected the columns a,c; there is no c"),
@@ -143,7 +143,7 @@ def test_two_folders_of_one_part_are_refused(tmp_path: Path) -> None:
     refused(layouts.affectnet_2021(tmp_path / "affect", sets), "val_set and eval_set are both AffectNet's validation")
 
 
-def test_what_systems_leave_in_folders_is_not_seen(tmp_path: Path) -> None:
+def test_system_files_are_ignored(tmp_path: Path) -> None:
     few = {"happy": (1, 3), "sad": (2, 3), "neutral": (0, 3)}
     root = layouts.class_folders(tmp_path / "d", {"train": few, "test": few})
     before = load(root).report
@@ -274,7 +274,7 @@ def test_fer2013_is_known_by_its_counts(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("write", [fer, raf, affectnet])
-def test_a_class_without_a_training_image_is_said(write: Callable[[Path], list[Path]], tmp_path: Path) -> None:
+def test_a_class_without_a_training_image_is_reported(write: Callable[[Path], list[Path]], tmp_path: Path) -> None:
     write(tmp_path)
     assert "train has no image" not in load(tmp_path).report
     folders = write_folders(tmp_path / "folders", even(3, 1, 1))

@@ -30,7 +30,7 @@ def test_correlations_of_directions() -> None:
     torch.testing.assert_close(directions(x) @ directions(x).T, expected, atol=1e-6, rtol=0)
 
 
-def test_what_is_shown_of_a_picture(finished_run: Path, tmp_path: Path) -> None:
+def test_the_page_shows_face_probabilities_and_nearest_faces(finished_run: Path, tmp_path: Path) -> None:
     trained = load_trained(finished_run)
     training, _, _ = load_run_data(finished_run, trained, "train")
     some = embed_faces(trained, training, 10, CPU)

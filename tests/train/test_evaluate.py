@@ -149,7 +149,7 @@ def test_limit_keeps_proportions() -> None:
     assert part.fingerprint != limit(whole, 20, seed=1).fingerprint
 
 
-def test_a_collapsed_model_is_said() -> None:
+def test_a_collapsed_model_is_reported() -> None:
     names = ("a", "b", "c")
     targets = torch.arange(90) % 3
     same = torch.zeros(90, 3).index_fill(1, torch.tensor([1]), 5.0)

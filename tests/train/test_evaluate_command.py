@@ -55,8 +55,10 @@ def test_figures_are_scikit_learns(folder: Path, fer_folders: Path) -> None:
     precision, recall, f1, _ = scores(true, predicted, labels=labels, zero_division=np.nan)
     for index, name in enumerate(labels):
         for key, value in (("precision", precision), ("recall", recall), ("f1", f1)):
-            mine = actual["classes"][name][key]
-            assert (np.nan if mine is None else mine) == pytest.approx(value[index], abs=1e-6, nan_ok=True)
+            stored_value = actual["classes"][name][key]
+            assert (np.nan if stored_value is None else stored_value) == pytest.approx(
+                value[index], abs=1e-6, nan_ok=True
+            )
     with (folder / "confusion.csv").open() as file:
         counts = [[int(cell) for cell in row[1:]] for row in list(csv.reader(file))[1:]]
     assert counts == confusion_matrix(true, predicted, labels=labels).tolist()

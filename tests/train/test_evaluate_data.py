@@ -187,9 +187,9 @@ def test_other_data_with_other_classes_are_mapped_by_name(
     names = {"Sadness": (2, 20), "contempt": (6, 20), "fearful": (4, 20)}
     data = layouts.class_folders(tmp_path / "other", {"train": names, "test": names})
     actual, files = evaluated(run, tmp_path / "out", "--data", data)
-    said = capsys.readouterr().out
-    assert "left out, as the model has no class Contempt: 18 of train, 2 of validation, 20 of test" in said
-    assert "without images, though the model may predict them: Happy" in said
+    output = capsys.readouterr().out
+    assert "left out, as the model has no class Contempt: 18 of train, 2 of validation, 20 of test" in output
+    assert "without images, though the model may predict them: Happy" in output
     assert actual["samples"] == 40
     assert {name: row["samples"] for name, row in actual["classes"].items()} == {"Happy": 0, "Sad": 20, "Fear": 20}
     with (tmp_path / "out/predictions.csv").open(newline="", encoding="utf-8") as file:

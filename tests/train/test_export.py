@@ -44,9 +44,9 @@ def test_onnx(finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[s
     session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx", providers=["CPUExecutionProvider"])
     for n in (1, 3, 8):
         logits, embeddings = session.run(["logits", "embeddings"], {"images": images(n).numpy()})
-        wanted = expected(finished_run, images(n))
-        np.testing.assert_allclose(logits, wanted[0].numpy(), atol=1e-4)
-        np.testing.assert_allclose(embeddings, wanted[1].numpy(), atol=1e-4)
+        expected_outputs = expected(finished_run, images(n))
+        np.testing.assert_allclose(logits, expected_outputs[0].numpy(), atol=1e-4)
+        np.testing.assert_allclose(embeddings, expected_outputs[1].numpy(), atol=1e-4)
     about = json.loads((tmp_path / "out/model.json").read_text())
     assert about["class_names"] == list(CLASS_NAMES)
     assert about["input"] == {
@@ -87,9 +87,9 @@ def test_torch_export(finished_run: Path, tmp_path: Path) -> None:
         module = torch.export.load(tmp_path / "out/model.pt2").module()
     for n in (1, 3, 8):
         logits, embeddings = module(images(n))
-        wanted = expected(finished_run, images(n))
-        torch.testing.assert_close(logits, wanted[0], atol=1e-4, rtol=0)
-        torch.testing.assert_close(embeddings, wanted[1], atol=1e-4, rtol=0)
+        expected_outputs = expected(finished_run, images(n))
+        torch.testing.assert_close(logits, expected_outputs[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(embeddings, expected_outputs[1], atol=1e-4, rtol=0)
 
 
 def test_hub_folder(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

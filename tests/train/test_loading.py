@@ -120,7 +120,7 @@ OFF = {"rotation": 0.0, "crop": 1.0, "contrast": 0.0, "brightness": 0.0}
 
 
 @pytest.mark.parametrize("side, size", [(48, 48), (100, 48), (48, 112)])
-def test_switched_off_it_is_the_evaluation(side: int, size: int) -> None:
+def test_without_augmentation_equals_evaluation(side: int, size: int) -> None:
     preprocessing = Preprocessing(size, (0.5, 0.4, 0.3), (0.5, 0.25, 0.2))
     plain = preprocessing.evaluation()(picture(side))
     actual = augmented(DataSettings(**OFF), torch.rand(3, DRAWS), side, size)
@@ -167,10 +167,10 @@ def test_erasing(way: str) -> None:
     assert images.unique().tolist() == pytest.approx([0.0, 1.6])
 
 
-def test_each_part_of_it_alone() -> None:
+def test_each_augmentation_alone() -> None:
     plain = augmented(DataSettings(**OFF), torch.rand(1, DRAWS))[0]
     half, ends = torch.full((1, DRAWS), 0.5), torch.tensor([[0.0] * DRAWS, [1.0] * DRAWS])
-    # A quarter turn is a permutation of the pixels: which way round is how v2 turns for the same angle's sign.
+    # A quarter turn permutes the pixels; its direction must match torchvision v2's for the same sign.
     turned = augmented(DataSettings(**OFF | {"rotation": 90.0}), ends)
     assert (turned[0] - plain.rot90(1, (1, 2))).abs().max() < 1e-4 or (
         turned[0] - plain.rot90(-1, (1, 2))
@@ -224,7 +224,7 @@ def test_both_ways_have_the_same_distribution() -> None:
         assert difference.abs().max() < 0.08
 
 
-def test_what_is_known_of_the_pictures_sizes(fer_folders: Path, fer_csv: Path, tmp_path: Path) -> None:
+def test_uniform_sizes_are_detected(fer_folders: Path, fer_csv: Path, tmp_path: Path) -> None:
     assert uniform_side(load_data(str(fer_csv), Request()).train) == 48
     assert uniform_side(load_data(str(fer_folders), Request()).train) == 0
     decoded = load_data(str(fer_folders), Request(image_size=64, cache=str(tmp_path)))

@@ -128,7 +128,7 @@ def test_checkpoint_rebuilds_the_model(tmp_path: Path) -> None:
         assert trained.class_names == tuple(NAMES)
         assert trained.preprocessing == preprocessing
         assert not trained.model.training
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(trained.model(images), expected, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(trained.model(images), expected, strict=True))
 
 
 def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_else(tmp_path: Path) -> None:

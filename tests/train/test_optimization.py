@@ -132,7 +132,7 @@ def model() -> nn.Module:
     return build_model(ModelSettings("test_resnet", k=2, d=8), 7, 32)[0]
 
 
-def test_what_is_measured_is_kept_for_the_next_run(
+def test_measurements_are_cached_for_the_next_run(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADCORRE_CACHE", str(tmp_path))

@@ -78,7 +78,7 @@ def test_resume_leaves_another_programs_settings_alone(
 
 
 def test_an_overwritten_run_keeps_what_is_the_users(stopped: Path, fer_folders: Path) -> None:
-    theirs = write(
+    foreign = write(
         stopped,
         *("notes.txt", "src/a.py", "evaluation-test/metrics.json", "best/evaluation/x.csv", "validation/mine.csv"),
         *("checkpoints/backup/x.pt", "checkpoints/notes.txt", "tensorboard/mine", "last/README.md", "x.partial"),
@@ -87,13 +87,13 @@ def test_an_overwritten_run_keeps_what_is_the_users(stopped: Path, fer_folders: 
     link = stopped / "elsewhere"
     link.symlink_to(fer_folders)
     assert main([*QUICK, "--data", str(fer_folders), "--out", str(stopped), "--overwrite"]) == 0
-    assert [path.read_text() for path in theirs] == ["mine"] * len(theirs)
+    assert [path.read_text() for path in foreign] == ["mine"] * len(foreign)
     assert link.is_symlink()
     assert any(fer_folders.iterdir())
     assert len(list((stopped / "checkpoints").glob("*.pt"))) == 1  # none of the run before
     assert len(list((stopped / "validation").glob("epoch-*"))) == 1
     assert main(["--resume", str(stopped)]) == 0
-    assert [path.read_text() for path in theirs] == ["mine"] * len(theirs)
+    assert [path.read_text() for path in foreign] == ["mine"] * len(foreign)
 
 
 def test_a_run_that_ended_meanwhile_is_not_replaced(stopped: Path) -> None:
@@ -106,17 +106,17 @@ def test_a_run_that_ended_meanwhile_is_not_replaced(stopped: Path) -> None:
 
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_a_linked_model_folder_is_refused(name: str, stopped: Path, fer_folders: Path, tmp_path: Path) -> None:
-    theirs = tmp_path / "theirs"
-    (stopped / name).rename(theirs)
-    (theirs / "thesis.tex").write_text("years of work")
-    (stopped / name).symlink_to(theirs)
-    before = sorted(theirs.iterdir())
+    foreign = tmp_path / "foreign"
+    (stopped / name).rename(foreign)
+    (foreign / "thesis.tex").write_text("years of work")
+    (stopped / name).symlink_to(foreign)
+    before = sorted(foreign.iterdir())
     for words in (["--overwrite"], ["--resume", "auto"]):
         assert main(["--data", str(fer_folders), "--out", str(stopped), *QUICK, *words]) == 2
-        assert sorted(theirs.iterdir()) == before
+        assert sorted(foreign.iterdir()) == before
 
 
-def test_a_run_of_before_the_mark_is_known_by_all_that_it_wrote(stopped: Path) -> None:
+def test_runs_without_a_mark_are_recognized_by_their_files(stopped: Path) -> None:
     (stopped / owned_folder.MARK).unlink()
     assert is_run(stopped)
     assert check_run_folder(str(stopped), overwrite=True) == stopped
@@ -138,11 +138,11 @@ def test_a_folder_of_results_is_prepared(tmp_path: Path) -> None:
     out, outputs = tmp_path / "out", ("figures.csv", "pictures/*.png")
     assert owned_folder.prepare(out, "evaluation", outputs) == out
     write(out, "figures.csv", "pictures/a.png", text="ours")
-    theirs = write(out, "notes.txt", "other/b.png")
+    foreign = write(out, "notes.txt", "other/b.png")
     owned_folder.prepare(out, "evaluation", outputs)
     assert contents(out).keys() == {owned_folder.MARK, "notes.txt", "other/b.png"}
     assert not (out / "pictures").exists()
-    assert [path.read_text() for path in theirs] == ["mine"] * 2
+    assert [path.read_text() for path in foreign] == ["mine"] * 2
     with pytest.raises(UserError, match=r"something else \(evaluation\) and has no mark of predictions"):
         owned_folder.prepare(out, "predictions", outputs)
     bare, file = tmp_path / "bare", tmp_path / "file"
@@ -164,10 +164,10 @@ def test_two_processes_do_not_write_into_one_folder(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout
         assert other.stdout.readline() == b"there\n"
-        (out / "x.csv").write_text("theirs")
+        (out / "x.csv").write_text("foreign")
         with pytest.raises(UserError, match="another process is writing there: choose another folder"):
             owned_folder.prepare(out, "predictions", ("x.csv",), alone=True)
-        assert (out / "x.csv").read_text() == "theirs"
+        assert (out / "x.csv").read_text() == "foreign"
         other.communicate()
     for _ in range(2):  # the same process may
         owned_folder.prepare(out, "predictions", ("x.csv",), alone=True)
@@ -229,9 +229,9 @@ def test_filesystems_that_do_less(
     for name in ("a", "b"):
         RunFolder(tmp_path / name, {})
         write_checkpoint(tmp_path / name, {"epoch": 1, "done": 1, "step": 1})
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1, "one note, once"
-    assert f"has no {'fsync of folders' if fault == 'fsync of read-only handles' else fault}: " in said
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1, "one note, once"
+    assert f"has no {'fsync of folders' if fault == 'fsync of read-only handles' else fault}: " in printed
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])

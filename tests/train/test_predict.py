@@ -73,7 +73,7 @@ def test_probabilities_are_the_models(
     names = "a.png.png", "b.jpg.png", "c.webp.png", "inside/a.gif.png", "inside/a.png.png", "turned.png.png"
     assert pictures == {*names}
     with Image.open(out / "pictures/turned.png.png") as image:
-        assert image.size == (320, 400 + 22 * 7 + 8)  # 40 x 50, upright, enlarged; a bar a class
+        assert image.size == (320, 400 + 22 * 7 + 8)  # 40 x 50, upright, enlarged; one bar per class
 
 
 def test_flip_is_the_mean_of_both(finished_run: Path, tmp_path: Path) -> None:

@@ -45,15 +45,15 @@ def test_each_image_is_in_one_chunk_of_one_rank(n: int, batch: int, chunks: int,
     seen: list[int] = []
     for sampler in ranks:
         assert sampler.sizes == steps
-        mine = list(sampler)
-        assert len(mine) == len(sampler) == sum(sampler.chunks(size) for size in steps)
-        assert all(2 <= len(chunk) <= max(3, batch) for chunk in mine)
-        seen += [draw.sample for chunk in mine for draw in chunk]
+        local = list(sampler)
+        assert len(local) == len(sampler) == sum(sampler.chunks(size) for size in steps)
+        assert all(2 <= len(chunk) <= max(3, batch) for chunk in local)
+        seen += [draw.sample for chunk in local for draw in chunk]
     assert len(seen) == len(set(seen)) == sum(steps)
-    # Step by step too: all ranks work on the same part of one order, which is that of a single process.
+    # In each step all ranks work on the same part of one order, that of a single process.
     order = [draw.sample for chunk in samplers(n, batch, chunks, 1)[0] for draw in chunk]
     firsts = [list(s)[: s.chunks(steps[0])] for s in samplers(n, batch, chunks, world)]
-    assert {draw.sample for mine in firsts for chunk in mine for draw in chunk} == set(order[: steps[0]])
+    assert {draw.sample for local in firsts for chunk in local for draw in chunk} == set(order[: steps[0]])
 
 
 @pytest.mark.parametrize("n, world", [(10, 1), (10, 3), (2, 4)])
@@ -122,8 +122,8 @@ def torchrun(processes: int, *command: str | Path) -> subprocess.CompletedProces
         finally:
             process.kill()
         log.seek(0)
-        said = log.read()
-    return subprocess.CompletedProcess(process.args, process.returncode, said, said)
+        output = log.read()
+    return subprocess.CompletedProcess(process.args, process.returncode, output, output)
 
 
 def test_two_processes_end_to_end(fer_folders: Path, tmp_path: Path) -> None:

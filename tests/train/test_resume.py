@@ -43,15 +43,15 @@ def kill_and_resume(data: Path, run: Path, kills: int, seed: int) -> str:
 
 
 def test_killed_three_times(fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    said = kill_and_resume(fer_folders, tmp_path / "run", kills=3, seed=1)
+    output = kill_and_resume(fer_folders, tmp_path / "run", kills=3, seed=1)
     assert_same(outcome(tmp_path / "run"), undisturbed)
-    assert "results may differ in their last bits" not in said
+    assert "results may differ in their last bits" not in output
 
 
 @pytest.mark.slow
 def test_killed_twenty_times(fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    said = kill_and_resume(fer_folders, tmp_path / "run", kills=20, seed=2)
-    assert said.count("\ncontinuing ") > 5
+    output = kill_and_resume(fer_folders, tmp_path / "run", kills=20, seed=2)
+    assert output.count("\ncontinuing ") > 5
     assert_same(outcome(tmp_path / "run"), undisturbed)
 
 
@@ -60,7 +60,7 @@ def test_a_signal_leaves_a_checkpoint(
     number: signal.Signals, fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    slow = ("--checkpoint-every", "0")  # so that only the signal writes one
+    slow = ("--checkpoint-every", "0")  # so that only the signal causes a checkpoint
     process = trainer.start(log, "--data", fer_folders, "--out", run, *RUN, *slow)
     deadline = time.monotonic() + 200
     while steps_in(run) < 3 and process.is_alive() and time.monotonic() < deadline:
@@ -165,8 +165,8 @@ def test_each_piece_of_the_state_is_needed(
         if piece:
             leave_out(piece, patch)
         resumes(stopped)
-    ours = outcome(stopped)
-    same_weights = ours["last"] == undisturbed["last"]
+    result = outcome(stopped)
+    same_weights = result["last"] == undisturbed["last"]
     assert same_weights == (not piece)
 
 
@@ -229,12 +229,12 @@ def test_the_clock_asks_for_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None
     now = [0.0]
     monkeypatch.setattr("train.stopping.time.monotonic", lambda: now[0])
     watch = Watch(ALONE, minutes=1)
-    asked = []
+    requests = []
     for now[0] in (0, 59, 61, 62, 122):
-        asked.append(watch.poll()[1])
-        if asked[-1]:
+        requests.append(watch.poll()[1])
+        if requests[-1]:
             watch.checkpoint_written()
-    assert asked == [False, False, True, False, True]
+    assert requests == [False, False, True, False, True]
     assert not Watch(ALONE, minutes=0).poll()[1]
 
 

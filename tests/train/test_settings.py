@@ -131,9 +131,9 @@ def test_bad_values_are_named(arguments: list[str], message: str) -> None:
 )  # fmt: skip
 def test_options_that_change_nothing_are_said(arguments: list[str], notes: list[str]) -> None:
     given = vars(parser().parse_args(["--data", "somewhere", *arguments]))
-    said = unused_notes(given, resolve(given))
-    assert len(said) == len(notes)
-    assert all(line.startswith(f"note: {note}") for line, note in zip(said, notes, strict=True)), said
+    unused = unused_notes(given, resolve(given))
+    assert len(unused) == len(notes)
+    assert all(line.startswith(f"note: {note}") for line, note in zip(unused, notes, strict=True)), unused
 
 
 def test_lambda_warms_up_linearly() -> None:

@@ -150,10 +150,10 @@ def test_a_signal_during_the_drawing_ends_it_at_once(number: signal.Signals, tmp
     assert [line[0] for line in lines] == ["starting:", "drawing", "drawing"]
     began = time.monotonic()
     process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    error_text = process.communicate(timeout=60)[1]
     assert time.monotonic() - began < 2
     assert process.returncode == 128 + number
-    assert said == "\ninterrupted before training began\n"
+    assert error_text == "\ninterrupted before training began\n"
     assert not any(starts.is_alive(int(line[1])) for line in lines[1:])
     assert not (tmp_path / "run").exists()
 

@@ -30,7 +30,7 @@ def test_a_loader_that_shuffles_again_raises_an_error(dtype) -> None:
     loader = DataLoader(TensorDataset(images, targets), batch_size=7, shuffle=True, generator=order)
     model, loss = Model(norm=True).to(dtype), AdCorreLoss(CLASSES)
     refused(model, loss, lambda: iter(loader), RuntimeError, "chunk 0 of 5 has other labels in the second pass")
-    VirtualBatch(model, loss)(loader)  # as an iterable it is read once
+    VirtualBatch(model, loss)(loader)  # an iterator can be read only once
 
 
 @pytest.mark.parametrize("shade", [1.0, 1.1])
@@ -89,7 +89,7 @@ def test_an_iterator_that_fills_the_same_tensors_again() -> None:
             yield staging
 
     refused(Model().double(), AdCorreLoss(CLASSES), chunks(), RuntimeError, "unless it fills the same tensors again")
-    VirtualBatch(Model().double(), AdCorreLoss(CLASSES))(chunks)  # called twice, it fills them alike
+    VirtualBatch(Model().double(), AdCorreLoss(CLASSES))(chunks)  # called twice, it fills them with the same values
 
 
 def test_random_numbers_from_a_generator_of_its_own() -> None:

@@ -19,7 +19,9 @@ class Model(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.conv = nn.Conv2d(2, 5, 3, bias=not norm)  # before BatchNorm a bias has no gradient but rounding
+            self.conv = nn.Conv2d(
+                2, 5, 3, bias=not norm
+            )  # before BatchNorm, a bias has only rounding noise as its gradient
             self.norm = nn.BatchNorm2d(5) if norm else nn.Identity()
             self.dropout = nn.Dropout(dropout)
             self.head = EmbeddingSpace(5 * 16, CLASSES, k=K, d=D, dropout=dropout)

@@ -110,7 +110,7 @@ def evaluate_run(
         file = out / "samples.png"
         pictures.draw_samples(file, faces.image, targets, probabilities, trained.class_names, samples, seed)
     write_json(out / "metrics.json", about | described)  # the last file: where it is, the others are
-    print(f"\n{describe(evaluation, described | about)}\n")
+    print(f"\n{wrap(describe(evaluation, described | about))}\n")
     for note in (evaluation.collapse, "" if own else OTHER_DATA):
         print(f"{wrap(note)}\n" if note else "", end="")
     print(f"written to {out} (tables.md has every interval)")

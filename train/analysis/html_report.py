@@ -227,6 +227,7 @@ def _compare(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "settings": [(key, cells) for key, cells in settings if key != "run.out" and len(set(map(str, cells))) > 1],
         "charts": _render_charts(charts),
         "best": best_run(runs),
+        "no_best": NO_BEST,
     }
 
 

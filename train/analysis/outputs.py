@@ -101,8 +101,8 @@ def collect_outputs(
         z = x - x.mean(-1, keepdim=True)
         z = nn.functional.normalize(z, dim=-1)
         vectors = vectors + torch.einsum("nld,nmd->lm", z, z).cpu().double()
-        wanted = sample[(sample >= seen) & (sample < seen + len(labels))] - seen
-        sampled.append(embeddings.float().cpu()[torch.from_numpy(wanted)])
+        indices = sample[(sample >= seen) & (sample < seen + len(labels))] - seen
+        sampled.append(embeddings.float().cpu()[torch.from_numpy(indices)])
         logits.append(predicted.float().cpu())
         targets.append(labels.cpu())
         seen, shape = seen + len(labels), (x.shape[1], x.shape[2])

@@ -130,13 +130,13 @@ def _unknown_layout(path: Path) -> str:
     looked_for = "".join(f"\n  {layout.looked_for}" for layout in LAYOUTS if layout.looked_for)
     if path.is_file():
         with path.open("rb") as file:
-            there = f"a file that begins {file.read(60)!r}"
-        return f"{path}: no known dataset. Looked for:{looked_for}\nThere is: {there}"
+            content = f"a file that begins {file.read(60)!r}"
+        return f"{path}: no known dataset. Looked for:{looked_for}\nThere is: {content}"
     entries = sorted(printable(entry.name) + ("/" if entry.is_dir() else "") for entry in path.iterdir())
-    there = ", ".join(entries[:12]) + (f" and {len(entries) - 12} more" if len(entries) > 12 else "") or "nothing"
+    content = ", ".join(entries[:12]) + (f" and {len(entries) - 12} more" if len(entries) > 12 else "") or "nothing"
     inside = [entry for entry in sorted(path.iterdir()) if _is_inside(entry) and _find_layout(entry)]
     hint = f"\nDid you mean {inside[0]}?" if inside else ""
-    return f"{path}: no known dataset. Looked for:{looked_for}\nThere is: {there}{hint}"
+    return f"{path}: no known dataset. Looked for:{looked_for}\nThere is: {content}{hint}"
 
 
 def _is_inside(entry: Path) -> bool:

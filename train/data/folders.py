@@ -53,8 +53,8 @@ def find_parts(path: Path) -> dict[str, Path]:
     inner = subfolders(path)
     parts = {}
     for part, names in PARTS.items():
-        there = [folder for folder in inner if folder.name.lower() in names and _classes(folder)]
-        if folder := single_folder(there, f"the {part} images"):
+        present = [folder for folder in inner if folder.name.lower() in names and _classes(folder)]
+        if folder := single_folder(present, f"the {part} images"):
             parts[part] = folder
     if "train" in parts:
         return parts
@@ -127,10 +127,10 @@ def _check_classes(path: Path, class_names: Sequence[str], by_part: Mapping[str,
     for name in class_names:
         alike.setdefault(str(_int(name)) if name.isdecimal() else _plain(name), []).append(name)
     for same in alike.values():
-        where = {part: [name for name in same if name in there] for part, there in by_part.items()}
-        if len(same) > 1 and all(len(there) < 2 for there in where.values()):
-            said = ", ".join(f"{part}/{there[0]}" for part, there in where.items() if there)
-            raise UserError(f"{path}: {said} would be different classes: give the folders the same name")
+        where = {part: [name for name in same if name in present] for part, present in by_part.items()}
+        if len(same) > 1 and all(len(present) < 2 for present in where.values()):
+            locations = ", ".join(f"{part}/{present[0]}" for part, present in where.items() if present)
+            raise UserError(f"{path}: {locations} would be different classes: give the folders the same name")
 
 
 def _loose(parts: Iterable[Path]) -> tuple[str, ...]:
@@ -164,10 +164,10 @@ def _misspelt(names: Sequence[str], beside: bool) -> tuple[Finding, ...]:
     close = {printable(name): like for name in others if (like := _expression_like(name))}
     if not close or (len(others) == len(names) and 2 * len(close) <= len(names)):
         return ()
-    asked = ", ".join(f"{name} ({like}?)" for name, like in close.items())
+    suggestions = ", ".join(f"{name} ({like}?)" for name, like in close.items())
     several = len(close) > 1
     message = (
-        f"{'classes' if several else 'a class'} of {'their' if several else 'its'} own, by folder name: {asked}; "
+        f"{'classes' if several else 'a class'} of {'their' if several else 'its'} own, by folder name: {suggestions}; "
         "rename the folder to the expression if it is one"
     )
     return (Finding("class names", message, tuple(close)),)

@@ -111,10 +111,10 @@ class StepSampler:
         seeds = np.random.default_rng([self.seed, self.epoch, 1]).integers(0, 2**63, self.n)
         place = 0
         for number, size in enumerate(self.sizes):
-            mine = range(place + self.ranks.rank, place + size, self.ranks.world)
+            local = range(place + self.ranks.rank, place + size, self.ranks.world)
             place += size
             if number >= self.start:
-                for chunk in np.array_split(mine, self.chunks(size)):
+                for chunk in np.array_split(local, self.chunks(size)):
                     yield [TrainingIndex(int(order[at]), int(seeds[at])) for at in chunk]
 
     def __len__(self) -> int:

@@ -50,12 +50,12 @@ def load_original(path: Path, request: Request) -> LoadedDataset:
     if not aligned and not has_images(image / "original"):
         raise UserError(f"{path}: RAF-DB's labels without pictures (looked for Image/aligned/ and Image/original/)")
     folder = "aligned" if aligned else "original"
-    there = {file.name.rsplit("/", 1)[-1]: file for file in list_images(path, "Image", folder).images}
+    by_name = {file.name.rsplit("/", 1)[-1]: file for file in list_images(path, "Image", folder).images}
     samples = ImageCollection()
     for name, label in entries:
         stem, dot, suffix = name.rpartition(".")
         expected = f"{stem}_aligned{dot}{suffix}" if aligned else name
-        if file := there.get(expected):
+        if file := by_name.get(expected):
             box = None if aligned else _box(path / "boundingbox", file)
             samples.add(file, RAF_CODES[label - 1], name.split("_")[0], box)
         else:

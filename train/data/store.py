@@ -119,8 +119,8 @@ def unreadable(dataset: FaceDataset) -> dict[int, str]:
         stored = json.loads((folder / "unreadable.json").read_text(encoding="utf-8"))
         return {int(index): reason for index, reason in stored.items()}
 
-    found = load_cached(f"unreadable-{digest(dataset.stamp, '1')}", scan, load)
-    return look() if found is None else found
+    cached = load_cached(f"unreadable-{digest(dataset.stamp, '1')}", scan, load)
+    return look() if cached is None else cached
 
 
 def without(dataset: FaceDataset, left_out: dict[int, str]) -> FaceDataset:

@@ -7,7 +7,7 @@ import torch
 
 from adcorre_kernels.gpu import gpus, loss, plan
 
-FEW = 4  # processors: small grids, since the interpreter runs one program after another
+FEW = 4  # multiprocessors: small grids, since the interpreter runs programs one after another
 
 
 @pytest.fixture(autouse=True)

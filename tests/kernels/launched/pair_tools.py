@@ -11,14 +11,14 @@ from adcorre_kernels.gpu import pair_launch
 from tests.kernels.launched import tools
 
 PRECISIONS = ("highest", "high", "medium")
-# Of a product of two entries of z: both factors rounded, and the product of what was rounded off.
+# Error of a product of two entries of z: both factors are rounded, and their rounding errors multiply.
 UNIT = {"highest": 2.0**-21, "high": 2.0**-16, "medium": 2.0**-7.5}
-# Times as much where the interpreter truncates to bfloat16: twice as much a piece, four times two pieces, all one way.
+# Larger where the interpreter truncates to bfloat16: twice for one piece, four times for two, all in one direction.
 TRUNCATED = {"highest": 1, "high": 12, "medium": 2}
 
 
 class Pairs(NamedTuple):
-    x: Tensor  # (n, k, d), as the kernels get it
+    x: Tensor  # (n, k, d), the shape passed to the kernels
     targets: Tensor
     attention: Tensor
     target: float
@@ -33,7 +33,7 @@ class Truth(NamedTuple):
     value_unit: Tensor
     gradient: Tensor
     gradient_unit: Tensor
-    nearest: float  # the least |c - Phi| among pairs that count
+    nearest: float  # the smallest |c - Phi| among the pairs in the sum
 
 
 def draw_pairs(n: int, k: int, d: int, num_classes: int, target: float, complete: bool = False, seed: int = 0) -> Pairs:

@@ -73,9 +73,9 @@ def test_constant_vectors_have_no_direction(kernel, target) -> None:
 
 
 def test_a_class_mean_that_cancels_has_no_direction() -> None:
-    problem = draw(6, 2, 11, 3)  # 1 / 11 is rounded: centring leaves noise
+    problem = draw(6, 2, 11, 3)  # 1 / 11 is rounded: centering leaves noise
     problem.targets.copy_(torch.tensor([0, 0, 0, 1, 1, 2]))
-    problem.x.copy_(problem.x.half().double())  # sums that float32 holds exactly
+    problem.x.copy_(problem.x.half().double())  # sums that are exact in float32
     problem.x[2] = -(problem.x[0] + problem.x[1])
     for mean_target in (-1, 0.3):
         only_mean = problem._replace(

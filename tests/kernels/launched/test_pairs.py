@@ -20,10 +20,10 @@ from tests.kernels.launched.tools import DEVICE, INTERPRETED
 
 # n, k, d, C.
 SHAPES = [
-    (60, 2, 256, 7),  # the paper's d: the longest row that is kept
+    (60, 2, 256, 7),  # the paper's d: the longest row that stays on chip
     (33, 3, 17, 5),  # odd d
     (200, 1, 24, 3),  # two tiles a side
-    (9, 2, 300, 3),  # a row in blocks, the last one part full
+    (9, 2, 300, 3),  # a row in blocks, the last one partly full
     (5, 1, 3, 3),
 ]
 
@@ -98,7 +98,7 @@ def test_ranges_of_rows(complete, precision) -> None:
         values, gradient = launch_pairs(problem, precision, rows=rows)
         assert_pairs_within_budget(problem, precision, (values, gradient), slice(*rows))
         assert gradient.shape == (rows[1] - rows[0], 1, 20)
-        size = 1e-6 * float(whole[1].abs().max())  # an entry may be what is left of terms that cancel
+        size = 1e-6 * float(whole[1].abs().max())  # an entry may be the remainder of terms that cancel
         torch.testing.assert_close(gradient, whole[1][slice(*rows)], rtol=1e-5, atol=size)
         total += values
     torch.testing.assert_close(total, whole[0], rtol=1e-6, atol=0)

@@ -75,8 +75,8 @@ class SyntheticFaces:
             if processes is None:
                 processes = min(default_processes(), len(self) // 100)
             parts = [range(start, min(start + 50, len(self))) for start in range(0, len(self), 50)]
-            drawn = map_in_processes(self._draw_all, parts, processes, "drawing faces")
-            self._drawn = np.concatenate([*bar(drawn, f"drawing faces, {self.split}", total=len(parts))])
+            parts_drawn = map_in_processes(self._draw_all, parts, processes, "drawing faces")
+            self._drawn = np.concatenate([*bar(parts_drawn, f"drawing faces, {self.split}", total=len(parts))])
         return self._drawn
 
     def person(self, index: int, /) -> Person:
