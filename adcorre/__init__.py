@@ -1,4 +1,4 @@
-"""The Ad-Corre loss (Fard & Mahoor, IEEE Access 2022): exact, in linear time, with the gradient by hand."""
+"""The Ad-Corre loss (Fard & Mahoor, IEEE Access 2022): exact, in linear time, with a hand-written gradient."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`adcorre.metric` and its loss, on demand: they import pytorch-metric-learning where it is installed."""
+    """Import `adcorre.metric` lazily: it imports pytorch-metric-learning if that is installed."""
     if name not in ("metric", "AdCorreMetricLoss"):
         raise AttributeError(f"module 'adcorre' has no attribute {name!r}")
     from importlib import import_module

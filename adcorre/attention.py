@@ -18,18 +18,18 @@ EPSILON = 1e-6  # Eq. 7's 10e-7
 class AttentionMap(Protocol):
     """What `AdCorreLoss(attention_map=...)` takes: an `nn.Module` with these two methods, its state in buffers.
 
-    counts: (2, C) int64, of each class, how many samples a step predicted right and how many it saw.
+    counts: (2, C) int64, for each class the number of samples predicted right and the number of samples in the step.
     """
 
     def record(self, counts: Tensor) -> None:
-        """Take one training step's counts into the state, in place."""
+        """Update the state with one training step's counts, in place."""
 
     def weights(self, counts: Tensor | None = None) -> Tensor:
-        """w, (C,) floating, of the state as it stands; or as it were after `record(counts)`, which it is not."""
+        """w, (C,) floating, from the current state; with `counts`, as after `record(counts)`, without recording it."""
 
 
 def check_attention_map(name: str, value: object) -> None:
-    """TypeError for what is no module with the methods of `AttentionMap`."""
+    """Raise TypeError unless `value` is a module with the methods of `AttentionMap`."""
     if not (isinstance(value, AttentionMap) and isinstance(value, nn.Module)):
         raise TypeError(
             f"{name}: expected a torch.nn.Module with the methods record and weights of adcorre.AttentionMap, "
@@ -40,9 +40,10 @@ def check_attention_map(name: str, value: object) -> None:
 class AdaptiveAttentionMap(StateModule):
     """w[a] = 1 - CONF[a, a] + 1e-6 (Eq. 7), CONF the row-normalized confusion matrix of the last `window` steps.
 
-    The window is a ring of counts, [window, 2, C]: of each step, how many samples of a class were predicted right and
-    how many were seen, which is all of CONF that Eq. 7 needs. It lives in the module's state: it is checkpointed and
-    moves with `.to`. A class not seen within the window has CONF[a, a] = 0. Nothing here waits for the device.
+    The window is a ring buffer of counts, (window, 2, C): for each step, the number of samples of each class predicted
+    right and the number of samples of the class. Eq. 7 needs no more of CONF. The buffer is part of the module's state:
+    it is checkpointed and moves with `.to`. A class without samples in the window has CONF[a, a] = 0. Nothing here
+    synchronizes with the device.
 
     Args:
         num_classes: C.
@@ -63,22 +64,22 @@ class AdaptiveAttentionMap(StateModule):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Empty the window."""
+        """Clear the window."""
         self.counts.zero_()
         self.position.zero_()
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """In training mode, count this batch's predictions first; then return `weights()`.
+        """Return `weights()`; in training mode, after recording this batch's predictions.
 
         Args:
             logits: (n, C), any floating dtype; their argmax is the prediction.
-            targets: (n,) class labels. One that is neither in [0, C) nor `ignore_index` is not counted.
+            targets: (n,) class labels. A label outside [0, C) is not counted.
 
         Returns:
             w, (C,) float64.
 
         Raises:
-            ValueError, TypeError: shapes and dtypes that do not fit.
+            ValueError, TypeError: wrong shapes or dtypes.
         """
         checks.check_logits(logits, self.num_classes)
         targets = checks.check_targets(targets, logits.shape[0], logits.device, self.ignore_index)
@@ -88,26 +89,26 @@ class AdaptiveAttentionMap(StateModule):
 
     @torch.no_grad()
     def count(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(2, C) int64: of each class, how many samples were predicted right and how many were seen. Counts add."""
+        """(2, C) int64: for each class, samples predicted right and samples in the batch. Counts of two batches add."""
         targets = targets.long()
         return count_predictions(logits, targets, checks.label_masks(targets, self.num_classes, self.ignore_index)[0])
 
     @torch.no_grad()
     def record(self, counts: Tensor) -> None:
-        """Put one step's counts, (2, C), in place of the oldest step's."""
+        """Replace the oldest step's counts by `counts` (2, C)."""
         self.counts.index_copy_(0, self.position, counts[None])
         self.position.add_(1).remainder_(self.window)
 
     @torch.no_grad()
     def latest(self) -> Tensor:
-        """The newest step's counts, (2, C): of each class, samples predicted right and samples seen."""
+        """The newest step's counts, (2, C), as returned by `count`."""
         return self.counts.index_select(0, (self.position - 1) % self.window)[0]
 
     @torch.no_grad()
     def weights(self, counts: Tensor | None = None) -> Tensor:
-        """w of Eq. 7, (C,) float64 (float32 on a device without it), from the window as it stands.
+        """w of Eq. 7, (C,) float64 (float32 on a device without float64), from the current window.
 
-        With `counts` (2, C): as it would stand after one more step with them, which is not recorded.
+        With `counts` (2, C): from the window after one more step with these counts; the step is not recorded.
         """
         total = self.counts.sum(0)
         if counts is not None:

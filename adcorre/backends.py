@@ -1,4 +1,4 @@
-"""The backends: what each can do, which one a call takes, and how their steps are called."""
+"""The backends: the steps of each one, and which one a call uses."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from adcorre_kernels import cpu
 
 
 class Options(NamedTuple):
-    """How to compute the loss: in the user's words, which `resolve_options` makes numbers and one backend's name."""
+    """How to compute the loss. `resolve_options` turns the user's values into numbers and one backend's name."""
 
     backend: str = "auto"
-    between_target: Any = -1.0  # these three are floats once resolved
+    between_target: Any = -1.0  # these three are floats after resolve_options
     mean_target: Any = -1.0
     embedding_target: Any = -1.0
     ignore_index: int = -100
@@ -30,14 +30,14 @@ class Options(NamedTuple):
 
 
 class Backend(NamedTuple):
-    """The five steps of the loss and FD over all pairs of samples. They carry no autograd formula.
+    """The five steps of the loss, and FD over all pairs of samples. The steps have no autograd formula.
 
-    `targets` (n,) are int64. A sample takes part if its label is in [0, C) and not `ignore_index`; a bad label is
-    neither. `flat` is laid out as in `ClassStatistics`, `values` (4,) as in `Values`.
+    `targets` (n,) are int64. A sample takes part if its label is in [0, C) and not `ignore_index`. A label that is
+    neither in [0, C) nor `ignore_index` is bad. `flat`: as in `ClassStatistics`. `values` (4,): as in `Values`.
     """
 
     # (logits (n, C), targets, ce_weight (C,)?, adjustment (C,)?, label_smoothing, ignore_index)
-    # -> (2, C) int64 predicted right and seen; (2,) sums of cross-entropies and of weights; NaN if one is bad
+    # -> (2, C) int64 samples predicted right and samples; (2,) sums of cross-entropies and of weights, NaN if bad
     logits_sums: Callable[..., tuple[Tensor, Tensor]]
     # (x (n, k, d), targets, num_classes, ignore_index, embedding_target) -> flat
     statistics: Callable[..., Tensor]
@@ -58,28 +58,28 @@ _NUMBA = _TORCH._replace(**{step: getattr(cpu, step) for step in Backend._fields
 
 
 def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: Any) -> Options:
-    """`Options(*given, **named)`, checked: targets as numbers, and `backend` as one that can do it.
+    """`Options(*given, **named)`, checked, with numeric targets and a backend that supports these inputs.
 
-    ValueError where none of that name can.
+    Raises ValueError if the requested backend does not support them.
     """
-    asked = Options(*given, **named)
-    backend, between, mean, embedding = asked[:4]
+    requested = Options(*given, **named)
+    backend, between, mean, embedding = requested[:4]
     k = embeddings.shape[1] if embeddings.dim() == 3 else 1
-    aims = (
+    resolved_targets = (
         checks.resolve_target("between_target", between, num_classes),
         checks.resolve_target("mean_target", mean, num_classes),
         checks.resolve_target("embedding_target", embedding, k),
     )
-    resolved = Options._make((backend, *aims, *asked[4:]))
+    resolved = Options._make((backend, *resolved_targets, *requested[4:]))
     checks.check_backend(backend)
-    checks.check_pairs(asked.pairs, asked.precision)
+    checks.check_pairs(requested.pairs, requested.precision)
     if backend in ("torch", "reference"):
         return resolved
     if backend == "auto" and not (embeddings.is_cuda or (embeddings.is_cpu and cpu.installed())):
         return resolved._replace(backend="torch")
     fused = backend if backend != "auto" else "triton" if embeddings.is_cuda else "numba"
     if fused == "triton":
-        reason = _why_not_triton(embeddings, num_classes, k, resolved)
+        reason = _why_unsupported_triton(embeddings, num_classes, k, resolved)
     else:
         reason = cpu.why_unsupported(embeddings)
     if reason is None:
@@ -91,8 +91,8 @@ def resolve_options(embeddings: Tensor, num_classes: int, *given: Any, **named: 
     return resolved._replace(backend="torch")
 
 
-def backend_of(options: Options) -> Backend:
-    """The steps of `options.backend`; those that the kernels leave out are the torch backend's."""
+def get_backend(options: Options) -> Backend:
+    """The steps of `options.backend`. A step that it does not implement is the torch backend's."""
     if options.backend == "triton":
         return _triton_backend()
     return _NUMBA if options.backend == "numba" else _TORCH
@@ -105,17 +105,17 @@ def _triton_backend() -> Backend:
         statistics=kernels.statistics,
         terms=kernels.terms,
         embedding_gradient=kernels.gradient,
-        logits_sums=_where_supported(kernels.logits_supported, kernels.logits_sums, _TORCH.logits_sums),
-        logits_gradient=_where_supported(kernels.logits_supported, kernels.logits_gradient, _TORCH.logits_gradient),
+        logits_sums=_with_fallback(kernels.logits_supported, kernels.logits_sums, _TORCH.logits_sums),
+        logits_gradient=_with_fallback(kernels.logits_supported, kernels.logits_gradient, _TORCH.logits_gradient),
         pair_values=kernels.pair_values,
         pair_gradient=kernels.pair_gradient,
     )
 
 
-def _where_supported(
+def _with_fallback(
     supported: Callable[[Tensor], bool], kernel: Callable[..., Any], plain: Callable[..., Any]
 ) -> Callable[..., Any]:
-    """A step over logits: `kernel`, or `plain` for those that it does not take."""
+    """A step over logits: `kernel` if it supports them, else `plain`."""
 
     def step(logits: Tensor, *rest: Any) -> Any:
         return (kernel if supported(logits) else plain)(logits, *rest)
@@ -125,7 +125,7 @@ def _where_supported(
 
 @cache
 def triton_kernels() -> Any:
-    """The kernels package, or the reason (a string) why it cannot be imported."""
+    """The Triton kernels, or the reason (a string) why they cannot be imported."""
     try:
         from adcorre_kernels import gpu
     except ImportError as error:
@@ -133,7 +133,7 @@ def triton_kernels() -> Any:
     return gpu
 
 
-def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, options: Options) -> str | None:
+def _why_unsupported_triton(embeddings: Tensor, num_classes: int, k: int, options: Options) -> str | None:
     kernels = triton_kernels()
     if isinstance(kernels, str):
         return kernels
@@ -142,13 +142,13 @@ def _why_not_triton(embeddings: Tensor, num_classes: int, k: int, options: Optio
 
 @cache
 def _warn_once(reason: str) -> None:
-    warnings.warn(f'adcorre: backend "auto" takes "torch": {reason}', stacklevel=2)
+    warnings.warn(f'adcorre: backend "auto" uses "torch": {reason}', stacklevel=2)
 
 
 def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Options) -> tuple[Tensor, Tables]:
-    """`Values` as one tensor, and the tables; FD of the pairs within classes alone if pairs="sample".
+    """`Values` as one tensor, and the tables. With pairs="sample", FD has the pairs within classes only.
 
-    The torch backend's where the kernels leave many classes to whole-tensor operations.
+    The torch backend computes them for numbers of classes that the kernels do not support.
     """
     num_classes = attention.shape[0]
     between_target = None if options.pairs == "sample" else options.between_target
@@ -157,18 +157,18 @@ def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Optio
         supported = triton_kernels().terms_supported(num_classes, k, d)
     elif options.backend == "numba":
         supported = cpu.terms_supported(num_classes, between_target, options.mean_target)
-    backend = backend_of(options) if supported else _TORCH
+    backend = get_backend(options) if supported else _TORCH
     values, *tables = backend.terms(
         flat, attention, k, d, between_target, options.mean_target, options.embedding_target
     )
     return values, Tables(*tables)
 
 
-def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """`function.apply`, in eager mode of a twin without `setup_context`.
+def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """`function.apply`, which in eager mode skips `setup_context`.
 
-    With it PyTorch binds the arguments to the signature of `forward` in each call, which takes as long as ten small
-    operations. Functional transforms and `torch.compile` need it.
+    With `setup_context`, PyTorch binds the arguments to the signature of `forward` in each call, which takes as long as
+    ten small operations. Functional transforms and `torch.compile` need it.
     """
 
     def forward(ctx: Any, *inputs: Any) -> Any:
@@ -188,7 +188,7 @@ def apply_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 
 
 class _Gradient(torch.autograd.Function):
-    """A backward pass as a function of its own, so that a second derivative is refused and never silently wrong."""
+    """A backward pass as an autograd function, so that a second derivative raises an error instead of being wrong."""
 
     @staticmethod
     def forward(compute: Callable[..., Any], backend: str, *tensors: Tensor) -> Any:
@@ -203,11 +203,11 @@ class _Gradient(torch.autograd.Function):
         raise RuntimeError(f'adcorre: backend "{ctx.backend}" has no double backward; backend="reference" has one')
 
 
-_apply_gradient = apply_of(_Gradient)
+_apply_gradient = fast_apply(_Gradient)
 
 
 def without_double_backward(compute: Callable[..., Any], options: Options, *tensors: Tensor | None) -> Any:
-    """compute(*tensors); a second derivative, where one can be asked for, is an error."""
+    """Call compute(*tensors). A second derivative through it raises an error."""
     if torch.is_grad_enabled():
         return _apply_gradient(compute, options.backend, *tensors)
     return compute(*tensors)

@@ -1,6 +1,6 @@
-"""FD's pairs of different classes one by one, the part of pairs="sample" that no class statistics hold.
+"""FD over single pairs of samples of different classes, for pairs="sample": class statistics cannot express it.
 
-They are pairs of a whole batch, over chunks and ranks; a process computes those of a range of its samples, its own.
+The pairs are those of the whole batch, over all chunks and ranks. A process computes the pairs of its own samples.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adcorre.backends import Options, backend_of
-from adcorre.statistics import counts_of
+from adcorre.backends import Options, get_backend
+from adcorre.statistics import class_counts
 
 
-class Between(NamedTuple):
-    """The samples of a whole batch: x (n, k, d) without a graph and targets (n,), of which [start, stop) are one's own.
+class BetweenPairs(NamedTuple):
+    """The samples of a whole batch, detached: x (n, k, d) and targets (n,). [start, stop) are this process's own.
 
-    Places without a sample, where ranks have different numbers, hold `ignore_index` as their label.
-    attention (C,): w. sums (2,): FD's and the naive FD's sums over the pairs of own samples; over ranks they add.
-    scale (): 1 / (k n^2), n the samples that take part.
+    Padding, where ranks have different numbers of samples, has the label `ignore_index`.
+    attention (C,): w. sums (2,): FD's and the naive FD's sums over the pairs of own samples; sums of ranks add.
+    scale (): 1 / (k n^2), n the number of samples that take part.
     """
 
     x: Tensor
@@ -32,30 +32,30 @@ class Between(NamedTuple):
 
 
 @torch.no_grad()
-def between_sums(
+def sum_pairs(
     x: Tensor, targets: Tensor, start: int, stop: int, attention: Tensor, flat: Tensor, options: Options
-) -> Between:
-    """`Between` of the samples [start, stop), with its sums; `flat` are the statistics of the whole batch."""
+) -> BetweenPairs:
+    """The pairs of the samples [start, stop), with their sums. `flat`: the statistics of the whole batch."""
     x = x.detach()
-    sums = backend_of(options).pair_values(x, targets, attention, *_settings(options), start, stop)
-    scale = 1 / (x.shape[1] * counts_of(flat, attention.shape[0]).sum().clamp(min=1) ** 2)
-    return Between(x, targets, start, stop, attention, sums, scale)
+    sums = get_backend(options).pair_values(x, targets, attention, *_settings(options), start, stop)
+    scale = 1 / (x.shape[1] * class_counts(flat, attention.shape[0]).sum().clamp(min=1) ** 2)
+    return BetweenPairs(x, targets, start, stop, attention, sums, scale)
 
 
-def between_alone(x: Tensor, targets: Tensor, attention: Tensor, flat: Tensor, options: Options) -> Between:
-    """`Between` of samples that are a whole batch by themselves."""
-    return between_sums(x, targets, 0, x.shape[0], attention, flat, options)
+def pairs_of_one_batch(x: Tensor, targets: Tensor, attention: Tensor, flat: Tensor, options: Options) -> BetweenPairs:
+    """The pairs of a batch on one process, in one chunk."""
+    return sum_pairs(x, targets, 0, x.shape[0], attention, flat, options)
 
 
 @torch.no_grad()
-def between_gradient(between: Between, upstream: Tensor, options: Options) -> Tensor:
-    """The gradient of the whole batch's FD times `upstream` (), for own samples: (stop - start, k, d), float32 or 64.
+def pairs_gradient(between: BetweenPairs, upstream: Tensor, options: Options) -> Tensor:
+    """The gradient of the whole batch's FD times `upstream` (), for own samples: (stop - start, k, d).
 
-    Both a sample's own pairs and its place in everybody else's count: no other rank has a part of this gradient.
+    It is float32 or float64, and complete: other ranks add nothing to it.
     """
     x, targets, start, stop, attention, _, scale = between
     settings = (*_settings(options), start, stop)
-    return backend_of(options).pair_gradient(x, targets, attention, upstream * scale, *settings)
+    return get_backend(options).pair_gradient(x, targets, attention, upstream * scale, *settings)
 
 
 def _settings(options: Options) -> tuple[float, int, str]:

@@ -1,4 +1,4 @@
-"""Input checks shared by every backend: clear errors at the cheapest place that can tell, without a host sync."""
+"""Input checks shared by every backend: clear errors without a host sync."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STATISTICS_DTYPE = {
 def resolve_target(name: str, target: Target, parts: int) -> float:
     """A correlation target as a number: any t in [-1, 1], or "simplex" = -1 / (parts - 1) for `parts` directions.
 
-    With one part there is no pair and the term is 0 whatever the target; "simplex" then resolves to -1.
+    With one part there is no pair and the term is 0 for every target; "simplex" then resolves to -1.
     """
     if isinstance(target, str):
         if target != "simplex":
@@ -45,13 +45,13 @@ def resolve_target(name: str, target: Target, parts: int) -> float:
 
 
 def check_correlation_targets(parts: int, **targets: Target) -> None:
-    """Errors of `resolve_target` for each target, by the name of its argument."""
+    """Raise the errors of `resolve_target` for each target, named by its argument."""
     for name, target in targets.items():
         resolve_target(name, target, parts)
 
 
 def check_tensor(name: str, value: Any) -> None:
-    """TypeError for what is no tensor: a NumPy array, say, whose dtype reads as a tensor's does."""
+    """Raise TypeError unless `value` is a tensor."""
     if not isinstance(value, Tensor):
         kind = type(value)
         module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
@@ -61,7 +61,7 @@ def check_tensor(name: str, value: Any) -> None:
 
 
 def check_embeddings(embeddings: Tensor) -> None:
-    """(n, k, d) or (n, d), floating, d >= 1 and k >= 1; ValueError for shapes, TypeError for dtypes."""
+    """Require (n, k, d) or (n, d), floating, d >= 1 and k >= 1; ValueError for shapes, TypeError for dtypes."""
     check_tensor("embeddings", embeddings)
     if embeddings.dtype not in STATISTICS_DTYPE:
         raise TypeError(
@@ -75,9 +75,9 @@ def check_embeddings(embeddings: Tensor) -> None:
 
 
 def check_targets(targets: Tensor, n: int, device: torch.device, ignore_index: int, name: str = "targets") -> Tensor:
-    """(n,) integers on the embeddings' device, as int64; ValueError for shapes and devices, TypeError for dtypes.
+    """Require (n,) integers on the embeddings' device; return int64. ValueError or, for dtypes, TypeError.
 
-    Narrow labels wrap around where they are compared with a number that their dtype does not hold.
+    Labels of narrow dtypes would wrap around in comparisons with numbers outside their range.
     """
     check_tensor(name, targets)
     if targets.dtype not in INTEGER_DTYPES:
@@ -91,14 +91,14 @@ def check_targets(targets: Tensor, n: int, device: torch.device, ignore_index: i
 
 
 def check_ignore_index(ignore_index: int) -> int:
-    """`ignore_index`, an int; TypeError."""
+    """Return `ignore_index`; TypeError unless it is an int."""
     if isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral):
         raise TypeError(f"ignore_index: expected an int, got {type(ignore_index).__name__}")
     return int(ignore_index)
 
 
 def check_attention(attention: Tensor) -> None:
-    """(C,), floating, without gradient: Eq. 7 counts predictions and has no derivative."""
+    """Require (C,), floating, without gradient: Eq. 7 counts predictions and has no derivative."""
     check_tensor("attention", attention)
     if not attention.dtype.is_floating_point:
         raise TypeError(f"attention: expected a floating dtype, got {_name(attention.dtype)}")
@@ -111,13 +111,13 @@ def check_attention(attention: Tensor) -> None:
 
 
 def check_same_device(attention: Tensor, embeddings: Tensor) -> None:
-    """ValueError for an attention on another device."""
+    """Raise ValueError if attention is on another device than the embeddings."""
     if attention.device != embeddings.device:
         raise ValueError(f"attention: expected device {embeddings.device} as the embeddings', got {attention.device}")
 
 
 def check_logits(logits: Tensor, num_classes: int) -> None:
-    """(n, C), floating; ValueError for shapes, TypeError for dtypes."""
+    """Require (n, C), floating; ValueError for shapes, TypeError for dtypes."""
     check_tensor("logits", logits)
     if not logits.dtype.is_floating_point:
         raise TypeError(f"logits: expected a floating dtype, got {_name(logits.dtype)}")
@@ -126,7 +126,7 @@ def check_logits(logits: Tensor, num_classes: int) -> None:
 
 
 def check_same_batch(logits: Tensor, embeddings: Tensor) -> None:
-    """logits and embeddings of the same samples on the same device; ValueError."""
+    """Raise ValueError unless logits and embeddings have the same number of samples and the same device."""
     if logits.shape[0] != embeddings.shape[0] or logits.device != embeddings.device:
         raise ValueError(
             "logits and embeddings: expected the same samples on the same device, "
@@ -137,7 +137,11 @@ def check_same_batch(logits: Tensor, embeddings: Tensor) -> None:
 def check_ce_settings(
     ce_weight: Tensor | None, logit_adjustment: Tensor | None, label_smoothing: float, num_classes: int
 ) -> None:
-    """ce_weight and logit_adjustment None or (C,) floating without gradient, label_smoothing in [0, 1]."""
+    """Require ce_weight and logit_adjustment None or (C,) floating without gradient, label_smoothing in [0, 1].
+
+    Values are checked only in eager mode on a CPU: weights finite and at least 0, adjustments neither NaN nor +inf. An
+    adjustment of -inf excludes a class from the cross-entropy.
+    """
     for name, value in (("ce_weight", ce_weight), ("logit_adjustment", logit_adjustment)):
         if value is None:
             continue
@@ -149,6 +153,11 @@ def check_ce_settings(
             )
         if value.requires_grad:
             raise ValueError(f"{name}: carries no gradient, got a tensor that requires grad; pass {name}.detach()")
+        if validates_labels(value, None):
+            in_bounds = value < torch.inf if name == "logit_adjustment" else (value >= 0) & (value < torch.inf)
+            if not bool(in_bounds.all()):
+                expected = "numbers below inf" if name == "logit_adjustment" else "finite numbers of at least 0"
+                raise ValueError(f"{name}: expected {expected}, got {value[~in_bounds][0].item()}")
     if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, Real):
         raise TypeError(f"label_smoothing: expected a number in [0, 1], got {type(label_smoothing).__name__}")
     if not 0 <= label_smoothing <= 1:
@@ -156,11 +165,13 @@ def check_ce_settings(
 
 
 def check_components(components: Collection[str] | Mapping[str, float]) -> Components:
-    """The weights of the chosen components, in their order; names alone have weight 1.
+    """The weight of each chosen component, in the order of COMPONENTS; names without weights get 1.
 
-    ValueError for an unknown name, for fd and nfd together, or for a weight that is no finite number of at least 0.
+    ValueError for an unknown name, for fd and nfd together, or for a weight that is negative or not finite; TypeError
+    for a weight that is not a number. A generator is refused: it could be read only once.
     """
-    if isinstance(components, str) or not set(components) <= set(COMPONENTS):
+    known = isinstance(components, Collection) and not isinstance(components, str)
+    if not known or any(name not in COMPONENTS for name in components):
         raise ValueError(
             f"components: expected a collection of names out of {COMPONENTS}, or a weight for each, got {components!r}"
         )
@@ -173,7 +184,7 @@ def check_components(components: Collection[str] | Mapping[str, float]) -> Compo
 
 
 def check_weight(name: str, value: float) -> None:
-    """A finite number of at least 0; TypeError or ValueError."""
+    """Require a finite number of at least 0; TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not 0 <= value < float("inf"):
@@ -181,7 +192,7 @@ def check_weight(name: str, value: float) -> None:
 
 
 def check_lambda(lambd: float | Tensor) -> float | Tensor:
-    """λ: a number or 0-d tensor, finite, at least 0; a tensor's value is looked at where that is free (eager, CPU)."""
+    """λ: a finite number or 0-d tensor, at least 0. A tensor's value is checked only in eager mode on a CPU."""
     if not isinstance(lambd, Tensor):
         check_weight("lambd", lambd)
         return float(lambd)
@@ -189,13 +200,13 @@ def check_lambda(lambd: float | Tensor) -> float | Tensor:
         raise TypeError(f"lambd: expected a number or a 0-d floating tensor, got {_name(lambd.dtype)} {lambd.shape}")
     if lambd.requires_grad:
         raise ValueError("lambd: carries no gradient, got a tensor that requires grad; pass lambd.detach()")
-    if looks_at_labels(lambd, None):
+    if validates_labels(lambd, None):
         check_weight("lambd", lambd.item())
     return lambd
 
 
 def check_pairs(pairs: str, precision: str) -> None:
-    """ValueError for an unknown `pairs` or `precision`."""
+    """Raise ValueError for an unknown `pairs` or `precision`."""
     if pairs not in PAIRS:
         raise ValueError(f"pairs: expected one of {', '.join(PAIRS)}; got {pairs!r}")
     if precision not in PRECISIONS:
@@ -203,13 +214,13 @@ def check_pairs(pairs: str, precision: str) -> None:
 
 
 def check_backend(backend: str) -> None:
-    """ValueError for an unknown backend."""
+    """Raise ValueError for an unknown backend."""
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}; got {backend!r}")
 
 
 def check_positive_int(name: str, value: int) -> int:
-    """`value`, an int of at least 1; TypeError or ValueError."""
+    """Return `value`; TypeError or ValueError unless it is an int of at least 1."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < 1:
@@ -220,18 +231,18 @@ def check_positive_int(name: str, value: int) -> int:
 def check_labels(
     targets: Tensor, num_classes: int, ignore_index: int, validate: bool | None, name: str = "targets"
 ) -> None:
-    """IndexError for a label that is neither in [0, C) nor `ignore_index`.
+    """Raise IndexError for a label that is neither in [0, C) nor `ignore_index`.
 
-    validate=None looks only where looking is free: eagerly, at CPU tensors. True always looks (a host sync on a GPU),
-    False never does; a bad label that nobody looked at turns the loss and its gradient into NaN.
+    validate=None checks only where that is free: in eager mode, on CPU tensors. True always checks (a host sync on a
+    GPU), False never. A bad label that is not checked makes the loss and its gradient NaN.
     """
-    if not looks_at_labels(targets, validate):
+    if not validates_labels(targets, validate):
         return
     targets = targets.long()  # narrow dtypes wrap around in comparisons
     if targets.shape[0] == 0:
         return
     low, high = targets.aminmax()
-    if int(low) >= 0 and int(high) < num_classes:  # a fifth of the operations of the masks
+    if int(low) >= 0 and int(high) < num_classes:  # fewer operations than the masks need
         return
     bad = label_masks(targets, num_classes, ignore_index)[1]
     if bool(bad.any()):
@@ -242,8 +253,8 @@ def check_labels(
         )
 
 
-def looks_at_labels(targets: Tensor, validate: bool | None) -> bool:
-    """What `validate` means for these labels."""
+def validates_labels(targets: Tensor, validate: bool | None) -> bool:
+    """Whether these labels are checked, given `validate`."""
     if validate is None:
         return targets.device.type == "cpu" and type(targets) is Tensor and not torch.compiler.is_compiling()
     return validate

@@ -15,17 +15,17 @@ Inputs = Tensor | Iterable[Chunk] | Callable[[], Iterable[Chunk]]
 
 
 def chunk_source(inputs: Inputs, targets: Tensor | None, chunk_size: int, keep: bool) -> Callable[[], Iterable[Any]]:
-    """Return a function that returns the chunks, each time it is called."""
+    """Return a function that returns the same chunks each time it is called."""
     if targets is not None:
         check_tensor("targets", targets)
     if isinstance(inputs, Tensor):
         if targets is None or inputs.dim() == 0 or targets.shape[:1] != inputs.shape[:1]:
-            came = "none" if targets is None else f"shape {tuple(targets.shape)}"
-            raise ValueError(f"targets: expected one for each of the inputs {tuple(inputs.shape)}; got {came}")
+            got = "none" if targets is None else f"shape {tuple(targets.shape)}"
+            raise ValueError(f"targets: expected one for each of the inputs {tuple(inputs.shape)}; got {got}")
         pairs = list(zip(inputs.split(chunk_size), targets.split(chunk_size), strict=True))
         return lambda: pairs
     if targets is not None:
-        raise ValueError("targets: expected none beside chunks, which are pairs (inputs, targets)")
+        raise ValueError("targets: expected None, since chunks are pairs (inputs, targets); got targets too")
     if callable(inputs):
         return inputs
     if not isinstance(inputs, Iterable):
@@ -53,24 +53,24 @@ class ReplayedChunks:
             yield chunk
 
 
-def open_ahead(open_chunks: Callable[[], Iterable[Any]]) -> tuple[list[Chunk], Iterator[Chunk]]:
-    """Read the first two chunks, to see whether there is only one, and return them and the rest."""
-    chunks = map(_checked, open_chunks())
+def peek(open_chunks: Callable[[], Iterable[Any]]) -> tuple[list[Chunk], Iterator[Chunk]]:
+    """Read the first two chunks (one if there is only one) and return them and an iterator over the rest."""
+    chunks = map(_check_chunk, open_chunks())
     return list(islice(chunks, 2)), chunks
 
 
 def drain(first: list[Chunk], rest: Iterator[Chunk]) -> Iterator[Chunk]:
     while first:
-        yield first.pop(0)  # not held beyond its turn
+        yield first.pop(0)  # frees each chunk once it has been used
     yield from rest
 
 
-def _checked(chunk: Any) -> Chunk:
+def _check_chunk(chunk: Any) -> Chunk:
     if not isinstance(chunk, list | tuple) or len(chunk) != 2 or not isinstance(chunk[1], Tensor):
-        raise TypeError(f"a chunk: expected a pair (inputs, targets), targets a tensor; got {described(chunk)}")
+        raise TypeError(f"a chunk: expected a pair (inputs, targets), targets a tensor; got {describe_type(chunk)}")
     return chunk[0], chunk[1]
 
 
-def described(value: Any) -> str:
+def describe_type(value: Any) -> str:
     name = type(value).__name__
     return f"{name} of {', '.join(type(x).__name__ for x in value)}" if isinstance(value, list | tuple) else name

@@ -1,4 +1,4 @@
-"""The embedding space of Sec. III-A: k embedding vectors per image, and the classifier behind them."""
+"""The embedding space of Sec. III-A: k embedding vectors per image, and the classifier on top of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class EmbeddingSpace(nn.Module):
     Args:
         in_features: width of the pooled features, `num_features` of a timm backbone.
         num_classes: C.
-        k: embedding vectors per image; the paper takes the number of classes.
+        k: embedding vectors per image; the paper uses the number of classes.
         d: entries of each vector.
         dropout: probability, between the concatenated embeddings and the classifier.
     """
@@ -43,7 +43,7 @@ class EmbeddingSpace(nn.Module):
         if features.dim() != 2 or features.shape[1] != self.in_features:
             raise ValueError(f"features: expected shape (n, {self.in_features}), got {tuple(features.shape)}")
         embeddings = self.embed(features).unflatten(1, (self.k, self.d))
-        eps = max(1e-12, torch.finfo(embeddings.dtype).tiny)  # float16 holds no 1e-12: a zero vector would be 0 / 0
+        eps = max(1e-12, torch.finfo(embeddings.dtype).tiny)  # 1e-12 is zero in float16: a zero vector would be 0 / 0
         embeddings = torch.nn.functional.normalize(embeddings, dim=2, eps=eps)
         return self.classifier(self.dropout(embeddings.flatten(1))), embeddings
 

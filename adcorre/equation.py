@@ -7,21 +7,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adcorre.backends import Options, apply_of, backend_of, without_double_backward
-from adcorre.between import Between, between_alone
+from adcorre.backends import Options, fast_apply, get_backend, without_double_backward
+from adcorre.between import BetweenPairs, pairs_of_one_batch
 from adcorre.checks import Components
 from adcorre.distributed import BatchSums
 from adcorre.functional import all_terms, class_sums, embedding_gradient, values_and_tables
-from adcorre.fused import AttentionState, fused_loss, fused_loss_from_sums, settings_of
+from adcorre.fused import AttentionState, fused_loss, fused_loss_from_sums, kernel_settings
 from adcorre.statistics import Tables, Values
 
 
 class AdCorreOutput(NamedTuple):
-    """What one call computes. `loss` carries the graph; the rest is for logs, detached, and costs no host sync.
+    """The output of one call. `loss` carries the graph; the rest is detached, for logs, and costs no host sync.
 
-    loss: (), Eq. 12. ce: () cross-entropy. fd, md, ed: () the terms, not multiplied by lambda or their weights, also
-    those that are switched off. nfd: () the naive FD (Eq. 5): beside it a log tells what embeddings do from what the
-    weights do. attention: (C,) Eq. 7's w as used in this call.
+    loss: (), Eq. 12. ce: (), cross-entropy. fd, md, ed: (), the terms before multiplication by lambda and by their
+    weights, also those that are not in the loss. nfd: (), the naive FD (Eq. 5): unlike FD it does not change with the
+    attention weights. attention: (C,), Eq. 7's w as used in this call.
     """
 
     loss: Tensor
@@ -36,7 +36,7 @@ class AdCorreOutput(NamedTuple):
 class Samples(NamedTuple):
     """Checked samples with their graph: logits (n, C), x (n, k, d) and targets (n,) int64.
 
-    With them travel the loss's ce_weight and adjustment of the logits, (C,) or None.
+    ce_weight and adjustment, (C,) or None, are the loss's class weights and logit adjustment.
     """
 
     logits: Tensor
@@ -47,7 +47,7 @@ class Samples(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A batch, or a part of one; `sums` are what parts add up."""
+    """A batch, or a part of one. The `sums` of parts add."""
 
     samples: Samples
     options: Options
@@ -55,39 +55,39 @@ class Part(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the loss of a whole batch, over its parts and ranks, is computed from.
+    """The inputs of the loss of a whole batch, over its parts and ranks.
 
-    statistics, ce_sums (2,): as in `BatchSums`. attention (C,): w as it enters FD. between: for pairs="sample".
-    gradient_factor: what the gradient is multiplied by, so that the ranks' reduction gives it unchanged.
+    statistics, ce_sums (2,): as in `BatchSums`. attention (C,): w as used by FD. between: for pairs="sample".
+    gradient_factor: factor of the gradient that cancels the averaging over ranks.
     """
 
     statistics: Tensor
     ce_sums: Tensor
     attention: Tensor
-    between: Between | None = None
+    between: BetweenPairs | None = None
     gradient_factor: int = 1
 
     def ce_divisor(self) -> Tensor:
-        """What the sum of cross-entropies is divided by for their mean: 1, and the mean 0, if no sample takes part."""
+        """The divisor of the mean cross-entropy; 1 if no sample takes part, so that the mean is 0."""
         weight = self.ce_sums[1]
         return torch.where(weight == 0, 1, weight)
 
     def ce(self) -> Tensor:
-        """The mean of cross-entropies."""
+        """The mean cross-entropy."""
         return self.ce_sums[0] / self.ce_divisor()
 
     def rows(self, start: int, stop: int) -> Batch:
-        """The batch as a part of this rank's samples sees it: samples [start, stop) are that part's own."""
+        """The batch for a part of this rank's samples: its samples [start, stop)."""
         if self.between is None:
             return self
         first = self.between.start
         return self._replace(between=self.between._replace(start=first + start, stop=first + stop))
 
 
-class Backward(NamedTuple):
-    """What the gradient of every part is computed from: upstream gradients of `Values` (4,) and of ce[0] (), tables.
+class BackwardInputs(NamedTuple):
+    """The inputs of every part's gradient: upstream gradients of `Values` (4,) and of ce[0] (), and the tables.
 
-    No `values` where no term enters the loss.
+    `values` is None if the loss has no term.
     """
 
     values: Tensor | None
@@ -95,11 +95,11 @@ class Backward(NamedTuple):
     tables: Tables
 
 
-def part_of(samples: Samples, options: Options) -> Part:
-    """Samples and their sums: without a graph, but for the reference's cross-entropy."""
+def sum_part(samples: Samples, options: Options) -> Part:
+    """Samples and their sums. The sums carry no graph, except the reference backend's cross-entropy."""
     logits, x, targets, *weights = samples
     settings = (*weights, options.label_smoothing, options.ignore_index)
-    logits_sums = backend_of(options).logits_sums
+    logits_sums = get_backend(options).logits_sums
     if options.backend == "reference":
         counts, ce = logits_sums(logits, targets, *settings)
         return Part(samples, options, BatchSums(x.new_empty(0), counts, ce))
@@ -108,7 +108,7 @@ def part_of(samples: Samples, options: Options) -> Part:
     return Part(samples, options, BatchSums(class_sums(x, targets, logits.shape[1], options), counts, ce))
 
 
-def loss_of(part: Part, batch: Batch, lambd: float | Tensor) -> AdCorreOutput:
+def loss_from_batch(part: Part, batch: Batch, lambd: float | Tensor) -> AdCorreOutput:
     """The whole batch's loss, with the part's graph."""
     samples, options, _ = part
     if not options.components:
@@ -116,7 +116,7 @@ def loss_of(part: Part, batch: Batch, lambd: float | Tensor) -> AdCorreOutput:
     if options.backend == "reference":
         values = all_terms(samples.x, samples.targets, batch.attention, options)
         ce = batch.ce()
-        loss = eq_12(ce, values, lambd, options.components)
+        loss = total_loss(ce, values, lambd, options.components)
         values, ce = Values(*(value.detach() for value in values)), ce.detach()
     elif batch.between is None and (settings := _settings(samples, options)) is not None:
         return _output(*fused_loss_from_sums(samples, batch, lambd, options, settings), batch.attention.shape[0])
@@ -129,7 +129,7 @@ def loss_of(part: Part, batch: Batch, lambd: float | Tensor) -> AdCorreOutput:
 def whole_loss(
     samples: Samples, state: AttentionState, lambd: float | Tensor, options: Options, settings: Any
 ) -> tuple[AdCorreOutput, Tensor]:
-    """The loss of a whole batch in one call, and `values` as `fused_loss` gives them."""
+    """The loss of a whole batch in one call, and `values` as returned by `fused_loss`."""
     if not options.components:
         samples = samples._replace(x=samples.x.detach())
     loss, values = fused_loss(samples, state, lambd, options, settings)
@@ -143,31 +143,31 @@ def _output(loss: Tensor, values: Tensor, num_classes: int) -> AdCorreOutput:
 
 def _settings(samples: Samples, options: Options) -> Any:
     logits, x, *_ = samples
-    return settings_of(options, logits.shape[1], x, logits)
+    return kernel_settings(options, logits.shape[1], x, logits)
 
 
-def batch_of(
-    part: Part, sums: BatchSums, attention: Tensor, between: Between | None = None, gradient_factor: int = 1
+def make_batch(
+    part: Part, sums: BatchSums, attention: Tensor, between: BetweenPairs | None = None, gradient_factor: int = 1
 ) -> Batch:
-    """The batch behind `sums`: of ranks and chunks, or the part's own, which then gives `between` too."""
+    """The batch with these `sums`, over ranks and chunks. `between` None: computed from the part's own samples."""
     samples, options, _ = part
     if between is None and options.pairs == "sample" and options.backend != "reference":
-        between = between_alone(samples.x, samples.targets, attention, sums.statistics, options)
+        between = pairs_of_one_batch(samples.x, samples.targets, attention, sums.statistics, options)
     return Batch(sums.statistics, sums.ce, attention, between, gradient_factor)
 
 
-def weights_used(attention: Tensor, components: Components) -> Tensor:
-    """w as it enters FD: with 1/2 everywhere FD is the naive FD."""
+def fd_weights(attention: Tensor, components: Components) -> Tensor:
+    """w as used by FD: 1/2 for every class if the loss has "nfd", the naive FD."""
     return torch.full_like(attention, 0.5) if "nfd" in components else attention
 
 
 def term_weights(components: Components) -> dict[str, float]:
-    """The weight of each of `Values` that enters the loss: "nfd" is FD with w = 1/2."""
+    """The weight in the loss by name of `Values`: "nfd" is FD with w = 1/2."""
     return {"fd" if name == "nfd" else name: weight for name, weight in components.items()}
 
 
-def eq_12(ce: Tensor, values: Values, lambd: float | Tensor, components: Components) -> Tensor:
-    """CE + lambda (FD + MD + ED): of the terms only those in `components`, each with its weight."""
+def total_loss(ce: Tensor, values: Values, lambd: float | Tensor, components: Components) -> Tensor:
+    """CE + lambda (FD + MD + ED), Eq. 12, with the terms in `components`, each multiplied by its weight."""
     total: Tensor | None = None
     for name, weight in term_weights(components).items():
         term = _weighted(getattr(values, name), weight)
@@ -179,40 +179,42 @@ def _weighted(tensor: Tensor, weight: float) -> Tensor:
     return tensor if weight == 1 else weight * tensor
 
 
-def evaluate(part: Part, batch: Batch, lambd: float | Tensor, upstream: Tensor) -> tuple[AdCorreOutput, Backward]:
-    """The whole batch's output without a graph, and what gradients are computed from if the loss's is `upstream` ()."""
+def evaluate(part: Part, batch: Batch, lambd: float | Tensor, upstream: Tensor) -> tuple[AdCorreOutput, BackwardInputs]:
+    """The whole batch's output without a graph, and the inputs of the gradient. upstream: (), the loss's gradient."""
     loss, ce, values, tables = _forward(part.samples.x, batch, lambd, part.options)
     named = Values(*values.unbind())
     output = AdCorreOutput(loss, ce, *named, batch.attention.to(values.dtype))
-    return output, backward_of(batch, upstream, lambd, tables, part.options)
+    return output, backward_inputs(batch, upstream, lambd, tables, part.options)
 
 
 def _forward(x: Tensor, batch: Batch, lambd: float | Tensor, options: Options) -> tuple[Tensor, Tensor, Tensor, Tables]:
     values, tables = values_and_tables(batch.statistics, batch.attention, x, batch.between, options)
     ce = batch.ce()
-    return eq_12(ce, Values(*values.unbind()), lambd, options.components), ce, values, tables
+    return total_loss(ce, Values(*values.unbind()), lambd, options.components), ce, values, tables
 
 
-def backward_of(batch: Batch, upstream: Tensor, lambd: float | Tensor, tables: Tables, options: Options) -> Backward:
-    """From the gradient of the loss ()."""
+def backward_inputs(
+    batch: Batch, upstream: Tensor, lambd: float | Tensor, tables: Tables, options: Options
+) -> BackwardInputs:
+    """The inputs of the gradient; `upstream` () is the gradient of the loss."""
     upstream = upstream if batch.gradient_factor == 1 else upstream * batch.gradient_factor
-    of_ce = (upstream / batch.ce_divisor()).to(batch.ce_sums.dtype)
+    ce_upstream = (upstream / batch.ce_divisor()).to(batch.ce_sums.dtype)
     weights = term_weights(options.components)
     if not weights:
-        return Backward(None, of_ce, tables)
+        return BackwardInputs(None, ce_upstream, tables)
     scale, zero = upstream * lambd, torch.zeros_like(upstream)
     terms = [_weighted(scale, weights[name]) if name in weights else zero for name in Values._fields]
-    return Backward(torch.stack(terms).to(tables.feature.dtype), of_ce, tables)
+    return BackwardInputs(torch.stack(terms).to(tables.feature.dtype), ce_upstream, tables)
 
 
 def gradients(
-    samples: Samples, batch: Batch, backward: Backward, options: Options, of_logits: bool, of_x: bool
+    samples: Samples, batch: Batch, backward: BackwardInputs, options: Options, needs_logits: bool, needs_x: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """dL/dlogits and dL/dx of samples that are all of `batch.between`'s own, if there is one."""
+    """dL/dlogits and dL/dx. With `batch.between`, the samples are its own samples [start, stop)."""
     logits, x, targets, *weights = samples
     settings = (*weights, options.label_smoothing, options.ignore_index)
-    dlogits = backend_of(options).logits_gradient(logits, targets, backward.ce, *settings) if of_logits else None
-    if not of_x or backward.values is None:
+    dlogits = get_backend(options).logits_gradient(logits, targets, backward.ce, *settings) if needs_logits else None
+    if not needs_x or backward.values is None:
         return dlogits, None
     between = batch.between if term_weights(options.components).get("fd") else None
     return dlogits, embedding_gradient(x, targets, backward.values, backward.tables, between, options)
@@ -238,11 +240,11 @@ class _LossFunction(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *samples, batch, ctx.lambd, ctx.options = inputs
-        ctx.batch = batch._replace(statistics=batch.ce_sums)  # large, and not read again
+        ctx.batch = batch._replace(statistics=batch.ce_sums)  # statistics are large and not read again
         _, ce, values, *tables = output
         ctx.mark_non_differentiable(ce, values, *tables)
         ctx.save_for_backward(*samples, *tables)
-        if not torch.compiler.is_compiling():  # Dynamo knows no such call
+        if not torch.compiler.is_compiling():  # Dynamo does not support this call
             ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -254,11 +256,11 @@ class _LossFunction(torch.autograd.Function):
 
         def compute(*tensors: Tensor) -> tuple[Tensor | None, Tensor | None]:
             *saved, upstream = tensors
-            backward = backward_of(batch, upstream, lambd, Tables(*saved[5:]), options)
+            backward = backward_inputs(batch, upstream, lambd, Tables(*saved[5:]), options)
             return gradients(Samples(*saved[:5]), batch, backward, options, *needed)
 
         both = without_double_backward(compute, options, *ctx.saved_tensors, upstream)
         return *both, None, None, None, None, None, None
 
 
-_apply = apply_of(_LossFunction)
+_apply = fast_apply(_LossFunction)

@@ -1,4 +1,4 @@
-"""The kernels' short way: one operator forward, one backward, and one node of the graph."""
+"""The fused path through the kernels: one operator forward, one backward, one node of the graph."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adcorre.backends import Options, apply_of, triton_kernels, without_double_backward
+from adcorre.backends import Options, fast_apply, triton_kernels, without_double_backward
 from adcorre_kernels import cpu
 
 
 class AttentionState(NamedTuple):
-    """Where w comes from: given (C,), or a map's counts (window, 2, C) and position (1,).
+    """The source of w: `attention` (C,), or a map's counts (window, 2, C) and position (1,).
 
-    counted: this step counts in w. record: it enters the map.
+    counted: w includes this step's counts. record: the map stores them.
     """
 
     attention: Tensor | None
@@ -28,8 +28,8 @@ def _kernels(options: Options) -> Any:
     return triton_kernels() if options.backend == "triton" else cpu
 
 
-def settings_of(options: Options, num_classes: int, x: Tensor, logits: Tensor | None = None) -> Any:
-    """The kernels' settings; None where they leave some step of these options to others."""
+def kernel_settings(options: Options, num_classes: int, x: Tensor, logits: Tensor | None = None) -> Any:
+    """The kernels' settings; None if the kernels do not support every step of these options."""
     if options.backend not in ("triton", "numba") or options.pairs != "class":
         return None
     kernels = _kernels(options)
@@ -57,7 +57,7 @@ def settings_of(options: Options, num_classes: int, x: Tensor, logits: Tensor | 
 def fused_loss(
     samples: Any, state: AttentionState, lambd: float | Tensor, options: Options, settings: Any
 ) -> tuple[Tensor, Tensor]:
-    """Eq. 12 of a whole batch: the loss with its graph, and `values` as the kernels' attention.py describes them."""
+    """Eq. 12 of a whole batch: the loss with its graph, and `values` as described in the kernels' attention.py."""
     logits, x, targets, ce_weight, adjustment = samples
     number, tensor = (0.0, lambd) if isinstance(lambd, Tensor) else (float(lambd), None)
     attention, counts, position, counted, record = state
@@ -70,7 +70,7 @@ def fused_loss(
 def fused_loss_from_sums(
     samples: Any, batch: Any, lambd: float | Tensor, options: Options, settings: Any
 ) -> tuple[Tensor, Tensor]:
-    """The same from the sums of a batch over parts and ranks, and its w."""
+    """`fused_loss` from the sums of a batch over parts and ranks, and its w."""
     logits, x, targets, ce_weight, adjustment = samples
     number, tensor = (0.0, lambd) if isinstance(lambd, Tensor) else (float(lambd), None)
     rest = (number, float(batch.gradient_factor))
@@ -86,7 +86,7 @@ def fused_terms(x: Tensor, targets: Tensor, attention: Tensor, options: Options,
 
 
 class _Loss(torch.autograd.Function):
-    """Eq. 12 from samples, or (`rest` without `record`) from sums, which stand in the place of the map's state."""
+    """Eq. 12 from samples, or from sums if `rest` has two entries: `counts` and `position` are then the sums."""
 
     @staticmethod
     def forward(
@@ -117,28 +117,28 @@ class _Loss(torch.autograd.Function):
         _, values, tables = output
         ctx.mark_non_differentiable(values, tables)
         ctx.save_for_backward(x, logits, targets, ce_weight, adjustment, tables)
-        if not torch.compiler.is_compiling():  # Dynamo knows no such call
+        if not torch.compiler.is_compiling():  # Dynamo does not support this call
             ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: Tensor) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 12
-        of_x, of_logits, *_ = ctx.needs_input_grad
-        of_x = of_x and len(ctx.options.components) > 0  # bool(dict) stops Dynamo before PyTorch 2.11
+        needs_x, needs_logits, *_ = ctx.needs_input_grad
+        needs_x = needs_x and len(ctx.options.components) > 0  # bool(dict) breaks the graph before PyTorch 2.11
 
         def compute(*tensors: Tensor) -> Any:
             x, logits, *labels, tables, upstream = tensors
             return tuple(
                 _kernels(ctx.options).gradients(
-                    x, logits if of_logits else None, *labels, upstream, upstream, upstream, tables, of_x,
+                    x, logits if needs_logits else None, *labels, upstream, upstream, upstream, tables, needs_x,
                     logits.shape[1], ctx.settings,
                 )
             )  # fmt: skip
 
-        found = iter(without_double_backward(compute, ctx.options, *ctx.saved_tensors, upstream))
-        first = next(found) if of_logits else None
-        return next(found) if of_x else None, first, *(None,) * 10
+        gradients = iter(without_double_backward(compute, ctx.options, *ctx.saved_tensors, upstream))
+        dlogits = next(gradients) if needs_logits else None
+        return next(gradients) if needs_x else None, dlogits, *(None,) * 10
 
 
 class _Terms(torch.autograd.Function):
@@ -168,8 +168,8 @@ class _Terms(torch.autograd.Function):
                 )
             )
 
-        (of_x,) = without_double_backward(compute, ctx.options, *ctx.saved_tensors, *upstream[:3])
-        return of_x, None, None, None, None
+        (dx,) = without_double_backward(compute, ctx.options, *ctx.saved_tensors, *upstream[:3])
+        return dx, None, None, None, None
 
 
-_apply, _apply_terms = apply_of(_Loss), apply_of(_Terms)
+_apply, _apply_terms = fast_apply(_Loss), fast_apply(_Terms)

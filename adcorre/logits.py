@@ -1,4 +1,4 @@
-"""The two steps over the logits: predictions counted and cross-entropy summed, and the gradient of that sum by hand."""
+"""The two steps over the logits: prediction counts and the sum of cross-entropies, and the gradient of that sum."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def logits_sums(
     label_smoothing: float,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """Counts (2, C) int64, of each class samples predicted right and seen; ce (2,), as `BatchSums` describes it.
+    """`predictions` (2, C) int64 and `ce` (2,) of `BatchSums`.
 
     `adjustment` (C,) is added to the logits for cross-entropy, not for the prediction. Differentiable in ce[0].
     """
     takes_part, bad = label_masks(targets, logits.shape[1], ignore_index)
     counts = count_predictions(logits, targets, takes_part)
-    # `cross_entropy` gets clean labels: on CUDA a bad one would end the process's use of the device.
-    # Rows that take no part are set to zero, or a NaN in one of them would reach the sum.
+    # On CUDA a bad label in `cross_entropy` would leave the device unusable, so that bad labels are replaced.
+    # Ignored rows are set to zero: a NaN in one of them would reach the sum.
     scores = torch.where(takes_part[:, None], _scores(logits, adjustment), 0)
     weight = None if ce_weight is None else ce_weight.to(scores.dtype)
     labels = torch.where(takes_part, targets, ignore_index)
@@ -46,7 +46,7 @@ def logits_gradient(
 ) -> Tensor:
     """The gradient of ce[0] times `upstream` (), in the logits' dtype: softmax less the smoothed targets, weighted.
 
-    Rows that take no part are 0 * upstream. A bad label makes ce[1], hence upstream, hence everything NaN.
+    Ignored rows are 0 * upstream. A bad label makes ce[1] NaN, and with it upstream and the whole gradient.
     """
     num_classes = logits.shape[1]
     takes_part, _ = label_masks(targets, num_classes, ignore_index)
@@ -65,7 +65,7 @@ def logits_gradient(
 
 
 def count_predictions(logits: Tensor, targets: Tensor, takes_part: Tensor) -> Tensor:
-    """(2, C) int64: of each class, how many samples were predicted right and how many were seen."""
+    """(2, C) int64: for each class, samples predicted right and samples."""
     num_classes = logits.shape[1]
     labels = torch.where(takes_part, targets, num_classes)
     correct = takes_part & (logits.argmax(1) == targets)

@@ -14,16 +14,26 @@ from adcorre import checks, distributed
 from adcorre.attention import AdaptiveAttentionMap, check_attention_map
 from adcorre.backends import Options, resolve_options
 from adcorre.distributed import BatchSums
-from adcorre.equation import AdCorreOutput, Batch, Part, Samples, batch_of, loss_of, part_of, weights_used, whole_loss
+from adcorre.equation import (
+    AdCorreOutput,
+    Batch,
+    Part,
+    Samples,
+    fd_weights,
+    loss_from_batch,
+    make_batch,
+    sum_part,
+    whole_loss,
+)
 from adcorre.functional import three_dimensional
-from adcorre.fused import AttentionState, settings_of
+from adcorre.fused import AttentionState, kernel_settings
 from adcorre.module import LossModule, check_ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 REMEMBERED_CALLS = 1024
-PENDING_STEPS = 32  # forward passes under activation checkpointing whose backward pass may still come
+PENDING_STEPS = 32  # forward passes kept for a recomputation by activation checkpointing
 
 
 def adcorre_loss(
@@ -48,7 +58,7 @@ def adcorre_loss(
 ) -> AdCorreOutput:
     """Eq. 12 as a function, for callers who manage the attention weights themselves: `attention` (C,) is w.
 
-    The other arguments are those of `AdCorreLoss`.
+    The other arguments are as in `AdCorreLoss`.
     """
     checks.check_attention(attention)
     num_classes = attention.shape[0]
@@ -57,60 +67,69 @@ def adcorre_loss(
     checks.check_ce_settings(ce_weight, logit_adjustment, label_smoothing, num_classes)
     lambd = checks.check_lambda(lambd)
     chosen = checks.check_components(components)
-    targets_asked = (between_target, mean_target, embedding_target)
+    term_targets = (between_target, mean_target, embedding_target)
     options = resolve_options(
-        embeddings, num_classes, backend, *targets_asked, ignore_index, pairs, precision, float(label_smoothing), chosen
+        embeddings,
+        num_classes,
+        backend,
+        *term_targets,
+        ignore_index,
+        pairs,
+        precision,
+        float(label_smoothing),
+        chosen,
     )
     samples = Samples(logits, three_dimensional(embeddings), targets, ce_weight, logit_adjustment)
-    settings = settings_of(options, num_classes, samples.x, logits)
+    settings = kernel_settings(options, num_classes, samples.x, logits)
     if settings is not None:
         checks.check_labels(targets, num_classes, ignore_index, validate)
         return whole_loss(samples, AttentionState(attention), lambd, options, settings)[0]
-    part = part_of(samples, options)
+    part = sum_part(samples, options)
     _check_labels(part, num_classes, validate)
-    return loss_of(part, batch_of(part, part.sums, weights_used(attention, chosen)), lambd)
+    return loss_from_batch(part, make_batch(part, part.sums, fd_weights(attention, chosen)), lambd)
 
 
 class AdCorreLoss(LossModule):
-    """CE + lambda (FD + MD + ED), Eq. 12, with the Adaptive Attention Map inside.
+    """CE + lambda (FD + MD + ED), Eq. 12, with the Adaptive Attention Map.
 
-    The loss has state. In training mode one call is one step of the attention map: put the loss into eval mode together
-    with the model. A call without gradients (`torch.no_grad`) is not recorded, whatever the mode, nor is the second run
-    of a forward pass under activation checkpointing, which gets the weights of the first. (Checkpointing a compiled
-    loss is the exception: keep that loss outside the checkpointed function.)
+    The loss has state. In training mode each call is one step of the attention map: switch the loss to eval mode
+    together with the model. A call without gradients (`torch.no_grad`) is never recorded. Under activation
+    checkpointing, the recomputed forward pass is not recorded either and uses the weights of the first one. (Do not put
+    a compiled loss inside the checkpointed function.)
 
     Args:
         num_classes: C.
-        lambd: the paper's lambda, at least 0. A call can give its own, for a warm-up say. It carries no gradient.
+        lambd: the paper's lambda, at least 0, without gradient. A call can override it, for example for a warm-up.
         window: the paper's delta, in steps (see `AdaptiveAttentionMap`).
-        components: which terms enter the loss: any of "fd", "md", "ed"; "nfd" (Eq. 5, w = 1/2) instead of "fd". None
-            of them gives plain cross-entropy. Terms left out are still reported. With a weight for each,
+        components: the terms in the loss: any of "fd", "md", "ed"; "nfd" (Eq. 5, w = 1/2) instead of "fd". Without any
+            the loss is plain cross-entropy. Terms that are not in the loss are still reported. With a weight for each,
             {"fd": 1.0, "md": 0.3, "ed": 0.1}, the loss is CE + lambda (FD + 0.3 MD + 0.1 ED).
-        between_target, mean_target, embedding_target: the correlations that FD, MD and ED ask for between classes,
-            between class means and between the k vectors: -1 (the paper), "simplex", or a number in [-1, 1].
-        ce_weight: (C,) class weights of the cross-entropy, as `torch.nn.functional.cross_entropy` has them.
-        label_smoothing: of the cross-entropy, in [0, 1].
-        logit_adjustment: (C,), added to the logits for cross-entropy, not for the predictions that the attention map
-            counts (logit-adjusted cross-entropy).
-        attention_map: in place of the `AdaptiveAttentionMap`: an `nn.Module` that is an `AttentionMap`, which gets each
-            step's counts and gives w. `window` is then not used.
+        between_target, mean_target, embedding_target: target correlations of FD (between classes), MD (between class
+            means) and ED (between the k vectors): -1 (the paper), "simplex", or a number in [-1, 1].
+        ce_weight: (C,) class weights of the cross-entropy, `weight` of `torch.nn.functional.cross_entropy`.
+        label_smoothing: label smoothing of the cross-entropy, in [0, 1].
+        logit_adjustment: (C,), added to the logits for cross-entropy (logit-adjusted cross-entropy), not for the
+            predictions that the attention map counts.
+        attention_map: an `nn.Module` that is an `AttentionMap`, used instead of the `AdaptiveAttentionMap`: it receives
+            each step's counts and returns w. `window` is then ignored.
         pairs, precision: FD over pairs of classes or of samples (see `adcorre_terms`). With a process group, pairs of
             samples need every rank's embeddings on every rank.
-        ignore_index: samples with this label take no part in anything.
-        backend: "auto" (fused kernels where there are some: "triton" on a GPU, "numba" on a CPU where Numba is
-            installed; else "torch"), "triton", "numba", "torch" or "reference" (see `adcorre_terms`).
-        validate: what becomes of a bad label (see `adcorre_terms`). One that nobody looked at makes the loss and
-            every gradient NaN. In a process group a bad label on one rank raises, or gives NaN, on every rank.
+        ignore_index: samples with this label are ignored by cross-entropy, terms and attention map.
+        backend: "auto" (fused kernels where available: "triton" on a GPU, "numba" on a CPU if Numba is installed; else
+            "torch"), "triton", "numba", "torch" or "reference" (see `adcorre_terms`).
+        validate: whether to raise IndexError for a bad label (see `adcorre_terms`). A bad label that is not checked
+            makes the loss and every gradient NaN. In a process group a bad label on one rank raises an error, or gives
+            NaN, on every rank.
         process_group: the ranks that share each batch: a `torch.distributed.ProcessGroup`, "world" for the default
-            group (looked up in each call: the module may be made before the group), or None (default), a single
-            process. With a group every call, in eval mode too, is one all-reduce in which all its ranks take part, one
-            without samples with n = 0. Every rank gets the loss, terms and attention weights of the whole batch; its
-            gradient is the whole batch's for its own samples. Needs a backend other than "reference".
-        gradient_reduction: what becomes of the ranks' gradients of the parameters: "mean" (default) if they are
-            averaged over the group, as DistributedDataParallel and FSDP do, "sum" if they are added.
+            group (looked up in each call, so that the module may be created before it), or None (default), a single
+            process. With a group every call, in eval mode too, does one all-reduce, and every rank must call; a rank
+            without samples calls with n = 0. Every rank gets the loss, terms and attention weights of the whole batch,
+            and the gradient of that loss for its own samples. The backend "reference" does not support it.
+        gradient_reduction: how the ranks' parameter gradients are reduced: "mean" (default) if they are averaged over
+            the group, as in DistributedDataParallel and FSDP, "sum" if they are added.
 
     Raises:
-        ValueError, TypeError: settings out of range.
+        ValueError, TypeError: invalid settings.
     """
 
     settings = ("ce_weight", "logit_adjustment")
@@ -148,7 +167,7 @@ class AdCorreLoss(LossModule):
         self.lambd = checks.check_lambda(lambd)
         self.components = checks.check_components(components)
         checks.check_backend(backend)
-        checks.check_correlation_targets(  # here, not in the first step
+        checks.check_correlation_targets(  # raises here instead of in the first step
             num_classes, between_target=between_target, mean_target=mean_target, embedding_target=embedding_target
         )
         self.between_target = between_target
@@ -170,28 +189,28 @@ class AdCorreLoss(LossModule):
         self.process_group = process_group
         self.gradient_reduction = gradient_reduction
         self._steps: deque[_Step | _FusedStep] = deque(maxlen=PENDING_STEPS)
-        self._calls: dict[Any, _Call] = {}
+        self._calls: dict[Any, _ResolvedCall] = {}
 
     def forward(
         self, logits: Tensor, embeddings: Tensor, targets: Tensor, *, lambd: float | Tensor | None = None
     ) -> AdCorreOutput:
-        """One step. In training mode the batch's predictions enter the attention map before its weights are read.
+        """One step. In training mode the attention map records the batch's predictions before its weights are read.
 
         Args:
             logits: (n, C), any floating dtype; computed in float32 at least.
             embeddings: (n, k, d), or (n, d) for k = 1; before dropout.
             targets: (n,) class labels, any integer dtype.
-            lambd: in place of the module's, for this call: a number or a 0-d tensor without gradient.
+            lambd: overrides the module's for this call: a number or a 0-d tensor without gradient.
 
         Raises:
             ValueError, TypeError, IndexError: as `adcorre_terms`.
         """
         lambd = checks.check_lambda(self.lambd if lambd is None else lambd)
-        call = self._call(logits, embeddings, targets)
+        call = self._resolve_call(logits, embeddings, targets)
         built_in = type(self.attention_map) is AdaptiveAttentionMap and self.process_group is None
         if call.settings is None or not built_in or _within_backward():
             part = self.part(logits, embeddings, targets)
-            return loss_of(part, self.combine(part), lambd)
+            return loss_from_batch(part, self.combine(part), lambd)
         checks.check_labels(targets, self.num_classes, self.ignore_index, self.validate)
         samples = Samples(logits, three_dimensional(embeddings), targets, self.ce_weight, self.logit_adjustment)
         attention: AdaptiveAttentionMap = self.attention_map
@@ -203,10 +222,10 @@ class AdCorreLoss(LossModule):
             self._steps.append(_FusedStep(values, self.num_classes, record))
         return output
 
-    def _call(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> _Call:
-        """What depends on settings, shapes, dtypes and devices alone, checked; remembered for calls that agree in them.
+    def _resolve_call(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> _ResolvedCall:
+        """Check a batch, or a part of it, except its labels' values, and resolve the options.
 
-        The errors of a batch, or of a part of it, but for bad labels.
+        The result depends only on settings, shapes, dtypes and devices, and is cached by them.
         """
         settings = [getattr(self, name) for name in Options._fields[:-1]]
         if torch.compiler.is_compiling():
@@ -217,7 +236,7 @@ class AdCorreLoss(LossModule):
                 targets.dtype, targets.shape, targets.device, *settings, *self.components.items(), self.num_classes,
             )  # fmt: skip
             call = self._calls.get(key)
-        except (AttributeError, TypeError):  # no tensors: the checks say so
+        except (AttributeError, TypeError):  # not tensors: the checks raise the error
             call = None
         if call is None:
             call = self._resolve(logits, embeddings, targets, *settings)
@@ -226,57 +245,57 @@ class AdCorreLoss(LossModule):
             self._calls[key] = call
         return call
 
-    def _resolve(self, logits: Tensor, embeddings: Tensor, targets: Tensor, *settings: Any) -> _Call:
+    def _resolve(self, logits: Tensor, embeddings: Tensor, targets: Tensor, *settings: Any) -> _ResolvedCall:
         _check_batch(logits, embeddings, targets, self.num_classes, self.ignore_index)
         options = resolve_options(embeddings, self.num_classes, *settings, self.components)
-        return _Call(options, settings_of(options, self.num_classes, three_dimensional(embeddings), logits))
+        return _ResolvedCall(options, kernel_settings(options, self.num_classes, three_dimensional(embeddings), logits))
 
     def part(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> Part:
-        """Check a batch, or a part of one, and sum over its samples. Nothing changes. `Part.sums` of parts add.
+        """Check a batch, or a part of one, and sum over its samples. The state does not change. Sums of parts add.
 
-        In a process group labels wait for `combine`: a rank that raised here would leave the others in the all-reduce.
+        In a process group, `combine` checks the labels: a rank that raised here would leave the others waiting in the
+        all-reduce.
         """
-        options = self._call(logits, embeddings, targets).options
+        options = self._resolve_call(logits, embeddings, targets).options
         x = three_dimensional(embeddings)
-        part = part_of(Samples(logits, x, targets.long(), self.ce_weight, self.logit_adjustment), options)
+        part = sum_part(Samples(logits, x, targets.long(), self.ce_weight, self.logit_adjustment), options)
         if self.process_group is None:
             _check_labels(part, self.num_classes, self.validate)
         return part
 
     def combine(self, part: Part, targets: Sequence[Tensor] = (), record: bool | None = None) -> Batch:
-        """The whole batch of which `part` holds this rank's sums (and samples): one step of the attention map.
+        """Combine this rank's `part` with the other ranks' into the whole batch: one step of the attention map.
 
-        Over the ranks of a process group an all-reduce in which each of them takes part. `targets` are this rank's, for
-        messages, where `part` is several chunks'. `record` in training mode; None: if gradients are on.
+        In a process group this is an all-reduce that every rank must call. `targets`: this rank's labels by chunk, for
+        error messages, if `part` is the sum of several chunks. `record`: whether the attention map records the step in
+        training mode; None: if gradients are enabled.
 
         Raises:
-            IndexError: a bad label (see `validate`), of whichever rank and on every rank.
+            IndexError: a bad label (see `validate`) of any rank, on every rank.
         """
         _, x, labels, *_ = part.samples
         whole = part.sums
         if self.process_group is not None:
             whole = distributed.add_ranks(whole, self.process_group)
-            if checks.looks_at_labels(labels, self.validate):
+            if checks.validates_labels(labels, self.validate):
                 check_ranks(whole.statistics, targets or [labels], self.num_classes, self.ignore_index)
         record = torch.is_grad_enabled() if record is None else record
         with torch.no_grad():
-            attention = weights_used(self._attention(whole, record), self.components)
+            attention = fd_weights(self._attention(whole, record), self.components)
         between = None
         if self.pairs == "sample" and self.process_group is not None:
-            between = distributed.between_ranks(
-                x, labels, attention, whole.statistics, part.options, self.process_group
-            )
+            between = distributed.gather_pairs(x, labels, attention, whole.statistics, part.options, self.process_group)
         averaged = self.gradient_reduction == "mean"
         factor = distributed.world_size(self.process_group) if averaged else 1
-        return batch_of(part, whole, attention, between, factor)
+        return make_batch(part, whole, attention, between, factor)
 
     def check_additive(self, over: str) -> None:
-        """ValueError where the loss of a batch does not follow from sums over its parts. Subclasses may override it."""
+        """Raise ValueError if the loss cannot be computed from sums over parts of a batch. Subclasses may override."""
         if self.backend == "reference":
-            raise ValueError(f'backend="reference" has no sums to add over {over}; "torch" has, in float64 too')
+            raise ValueError(f'backend="reference" does not support {over}; use "torch", which supports float64 too')
 
     def _attention(self, whole: BatchSums, record: bool) -> Tensor:
-        """w for a batch, which becomes a step of the attention map if `record`, in training mode."""
+        """w for a batch. In training mode the attention map records the batch if `record`."""
         if not self.attention_map.training:
             return self.attention_map.weights()
         counts = whole.predictions
@@ -286,24 +305,24 @@ class AdCorreLoss(LossModule):
             self.attention_map.record(counts)
             return self.attention_map.weights()
         if _within_backward():
-            return self._again(whole)
+            return self._recomputed_weights(whole)
         if record:
             self.attention_map.record(counts)
         weights = self.attention_map.weights(None if record else counts)
         self._steps.append(_Step(counts, whole.ce.detach(), weights, record))
         return weights
 
-    def _again(self, whole: BatchSums) -> Tensor:
-        """w for the second run of a forward pass, within the backward pass: the first run's, or the gradient is wrong.
+    def _recomputed_weights(self, whole: BatchSums) -> Tensor:
+        """w for a forward pass recomputed within the backward pass: that of the first run, or the gradient is wrong.
 
-        Reentrant checkpointing has its first run without gradients: that step is recorded now, once.
+        Reentrant checkpointing runs the first one without gradients. That step is recorded now, once.
         """
         seen = whole.predictions[1]
         same = [step for step in reversed(self._steps) if torch.equal(step.counts[1], seen)]
         if not same:
             raise RuntimeError(
-                "AdCorreLoss: called within a backward pass, as activation checkpointing does, for a batch that is not "
-                f"among the last {PENDING_STEPS} that were seen outside of it: its attention weights are not known. "
+                "AdCorreLoss: called within a backward pass, as by activation checkpointing, for a batch that is not "
+                f"among the last {PENDING_STEPS} forward passes: its attention weights are not known. "
                 "Call backward earlier, or keep the loss outside the checkpointed function"
             )
         step = min(same, key=lambda step: abs(float(step.ce[0] - whole.ce[0])))
@@ -319,8 +338,8 @@ class AdCorreLoss(LossModule):
         return f"num_classes={self.num_classes}, lambd={self.lambd}, components={components}"
 
 
-class _Call(NamedTuple):
-    """Options as resolved, and the kernels' settings where these take the whole loss."""
+class _ResolvedCall(NamedTuple):
+    """Resolved options, and the kernels' settings if the kernels compute the whole loss, else None."""
 
     options: Options
     settings: Any
@@ -328,7 +347,7 @@ class _Call(NamedTuple):
 
 @dataclass
 class _Step:
-    """A training step outside any backward pass."""
+    """A step in training mode, kept for a recomputation by activation checkpointing."""
 
     counts: Tensor
     ce: Tensor
@@ -338,7 +357,7 @@ class _Step:
 
 @dataclass
 class _FusedStep:
-    """The same, of the kernels' `values`, which are cut into parts when somebody asks."""
+    """A `_Step` that reads its fields from the kernels' `values`."""
 
     values: Tensor
     num_classes: int
@@ -362,7 +381,7 @@ def _within_backward() -> bool:
 
 
 def _check_batch(logits: Tensor, embeddings: Tensor, targets: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    """The errors of a batch, or of a part of it, but for bad labels; its labels as int64."""
+    """Check a batch, or a part of it, except its labels' values; return the labels as int64."""
     checks.check_logits(logits, num_classes)
     checks.check_embeddings(embeddings)
     checks.check_same_batch(logits, embeddings)
@@ -370,6 +389,6 @@ def _check_batch(logits: Tensor, embeddings: Tensor, targets: Tensor, num_classe
 
 
 def _check_labels(part: Part, num_classes: int, validate: bool | None) -> None:
-    """IndexError for a bad label, where `validate` looks: it made the sum of weights NaN."""
-    if checks.looks_at_labels(part.samples.targets, validate) and bool(part.sums.ce[1].isnan()):
+    """Raise IndexError for a bad label, if `validate` says so. A bad label has made the sum of weights NaN."""
+    if checks.validates_labels(part.samples.targets, validate) and bool(part.sums.ce[1].isnan()):
         checks.check_labels(part.samples.targets, num_classes, part.options.ignore_index, True)

@@ -15,7 +15,7 @@ from adcorre import checks, distributed
 from adcorre.attention import check_attention_map
 from adcorre.backends import Options, resolve_options
 from adcorre.distributed import BatchSums
-from adcorre.equation import term_weights, weights_used
+from adcorre.equation import fd_weights, term_weights
 from adcorre.functional import all_terms, class_sums, terms_from_sums, three_dimensional
 from adcorre.module import LossModule, check_ranks
 from adcorre.nearest_means import ClassMeans
@@ -26,7 +26,7 @@ try:
 except ImportError:
 
     class _Base(nn.Module):  # type: ignore[no-redef]
-        """pytorch-metric-learning's contract, as far as this loss has a use for it."""
+        """The part of pytorch-metric-learning's interface that this loss uses."""
 
         collect_stats = False
 
@@ -47,30 +47,30 @@ except ImportError:
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-RECORDED = ("fd", "md", "ed")  # by collect_stats
-NO_CLASS = -100  # ignore_index among labels that were mapped to 0 ... C - 1
+RECORDED = ("fd", "md", "ed")  # recorded with collect_stats
+NO_CLASS = -100  # ignore_index for labels mapped to 0 ... C - 1
 
 
 class AdCorreMetricLoss(LossModule, _Base):
     """FD + MD + ED of (embeddings, labels), in linear time: `loss(embeddings, labels)` is a scalar.
 
-    With pytorch-metric-learning installed it is a `BaseMetricLossFunction`, and its trainers, testers and
-    `DistributedLossWrapper` take it; without, a plain module. What compares other pairs than those of the batch is
-    refused, because the loss is computed from sums over the batch's classes: a miner's `indices_tuple`, a `ref_emb`
-    that is not the embeddings themselves, `CrossBatchMemory`.
+    If pytorch-metric-learning is installed, this is a `BaseMetricLossFunction` that works with its trainers, testers
+    and `DistributedLossWrapper`; otherwise it is a plain module. The loss is computed from sums over the batch's
+    classes and compares all pairs of the batch. It therefore raises an error for other pairs: a miner's
+    `indices_tuple`, a `ref_emb` that is not the embeddings themselves, `CrossBatchMemory`.
 
     Args:
         num_classes: C, for labels 0 ... C - 1. None: labels may be any integers; the classes are those of the batch (of
-            all its ranks), found by sorting, which waits for a GPU. It is the C of MD's divisor k C^2 (Eq. 10), and the
-            number of rows of the class sums: None suits thousands of classes of which a batch has some.
-        attention: Eq. 7's w. None: 1/2 for every class. (C,) floating: one weight for each class. An `nn.Module` that
-            is an `AttentionMap`: each training step is counted in it, a sample as predicted right if of all class means
-            of the last steps that of its class correlates most with it. The latter two need `num_classes`, the map also
-            `embedding_size`; it takes O(n C k d) time.
-        embedding_size: d, or (k, d), for the class means that feed an attention map.
-        between_target, mean_target: the correlation that two classes should have. "simplex" is -1 / (C - 1), with the
-            batch's C where `num_classes` is None. The paper's form, and the default of `AdCorreLoss`, is -1. Other
-            targets take O(C^2 k d) time beside the O(n k d) of -1.
+            all its ranks), found by sorting, which synchronizes with a GPU. C is part of MD's divisor k C^2 (Eq. 10)
+            and the number of rows of the class sums. None suits thousands of classes of which a batch contains some.
+        attention: Eq. 7's w. None: 1/2 for every class. (C,) floating: one weight per class. An `nn.Module` that is an
+            `AttentionMap`: it records each training step; a sample counts as predicted right if its class has the class
+            mean, over the last steps, that correlates most with the sample. The latter two need `num_classes`, the map
+            also `embedding_size`; it takes O(n C k d) time.
+        embedding_size: d, or (k, d), for the class means that an attention map needs.
+        between_target, mean_target: the target correlation of two classes. "simplex" is -1 / (C - 1), with the batch's
+            C if `num_classes` is None; it is better than -1 with few classes. Targets other than -1 take O(C^2 k d)
+            time in addition to the O(n k d) of -1.
         components, embedding_target, pairs, precision: as in `AdCorreLoss`. With k = 1, ED is 0.
         ignore_index, backend, validate, process_group, gradient_reduction: as in `AdCorreLoss`. Without `num_classes`
             the ranks of a group exchange their labels first.
@@ -79,7 +79,7 @@ class AdCorreMetricLoss(LossModule, _Base):
             floats; reading them waits for a GPU.
 
     Raises:
-        ValueError, TypeError: settings out of range.
+        ValueError, TypeError: invalid settings.
     """
 
     settings = ("attention_weights",)
@@ -92,8 +92,8 @@ class AdCorreMetricLoss(LossModule, _Base):
         attention: Tensor | nn.Module | None = None,
         embedding_size: int | tuple[int, int] | None = None,
         components: Collection[str] | Mapping[str, float] = ("fd", "md", "ed"),
-        between_target: checks.Target = "simplex",
-        mean_target: checks.Target = "simplex",
+        between_target: checks.Target = -1,
+        mean_target: checks.Target = -1,
         embedding_target: checks.Target = -1,
         pairs: Literal["class", "sample"] = "class",
         precision: Literal["highest", "high", "medium"] = "highest",
@@ -107,20 +107,20 @@ class AdCorreMetricLoss(LossModule, _Base):
         if unknown := options.keys() - {"embedding_regularizer", "embedding_reg_weight", "collect_stats"}:
             name, reason = min(unknown), ""
             if name in ("distance", "reducer"):
-                reason = "; it compares embeddings by their correlation and gives one number a batch"
+                reason = "; it always compares embeddings by correlation and returns one number per batch"
             raise TypeError(f"AdCorreMetricLoss: unexpected argument {name!r}{reason}")
         super().__init__(**options)
         if num_classes is not None:
             checks.check_positive_int("num_classes", num_classes)
         elif attention is not None:
-            raise ValueError("attention: needs num_classes; classes that change with the batch have no weights")
+            raise ValueError("attention: needs num_classes, since weights belong to fixed classes")
         self.num_classes = num_classes
         self.attention_map: Any = None
         self.class_means: ClassMeans | None = None
         if isinstance(attention, nn.Module):
             check_attention_map("attention", attention)
             if embedding_size is None:
-                raise ValueError("attention: a map needs embedding_size, d or (k, d), for the class means that feed it")
+                raise ValueError("attention: a map needs embedding_size, d or (k, d), for its class means")
             size = (1, embedding_size) if isinstance(embedding_size, int) else tuple(embedding_size)
             self.attention_map = attention
             self.class_means = ClassMeans(num_classes or 1, *size)
@@ -148,7 +148,7 @@ class AdCorreMetricLoss(LossModule, _Base):
         self.validate = validate
         distributed.check_group(process_group, gradient_reduction)
         if process_group is not None and backend == "reference":
-            raise ValueError('backend="reference" has no sums to add over a process group; "torch" has')
+            raise ValueError('backend="reference" does not support a process group; use "torch"')
         self.process_group = process_group
         self.gradient_reduction = gradient_reduction
         if self.collect_stats:
@@ -177,30 +177,29 @@ class AdCorreMetricLoss(LossModule, _Base):
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> dict[str, Any]:
-        """What pytorch-metric-learning's `forward` calls.
+        """Compute the loss, as called by pytorch-metric-learning's `forward`.
 
         Args:
-            embeddings: (n, d), or (n, k, d); not normalized: the loss normalizes them.
+            embeddings: (n, d), or (n, k, d). They need not be normalized.
             labels: (n,) integers.
             indices_tuple: None.
             ref_emb, ref_labels: None, or the embeddings and labels themselves.
 
         Raises:
-            ValueError, TypeError, IndexError: as `adcorre_terms`, or for pairs that are not those of the batch.
+            ValueError, TypeError, IndexError: as `adcorre_terms`, or for pairs other than all pairs of the batch.
         """
         if labels is None:
-            raise ValueError("labels: expected (n,) integers, got None; without labels there are no classes")
+            raise ValueError("labels: expected (n,) integers, got None")
         if indices_tuple is not None:
             raise ValueError(
-                "indices_tuple: expected None; the loss is computed from sums over classes and takes every pair of the "
-                "batch, so that a miner has nothing to choose. Drop the miner"
+                "indices_tuple: expected None; the loss is computed from sums over classes and uses every pair of the "
+                "batch. Remove the miner"
             )
         if ref_emb is not None and not _same(embeddings, labels, ref_emb, ref_labels):
             raise ValueError(
-                "ref_emb: expected None or the embeddings themselves; the loss compares the samples of one batch, and "
-                "has no gradient for pairs with others. For larger batches there are adcorre.VirtualBatch, and "
-                'process_group="world" over processes; CrossBatchMemory and DistributedLossWrapper(efficient=True) '
-                "cannot work"
+                "ref_emb: expected None or the embeddings themselves; the loss compares the samples of one batch with "
+                'each other. For larger batches use adcorre.VirtualBatch, or process_group="world" over processes; '
+                "CrossBatchMemory and DistributedLossWrapper(efficient=True) are not supported"
             )
         loss = self._loss(embeddings, labels.to(embeddings.device))
         return {"loss": {"losses": loss, "indices": None, "reduction_type": "already_reduced"}}
@@ -208,9 +207,9 @@ class AdCorreMetricLoss(LossModule, _Base):
     def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         checks.check_embeddings(embeddings)
         targets = checks.check_targets(labels, embeddings.shape[0], embeddings.device, self.ignore_index, "labels")
-        targets, num_classes, ignore_index = self._mapped(targets)
-        asked = {name: getattr(self, name) for name in Options._fields if hasattr(self, name)}
-        options = resolve_options(embeddings, num_classes, **asked | {"ignore_index": ignore_index})
+        targets, num_classes, ignore_index = self._map_labels(targets)
+        requested = {name: getattr(self, name) for name in Options._fields if hasattr(self, name)}
+        options = resolve_options(embeddings, num_classes, **requested | {"ignore_index": ignore_index})
         if self.process_group is None:
             checks.check_labels(targets, num_classes, ignore_index, self.validate, "labels")
         x = three_dimensional(embeddings)
@@ -221,11 +220,11 @@ class AdCorreMetricLoss(LossModule, _Base):
         loss = torch.zeros_like(values.fd)
         for name, weight in term_weights(self.components).items():
             loss = loss + weight * getattr(values, name)
-        # Ranks whose gradients are averaged need theirs multiplied, not the value.
+        # Averaging over ranks divides the gradient: multiply it, not the value.
         return loss if factor == 1 else loss.detach() + factor * (loss - loss.detach())
 
-    def _mapped(self, targets: Tensor) -> tuple[Tensor, int, int]:
-        """Labels in [0, C), C, and the label that is ignored among them."""
+    def _map_labels(self, targets: Tensor) -> tuple[Tensor, int, int]:
+        """Labels in [0, C), C, and their ignore_index."""
         if self.num_classes is not None:
             return targets, self.num_classes, self.ignore_index
         ignored = targets == self.ignore_index
@@ -235,7 +234,7 @@ class AdCorreMetricLoss(LossModule, _Base):
         return mapped, max(1, classes.shape[0]), NO_CLASS
 
     def _values(self, x: Tensor, targets: Tensor, num_classes: int, options: Options) -> tuple[Values, int]:
-        """The terms of the batch over all ranks, and what their gradient is to be multiplied by."""
+        """The terms of the batch over all ranks, and the factor of their gradient."""
         means, group = self.class_means, self.process_group
         if means is None and group is None:
             return all_terms(x, targets, self._weights(x, num_classes), options), 1
@@ -244,30 +243,30 @@ class AdCorreMetricLoss(LossModule, _Base):
         sums = BatchSums(flat, counts, flat.new_zeros(2))
         if group is not None:
             sums = distributed.add_ranks(sums, group)
-            if checks.looks_at_labels(targets, self.validate):
+            if checks.validates_labels(targets, self.validate):
                 check_ranks(sums.statistics, [targets], num_classes, options.ignore_index, "labels")
         attention = self._weights(x, num_classes) if means is None else self._count(means, sums)
         if group is None:
             return all_terms(x, targets, attention, options), 1
         between = None
         if self.pairs == "sample":
-            between = distributed.between_ranks(x, targets, attention, sums.statistics, options, group)
+            between = distributed.gather_pairs(x, targets, attention, sums.statistics, options, group)
         factor = distributed.world_size(group) if self.gradient_reduction == "mean" else 1
         return terms_from_sums(x, targets, attention, sums.statistics, between, options), factor
 
     def _weights(self, x: Tensor, num_classes: int) -> Tensor:
         if self.attention_weights is not None:
-            return weights_used(self.attention_weights, self.components)
+            return fd_weights(self.attention_weights, self.components)
         return torch.full((num_classes,), 0.5, dtype=checks.STATISTICS_DTYPE[x.dtype], device=x.device)
 
     def _count(self, means: ClassMeans, sums: BatchSums) -> Tensor:
-        """w of the attention map; the batch becomes a step of it in training mode, with gradients on."""
+        """w of the attention map. It records the batch in training mode with gradients enabled."""
         if not self.attention_map.training:
             weights = self.attention_map.weights()
         elif not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             raise RuntimeError(
-                "AdCorreMetricLoss: called within a backward pass, as activation checkpointing does; the attention map "
-                "has moved on since the first call. Keep the loss outside the checkpointed function"
+                "AdCorreMetricLoss: called within a backward pass, as by activation checkpointing; the attention map "
+                "has changed since the first call. Keep the loss outside the checkpointed function"
             )
         elif torch.is_grad_enabled():
             self.attention_map.record(sums.predictions)
@@ -275,7 +274,7 @@ class AdCorreMetricLoss(LossModule, _Base):
             means.record(sums.statistics)
         else:
             weights = self.attention_map.weights(sums.predictions)
-        return weights_used(weights, self.components)
+        return fd_weights(weights, self.components)
 
     def extra_repr(self) -> str:
         components: Any = self.components
@@ -285,7 +284,7 @@ class AdCorreMetricLoss(LossModule, _Base):
 
 
 def _same(embeddings: Tensor, labels: Tensor, ref_emb: Tensor, ref_labels: Tensor | None) -> bool:
-    """Whether the references are the batch itself. On a GPU it waits for labels that are another tensor."""
+    """Whether the references are the batch itself. Synchronizes with a GPU if the labels are another tensor."""
     if ref_emb is not embeddings and (ref_emb.data_ptr(), ref_emb.shape) != (embeddings.data_ptr(), embeddings.shape):
         return False
     return ref_labels is None or ref_labels is labels or torch.equal(ref_labels.to(labels.device), labels)

@@ -1,4 +1,4 @@
-"""What the loss modules share: settings in buffers, copies, and the error for a bad label on any rank."""
+"""Base classes of the loss modules: settings in buffers, copies, and the error for a bad label on any rank."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from adcorre import checks
-from adcorre.statistics import counts_of
+from adcorre.statistics import class_counts
 
 
 class LossModule(nn.Module):
-    """A loss with a `process_group`, and with buffers, named in `settings`, that the user gave."""
+    """A loss with a `process_group`, and with buffers given by the user, named in `settings`."""
 
     settings: ClassVar[tuple[str, ...]] = ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Settings survive `to_empty`, which materialises a model built on the meta device but leaves memory as it is.
+        """Keep settings through `to_empty`, which materializes a model on the meta device with uninitialized memory.
 
-        A setting that was itself on the meta device has no value to keep: NaN until a state is loaded.
+        A setting that was on the meta device itself has no value: it is NaN until a state is loaded.
         """
         was_meta = any(buffer.is_meta for buffer in self.buffers())
         before = {name: getattr(self, name) for name in self.settings}
@@ -42,13 +42,13 @@ class LossModule(nn.Module):
 
 
 class StateModule(nn.Module):
-    """A module whose state begins as `reset_parameters` leaves it, after `to_empty` too."""
+    """A module that initializes its state by `reset_parameters`, after `to_empty` too."""
 
     def reset_parameters(self) -> None:
         raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """`to_empty` of a module that was built on the meta device leaves memory as it comes."""
+        """Initialize the state after `to_empty`, which leaves uninitialized memory."""
         was_meta = any(buffer.is_meta for buffer in self.buffers())
         super()._apply(fn, recurse)
         if was_meta and not any(buffer.is_meta for buffer in self.buffers()):
@@ -59,8 +59,11 @@ class StateModule(nn.Module):
 def check_ranks(
     flat: Tensor, targets: Sequence[Tensor], num_classes: int, ignore_index: int, name: str = "targets"
 ) -> None:
-    """IndexError on every rank for a bad label on any, which made the counts in `flat` NaN. `targets`: this rank's."""
-    if not bool(counts_of(flat, num_classes).isnan().any()):
+    """Raise IndexError on every rank for a bad label on any: it has made the counts in `flat` NaN.
+
+    targets: this rank's labels, by chunk. name: the name of the labels in messages.
+    """
+    if not bool(class_counts(flat, num_classes).isnan().any()):
         return
     for labels in targets:
         checks.check_labels(labels, num_classes, ignore_index, True, name)

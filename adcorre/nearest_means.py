@@ -11,13 +11,13 @@ from adcorre.module import StateModule
 from adcorre.normalize import normalize
 from adcorre.statistics import FlatStatistics
 
-RATE = 0.2  # how far one step moves a class's mean
+RATE = 0.2  # weight of a step's mean in the moving average
 
 
 class ClassMeans(StateModule):
-    """Mean directions of the classes over the last steps, (C, k, d): of a step (1 - RATE) is left after each next one.
+    """Exponential moving averages of the classes' mean directions, (C, k, d).
 
-    Predictions use the means of the steps before, never those of the samples that they predict.
+    Predictions use the averages of earlier steps, which do not include the predicted samples.
 
     Args:
         num_classes, k, d: C and the shape of an embedding.
@@ -35,15 +35,15 @@ class ClassMeans(StateModule):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Forget every class."""
+        """Reset every class."""
         self.means.zero_()
         self.seen.zero_()
 
     @torch.no_grad()
     def count(self, x: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-        """(2, C) int64: of each class, samples nearest to its mean and samples in the batch, x (n, k, d).
+        """(2, C) int64: for each class, samples of x (n, k, d) nearest to the mean of their class, and samples.
 
-        ValueError for embeddings of another shape than (k, d).
+        Raises ValueError if the embeddings' shape is not (k, d).
         """
         num_classes, k, d = self.means.shape
         if tuple(x.shape[1:]) != (k, d):
@@ -52,14 +52,14 @@ class ClassMeans(StateModule):
             z = normalize(x.to(checks.STATISTICS_DTYPE[x.dtype]))[1]
             directions = torch.nn.functional.normalize(self.means, dim=-1).to(z.dtype)
             scores = (z.flatten(1) @ directions.flatten(1).T).masked_fill(~self.seen, -torch.inf)
-        # One more column wins before any class was seen: correlations are at least -k.
+        # The extra column wins if no class has a mean yet: correlations are at least -k.
         scores = torch.cat((scores, scores.new_full((x.shape[0], 1), -2.0 * k)), 1)
         takes_part, _ = checks.label_masks(targets, num_classes, ignore_index)
         return count_predictions(scores, targets, takes_part)[:, :num_classes]
 
     @torch.no_grad()
     def record(self, flat: Tensor) -> None:
-        """Take a step's class sums, `FlatStatistics.flat`, into the means."""
+        """Update the means with a step's class sums, `FlatStatistics.flat`."""
         statistics = FlatStatistics(flat, *self.means.shape)
         count = statistics.count
         present = count > 0

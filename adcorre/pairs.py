@@ -1,11 +1,11 @@
-"""FD over every pair of samples, tile by tile: for pairs="sample", where the absolute value is not linear.
+"""FD over every pair of samples, tile by tile, for pairs="sample".
 
-Two sums of a batch that no sum over classes can give: the deviations |Phi_ij - z_i . z_j| of its pairs, and their
-gradient. No n x n matrix exists at any time: beside z and the result, memory is that of one tile. As `torch.library`
-ops, so that `torch.compile` sees no loop.
+The sum of the deviations |Phi_ij - z_i . z_j| over the pairs of different classes, and its gradient, which class
+statistics cannot express. There is never an n x n matrix: beside z and the result, memory is one tile. `torch.library`
+ops hide the loop from `torch.compile`.
 
-Samples go in the order of their classes, so that on a CPU most tiles hold pairs of different classes alone, or of one
-class alone, which the class statistics serve: such tiles need no mask, or no work.
+Samples are sorted by class. On a CPU most tiles then hold pairs of different classes only, which need no mask, or pairs
+of one class only, which are skipped.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def pair_values(
     row_start: int,
     row_stop: int,
 ) -> Tensor:
-    """(2,): sums of (w_i + w_j) |Phi_ij - z_il . z_jl|, and of the same with weight 1, over i in the rows asked for.
+    """(2,): sums of (w_i + w_j) |Phi_ij - z_il . z_jl|, and of the same with weight 1, over i in [row_start, row_stop).
 
-    j runs over the samples of other classes of x (n, k, d); Phi is `between_target`. Ordered pairs: of all rows each is
-    computed once and counted twice. Not divided by k n^2.
+    j runs over the samples of other classes of x (n, k, d); Phi is `between_target`. The pairs are ordered; if the rows
+    are all samples, each unordered pair is computed once and counted twice. Not divided by k n^2.
     """
     dtype, num_classes = STATISTICS_DTYPE[x.dtype], attention.shape[0]
     total = torch.zeros(2, dtype=dtype if x.device.type == "mps" else torch.float64, device=x.device)
@@ -47,9 +47,9 @@ def pair_values(
         for block in _blocks(rows.size, x.device):
             for tile, difference, mask in _tiles(rows, columns, block, between_target, num_classes, once):
                 deviation = difference.abs_() if mask is None else difference.abs_().masked_fill_(~mask, 0)
-                of_row, of_column = deviation.sum((0, 2)).to(total.dtype), deviation.sum((0, 1)).to(total.dtype)
-                total[0] += (of_row * rows.weight[block]).sum() + (of_column * columns.weight[tile]).sum()
-                total[1] += of_row.sum()
+                row_sum, column_sum = deviation.sum((0, 2)).to(total.dtype), deviation.sum((0, 1)).to(total.dtype)
+                total[0] += (row_sum * rows.weight[block]).sum() + (column_sum * columns.weight[tile]).sum()
+                total[1] += row_sum.sum()
     return (total * (2 if once else 1)).to(dtype)
 
 
@@ -70,7 +70,7 @@ def pair_gradient(
     row_start: int,
     row_stop: int,
 ) -> Tensor:
-    """`scale` times the gradient of all rows' `pair_values[0]`: the rows asked for, (rows, k, d), float32 or float64.
+    """`scale` times the gradient of `pair_values[0]` over all rows, for x[row_start:row_stop], float32 or float64.
 
     With B_i = 2 sum_j (w_i + w_j) sgn(z_i . z_j - Phi_ij) z_j it is (B_i - z_i (z_i . B_i)) / |x_i - mean|.
     """
@@ -78,7 +78,7 @@ def pair_gradient(
     dtype, num_classes = STATISTICS_DTYPE[x.dtype], attention.shape[0]
     scale = scale.to(dtype)
     out = torch.empty(row_stop - row_start, k, d, dtype=dtype, device=x.device)
-    out.copy_((0 * scale).expand_as(out))  # samples that take no part
+    out.copy_((0 * scale).expand_as(out))  # ignored samples
     with exact_products(x.device, precision):
         columns, rows = _columns_and_rows(x, targets, attention, ignore_index, row_start, row_stop)
         for block in _blocks(rows.size, x.device):
@@ -102,12 +102,12 @@ def _(x: Tensor, *options: Any) -> Tensor:
 
 
 class _Samples(NamedTuple):
-    """Samples in the order of their classes; on a CPU without those that take no part, elsewhere with these last."""
+    """Samples sorted by class. Ignored samples are left out on a CPU, and come last elsewhere."""
 
     place: Tensor  # (m,), their rows of x
-    labels: Tensor  # (m,); the number of classes for one that takes no part
+    labels: Tensor  # (m,); the number of classes for an ignored sample
     weight: Tensor  # (m,), w
-    z: Tensor  # (k, m, d), centred and normalized; 0 for a constant vector, or one that takes no part
+    z: Tensor  # (k, m, d), centred and normalized; 0 for a constant vector or an ignored sample
     inverse_length: Tensor  # (k, m), 1 / |x - mean|, 0 for a constant vector
 
     @property
@@ -118,7 +118,7 @@ class _Samples(NamedTuple):
 def _columns_and_rows(
     x: Tensor, targets: Tensor, attention: Tensor, ignore_index: int, row_start: int, row_stop: int
 ) -> tuple[_Samples, _Samples]:
-    """All samples, and those of the rows asked for; the same object where these are all."""
+    """All samples, and those of [row_start, row_stop); the same object if these are all samples."""
     columns = _samples(x, targets, attention, ignore_index, 0)
     if row_stop - row_start == x.shape[0]:
         return columns, columns
@@ -146,7 +146,7 @@ def _samples(x: Tensor, targets: Tensor, attention: Tensor, ignore_index: int, f
 
 
 def _blocks(count: int, device: torch.device, columns: bool = False, first: int = 0) -> Iterator[slice]:
-    """From `first` to `count`, as many at a time as a tile has rows, or columns."""
+    """Slices of [first, count) of a tile's number of rows, or of columns."""
     size = TILE["cpu" if device.type == "cpu" else "elsewhere"][columns]
     for start in range(first, count, size):
         yield slice(start, min(start + size, count))
@@ -155,16 +155,16 @@ def _blocks(count: int, device: torch.device, columns: bool = False, first: int 
 def _tiles(
     rows: _Samples, columns: _Samples, block: slice, target: float, num_classes: int, once: bool
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-    """The tiles of a block of rows that have a pair: columns, c - Phi (k, rows, columns) and the mask of their pairs.
+    """The tiles of a block of rows: columns, c - Phi (k, rows, columns) and the mask of pairs, None if all are pairs.
 
-    Without a mask all are pairs. `once`: of (i, j) and (j, i) only one. The next tile overwrites the difference.
+    once: yield only one of (i, j) and (j, i). Tiles without a pair are skipped. The next tile overwrites c - Phi.
     """
     z, row_labels = rows.z[:, block], rows.labels[block, None]
     on_cpu = z.device.type == "cpu"
     for tile in _blocks(columns.size, z.device, True, block.start if once else 0):
         labels = columns.labels[tile]
         mask: Tensor | None = None
-        if not on_cpu or not _apart(row_labels[:, 0], labels):
+        if not on_cpu or not _disjoint(row_labels[:, 0], labels):
             mask = labels > row_labels if once else labels != row_labels
             if on_cpu and not bool(mask.any()):
                 continue
@@ -174,6 +174,6 @@ def _tiles(
         yield tile, difference.sub_(target), mask
 
 
-def _apart(labels: Tensor, others: Tensor) -> bool:
-    """Whether no class is in both; each in order, with at least one sample."""
+def _disjoint(labels: Tensor, others: Tensor) -> bool:
+    """Whether the two sorted, non-empty label vectors have no class in common."""
     return bool(labels[-1] < others[0]) or bool(others[-1] < labels[0])

@@ -1,6 +1,6 @@
-"""The two passes of the torch backend away from the CPU: x as one chunk, plain operations that Inductor can fuse.
+"""The two passes of the torch backend on devices other than the CPU: whole-tensor operations that Inductor can fuse.
 
-No matrix product touches x: its precision would depend on the user's TF32 and autocast settings.
+There is no matrix product with x, since its precision would depend on the user's TF32 and autocast settings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def plain_statistics(
 ) -> Tensor:
     """`ClassStatistics.flat` of x (n, k, d) with targets (n,).
 
-    Its class sums are `index_add`: on CUDA the same bits every time only under `use_deterministic_algorithms`.
+    Class sums use `index_add`, which is deterministic on CUDA only under `use_deterministic_algorithms`.
     """
     x, labels, bad = _participants(x, targets, num_classes, ignore_index)
     centred, z, inverse, squared_length_of_x = normalize(x)
@@ -58,7 +58,7 @@ def plain_gradient(
     dtype, num_classes = x.dtype, feature.shape[0]
     x, labels, _ = _participants(x, targets, num_classes, ignore_index)
     _, z, inverse_length, _ = normalize(x)
-    # dL/dz = G + sum over m != l of weight[l, m] z_m; the pair (l, l) would be projected away.
+    # dL/dz = G + sum over m != l of weight[l, m] z_m. The projection removes the pair (l, l).
     if embedding_target == -1.0:
         others = z.sum(1, keepdim=True) - z
     else:
@@ -74,7 +74,7 @@ def plain_gradient(
 
 
 def _participants(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """x with the samples that take no part set to zero, labels with these in class C, and the mask of bad labels."""
+    """x with ignored samples set to zero, labels with ignored samples in class C, and the mask of bad labels."""
     takes_part, bad = label_masks(targets, num_classes, ignore_index)
     x = x.to(STATISTICS_DTYPE[x.dtype])
     return torch.where(takes_part[:, None, None], x, 0), torch.where(takes_part, targets, num_classes).long(), bad

@@ -13,9 +13,9 @@ ENOUGH = {"highest": ("none", "ieee"), "high": ("none", "ieee", "tf32"), "medium
 
 @contextmanager
 def exact_products(device: torch.device, precision: str = "highest") -> Iterator[None]:
-    """Disable autocast and compute float32 products at least as precisely as `precision`, in torch's words.
+    """Disable autocast and compute float32 products with at least `precision` ("highest", "high" or "medium").
 
-    `torch.set_float32_matmul_precision("medium")` takes products of float32 in bfloat16 on a CPU too, if it can.
+    `torch.set_float32_matmul_precision("medium")` can reduce float32 products to bfloat16 on a CPU too.
     """
     backends: Any = torch.backends
     settings = backends.cuda.matmul if device.type == "cuda" else backends.mkldnn.matmul

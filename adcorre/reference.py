@@ -1,7 +1,7 @@
 """The three terms as the paper prints them, Eqs. 1 to 11: n x n matrices, any floating dtype, plain autograd.
 
-This is the truth that every other backend is tested against, and good enough for small problems. Its memory grows with
-k n^2. It is the one backend with a double backward.
+Every other backend is tested against this one. It suits small problems: its memory grows with k n^2. It is the only
+backend with a double backward.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def normalize(x: Tensor, scale: Tensor | None = None) -> Tensor:
     """Centre and normalize the last dimension (Eq. 1): z with COR(X, Y) = z_X . z_Y.
 
     A vector that is constant up to rounding, |x - mean| <= 32 eps `scale`, has no direction: z = 0, gradient 0.
-    `scale` (shape of x without its last dimension, kept as 1) is |x| unless given.
+    `scale` (the shape of x with a last dimension of 1) is |x| by default.
     """
     centred = x - x.mean(-1, keepdim=True)
     with torch.no_grad():
@@ -25,7 +25,7 @@ def normalize(x: Tensor, scale: Tensor | None = None) -> Tensor:
         constant = (length <= 32 * torch.finfo(x.dtype).eps * scale) & length.isfinite()
     centred = torch.where(constant, torch.ones_like(centred), centred)
     length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
-    # An overflowed length would turn the vector into zeros in silence; NaN says it aloud.
+    # NaN on overflow: zero would hide it.
     length = torch.where(length.isinf(), torch.full_like(length, torch.nan), length)
     return torch.where(constant, torch.zeros_like(centred), centred / length)
 
@@ -53,7 +53,7 @@ def reference_terms(
     takes_part, bad = label_masks(targets, num_classes, ignore_index)
     x = x * torch.where(bad, torch.nan, 1.0).to(x.dtype)[:, None, None]  # a bad label's own gradient is NaN too
     x = torch.where((takes_part | bad)[:, None, None], x, torch.zeros_like(x))
-    labels = torch.where(takes_part, targets, num_classes).long()  # class C is nobody's: no row of one_hot below
+    labels = torch.where(takes_part, targets, num_classes).long()  # class C is dropped from one_hot below
     one_hot = torch.nn.functional.one_hot(labels, num_classes + 1)[:, :num_classes].to(x.dtype)
     count = one_hot.sum(0) + torch.where(bad.any(), torch.nan, 0.0).to(x.dtype)
     total = count.sum().clamp(min=1)
@@ -83,14 +83,14 @@ def _feature_discriminator(
     if pairs == "sample" or between_target in (-1.0, 1.0):  # Eq. 9 pair by pair
         deviation = within + between.abs()
         return (omega * deviation).sum(), deviation.sum()
-    # Class level: the mean over the pairs of two classes stands inside the absolute value.
+    # Class level: the absolute value of the mean over the pairs of two classes.
     blocks = torch.einsum("ia,lij,jb->lab", one_hot, between, one_hot).abs()
     w_pair = w[:, None] + w[None]
     return (omega * within).sum() + (w_pair * blocks).sum(), within.sum() + blocks.sum()
 
 
 def _mean_discriminator(x: Tensor, one_hot: Tensor, count: Tensor, target: float) -> Tensor:
-    """Eq. 10. An absent class has no mean: its pairs count zero, the divisor stays k C^2."""
+    """Eq. 10. Pairs with an absent class count as 0; the divisor stays k C^2."""
     k = x.shape[1]
     num_classes = one_hot.shape[1]
     present = count > 0

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 BINS = 8
-# How far statistics of the same chunk may lie apart, against their norm, where a device adds in no fixed order. A chunk
-# of which one image was augmented anew is further off.
+# Relative difference allowed between statistics of the same chunk, for devices that add in no fixed order. A chunk with
+# one image augmented differently exceeds it.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 
 
 class RandomState:
-    """The states of PyTorch's default generators: the CPU's and those of the CUDA devices that a model uses.
+    """The states of PyTorch's default generators, for the CPU and for the CUDA devices that a model uses.
 
-    Other generators, the user's own ones included, are not replayed.
+    Other generators are not replayed.
     """
 
     def __init__(self, devices: Iterable[torch.device]) -> None:
@@ -31,7 +31,7 @@ class RandomState:
 
 
 class Buffers:
-    """A copy of a model's buffers, such as BatchNorm's running statistics, to restore them."""
+    """A copy of a model's buffers, such as BatchNorm's running statistics, that can restore them."""
 
     def __init__(self, *modules: nn.Module) -> None:
         buffers = {id(buffer): buffer for module in modules for buffer in module.buffers()}
@@ -44,7 +44,7 @@ class Buffers:
 
 
 class Fingerprint(NamedTuple):
-    """Of one chunk: its labels, a few weighted sums of its statistics, their norm, and the tolerance of the sums."""
+    """A chunk's labels, a few weighted sums of its statistics, their norm, and the tolerance of the sums."""
 
     labels: Tensor
     sums: Tensor
@@ -53,8 +53,8 @@ class Fingerprint(NamedTuple):
 
 
 def fingerprint(labels: Tensor, statistics: Tensor, compute_dtype: torch.dtype) -> Fingerprint:
-    """A few numbers in place of a chunk's 2 C k d statistics. `compute_dtype` is the least precise dtype involved."""
-    # Weights without a pattern: at an optimum plain sums over classes or embeddings are zero whatever the images are.
+    """A few numbers that identify a chunk's 2 C k d statistics. compute_dtype: the least precise dtype involved."""
+    # Weights without a pattern: at an optimum, plain sums over classes or embeddings are zero for any images.
     position = torch.arange(statistics.numel(), dtype=statistics.dtype, device=statistics.device)
     weighted = statistics * position.mul_(1.6180339887).cos_()
     bins = torch.nn.functional.pad(weighted, (0, -weighted.numel() % BINS)).view(-1, BINS).sum(0)
@@ -62,7 +62,7 @@ def fingerprint(labels: Tensor, statistics: Tensor, compute_dtype: torch.dtype) 
 
 
 def check_same(first: Sequence[Fingerprint], second: Sequence[Fingerprint]) -> None:
-    """RuntimeError if a chunk's labels or statistics changed between the passes. One host sync. NaN equals NaN."""
+    """Raise RuntimeError if a chunk's labels or statistics changed between the passes. One host sync."""
     differences = [
         _differences(a, b) for a, b in zip(first, second, strict=False)
     ]  # the second pass may have stopped early

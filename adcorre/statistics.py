@@ -1,7 +1,8 @@
-"""Additive class statistics, and the tiny step that turns them into the three terms and their gradient tables.
+"""Additive class statistics, and the step from them to the three terms and their gradient tables.
 
-With z the centred and normalized vectors, every term is a function of sums over classes (the absolute value is linear
-where the targets are -1): two sets of samples add. `terms` needs C k d work and no sample.
+With z the centred and normalized vectors, every term is a function of sums over the samples of each class: at the
+target -1 no deviation is negative, so that the absolute value can be dropped. Statistics of two sets of samples add.
+`terms` costs C k d operations and reads no sample.
 """
 
 from __future__ import annotations
@@ -12,23 +13,24 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from adcorre.checks import validates_labels
 from adcorre.normalize import tolerance
 
-BLOCK_ELEMENTS = 1 << 22  # correlations of class pairs held at once where a target other than -1 needs them
+BLOCK_ELEMENTS = 1 << 22  # correlations of class pairs in memory at once, for targets other than -1
 
 
 @dataclass(frozen=True)
 class FlatStatistics:
-    """Sums over the samples of each class; statistics of two sets of samples add (`+`).
+    """Sums over the samples of each class. Statistics of two sets of samples add (`+`).
 
-    `flat` (one buffer, so that ranks exchange it in one all-reduce) holds, in this order, in float32 or float64:
+    `flat` is one buffer, for a single all-reduce over ranks. It holds, in this order, in float32 or float64:
 
     ================  =========  ==================================================================================
     direction_sum     (C, k, d)  S: sums of z, the centred and normalized vectors
     centred_sum       (C, k, d)  M: sums of x - mean(x)
-    norm_sum          (C, k)     A: sums of |x|, the scale against which a class mean counts as constant
-    square_sum        (C,)       sums of |z|^2 over samples and vectors: k per sample, less its constant vectors
-    count             (C,)       samples; NaN if a label was neither in [0, C) nor `ignore_index`
+    norm_sum          (C, k)     A: sums of |x|, the scale for deciding that a class mean is constant
+    square_sum        (C,)       sums of |z|^2 over samples and vectors: k per sample minus its constant vectors
+    count             (C,)       samples; NaN if a label is neither in [0, C) nor `ignore_index`
     embedding_sum     ()         ED's sum: |sum_l z_l|^2 over samples at embedding_target -1,
                                  else sum_{l != m} |z_l . z_m - embedding_target|
     ================  =========  ==================================================================================
@@ -81,13 +83,13 @@ class FlatStatistics:
     def __add__(self, other: Self) -> Self:
         if not isinstance(other, FlatStatistics):
             return NotImplemented
-        mine = (self.num_classes, self.k, self.d, self.embedding_target)
-        theirs = (other.num_classes, other.k, other.d, other.embedding_target)
-        if mine != theirs:
+        left = (self.num_classes, self.k, self.d, self.embedding_target)
+        right = (other.num_classes, other.k, other.d, other.embedding_target)
+        if left != right:
             raise ValueError(
-                f"ClassStatistics: only equal (num_classes, k, d, embedding_target) add; got {mine} and {theirs}"
+                f"ClassStatistics: only equal (num_classes, k, d, embedding_target) add; got {left} and {right}"
             )
-        return type(self)(self.flat + other.flat, *mine)
+        return type(self)(self.flat + other.flat, *left)
 
 
 def flat_size(num_classes: int, k: int, d: int) -> int:
@@ -95,15 +97,15 @@ def flat_size(num_classes: int, k: int, d: int) -> int:
     return num_classes * k * (2 * d + 1) + 2 * num_classes + 1
 
 
-def counts_of(flat: Tensor, num_classes: int) -> Tensor:
-    """(C,), `FlatStatistics.count` of a flat vector: NaN if a label was bad."""
+def class_counts(flat: Tensor, num_classes: int) -> Tensor:
+    """`FlatStatistics.count` (C,) of a flat vector: NaN if a label is bad."""
     return flat[-1 - num_classes : -1]
 
 
 class Values(NamedTuple):
     """The terms of a batch, () each: FD (Eq. 9), MD (Eq. 10), ED (Eq. 11) and the naive FD (Eq. 5), which is for logs.
 
-    Where they travel as one tensor (4,), or their upstream gradients do, they stand in this order.
+    This is also the order of the terms, and of their upstream gradients, in tensors (4,).
     """
 
     fd: Tensor
@@ -113,7 +115,7 @@ class Values(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """What the backward pass needs beside the embeddings: one row per class, whatever n is.
+    """The inputs of the backward pass beside the embeddings: one row per class, independent of n.
 
     feature (C, k, d): G, d FD / d z for a sample of the class.
     mean (C, k, d): H, d MD / d x for a sample of the class.
@@ -130,9 +132,9 @@ def terms(
 ) -> tuple[Tensor, Tables]:
     """`Values` as one tensor (4,), and the gradient tables, in the statistics' dtype.
 
-    Where `between_target` is None, FD and its table are those of the pairs within classes alone.
+    If `between_target` is None, FD and its table include only the pairs within classes.
 
-    Works in float64 where the device has it: the sums are large against FD, and this step is tiny.
+    Computed in float64 if the device supports it: the sums are much larger than FD, and this step is cheap.
     """
     dtype = statistics.flat.dtype
     work = dtype if statistics.flat.device.type == "mps" else torch.float64
@@ -182,20 +184,23 @@ def _feature_discriminator(
     gradient = -4 * rows * s
     if target is None:
         return fd / divisor, nfd / divisor, gradient / divisor
-    for block in _class_blocks(statistics.num_classes, k):
-        correlation_sum = torch.einsum("ald,bld->lab", s[block], s)
-        difference = correlation_sum - target * count[block, None] * count
-        difference = torch.where(_pairs_of(count > 0, block), difference, 0)
-        pair_weight = w[block, None] + w
+    present = count > 0
+    classes = _compared_classes(present)
+    others = s[classes]
+    for block in _class_blocks(classes, k):
+        correlation_sum = torch.einsum("ald,bld->lab", s[block], others)
+        difference = correlation_sum - target * count[block, None] * count[classes]
+        difference = torch.where(_class_pairs(present, block, classes), difference, 0)
+        pair_weight = w[block, None] + w[classes]
         deviation = difference.abs()
         fd = fd + (pair_weight * deviation).sum()
         nfd = nfd + deviation.sum()
-        gradient[block] += 2 * torch.einsum("lab,bld->ald", pair_weight * difference.sign(), s)
+        gradient[block] += 2 * torch.einsum("lab,bld->ald", pair_weight * difference.sign(), others)
     return fd / divisor, nfd / divisor, gradient / divisor
 
 
 def _mean_discriminator(statistics: FlatStatistics, tolerance: float, target: float) -> tuple[Tensor, Tensor]:
-    """MD (Eq. 10) and the table H. M stands for the class means: a mean's direction needs no count."""
+    """MD (Eq. 10) and the table H. M replaces the class means: their direction does not depend on the count."""
     num_classes, k, m = statistics.num_classes, statistics.k, statistics.centred_sum
     divisor = k * num_classes**2
     present = statistics.count > 0
@@ -214,23 +219,30 @@ def _mean_discriminator(statistics: FlatStatistics, tolerance: float, target: fl
         h = (2 / divisor) * total
     else:
         md = m.new_zeros(())
-        h = torch.empty_like(m)
-        for block in _class_blocks(num_classes, k):
-            difference = torch.einsum("ald,bld->lab", direction[block], direction) - target
-            difference = torch.where(_pairs_of(present, block), difference, 0)
+        h = torch.zeros_like(m)
+        classes = _compared_classes(present)
+        others = direction[classes]
+        for block in _class_blocks(classes, k):
+            difference = torch.einsum("ald,bld->lab", direction[block], others) - target
+            difference = torch.where(_class_pairs(present, block, classes), difference, 0)
             md = md + difference.abs().sum()
-            h[block] = (2 / divisor) * torch.einsum("lab,bld->ald", difference.sign(), direction)
+            h[block] = (2 / divisor) * torch.einsum("lab,bld->ald", difference.sign(), others)
     projected = h - direction * (direction * h).sum(-1, keepdim=True)
     return md / divisor, torch.where(has_direction, projected / length, 0)
 
 
-def _class_blocks(num_classes: int, k: int) -> list[slice]:
-    """Blocks of classes small enough that block x C x k correlations fit in BLOCK_ELEMENTS."""
-    size = max(1, BLOCK_ELEMENTS // (num_classes * k))
-    return [slice(start, min(start + size, num_classes)) for start in range(0, num_classes, size)]
+def _compared_classes(present: Tensor) -> Tensor:
+    """The classes whose pairs are computed: those with samples, or all if finding them would synchronize a device."""
+    if validates_labels(present, None):
+        return present.nonzero()[:, 0]
+    return torch.arange(present.shape[0], device=present.device)
 
 
-def _pairs_of(present: Tensor, block: slice) -> Tensor:
-    """(block, C) mask: ordered pairs of two different classes that are present."""
-    index = torch.arange(present.shape[0], device=present.device)
-    return present[block, None] & present & (index[block, None] != index)
+def _class_blocks(classes: Tensor, k: int) -> tuple[Tensor, ...]:
+    """Blocks of classes small enough that a block's correlations with all of them fit in BLOCK_ELEMENTS."""
+    return classes.split(max(1, BLOCK_ELEMENTS // max(1, classes.shape[0] * k)))
+
+
+def _class_pairs(present: Tensor, block: Tensor, classes: Tensor) -> Tensor:
+    """(block, classes) mask: ordered pairs of two different classes that are present."""
+    return present[block, None] & present[classes] & (block[:, None] != classes)

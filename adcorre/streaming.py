@@ -1,8 +1,8 @@
 """The two streaming passes of the torch backend on a CPU, as `torch.library` ops so that `torch.compile` sees no loop.
 
-Samples go by in chunks that stay in cache: x is read once per pass and no temporary has its size. A chunk is walked as
-seldom as possible: its vectors are centred, and the rest is batched products of small matrices, one per sample. The
-k x k Gram matrix of a sample's centred vectors holds their lengths and every correlation that ED needs.
+Samples are processed in chunks that stay in cache: x is read once per pass and no temporary has its size. A chunk is
+centred, and the rest is batched products of small matrices, one per sample. The k x k Gram matrix of a sample's centred
+vectors holds their lengths and every correlation that ED needs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from adcorre.normalize import tolerance
 from adcorre.statistics import FlatStatistics, flat_size
 
 CHUNK_ELEMENTS = 1 << 18  # of x: 1 MiB in float32
-ROUNDED_ADDITIONS = 64  # per class, about: sums in float32 enter the float64 totals after so many
+ROUNDED_ADDITIONS = 64  # samples per class, about, after which float32 sums are added to the float64 totals
 
 
 @torch.library.custom_op("adcorre::streaming_statistics", mutates_args=(), device_types="cpu")
@@ -95,7 +95,7 @@ def streaming_gradient(
     chunks = _Chunks(x, targets, feature.shape[0], ignore_index)
     in_place = chunks.positions is None and out.dtype == dtype
     if chunks.positions is not None:
-        out.fill_(0 * scale)  # samples that take no part; NaN where a label was bad
+        out.fill_(0 * scale)  # ignored samples: zero, or NaN if a label is bad
     buffers = torch.empty(2 if in_place else 3, chunks.size, k, d, dtype=dtype)
     small = torch.empty(2, chunks.size, k, dtype=dtype)
     with torch.autocast("cpu", enabled=False):
@@ -109,7 +109,7 @@ def streaming_gradient(
             _inverse_length(gram, row_mean, d, inverse, squared_length_of_x)
             correlations = gram.mul_(inverse[..., None]).mul_(inverse[:, None])
             torch.index_select(feature, 0, labels, out=pull)
-            # dL/dz_l = G_l + sum over m != l of weight[l, m] z_m; the pair (l, l) would be projected away.
+            # dL/dz_l = G_l + sum over m != l of weight[l, m] z_m. The projection removes the pair (l, l).
             weight = off_diagonal
             if embedding_target != -1.0:
                 weight = off_diagonal * (correlations - embedding_target).sign_()
@@ -141,10 +141,10 @@ def _(
 
 
 class _Chunks:
-    """The samples that take part, chunk by chunk: (rows of x (b, k, d), labels (b,), where in `labels`).
+    """The samples that take part, chunk by chunk: (rows of x (b, k, d), labels (b,), slice of `labels`).
 
-    `positions` are their places in x, None if all samples take part; `bad_labels` tells of a label that is neither in
-    range nor `ignore_index`; `size` is the largest b.
+    positions: their indices in x, None if all samples take part. bad_labels: whether a label is neither in range nor
+    `ignore_index`. size: the largest b.
     """
 
     def __init__(self, x: Tensor, targets: Tensor, num_classes: int, ignore_index: int) -> None:

@@ -1,4 +1,4 @@
-"""The torch backend: streamed on a CPU, plain whole-tensor operations elsewhere. No n x n anything."""
+"""The torch backend: streamed on a CPU, whole-tensor operations elsewhere. Neither has an n x n matrix."""
 
 from __future__ import annotations
 

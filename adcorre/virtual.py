@@ -12,45 +12,47 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from adcorre import checks
-from adcorre.chunks import Chunk, Inputs, chunk_source, described, drain, open_ahead
-from adcorre.equation import Backward, Batch, Part, evaluate, gradients
+from adcorre.chunks import Chunk, Inputs, chunk_source, describe_type, drain, peek
+from adcorre.equation import BackwardInputs, Batch, Part, evaluate, gradients
 from adcorre.loss import AdCorreLoss
 from adcorre.module import LossModule
 from adcorre.replay import Buffers, Fingerprint, RandomState, check_same, fingerprint
 
 
 class VirtualBatch:
-    """One optimizer step's gradient over a batch that is too large to be held at once: the paper's b chunks of 60.
+    """The gradient of a batch that does not fit in memory at once, in chunks (b chunks of 60 in the paper).
 
-    A call takes the place of forward pass, loss and `backward`, and adds to the parameters' gradients:
+    A call replaces forward pass, loss and `backward`, and adds to the parameters' gradients:
 
         step = VirtualBatch(model, loss_fn, chunk_size=60)
         optimizer.zero_grad()
         out = step(images, targets)
         optimizer.step()
 
-    Pass 1 forwards the chunks and adds up their sums; pass 2 forwards each again and backpropagates the whole batch's
-    dL/dx and its share of the cross-entropy. That is the gradient of one plain batch, but for layers that mix samples:
-    BatchNorm normalizes each chunk by itself. Between the passes random states and buffers are put back, so that both
-    see the same network and BatchNorm's running statistics are updated once a chunk. The attention map takes one step.
-    A batch of one chunk is an ordinary step with one forward pass.
+    Pass 1 runs the forward pass of each chunk and adds up the sums. Pass 2 repeats each forward pass and backpropagates
+    the whole batch's gradient for that chunk. The result is the gradient of one ordinary batch, except for layers that
+    mix samples: BatchNorm normalizes each chunk by itself. Random states and buffers are restored between the passes:
+    both passes see the same network, and BatchNorm's running statistics are updated once per chunk. The attention map
+    takes one step. A batch of one chunk is an ordinary step with one forward pass.
 
-    Works under autocast, with compiled models, with DistributedDataParallel and FSDP (gradients are reduced with the
+    It works under autocast, with compiled models, with DistributedDataParallel and FSDP (gradients are reduced with the
     last chunk), and with a loss in a process group: the batch is then all chunks of all ranks. Ranks may have different
-    numbers of chunks under DistributedDataParallel; FSDP and SyncBatchNorm communicate in every forward pass and need
+    numbers of chunks under DistributedDataParallel. FSDP and SyncBatchNorm communicate in every forward pass and need
     equal numbers.
 
-    With an `adcorre.metric.AdCorreMetricLoss` the model gives embeddings alone. Pass 1 keeps those of all chunks, which
-    are small beside activations, so that any labels, targets and backends work; a call returns the loss.
+    With an `adcorre.metric.AdCorreMetricLoss` the model returns embeddings alone. Pass 1 keeps the embeddings of all
+    chunks, which are small compared with activations, so that all labels, targets and backends work; a call returns the
+    loss.
 
     Args:
-        model: gives (logits (n, C), embeddings (n, k, d) or (n, d)) for the inputs of one chunk; or embeddings alone.
-        loss: an `AdCorreLoss` with any backend but "reference", which takes one chunk only; or an `AdCorreMetricLoss`.
-        chunk_size: samples of a chunk, where a tensor is given.
+        model: returns (logits (n, C), embeddings (n, k, d) or (n, d)) for the inputs of one chunk; or embeddings alone.
+        loss: an `AdCorreLoss` with any backend except "reference", which supports only one chunk; or an
+            `AdCorreMetricLoss`.
+        chunk_size: samples per chunk, when `inputs` is a tensor.
         keep_graphs: one forward pass instead of two, in the memory of all chunks.
 
     Raises:
-        ValueError, TypeError: a loss or chunk size that cannot serve.
+        ValueError, TypeError: an invalid loss or chunk size.
     """
 
     def __init__(self, model: nn.Module, loss: LossModule, chunk_size: int = 60, *, keep_graphs: bool = False) -> None:
@@ -72,38 +74,38 @@ class VirtualBatch:
         lambd: float | Tensor | None = None,
         scaler: torch.amp.GradScaler | None = None,
     ) -> Any:
-        """The gradient of one step, added to the parameters' `.grad`.
+        """Add the gradient of one step to the parameters' `.grad`.
 
         Args:
             inputs: the samples, in one of four forms. A tensor (n, ...), with `targets` (n,): split into chunks of
                 `chunk_size`. A list of chunks (inputs, targets). A callable that yields the same chunks each time it is
-                called, twice a step. Any other iterable, a loader say, is read once to its end and its chunks (not
-                their activations) are kept.
+                called, twice per step. Any other iterable, such as a loader: read once, and its chunks (not their
+                activations) are kept.
             targets: (n,) with a tensor, else None.
             lambd: as in `AdCorreLoss.forward`; a metric loss has none.
-            scaler: for float16: the gradients come out multiplied by its scale, as of `scaler.scale(loss).backward()`.
+            scaler: for float16: the gradients are multiplied by its scale, as by `scaler.scale(loss).backward()`.
 
         Returns:
             The whole batch's `AdCorreOutput`, or a metric loss's value (), detached.
 
         Raises:
-            ValueError, TypeError, IndexError: as the loss, or for inputs in none of the forms, or without a chunk.
-            RuntimeError: the second pass saw other chunks than the first. It comes before the last chunk's backward
-                pass, so that no rank has reduced its gradients yet.
-            Whatever is raised, buffers and attention map of a batch of several chunks are as before the call and all
-            its parameters' gradients are None, those from before the call too: a step would change nothing.
+            ValueError, TypeError, IndexError: as the loss; or for inputs in none of these forms, or without a chunk.
+            RuntimeError: the chunks of the second pass differ from those of the first. It is raised before the last
+                chunk's backward pass, so that no rank has reduced its gradients yet.
+            After an error in a batch of several chunks, buffers and attention map are as before the call, and all
+            gradients of the parameters are None, also those from before the call: an optimizer step changes nothing.
         """
         open_chunks = chunk_source(inputs, targets, self.chunk_size, keep=not self.keep_graphs)
         if isinstance(self.loss, AdCorreLoss):
             lambd = checks.check_lambda(self.loss.lambd if lambd is None else lambd)
         elif lambd is not None:
             raise ValueError("lambd: a metric loss has none; multiply its components' weights")
-        opening = RandomState(_cuda_devices(self.model))
-        first, rest = open_ahead(open_chunks)
+        initial_state = RandomState(_cuda_devices(self.model))
+        first, rest = peek(open_chunks)
         if not first:
-            raise ValueError("virtual batch: no chunk came; a rank without samples gives one chunk of n = 0")
+            raise ValueError("virtual batch: expected at least one chunk, got none; without samples, pass one of n = 0")
         if len(first) == 1:
-            return self._ordinary_step(first[0], lambd, scaler)
+            return self._single_chunk_step(first[0], lambd, scaler)
         if isinstance(self.loss, AdCorreLoss):
             self.loss.check_additive("chunks")
             step = _Step(self.model, self.loss, lambd, scaler)
@@ -112,12 +114,12 @@ class VirtualBatch:
         try:
             if self.keep_graphs:
                 return step.one_pass(drain(first, rest))
-            return step.two_passes(drain(first, rest), open_chunks, opening)
+            return step.two_passes(drain(first, rest), open_chunks, initial_state)
         except BaseException:
             step.undo()
             raise
 
-    def _ordinary_step(self, chunk: Chunk, lambd: Any, scaler: torch.amp.GradScaler | None) -> Any:
+    def _single_chunk_step(self, chunk: Chunk, lambd: Any, scaler: torch.amp.GradScaler | None) -> Any:
         inputs, targets = chunk
         if isinstance(self.loss, AdCorreLoss):
             output = self.loss(*_forward(self.model, inputs), targets, lambd=lambd)
@@ -130,12 +132,12 @@ class VirtualBatch:
         return output
 
 
-class _Whole(NamedTuple):
-    """The whole batch, over chunks and ranks, and what its chunks' gradients are computed from."""
+class _BatchGradient(NamedTuple):
+    """The whole batch, over chunks and ranks, and the inputs of its chunks' gradients."""
 
     batch: Batch
-    backward: Backward
-    starts: list[int]  # of each chunk, its first sample among this rank's
+    backward: BackwardInputs
+    starts: list[int]  # index of each chunk's first sample among this rank's samples
 
 
 class _Step:
@@ -149,7 +151,7 @@ class _Step:
         self.attention = Buffers(loss)
         self.buffers = Buffers(model)
         if isinstance(model, DistributedDataParallel):
-            # The first forward pass begins with rank 0's buffers: these are the ones to begin the second pass with.
+            # DDP broadcasts rank 0's buffers at the first forward pass; the second pass must start with the same ones.
             self.hook = model.module.register_forward_pre_hook(self._copy_buffers_once)
 
     def _copy_buffers_once(self, *_: Any) -> None:
@@ -164,42 +166,42 @@ class _Step:
             parameter.grad = None
 
     def two_passes(
-        self, chunks: Iterator[Chunk], open_chunks: Callable[[], Iterable[Chunk]], opening: RandomState
+        self, chunks: Iterator[Chunk], open_chunks: Callable[[], Iterable[Chunk]], initial_state: RandomState
     ) -> Any:
-        """The sums of all chunks; then chunk by chunk the gradient, with its graph."""
+        """Pass 1: the sums of all chunks. Pass 2: the gradient, chunk by chunk."""
         devices = _cuda_devices(self.model)
         states: list[RandomState] = []
-        prints: list[Fingerprint] = []
+        fingerprints: list[Fingerprint] = []
         sums = self.sums()
-        # Where a model is compiled, a pass without graph would be compiled apart; DDP does what belongs before a step's
-        # first forward pass only where it sees a graph coming. The graph is dropped with the chunk.
+        # A compiled model would be compiled a second time for a pass without a graph, and DDP prepares a step's first
+        # forward pass only with gradients enabled. The graph is freed with the chunk.
         graph = _is_compiled(self.model) or isinstance(self.model, DistributedDataParallel)
         with torch.set_grad_enabled(graph), _without_reduction(self.model):
             for inputs, targets in chunks:
                 states.append(RandomState(devices))
-                prints.append(self._add(sums, inputs, targets))
-        output, whole = self._whole(sums, [one.labels for one in prints])
+                fingerprints.append(self._add(sums, inputs, targets))
+        output, whole = self._combine(sums, [one.labels for one in fingerprints])
         del sums
 
         self.buffers.restore()
-        opening.restore()
-        chunks = drain(*open_ahead(open_chunks))
+        initial_state.restore()
+        chunks = drain(*peek(open_chunks))
         again: list[Fingerprint] = []
         with torch.enable_grad():
             for index, state in enumerate(states):
                 chunk = next(chunks, None)
                 if chunk is None:
-                    raise _other_number(len(states), str(index))
+                    raise _chunk_count_error(len(states), str(index))
                 last = index == len(states) - 1
                 with nullcontext() if last else _without_reduction(self.model):
                     state.restore()
-                    torch.clear_autocast_cache()  # where PyTorch 2.10 holds weights of pass 1, without their graph
+                    torch.clear_autocast_cache()  # PyTorch 2.10 caches the weights of pass 1 there, without a graph
                     part = self._part(*chunk)
                     again.append(self._fingerprint(part))
                     if last and next(chunks, None) is not None:
-                        raise _other_number(len(states), "more")
-                    if last or again[-1].labels.shape != prints[index].labels.shape:
-                        check_same(prints, again)
+                        raise _chunk_count_error(len(states), "more")
+                    if last or again[-1].labels.shape != fingerprints[index].labels.shape:
+                        check_same(fingerprints, again)
                     self._backward([part], whole, index)
                     del part
         return output
@@ -210,7 +212,7 @@ class _Step:
         return self._fingerprint(part)
 
     def one_pass(self, chunks: Iterator[Chunk]) -> Any:
-        """All graphs at once, and one backward pass, in which DDP sees each parameter's whole gradient."""
+        """Keep all graphs and run one backward pass, in which DDP reduces each parameter's whole gradient."""
         parts: list[Any] = []
         labels: list[Tensor] = []
         sums = self.sums()
@@ -223,7 +225,7 @@ class _Step:
                 labels.append(chunk[1].long())
                 sums.add(parts[-1])
                 chunk = following
-        output, whole = self._whole(sums, labels)
+        output, whole = self._combine(sums, labels)
         self._backward(parts, whole)
         return output
 
@@ -237,24 +239,24 @@ class _Step:
         return fingerprint(part.samples.targets, part.sums.statistics, _compute_dtype(part.samples.x))
 
     @torch.no_grad()
-    def _whole(self, sums: Any, targets: list[Tensor]) -> tuple[Any, Any]:
-        """The whole batch's output, over chunks and ranks; with it the attention map has taken its step."""
+    def _combine(self, sums: Any, targets: list[Tensor]) -> tuple[Any, Any]:
+        """The whole batch's output, over chunks and ranks. The attention map takes its step."""
         part = sums.total(targets)
         batch = self.loss.combine(part, targets, record=True)
         dtype = torch.promote_types(batch.ce_sums.dtype, batch.statistics.dtype)  # the loss's
         one = torch.ones((), dtype=dtype, device=batch.ce_sums.device)
         upstream = one if self.scaler is None else self.scaler.scale(one)
         output, backward = evaluate(part, batch, self.lambd, upstream)
-        return output, _Whole(batch, backward, [0, *accumulate(map(len, targets))])
+        return output, _BatchGradient(batch, backward, [0, *accumulate(map(len, targets))])
 
     def _backward(self, parts: list[Any], whole: Any, first: int = 0) -> None:
-        """The gradient of some chunks, of which the batch's chunk `first` is the first."""
+        """Backpropagate the gradient of some chunks, `first` being the index of the first one."""
         tensors: list[Tensor] = []
         upstream: list[Tensor] = []
         for index, part in enumerate(parts, first):
             logits, x, *_ = part.samples
             batch = whole.batch.rows(whole.starts[index], whole.starts[index + 1])
-            # If neither requires a gradient, let backward say so.
+            # If neither requires a gradient, backward raises the error.
             needed = logits.requires_grad or not x.requires_grad, x.requires_grad
             for tensor, gradient in zip(
                 (logits, x), gradients(part.samples, batch, whole.backward, part.options, *needed), strict=True
@@ -267,7 +269,7 @@ class _Step:
 
 
 class _EmbeddingStep(_Step):
-    """The same for a metric loss: its gradient for the embeddings of all chunks at once, which pass 1 keeps."""
+    """A step for a metric loss: pass 1 keeps all embeddings, and the loss is computed on all of them at once."""
 
     def sums(self) -> _Embeddings:
         return _Embeddings()
@@ -282,7 +284,7 @@ class _EmbeddingStep(_Step):
         return fingerprint(targets, x.detach().to(checks.STATISTICS_DTYPE[x.dtype]).flatten(), _compute_dtype(x))
 
     @torch.enable_grad()
-    def _whole(self, sums: _Embeddings, targets: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _combine(self, sums: _Embeddings, targets: list[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The loss, and dL/dx of each chunk."""
         x = torch.cat(sums.x).requires_grad_()
         loss = self.loss(x, torch.cat(targets))
@@ -307,11 +309,11 @@ class _Embeddings:
 
 
 class _Sums:
-    """The chunks' sums, added up in float64 where the device has it: there may be many chunks."""
+    """The chunks' sums, added in float64 if the device supports it."""
 
     def __init__(self) -> None:
         self.packed: Tensor | None = None
-        self.x: list[Tensor] = []  # (n, k, d) a chunk; kept for pairs="sample" alone
+        self.x: list[Tensor] = []  # (n, k, d) of each chunk, only for pairs="sample"
 
     def add(self, part: Part) -> None:
         packed = part.sums.pack()
@@ -325,7 +327,7 @@ class _Sums:
         self.last = part._replace(samples=part.samples._replace(logits=logits[:0].detach(), x=x[:0].detach()))
 
     def total(self, targets: list[Tensor]) -> Part:
-        """All chunks as one part: their sums, for pairs="sample" their samples too; no logits."""
+        """All chunks as one part: their sums and, for pairs="sample", their samples; no logits."""
         assert self.packed is not None  # there is at least one chunk
         samples = self.last.samples._replace(targets=torch.cat(targets))
         if self.x:
@@ -336,19 +338,19 @@ class _Sums:
 def _forward(model: nn.Module, inputs: Any) -> tuple[Tensor, Tensor]:
     output = model(inputs)
     if not isinstance(output, list | tuple) or len(output) != 2 or not all(isinstance(x, Tensor) for x in output):
-        raise TypeError(f"the model's output: expected tensors (logits, embeddings), got {described(output)}")
+        raise TypeError(f"the model's output: expected tensors (logits, embeddings), got {describe_type(output)}")
     return output[0], output[1]
 
 
 def _embeddings(model: nn.Module, inputs: Any) -> Tensor:
     output = model(inputs)
     if not isinstance(output, Tensor):
-        raise TypeError(f"the model's output: expected a tensor of embeddings, got {described(output)}")
+        raise TypeError(f"the model's output: expected a tensor of embeddings, got {describe_type(output)}")
     return output
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    """The coarsest dtype on the way to embeddings x."""
+    """The least precise dtype used to compute the embeddings x."""
     autocast = torch.is_autocast_enabled(x.device.type)
     return torch.get_autocast_dtype(x.device.type) if autocast and x.dtype != torch.float64 else x.dtype
 
@@ -363,20 +365,20 @@ def _is_compiled(model: nn.Module) -> bool:
 
 
 def _outside_autocast(device: torch.device) -> torch.autocast:
-    """For a backward pass inside the caller's autocast region: its ops take the dtypes of the forward pass."""
+    """Disable autocast for a backward pass: its ops use the dtypes of the forward pass."""
     return torch.autocast(device.type, enabled=False)
 
 
-def _other_number(first: int, second: str) -> RuntimeError:
+def _chunk_count_error(first: int, second: str) -> RuntimeError:
     return RuntimeError(
-        f"virtual batch: {first} chunks came in the first pass and {second} in the second. A callable must yield the "
+        f"virtual batch: {first} chunks in the first pass and {second} in the second. A callable must yield the "
         "same chunks each time it is called. The gradients of this call were dropped"
     )
 
 
 @contextmanager
 def _without_reduction(model: Any) -> Iterator[None]:
-    """Gradients of what runs in here stay on this rank: DDP's and FSDP's `no_sync`."""
+    """Do not reduce gradients over ranks: `no_sync` of DDP and FSDP."""
     if hasattr(model, "no_sync"):
         with model.no_sync():
             yield

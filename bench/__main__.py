@@ -31,14 +31,14 @@ def usage() -> str:
 def main(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS:
         return importlib.import_module(f"bench.{argv[0]}").main(argv[1:]) or 0
-    asked = bool(argv) and argv[0] in ("-h", "--help")
-    print(usage(), file=sys.stdout if asked else sys.stderr)
-    if argv and not asked:
+    help_requested = bool(argv) and argv[0] in ("-h", "--help")
+    print(usage(), file=sys.stdout if help_requested else sys.stderr)
+    if argv and not help_requested:
         print(
             f"\nbench: expected one of {', '.join(COMMANDS)}; got {argv[0]!r}{nearest(argv[0], list(COMMANDS))}",
             file=sys.stderr,
         )
-    return 0 if asked else 2
+    return 0 if help_requested else 2
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     busy = "measure while other processes use the CPU (default: stop)"
     parser.add_argument("--busy", action="store_true", help=busy)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
     options = parser.parse_args(argv)
     rows.check_device(parser, options.device)
     if options.minutes is not None and not options.minutes > 0:

@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels, without a GPU: launches as the host functions make them, compiled ahead."""
+"""The kernels compiled without a GPU, for the launches that the host functions make."""
 
 from __future__ import annotations
 
@@ -210,10 +210,10 @@ def pair_launches(
         return torch.empty(shape, dtype=dtype, device="meta")
 
     x = empty(n, k, d, dtype=torch.bfloat16 if precision == "medium" else torch.float32)
-    asked = (x, empty(n, dtype=torch.int64), empty(num_classes))
+    example_inputs = (x, empty(n, dtype=torch.int64), empty(num_classes))
     options: tuple[Any, ...] = (between_target, -100, precision, 0, n)
     with recorded() as launches, mock.patch.object(gpus, "family", return_value=target):
-        pair_launch.pair_values(*asked, *options)
+        pair_launch.pair_values(*example_inputs, *options)
         first = len(launches)
-        pair_launch.pair_gradient(*asked, empty(), *options)
+        pair_launch.pair_gradient(*example_inputs, empty(), *options)
     return launches[:first] + launches[first + 1 :]  # both begin with the same tables

@@ -1,4 +1,4 @@
-"""What the PTX machine counts of the kernels at the paper's shape: how often each line runs, and the bytes it moves."""
+"""Counts by the PTX machine at the paper's shape: executions of each line of the kernels, and bytes moved."""
 
 from __future__ import annotations
 

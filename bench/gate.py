@@ -1,9 +1,9 @@
-"""`python -m bench gate`: compare measures that a noisy machine does not change with their limits.
+"""`python -m bench gate`: compare measurements that do not depend on a busy machine with their limits.
 
-Ratios are of processor time on one thread, the least of each contender's turns within one run, and a ratio beyond its
-limit is taken again, twice at most: other work on the machine lengthens some turns, a slower program all of them.
-Operations, launches, registers and instructions are exact. Limits stand in bench/gate.csv, each with the figure that it
-was set from; `--update` measures the figures again and leaves the limits. Exit status 1 if one is beyond its limit.
+Ratios are of processor time on one thread, the minimum over each contender's turns within one run. A ratio beyond its
+limit is measured again, at most twice: other work on the machine slows down some turns, a slower program all of them.
+Operations, launches, registers and instructions are exact. The limits are in bench/gate.csv, each with the figure that
+it was set from; `--update` measures the figures again and keeps the limits. Exit status 1 if a limit is exceeded.
 """
 
 from __future__ import annotations
@@ -138,9 +138,9 @@ CHECKS = RATIOS | EXACT
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("gate", __doc__)
     parser.add_argument("--only", help="checks whose name contains this text")
-    parser.add_argument("--update", action="store_true", help="write the figures measured now beside the limits")
+    parser.add_argument("--update", action="store_true", help="write the measured figures next to the limits")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
     options = parser.parse_args(argv)
     torch.set_num_threads(options.threads)
     limits: list[dict[str, Any]] = [dict(row) for row in rows.read(LIMITS)]

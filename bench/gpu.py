@@ -1,10 +1,9 @@
 """`python -m bench gpu`: checks and measures the kernels on a GPU, part by part; rows go to bench/results/gpu.csv.
 
 Needs a checkout, PyTorch and Triton (pytest and hypothesis for the parts `tests-*`); nothing is installed. A part that
-passed has a row that says so and is not run again, so that a call that was cut short goes on where it stopped; each
-takes less than ten minutes. Nothing is timed before `agrees` has passed. With --device cpu and TRITON_INTERPRET=1 all
-of it runs at toy size in Triton's interpreter: a test of this script, whose times mean nothing and go to no file unless
---out says so.
+passed has a row and is not run again, so that an interrupted call continues where it stopped; each part takes under ten
+minutes. Nothing is timed before `agrees` has passed. With --device cpu and TRITON_INTERPRET=1 everything runs at toy
+size in Triton's interpreter: a test of this script, whose times are meaningless and are written only with --out.
 """
 
 from __future__ import annotations

@@ -23,10 +23,10 @@ def pairs_agree(bench: Bench) -> None:
             for target in (-1.0, -1 / 6, 0.0):
                 for n in bench.sizes(600, 61, toy=1):
                     x, targets, attention = _away_from_kinks(bench, n, dtype, target)
-                    aims: dict[str, Any] = {"between_target": target, "pairs": "sample"}
+                    term_targets: dict[str, Any] = {"between_target": target, "pairs": "sample"}
                     exact = x.detach().double().requires_grad_()
-                    truth, true_gradient = _fd(exact, targets, attention.double(), "reference", **aims)
-                    fd, gradient = _fd(x, targets, attention, "triton", precision=precision, **aims)
+                    truth, true_gradient = _fd(exact, targets, attention.double(), "reference", **term_targets)
+                    fd, gradient = _fd(x, targets, attention, "triton", precision=precision, **term_targets)
                     error = float((fd.double() - truth).abs() / truth)
                     allowed = UNIT[precision]
                     case = f"{precision}, target {target:.3f}"
@@ -99,8 +99,8 @@ def pairs_rivals(bench: Bench) -> None:
     options: dict[str, Any] = {"pairs": "sample", "between_target": "simplex"}
     for n in bench.sizes(4_096, 16_384, 32_768, toy=1):
         x, targets, attention = bench.inputs(n, "bfloat16")
-        ours = partial(step, x, targets, attention, "triton", precision="medium", **options)
-        calls: dict[str, Callable[[], object]] = {"ours": ours}
+        triton_step = partial(step, x, targets, attention, "triton", precision="medium", **options)
+        calls: dict[str, Callable[[], object]] = {"ours": triton_step}
         with_reference = n < 20_000
         if with_reference:
             calls["reference"] = partial(step, x, targets, attention, "reference", **options)
@@ -120,7 +120,7 @@ def pairs_rivals(bench: Bench) -> None:
             ratio = times["reference"] / times["ours"]
             case = "pairs, forward + backward"
             bench.row(case, "times faster than reference", f"{ratio:.1f}", n=n, dtype="bfloat16", target=">= 10")
-        del calls, ours
+        del calls, triton_step
 
 
 def pairs_memory(bench: Bench) -> None:

@@ -101,9 +101,11 @@ def agrees(bench: Bench) -> None:
         for target in (-1, 0.3):
             for n in bench.sizes(300, 61, toy=1):
                 x, targets, attention = bench.inputs(n, dtype)
-                aims = {"between_target": target, "mean_target": target, "embedding_target": target}
-                truth = step(x.detach().double().requires_grad_(), targets, attention.double(), "reference", **aims)
-                got = step(x, targets, attention, "triton", **aims).double()
+                term_targets = {"between_target": target, "mean_target": target, "embedding_target": target}
+                truth = step(
+                    x.detach().double().requires_grad_(), targets, attention.double(), "reference", **term_targets
+                )
+                got = step(x, targets, attention, "triton", **term_targets).double()
                 error = float((got - truth).abs().max() / truth.abs().max())
                 bench.row(f"target {target}", "largest error of dL/dx", f"{error:.2e}", n=n, dtype=dtype)
                 if not error < 8 * torch.finfo(DTYPES[dtype]).eps:
@@ -225,8 +227,8 @@ def small(bench: Bench) -> None:
         for target in (-1, 0.3):
             x = torch.randn(n, k, d, device=bench.device, requires_grad=True)
             targets = torch.randint(0, classes, (n,), device=bench.device)
-            aims = {"between_target": target, "mean_target": target, "embedding_target": target}
-            step(x, targets, torch.rand(classes, device=bench.device), "triton", **aims)
+            term_targets = {"between_target": target, "mean_target": target, "embedding_target": target}
+            step(x, targets, torch.rand(classes, device=bench.device), "triton", **term_targets)
         measure.synchronize(bench.device)
         bench.row("small", "ran", True, n=n, k=k, d=d, classes=classes)
 
@@ -239,16 +241,16 @@ def bandwidth(bench: Bench) -> None:
         for n in bench.sizes(65_536, 1_048_576):
             x, targets, attention = bench.inputs(n, dtype)
             copy = torch.empty_like(x)
-            aims = (-1.0, -1.0, -1.0)
+            term_targets = (-1.0, -1.0, -1.0)
             k, d, classes = (bench.shape[name] for name in ("k", "d", "classes"))
             plain = x.detach()
             flat = gpu.statistics(plain, targets, classes, -100, -1.0)
-            _, *tables = gpu.terms(flat, attention, k, d, *aims)
+            _, *tables = gpu.terms(flat, attention, k, d, *term_targets)
             upstream = torch.ones(4, device=bench.device)
             calls: dict[str, Callable[[], object]] = {
                 "copy": partial(copy.copy_, plain),
                 "statistics": partial(gpu.statistics, plain, targets, classes, -100, -1.0),
-                "terms": partial(gpu.terms, flat, attention, k, d, *aims),
+                "terms": partial(gpu.terms, flat, attention, k, d, *term_targets),
                 "gradient": partial(gpu.gradient, plain, targets, upstream, *tables, -100, -1.0),
                 "forward + backward": partial(step, x, targets, attention, "triton"),
             }

@@ -1,9 +1,9 @@
 """`python -m bench host`: host time of a step, without a GPU.
 
-The kernels' own path, forward and backward, with every launch replaced by nothing: microseconds, dispatcher calls,
-allocations and launches of the terms and of the whole loss. The ratio is to one addition of two float32 tensors of 8
-numbers, in turns with it on the same machine. Beside each step: an autograd function of the same inputs and outputs
-that computes nothing, called in the same way. The last line has the ratio (U) and the allocations (A) of both.
+The kernels' own path, forward and backward, without the launches: microseconds, dispatcher calls, allocations and
+launches of the terms and of the whole loss. The ratio is to one addition of two float32 tensors of 8 numbers, timed
+alternately on the same machine. For comparison: an autograd function with the same inputs and outputs that computes
+nothing, called in the same way. The last line has the ratio (U) and the allocations (A) of both.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def measure_host(n: int = 60, seed: int = 0) -> dict[str, tuple[Counts, float, f
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("host", __doc__)
     parser.add_argument("--n", type=int, default=60, help="samples of a batch")
-    parser.add_argument("--seed", type=int, default=0, help="of the inputs")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
     options = parser.parse_args(argv)
     if options.n < 1:
         parser.error("--n: expected at least 1")

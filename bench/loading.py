@@ -68,7 +68,7 @@ def loaded(
     epoch = 0
     while True:
         epoch += 1
-        steps.go_to(epoch)
+        steps.set_epoch(epoch)
         for chunks, size in steps:
             for _ in chunks():
                 yield size
@@ -92,12 +92,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=[48, 112, 224], help="image sizes")
     parser.add_argument("--workers", type=int, nargs="+", default=sorted({0, 1, cores}), help="numbers of processes")
     parser.add_argument(
-        "--augmented", nargs="+", choices=("loading", "batch"), default=["loading", "batch"], help="how"
+        "--augmented",
+        nargs="+",
+        choices=("loading", "batch"),
+        default=["loading", "batch"],
+        help="where images are augmented",
     )
-    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES), help="read from where")
-    parser.add_argument("--backbones", nargs="*", default=["resnet18", "legacy_xception"], help="of the steps")
-    parser.add_argument("--batch-size", type=int, default=60, help="images of a batch")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
+    parser.add_argument(
+        "--sources", nargs="+", choices=SOURCES, default=list(SOURCES), help="where images are read from"
+    )
+    parser.add_argument(
+        "--backbones", nargs="*", default=["resnet18", "legacy_xception"], help="backbones of the training steps"
+    )
+    parser.add_argument("--batch-size", type=int, default=60, help="images per batch")
+    parser.add_argument("--seconds", type=float, default=2.0, help="seconds of each measurement")
     options = parser.parse_args(argv)
     if min(options.sizes) < 16 or min(options.workers) < 0 or options.batch_size < 2 or not options.seconds > 0:
         parser.error("--sizes: expected at least 16; --workers: 0; --batch-size: 2; --seconds: more than 0")

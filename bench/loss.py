@@ -1,10 +1,11 @@
-"""`python -m bench loss`: the loss, forward and backward, beside the alternatives that a user has.
+"""`python -m bench loss`: the loss, forward and backward, compared with its alternatives.
 
-One axis varies at a time, the others stay at k = 7, d = 256, C = 7 in float32. Every contender runs in a process of its
-own under a memory limit, from small to large; a size that does not fit is a row that says so. Within the
-process it takes turns with a plain copy and with adcorre's own backend, so that shares and ratios are of the same
-moment. Whatever computes the Ad-Corre terms is first held to the reference in float64. Inputs rotate through more
-memory than caches hold. Rows that the file has already, from the same commit, device and versions, are not run again.
+One axis varies at a time, the others stay at k = 7, d = 256, C = 7 in float32. Every contender runs in its own process
+under a memory limit, from small to large sizes; a size that does not fit is recorded as such. Within the process it is
+timed alternately with a plain copy and with adcorre's own backend, so that shares and ratios compare the same moment.
+Contenders that compute the Ad-Corre terms are first compared with the reference in float64. Inputs rotate through more
+memory than the caches have. Rows that the file has already, from the same commit, device and versions, are not measured
+again.
 """
 
 from __future__ import annotations
@@ -143,8 +144,8 @@ def measured(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, 
     turns: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(next(source))}
     yardstick = ours_on(device.type)[0]
     if name != yardstick:
-        turns[yardstick] = ours = Step(CONTENDERS[yardstick], inputs, targets, attention)
-        ours()
+        turns[yardstick] = own = Step(CONTENDERS[yardstick], inputs, targets, attention)
+        own()
     turns["forward"], turns[name] = step.forward, step
     times = measure.in_turns(turns, device, seconds=options.seconds, most=options.runs, warm=0)
 
@@ -243,11 +244,15 @@ def rows_of(
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("loss", __doc__, rows.RESULTS / "loss.csv")
     names = ", ".join(CONTENDERS)
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"of {names}; default: all")
+    parser.add_argument(
+        "--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"some of {names}; default: all"
+    )
     parser.add_argument("--parts", nargs="+", choices=AXES, default=list(AXES), help="axes to vary")
     parser.add_argument("--n", type=int, nargs="+", help="batch sizes of the part n; default: the standard ones")
-    parser.add_argument("--runs", type=int, default=20, help="most counted runs of a contender at a size")
-    parser.add_argument("--seconds", type=float, help="no further round begins after so many; default: 1, on a GPU 0.5")
+    parser.add_argument("--runs", type=int, default=20, help="maximum number of timed runs of a contender at a size")
+    parser.add_argument(
+        "--seconds", type=float, help="seconds after which no further round starts; default: 1, on a GPU 0.5"
+    )
     parser.add_argument(
         "--memory", type=float, help="GiB a contender may take; default: 2/3 of what is free, of a GPU 95 %%"
     )
@@ -285,4 +290,4 @@ def _line(row: dict[str, Any]) -> str:
         line += f"  {100 * float(row['copy_share']):5.1f} % of a copy's bandwidth"
     if "times_slower" in row:
         line += f"  {float(row['times_slower']):7.1f} times ours"
-    return line + f"  {row['peak_extra_mib']} MiB more"
+    return line + f"  {row['peak_extra_mib']} MiB extra"

@@ -83,8 +83,8 @@ def numbers(places: int) -> dict[str, Split]:
             order = single.labels.argsort(stable=True)  # images of a digit stand together
             count = single.labels.bincount()
             start = count.cumsum(0) - count
-            drawn = (torch.rand(len(labels), generator=rng) * count[digit]).long()
-            images.append(single.images[order[start[digit] + drawn]])
+            picks = (torch.rand(len(labels), generator=rng) * count[digit]).long()
+            images.append(single.images[order[start[digit] + picks]])
         splits[name] = Split(torch.cat(images, -1), labels)
     return splits
 
@@ -126,7 +126,7 @@ def contenders() -> dict[str, Callable[[], nn.Module]]:
 
     return {
         "metric": AdCorreMetricLoss,
-        "metric, -1": lambda: AdCorreMetricLoss(between_target=-1, mean_target=-1),
+        "metric, simplex": lambda: AdCorreMetricLoss(between_target="simplex", mean_target="simplex"),
         "supcon": losses.SupConLoss,
         "multi-similarity": losses.MultiSimilarityLoss,
         "circle": losses.CircleLoss,
@@ -208,12 +208,12 @@ def measure_one(session: rows.Session, part: str, data: dict[str, Split], name: 
 
     for rate in LEARNING_RATES:
         row(rate, 0, "validation")
-    mine = [
+    rows_of_class = [
         line
         for line in rows.read(out)
         if (line["part"], line["contender"], line["split"]) == (part, name, "validation")
         and line["session"] == session.origin["session"]
     ]
-    best = max(mine, key=lambda line: float(line["map_at_r"]) if line["map_at_r"] != "nan" else -1)
+    best = max(rows_of_class, key=lambda line: float(line["map_at_r"]) if line["map_at_r"] != "nan" else -1)
     for seed in SEEDS:
         row(float(best["learning_rate"]), seed, "test")

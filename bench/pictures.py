@@ -11,7 +11,7 @@ from bench.rivals import CONTENDERS, OURS, ours_on
 from train import palette
 
 OVERVIEW = {"reference": "reference, n x n", "supcon": "SupCon", "multi-similarity": "Multi-Similarity"}
-WALL = "A cross: the next larger size needs more memory or time than there is."
+WALL = "Cross: the next larger size exceeds the memory or the time limit."
 RIVAL = "#8a8a8a"
 
 
@@ -69,27 +69,27 @@ def show_percent(value: float) -> str:
 
 
 def overview(rows: results.Rows, path: Path) -> None:
-    """Time over n for the README: ours in a strong line, others in gray, each with its name at its end."""
+    """Time over n for the README: a strong line for this package, gray lines for others, each labelled at its end."""
     from matplotlib.figure import Figure
 
     names = {row["contender"] for row in rows}
     kind = "cuda" if rows[-1]["driver"] else "cpu"
-    ours = next((name for name in (*ours_on(kind), *OURS) if name in names), "")
+    own = next((name for name in (*ours_on(kind), *OURS) if name in names), "")
     figure = Figure(figsize=(8.2, 4.1), layout="constrained")
     axes = figure.subplots()
     ends = []
-    for name, label in ((ours, "adcorre"), *OVERVIEW.items()):
+    for name, label in ((own, "adcorre"), *OVERVIEW.items()):
         if not (points := curve(rows, name)):
             continue
         style: dict[str, Any] = {
-            "color": palette.COLORS[2] if name == ours else RIVAL,
-            "lw": 3 if name == ours else 1.4,
+            "color": palette.COLORS[2] if name == own else RIVAL,
+            "lw": 3 if name == own else 1.4,
         }
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, zorder=3 if name == ours else 2, **style)
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=4, zorder=3 if name == own else 2, **style)
         if has_wall(rows, name):
             axes.plot(*points[-1], marker="X", markersize=11, color=style["color"])
-        ends.append((*points[-1], label, style["color"], "bold" if name == ours else "normal"))
-    log_axes(axes, "forward + backward", show_seconds)
+        ends.append((*points[-1], label, style["color"], "bold" if name == own else "normal"))
+    log_axes(axes, "time, forward + backward", show_seconds)
     low, high = axes.get_ylim()
     axes.set_ylim(low, 2 * high)
     gap, last = (2 * high / low) ** 0.065, (0, 0.0)
@@ -99,7 +99,8 @@ def overview(rows: results.Rows, path: Path) -> None:
         axes.annotate(label, (n, height), color=color, weight=weight, fontsize=11, annotation_clip=False, **offset)
         last = n, height
     axes.set_title(f"Time of the loss over the batch size ({device(rows)})", loc="left")
-    figure.supxlabel(WALL, fontsize=9)
+    if any(has_wall(rows, name) for name in (own, *OVERVIEW)):
+        figure.supxlabel(WALL, fontsize=9)
     figure.savefig(path)
 
 
@@ -119,10 +120,11 @@ def loss(rows: results.Rows, path: Path) -> None:
         if shares := curve(rows, name, "copy_share"):
             right.plot(*zip(*((n, 100 * share) for n, share in shares), strict=True), **style)
     right.axhline(100, color=palette.TEXT, linewidth=1)
-    log_axes(left, "forward + backward", show_seconds)
-    log_axes(right, "of a copy's bandwidth", show_percent)
+    log_axes(left, "time, forward + backward", show_seconds)
+    log_axes(right, "share of a copy's bandwidth", show_percent)
     left.set_title("Time")
     right.set_title("Bandwidth, for the least possible traffic")
-    figure.legend(loc="outside lower center", ncols=4, title=WALL)
+    walls = any(has_wall(rows, name) for name in names)
+    figure.legend(loc="outside lower center", ncols=4, title=WALL if walls else None)
     figure.suptitle(f"The loss over the batch size ({device(rows)})")
     figure.savefig(path)

@@ -29,7 +29,7 @@ Table = tuple[list[str], list[list[str]]]
 WHERE = ["device", "commit"]
 # README's columns: what is shown of several is the first that was measured.
 SHORT = {
-    "ours": tuple(name for name, ours in OURS.items() if ours.linear), "reference": ("reference",),
+    "ours": tuple(name for name, contender in OURS.items() if contender.linear), "reference": ("reference",),
     "SupCon": ("supcon",), "Multi-Similarity": ("multi-similarity",),
 }  # fmt: skip
 SIZES = ("60", "600", "4096", "65536")
@@ -154,7 +154,7 @@ def lines_of(
 
 
 METRIC_LOSSES = {
-    "metric": "AdCorreMetricLoss", "metric, -1": "AdCorreMetricLoss, targets -1", "supcon": "SupCon",
+    "metric": "AdCorreMetricLoss", "metric, simplex": "AdCorreMetricLoss, targets simplex", "supcon": "SupCon",
     "multi-similarity": "Multi-Similarity", "circle": "Circle", "triplet": "Triplet", "inf-cl": "inf-cl",
 }  # fmt: skip
 
@@ -192,7 +192,8 @@ def retrieval(gpu: bool) -> Table:
 
 
 CASE = ("contender", "n", "k", "d", "classes", "dtype")
-TRAFFIC = ["", "n", "forward", "backward", "GB/s of the least traffic", "of a copy", "launches", "MiB more"]
+RATE = ["GB/s of the minimum traffic", "share of a copy's bandwidth"]
+TRAFFIC = ["", "n", "forward", "backward", *RATE, "launches", "extra MiB"]
 
 
 def traffic(row: dict[str, str]) -> list[str]:
@@ -201,7 +202,7 @@ def traffic(row: dict[str, str]) -> list[str]:
     return [f"`{row['contender']}`", f"{int(row['n']):,}", *passes, *rates, row["launches"], row["peak_extra_mib"]]
 
 
-AXES = ["", "k", "d", "C", "dtype", "time", "GB/s of the least traffic", "MiB more"]
+AXES = ["", "k", "d", "C", "dtype", "time", "GB/s of the minimum traffic", "extra MiB"]
 
 
 def axes(row: dict[str, str]) -> list[str]:
@@ -218,7 +219,7 @@ def step(row: dict[str, str]) -> list[str]:
     return [*case, row["images_per_second"], speed, percent(row["loss_share"], 2), row["peak_extra_mib"]]
 
 
-SCALE = ["grows", "n", "C", "b", "ranks", "time", "µs a sample", "slope", "MiB more", "bytes all-reduced"]
+SCALE = ["grows", "n", "C", "b", "ranks", "time", "µs per sample", "slope", "extra MiB", "bytes all-reduced"]
 
 
 def scale(row: dict[str, str]) -> list[str]:
@@ -252,17 +253,17 @@ def figures_of_gpu(parts: Sequence[str], columns: dict[str, tuple[str, str, Call
 
 BOTH = "forward + backward"
 KERNELS: dict[str, tuple[str, str, Callable[[str], str]]] = {
-    "of a copy's bandwidth": (BOTH, "share of a copy's bandwidth", partial(percent, digits=0)),
+    "share of a copy's bandwidth": (BOTH, "share of a copy's bandwidth", partial(percent, digits=0)),
     "eager": ("terms, triton", "time", seconds),
     "CUDA graph": ("terms, triton, graph replay", "time", seconds),
     "faster than the reference": ("terms", "times faster than reference", times),
     "faster than torch.compile": ("terms", "times faster than torch compiled", times),
 }
 PAIRS: dict[str, tuple[str, str, Callable[[str], str]]] = {
-    "forward, of a matrix product's rate": ("pairs, medium", "share of a product's rate", partial(percent, digits=0)),
+    "forward, share of a product's rate": ("pairs, medium", "share of a product's rate", partial(percent, digits=0)),
     BOTH: (f"pairs, medium, {BOTH}", "time", seconds),
     "faster than the reference": (f"pairs, {BOTH}", "times faster than reference", times),
-    "MiB more": ("pairs, medium", "peak beyond inputs and dL/dx", number),
+    "extra MiB": ("pairs, medium", "peak beyond inputs and dL/dx", number),
 }
 TABLES: dict[str, Callable[[bool], Table]] = {
     "speed": speed,
@@ -310,11 +311,11 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("matplotlib is not installed: it draws the pictures; --check does without")
     stale = []
     for path in TEXTS:
-        text = path.read_text() if path.exists() else ""
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
         if fill(text) != text:
             stale.append(path)
             if not options.check:
-                path.write_text(fill(text))
+                path.write_text(fill(text), encoding="utf-8")
     for message in filter(None, map(missing, (False, True))):
         print(message)
     if options.check:

@@ -132,7 +132,7 @@ RIVALS = {
     "circle": _metric_learning("CircleLoss", only_metric=True),
     "triplet": _metric_learning("TripletMarginLoss", only_metric=True),
     "metric": _metric_loss(),  # AdCorreMetricLoss
-    "metric, -1": _metric_loss(between_target=-1, mean_target=-1),
+    "metric, simplex": _metric_loss(between_target="simplex", mean_target="simplex"),
     "inf-cl": Contender(_inf_cl, False, same=False, package="inf_cl", device="cuda", metric=True),
     "factored-compiled": Contender(_compiled(lambda: factored), True, sizes=COMPILED_AT),
     "reference-compiled": Contender(_compiled(_terms("reference")), False, sizes=COMPILED_AT),
@@ -142,4 +142,6 @@ CONTENDERS = OURS | RIVALS
 
 def ours_on(kind: str) -> list[str]:
     """The linear backends that run on "cpu" or "cuda" here, the fastest first; ratios are to that one."""
-    return [name for name, ours in OURS.items() if ours.linear and ours.fits(kind) and ours.installed()]
+    return [
+        name for name, contender in OURS.items() if contender.linear and contender.fits(kind) and contender.installed()
+    ]

@@ -54,10 +54,10 @@ def append(path: Path, fields: Sequence[str], rows: Iterable[Row]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         first, _, rest = path.read_text().partition("\n")
-        there = next(csv.reader([first]), [])
-        if there != list(fields[: len(there)]):
-            raise SystemExit(f"{path}: its first line is {there}, expected {list(fields)}; name another file by --out")
-        if len(there) < len(fields):
+        header = next(csv.reader([first]), [])
+        if header != list(fields[: len(header)]):
+            raise SystemExit(f"{path}: its first line is {header}, expected {list(fields)}; name another file by --out")
+        if len(header) < len(fields):
             path.write_text(",".join(fields) + "\n" + rest)
     new = not path.exists()
     with path.open("a", newline="") as file:
@@ -122,11 +122,11 @@ def parser(command: str, description: str | None, results: Path | None = None) -
         add(
             "--minutes", type=float, help="stop after this many minutes; rows measured so far remain; default: no limit"
         )
-        add("--again", action="store_true", help="also run what is in the file already (default: not)")
-        add("--busy", action="store_true", help="append rows though other processes use the CPU (default: stop)")
+        add("--again", action="store_true", help="measure again what is in the file already (default: skip it)")
+        add("--busy", action="store_true", help="measure although other processes use the CPU (default: stop)")
         add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
         add("--device", default="cpu", help="cpu, cuda or cuda:N")
-        add("--seed", type=int, default=0, help="of the inputs")
+        add("--seed", type=int, default=0, help="seed of the inputs")
         add("--out", type=Path, default=results, help="CSV file to which the rows are appended")
     return parser
 
@@ -152,9 +152,9 @@ class Session:
         self.end = float("inf") if options.minutes is None else time.monotonic() + 60 * options.minutes
         self.status = 0
         self.origin = origin(self.device)
-        there = read(options.out)
+        stored = read(options.out)
         run = {name: str(self.origin[name]) for name in RUN}
-        own = [row for row in there if all(row.get(name, value) == value for name, value in run.items())]
+        own = [row for row in stored if all(row.get(name, value) == value for name, value in run.items())]
         again = options.again or self.origin["commit"].endswith("-dirty")
         self.origin["session"] = (own[-1].get("session") if own and not again else "") or uuid.uuid4().hex[:8]
         done = [row for row in own if not (options.again or row.get("note", "").startswith(RETRIED))]
@@ -178,7 +178,7 @@ class Session:
             if reason := measure.busy(threads):
                 reason, self.status = f"{reason}; --busy measures nevertheless", 2
         if reason:
-            print(f"stopped before {before}: {reason}. The same command goes on from there", flush=True)
+            print(f"stopped before {before}: {reason}. The same command continues from there", flush=True)
         return bool(reason)
 
     def append(self, *rows: Row) -> None:

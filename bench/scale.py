@@ -131,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("scale", __doc__, rows.RESULTS / "scale.csv")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what grows")
     parser.add_argument("--n", type=int, help="global batch of part ranks; default: 16,384, on a GPU 262,144")
-    parser.add_argument("--seconds", type=float, default=15.0, help="after so many seconds no further round begins")
+    parser.add_argument("--seconds", type=float, default=15.0, help="seconds after which no further round starts")
     options = parser.parse_args(argv)
     if (options.n or 64) < 64:
         parser.error("--n: expected at least 64")

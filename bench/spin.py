@@ -1,7 +1,7 @@
 """Effect of OpenMP's spinning threads: training steps of one process alone, and of two on the same cores.
 
-Threads that spin are the fastest on an idle machine; beside another process they take each other's time. The setting
-that `train/entry.py` chooses keeps nearly all of the first figure and doubles the second.
+Spinning threads are the fastest on an idle machine; if another process runs, the two slow each other down. The setting
+in `train/entry.py` keeps nearly all of the first figure and doubles the second.
 """
 
 import os
@@ -63,9 +63,11 @@ def images_per_second(setting: str, threads: int, seconds: float) -> tuple[float
 
 def main(argv: list[str] | None = None) -> int:
     parser = SuggestingParser(prog="python -m bench spin", description=__doc__)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of each process (default: one per core)")
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default: 3)")
-    parser.add_argument("--settings", nargs="+", default=SETTINGS, help="NAME=VALUE (default: those worth a look)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="threads of each process (default: one per core)"
+    )
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each measurement (default: 3)")
+    parser.add_argument("--settings", nargs="+", default=SETTINGS, help="NAME=VALUE (default: a few useful ones)")
     options = parser.parse_args(argv)
     print(f"images/s, {options.threads} threads{'':16}alone   one of two")
     for setting in options.settings:

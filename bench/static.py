@@ -1,4 +1,4 @@
-"""`python -m bench static`: how fast the kernels can be, read off their machine code. No GPU.
+"""`python -m bench static`: upper bounds of the kernels' speed, from their machine code. No GPU.
 
 For every kernel, architecture and dtype: registers, stack, shared memory, how many programs a multiprocessor holds, and
 of the streaming loop its instructions, barriers and vector widths. From these, for the GPUs below: the cycles that the
@@ -188,7 +188,7 @@ def _tiles(row: Row, launch: Launch, instructions: list[str], loops: list[tuple[
     matrix = r"\b(HMMA|HGMMA|UTCHMMA|OMMA|QMMA)\b"
     constants = launch.constants
     width = constants["DP"]
-    again = 0 if constants["KEPT"] else -(-width // constants["BK"]) - 1
+    again = 0 if constants["RESIDENT"] else -(-width // constants["BK"]) - 1
     first, last = _loop_of(matrix, instructions, loops)
     inner = [loop for loop in loops if first <= loop[0] and loop[1] <= last and loop != (first, last)]
 

@@ -1,4 +1,4 @@
-"""`python -m bench step`: a whole training step, and what the loss and each lever of speed are in it.
+"""`python -m bench step`: a whole training step, the share of the loss in it, and the gain of each speed option.
 
 Images are random noise, already on the device: the step is forward pass, loss, backward pass and optimizer. Part
 `loss` compares cross-entropy alone with Ad-Corre, by backend, batch and virtual batch. Its column `loss` is the loss by
@@ -243,8 +243,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--compiled", action=argparse.BooleanOptionalAction, help="torch.compile too; default: on a GPU"
     )
-    parser.add_argument("--runs", type=int, default=30, help="most counted rounds")
-    parser.add_argument("--seconds", type=float, help="no further round begins after so many; default: 30, on a GPU 10")
+    parser.add_argument("--runs", type=int, default=30, help="maximum number of timed rounds")
+    parser.add_argument(
+        "--seconds", type=float, help="seconds after which no further round starts; default: 30, on a GPU 10"
+    )
     options = parser.parse_args(argv)
     if importlib.util.find_spec("timm") is None:
         parser.error("timm is not installed: the models are its models")

@@ -128,12 +128,12 @@ def draw(path: Path, seed: int, device: str) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = SuggestingParser(
         prog="python -m bench targets",
-        description="Optimise free vectors under FD at each between-class target and draw their class correlations.",
+        description="Optimize free vectors under FD at each between-class target and draw their class correlations.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("docs/targets.png"), help="picture to write")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial vectors")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to optimise")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the initial vectors")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to optimize on")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: no CUDA device is available")

@@ -28,7 +28,7 @@ class Predicted(NamedTuple):
     slots: int  # bytes written and read
     busiest: float  # samples of the busiest multiprocessor, over their mean: what a last, partial wave costs
     seconds: float
-    copy_share: float  # the time of the least traffic, at a copy's bandwidth, over these seconds
+    copy_share: float  # the time of the minimum traffic, at a copy's bandwidth, over these seconds
 
 
 def predicted(dtype: torch.dtype, n: int, cycles: tuple[float, float], model: gpus.Model) -> Predicted:

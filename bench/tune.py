@@ -25,7 +25,7 @@ from train.entry import SuggestingParser
 DTYPES = {4: torch.float32, 2: torch.bfloat16}
 CHANGES: dict[str, tuple[Any, ...]] = {
     "max_width": (128, 256),
-    "row_numbers": (512, 1024),
+    "row_elements": (512, 1024),
     "look_ahead": (False, True),
     "programs": (1, 2, 3),
     "gradient_steps": (8, 16, 32),

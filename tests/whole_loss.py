@@ -70,8 +70,8 @@ def check_operators(kernels: Any, ops: Any) -> None:
     whole = (flat, ce, weight, None, 0.5, 2.0, 3, 8)
     torch.library.opcheck(ops.loss_from_sums.default, (*whole, *settings))
     *_, tables = kernels.loss_from_sums(*whole, settings)
-    for given, of_x in itertools.product((logits, None), (True, False)):
-        rest = (targets, weight, None, up, up, up, tables, of_x, C, *settings)
+    for given, needs_x in itertools.product((logits, None), (True, False)):
+        rest = (targets, weight, None, up, up, up, tables, needs_x, C, *settings)
         torch.library.opcheck(ops.gradients.default, (x, given, *rest))
 
 
@@ -95,7 +95,7 @@ def close(got: list[Tensor], truth: list[Tensor], dtype: torch.dtype = torch.flo
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_values_and_gradients_of_a_run_are_the_references(settings, backend) -> None:
-    """More steps than the window, then eval mode, batches of any size."""
+    """More steps than the window, then eval mode; batches of several sizes."""
     loss, truth = pair(backend, **SETTINGS[settings])
     for seed, n in enumerate([20, 1, 33, 0, 9, 20, 12]):
         if seed == 5:
@@ -148,7 +148,7 @@ def test_the_ring_is_the_confusion_matrix_of_the_window(backend) -> None:
         torch.testing.assert_close(weights.cpu().double(), 1 - recall + 1e-6)
 
 
-def test_what_is_recorded(backend) -> None:
+def test_which_steps_the_attention_map_records(backend) -> None:
     """Training steps with gradients, once; not eval mode, `no_grad`, or the second run under checkpointing."""
     loss = AdCorreLoss(C, window=9, backend=backend).to(DEVICE)
     logits, x, targets = draw()
@@ -182,7 +182,7 @@ def test_checkpointing_has_the_gradient_of_the_plain_step(backend) -> None:
 
 
 class Own(torch.nn.Module):
-    """An attention map of the user's own."""
+    """A user-defined attention map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -197,7 +197,7 @@ class Own(torch.nn.Module):
         return self.inner.weights(counts)
 
 
-def test_an_attention_map_of_the_users_own_gets_the_counts(backend) -> None:
+def test_a_custom_attention_map_gets_the_counts(backend) -> None:
     built_in, own = AdCorreLoss(C, backend=backend).to(DEVICE), AdCorreLoss(C, backend=backend, attention_map=Own())
     own.to(DEVICE)
     batch = draw()
@@ -219,8 +219,8 @@ def test_a_bad_label_is_nan_everywhere(label, backend) -> None:
     loss = AdCorreLoss(C, backend=backend, validate=False).to(DEVICE)
     logits, x, targets = draw()
     targets[5] = label
-    *values, attention, of_logits, of_x = step(loss, (logits, x, targets))
-    assert all(bool(t.isnan().all()) for t in (*values, of_logits, of_x))
+    *values, attention, dlogits, dx = step(loss, (logits, x, targets))
+    assert all(bool(t.isnan().all()) for t in (*values, dlogits, dx))
     assert bool(attention.isfinite().all())
     with pytest.raises(IndexError, match=f"label {label} at position 5"):
         AdCorreLoss(C, backend=backend, validate=True).to(DEVICE)(logits, x, targets)
@@ -263,7 +263,7 @@ def test_each_gradient_alone_and_a_second_backward_pass(backend) -> None:
 
 
 def test_saved_tensors_that_come_back_elsewhere(backend) -> None:
-    """A hook may bring a saved tensor back with other strides."""
+    """A hook may return a saved tensor with different strides."""
     logits, x, targets = draw()
     loss = AdCorreLoss(C, backend=backend).to(DEVICE).eval()
     x = x.transpose(0, 1).contiguous().transpose(0, 1)
@@ -293,7 +293,7 @@ def test_transforms(backend) -> None:
 
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.compiles)])
 def test_compiled_equals_eager(compiler, backend) -> None:
-    """The ring too, which is mutated within."""
+    """The ring buffer too, which is mutated inside."""
     torch._dynamo.reset()
     eager = AdCorreLoss(C, backend=backend, window=2).to(DEVICE)
     module = copy.deepcopy(eager)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 from train.entry import exit_code, leave
 from train.options import parser
-from train.settings import layers, resolve
+from train.settings import merge_given, resolve
+from train.unused_options import unused_notes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -14,11 +15,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = vars(parser().parse_args(arguments))
         settings = resolve(given)
         if os.environ.get("RANK", "0") == "0":
-            print("starting: PyTorch, the data, the model", flush=True)
+            notes = [] if settings.run.resume else unused_notes(given, settings)
+            print("\n".join([*notes, "starting: PyTorch, the data, the model"]), flush=True)
         from train.loop import Stopped, run  # after the arguments: --help and their errors do not wait for PyTorch
 
         try:
-            run(settings, layers(given))
+            run(settings, merge_given(given))
         except Stopped as stopped:
             if os.environ.get("RANK", "0") == "0":
                 print(f"\n{stopped}", file=sys.stderr)

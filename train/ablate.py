@@ -23,7 +23,7 @@ def parser() -> CommandParser:
         "--recipe NAME, --epochs N and so on; python -m train --help lists them.",
     )
     result.add_argument("studies", metavar="STUDY", nargs="+", choices=[*STUDIES, "table11"], help="what to compare")
-    result.add_argument("--seeds", type=at_least(1), default=3, metavar="N", help="seeds: --seed and the next ones")
+    result.add_argument("--seeds", type=at_least(1), default=3, metavar="N", help="number of seeds, from --seed on")
     result.add_argument("--out", default=OUT, help="folder of runs and tables")
     result.add_argument(
         "--rows",

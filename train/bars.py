@@ -108,8 +108,13 @@ def display_width(text: str) -> int:
     )
 
 
+def warn(text: str) -> None:
+    """A line on stderr, above a bar where there is one."""
+    tqdm.write(text, file=sys.stderr)
+
+
 class _AboveBars(logging.Handler):
     """Writes to stderr, above a bar instead of behind it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stderr)
+        warn(self.format(record))

@@ -15,11 +15,11 @@ from train.data import Request, Splits, load_data
 from train.data.decoded import uniform_side
 from train.data.loading import TrainSteps, evaluation_batches, train_batches
 from train.errors import UserError
-from train.finetune import load_parent
+from train.finetune import check_parents, load_parent, run_of_weights
 from train.model import FaceClassifier, build_model
 from train.ranks import Ranks
 from train.resume import check_same_data
-from train.run_folder import free_folder
+from train.run_folder import check_run_folder
 from train.settings import Settings, flag
 from train.speed import Trial, autotune, keep_freed_memory, resolve_speed
 from train.transforms import SMALL, BatchAugmentation, Preprocessing
@@ -54,9 +54,9 @@ def resolve_run(settings: Settings, ranks: Ranks, device: torch.device, state: S
     data, out = settings.data, Path(settings.run.out)
     begins = [flag(name) for name in ("pretrained", "weights", "init_from") if getattr(settings.model, name)]
     if len(begins) > 1:
-        raise UserError(f"{' and '.join(begins)}: the weights begin with one of them")
-    if ranks.first and not state:
-        out = free_folder(settings.run.out, settings.run.overwrite or settings.run.resume == "auto")
+        raise UserError(f"{' and '.join(begins)}: expected one of them, since each gives the initial weights")
+    if ranks.is_first and not state:
+        out = check_run_folder(settings.run.out, settings.run.overwrite or settings.run.resume == "auto")
     in_batches = device.type == "cuda" or data.image_size <= SMALL
     augment = ("batch" if in_batches else "loading") if data.augment == "auto" else data.augment
     workers = data.workers if data.workers >= 0 else default_workers(device, ranks)
@@ -64,10 +64,12 @@ def resolve_run(settings: Settings, ranks: Ranks, device: torch.device, state: S
 
 
 def build_data(settings: Settings, state: State | None) -> Splits:
-    """The splits. Raises UserError where they are not those that a resumed run began with."""
+    """The splits. Raises UserError where they are not those that a resumed run began with, or mix with a parent's."""
     data = load_data(settings.data.data, Request.of(settings.values()))
     if state:
         check_same_data(state, data)
+    elif run := settings.model.init_from or run_of_weights(settings.model.weights):
+        check_parents(data, settings.data.data, run)
     return data
 
 

@@ -6,7 +6,6 @@ Files of other names in there are the user's: they are neither read nor deleted.
 """
 
 import hashlib
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from train.disk import sync_folder, write_error
+from train.disk import sync_folder, sync_handle, write_error
 from train.errors import UserError
 from train.owned_folder import remove_if_empty
 
@@ -37,7 +36,7 @@ def write_checkpoint(run: Path, state: State) -> Path:
             except RuntimeError as error:  # what PyTorch makes of a failed write
                 raise write_error(error) from error
             file.flush()
-            os.fsync(file.fileno())
+            sync_handle(file.fileno(), folder)
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
         path = folder / f"epoch{state['epoch'] - (not state['done']):05d}-step{state['step']:09d}-{digest}.pt"
@@ -87,7 +86,7 @@ def read_checkpoint(run: Path) -> State:
         if state["format"] != FORMAT:
             raise UserError(f"{path}: expected checkpoint format {FORMAT}, got {state['format']}")
         for message in damaged:
-            print(f"{message}; going on from the one before, {path.name}", flush=True)
+            print(f"{message}; continuing from the previous one, {path.name}", flush=True)
         return state
     if damaged:
         raise UserError("; ".join(damaged) + "; there is no other")

@@ -14,6 +14,7 @@ from train.disk import read_json
 from train.entry import Parser, exit_code
 from train.errors import UserError
 from train.options import add_options
+from train.settings import LARGEST_SEED
 
 if TYPE_CHECKING:
     import torch
@@ -50,16 +51,16 @@ class CommandParser(Parser):
 
 
 def add_seed_and_device(parser: argparse.ArgumentParser, seeds: str) -> None:
-    parser.add_argument("--seed", type=at_least(0), default=0, help=f"seed of {seeds}")
+    parser.add_argument("--seed", type=at_least(0, most=LARGEST_SEED), default=0, help=f"seed of {seeds}")
     add_options(parser, "device")
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """Which samples of which data: those of the run, unless the user says otherwise."""
-    parser.add_argument("--data", help="dataset to look at (default: the run's)")
-    parser.add_argument("--protocol", help="its protocol, as of python -m train (default: the run's)")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="which part of it")
-    parser.add_argument("--limit", type=at_least(0), help="at most so many images of it; 0: all (default: the run's)")
+    parser.add_argument("--data", help="dataset to use (default: the run's)")
+    parser.add_argument("--protocol", help="protocol of FER-2013, as in python -m train (default: the run's)")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="split to use")
+    parser.add_argument("--limit", type=at_least(0), help="maximum number of images; 0: all (default: the run's)")
     parser.add_argument("--batch-size", type=at_least(1), default=64, help="images per forward pass")
     parser.add_argument("--workers", type=at_least(0), default=0, help="processes that load images")
 
@@ -74,12 +75,14 @@ def add_tta(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def at_least(least: int, number: Callable[[str], Any] = int) -> Callable[[str], Any]:
-    """The type of an option that is a number of at least `least`."""
+def at_least(least: int, number: Callable[[str], Any] = int, most: float = sys.float_info.max) -> Callable[[str], Any]:
+    """The type of an option that is a finite number of at least `least`, and at most `most`."""
 
     def parse(text: str) -> Any:
         if not (value := number(text)) >= least:
             raise argparse.ArgumentTypeError(f"expected at least {least}, got {text}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"expected at most {most}, got {text}")
         return value
 
     parse.__name__ = number.__name__  # which argparse names where the text is no number

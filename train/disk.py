@@ -127,8 +127,11 @@ def read_json(file: Path) -> Any:
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """The rows of a table of this program, by column name. Raises UserError where the file cannot be read."""
-    return list(csv.DictReader(read_text(file).splitlines()))
+    """The rows of a table of this program, by column name, without one that was cut short by a full disk or a kill.
+
+    Raises UserError where the file cannot be read.
+    """
+    return [row for row in csv.DictReader(read_text(file).splitlines()) if None not in row.values()]
 
 
 def write_rows(file: Path, rows: Iterable[Iterable[Any]]) -> None:

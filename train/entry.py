@@ -61,12 +61,25 @@ def nearest(name: str, names: Sequence[str]) -> str:
 
 def prepare_process() -> None:
     """Before PyTorch, NumPy's and matplotlib's imports."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show λ is shown \u03bb
             stream.reconfigure(errors="backslashreplace")
     os.environ["MPLBACKEND"] = "agg"  # commands write files; a notebook's backend, inherited, cannot be imported
     if not any(name in os.environ for name in WAITING):
         os.environ.update(SPIN)
+
+
+def _open_closed_streams() -> None:
+    """Lead streams that were closed (`>&-`, cron) to nowhere: else the next file opened takes the place of stdout."""
+    for handle in range(3):
+        try:
+            os.fstat(handle)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8")
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8")
 
 
 def exit_code(call: Callable[[], int | None]) -> int:
@@ -85,7 +98,7 @@ def exit_code(call: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         return _report("\ninterrupted", 130)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+        if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             return 141
         if message := explain(error):
             return _report(f"error: {message}", 2)
@@ -110,7 +123,7 @@ def _report(message: str, code: int) -> int:
     return code
 
 
-def _reader_is_gone() -> bool:
+def _stdout_is_closed() -> bool:
     """Whether stdout is a pipe that nobody reads any more, as after `| head`; if so, it is led to nowhere."""
     gone = False
     try:
@@ -126,7 +139,7 @@ def _reader_is_gone() -> bool:
     return gone
 
 
-def extra_of(module: str) -> str:
+def extra_for(module: str) -> str:
     """The extra of pyproject.toml that installs the module; "" for none."""
     package = PACKAGES.get(root := module.split(".")[0], root)
     file = Path(__file__).parents[1] / "pyproject.toml"
@@ -152,7 +165,7 @@ def explain(error: Exception) -> str:
     if killed := re.search(r"DataLoader worker \(pid\(?s?\)? ([\d, ]+)\)(?:.*by signal: (\w+))?", text):
         how = f"was killed ({killed[2]}); did the memory run out? Fewer --workers need less" if killed[2] else "ended"
         return f"a process that loads images (PID {killed[1]}) {how}"
-    if isinstance(error, ModuleNotFoundError) and (extra := extra_of(error.name or "")):
+    if isinstance(error, ModuleNotFoundError) and (extra := extra_for(error.name or "")):
         return (
             f"{error.name} is not installed: . .venv/bin/activate, the environment that make builds, has it; elsewhere "
             f"pip install -e '.[{extra}]'"

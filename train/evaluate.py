@@ -18,11 +18,15 @@ def parser() -> CommandParser:
     result.add_argument("run", metavar="RUN", type=Path, help="run folder, or a checkpoint folder in it")
     add_data(result)
     add_tta(result)
-    result.add_argument("--resamples", type=at_least(1), default=1000, help="of the bootstrap")
-    result.add_argument("--tsne", type=at_least(0), default=1000, metavar="N", help="samples of the t-SNE; 0: none")
-    result.add_argument("--retrieval", type=at_least(0), default=10000, metavar="N", help="samples of it; 0: none")
-    result.add_argument("--samples", type=at_least(0), default=4, metavar="N", help="faces right and wrong; 0: none")
-    result.add_argument("--out", type=Path, help="folder of what comes out (default: RUN/evaluation-SPLIT)")
+    result.add_argument("--resamples", type=at_least(1), default=1000, help="bootstrap resamples")
+    result.add_argument("--tsne", type=at_least(0), default=1000, metavar="N", help="samples in the t-SNE; 0: no t-SNE")
+    result.add_argument(
+        "--retrieval", type=at_least(0), default=10000, metavar="N", help="samples for retrieval metrics; 0: none"
+    )
+    result.add_argument(
+        "--samples", type=at_least(0), default=4, metavar="N", help="faces to show per class, right and wrong; 0: none"
+    )
+    result.add_argument("--out", type=Path, help="output folder (default: RUN/evaluation-SPLIT)")
     add_seed_and_device(result, "the bootstrap, t-SNE and the samples shown")
     return result
 

@@ -58,7 +58,7 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: what is not defined, such as the recall of a class without samples, is None."""
         per_class = {
-            name: {"precision": _or_none(p), "recall": _or_none(r), "f1": _or_none(f), "samples": count}
+            name: {"precision": _nan_to_none(p), "recall": _nan_to_none(r), "f1": _nan_to_none(f), "samples": count}
             for name, p, r, f, count in self._rows()
         }
         return {
@@ -66,9 +66,9 @@ class Evaluation:
             "accuracy": self.accuracy,
             "average_accuracy": self.average_accuracy,
             "average_accuracy_over": [name for name in self.class_names if name not in self.absent],
-            "nll": _or_none(self.nll),
-            "ece": _or_none(self.ece),
-            **{name: _or_none(value) for name, value in self.retrieval.items()},
+            "nll": _nan_to_none(self.nll),
+            "ece": _nan_to_none(self.ece),
+            **{name: _nan_to_none(value) for name, value in self.retrieval.items()},
             "classes": per_class,
         }
 
@@ -99,7 +99,9 @@ class Evaluation:
     def write_tables(self, confusion: Path, per_class: Path) -> None:
         counts = zip(self.class_names, self.confusion.tolist(), strict=True)
         write_rows(confusion, [["true \\ predicted", *self.class_names], *([name, *row] for name, row in counts)])
-        figures = [[name, *("" if x is None else x for x in map(_or_none, row)), n] for name, *row, n in self._rows()]
+        figures = [
+            [name, *("" if x is None else x for x in map(_nan_to_none, row)), n] for name, *row, n in self._rows()
+        ]
         write_rows(per_class, [["class", "precision", "recall", "f1", "samples"], *figures])
 
     def draw_confusion(self, path: Path, title: str) -> None:
@@ -112,7 +114,7 @@ class Evaluation:
         return list(zip(self.class_names, self.precision, self.recall, self.f1, self.support, strict=True))
 
 
-def _or_none(value: float) -> float | None:
+def _nan_to_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
@@ -148,7 +150,7 @@ def evaluate(
     return _evaluation(computed, float(cross_entropy), tuple(class_names), retrieved)
 
 
-def evaluation_of(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> Evaluation:
+def evaluation_from_logits(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> Evaluation:
     """The figures of logits (n, C), or log-probabilities, that are there already; targets (n,)."""
     metrics = _metrics(len(class_names))
     metrics.update(logits, targets)

@@ -8,6 +8,9 @@ from pathlib import Path
 import matplotlib
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
+from tqdm import tqdm
+
+from train.bars import wrap
 
 OWN = "DejaVu Sans"
 BOXES = "Last Resort"  # the family that matplotlib draws boxes from
@@ -49,11 +52,8 @@ def _files_for(letters: frozenset[str]) -> tuple[str, ...]:
             break
     if missing:
         shown = "".join(sorted(missing))
-        print(
-            f"note: no font on this machine has {shown[:20]}: pictures show boxes for them; install one, such as "
-            "fonts-noto-cjk for Chinese, Japanese and Korean",
-            flush=True,
-        )
+        note = f"note: no font on this machine has {shown[:20]}: pictures show boxes for them; install one, such as "
+        tqdm.write(wrap(f"{note}fonts-noto-cjk for Chinese, Japanese and Korean"))
     return tuple(chosen)
 
 

@@ -64,10 +64,19 @@ class HubClassifier(nn.Module, PyTorchModelHubMixin):
 
     @torch.inference_mode()
     def predict(self, image: Image.Image) -> dict[str, float]:
-        """The probability of each class, of one picture of a face, as `Image.open` gives it; in eval mode."""
-        device = next(self.parameters()).device
+        """The probability of each class, of one picture of a face, as `Image.open` gives it.
+
+        In eval mode, whichever mode the model is in, which it keeps. Raises TypeError for what is no picture.
+        """
+        if not isinstance(image, Image.Image):
+            raise TypeError(f"image: expected a PIL image, as Image.open gives it; got {type(image).__name__}")
+        device, training = next(self.parameters()).device, self.training
         images = self.preprocessing.evaluation()(to_rgb(image))[None].to(device)
-        return dict(zip(self.class_names, self(images)[0][0].double().softmax(0).tolist(), strict=True))
+        try:
+            logits = self.eval()(images)[0][0]
+        finally:
+            self.train(training)
+        return dict(zip(self.class_names, logits.double().softmax(0).tolist(), strict=True))
 
 
 def model_card(trained: Trained, run: Path) -> str:
@@ -97,10 +106,10 @@ def model_card(trained: Trained, run: Path) -> str:
     settings = run_settings(run).get("settings", {})
     return render(
         "model_card.md.j2",
-        {"percent": percent, "numbers": _numbers, "described": _described},
+        {"percent": percent, "numbers": _numbers, "described": _describe_group},
         data=data.to_yaml(),
         model=description["model"],
-        loss=described_loss(settings.get("loss", {})),
+        loss=describe_loss(settings.get("loss", {})),
         class_names=trained.class_names,
         shape=shape.as_dict(),
         layout=layout,
@@ -111,7 +120,7 @@ def model_card(trained: Trained, run: Path) -> str:
     )
 
 
-def described_loss(loss: dict[str, Any]) -> str:
+def describe_loss(loss: dict[str, Any]) -> str:
     """What a run was trained on, in words; `loss` is that group of its settings."""
     kind = {"balanced": "balanced ", "effective": "class-balanced ", "none": ""}.get(str(loss.get("ce_weight", "none")))
     text = f"{'weighted ' if kind is None else kind}{'logit-adjusted ' if loss.get('logit_adjustment') else ''}CE"
@@ -134,7 +143,7 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _described(group: dict[str, Any]) -> str:
+def _describe_group(group: dict[str, Any]) -> str:
     """A group of settings; paths, which are this machine's, are left out."""
     words = {key: ",".join(map(str, value)) if isinstance(value, list) else str(value) for key, value in group.items()}
     named = {key: value for key, value in words.items() if key != "data" and "/" not in value and "\\" not in value}

@@ -48,7 +48,7 @@ from train.resume import (
 )
 from train.run_folder import RunFolder, load_trained
 from train.settings import Settings
-from train.speed import DTYPES, algorithms
+from train.speed import DTYPES, select_algorithms
 from train.stopping import Interrupted, Stopped, Watch
 
 
@@ -68,8 +68,8 @@ def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
         device = ranks.device(settings.run.device)
         check_objective(settings, ranks)
         check_gradients(settings, ranks)
-        with ranks.joined(device), algorithms(settings.speed.deterministic, device):
-            if len(set(ranks.gathered(state and (state["epoch"], state["step"])))) > 1:
+        with ranks.process_group(device), select_algorithms(settings.speed.deterministic, device):
+            if len(set(ranks.all_gather(state and (state["epoch"], state["step"])))) > 1:
                 raise UserError("the processes see different checkpoints: the run folder has to be on a shared disk")
             if settings.speed.threads:
                 torch.set_num_threads(settings.speed.threads)
@@ -122,17 +122,17 @@ class Run:
         describe_network(network, settings, device)
         print(describe_steps(self.steps, settings, ranks), flush=True)
         for note in warmup_notes(settings, len(self.steps)):
-            print(note, flush=True)
-        if not ranks.first:
+            print(wrap(note), flush=True)
+        if not ranks.is_first:
             torch.manual_seed(settings.run.seed + (ranks.rank << 32))  # dropout of its own
         if settings.speed.compile:
             self.model.compile()
-        self.step_of = VirtualBatch(ranks.wrapped(self.model, device), self.loss_fn)
+        self.step_of = VirtualBatch(ranks.wrap_model(self.model, device), self.loss_fn)
         if state:
             self.restore(state)
 
     def open_folder(self, out: Path, state: State | None) -> RunFolder | None:
-        if not self.ranks.first:
+        if not self.ranks.is_first:
             return None
         about = {
             "settings": self.settings.as_dict(),
@@ -141,15 +141,17 @@ class Run:
             "processes": self.ranks.world,
             "started": origin(),
         } | ({"parent": self.parent} if self.parent else {})
-        return RunFolder.again(out, about, state["logs"]) if state else RunFolder(out, about)
+        if state:
+            return RunFolder.reopen(out, about, state["logs"])
+        return RunFolder(out, about, self.settings.run.overwrite or self.settings.run.resume == "auto")
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated_model(self) -> nn.Module:
         """The weights that are evaluated and kept."""
         return self.ema.module if self.ema else self.model
 
     @property
-    def reached(self) -> int:
+    def current_epoch(self) -> int:
         """The epoch that the last step belongs to."""
         return self.epoch if self.done else self.epoch - 1
 
@@ -166,24 +168,25 @@ class Run:
         self.watch.training = True
         while not self.ended:
             try:
-                self.one_epoch()
+                self.train_epoch()
             except Interrupted:
                 self.stop()
         if self.epoch <= epochs:
             print(f"\nno better epoch in {patience}: stopped early", flush=True)
         try:
-            self.finish()
+            self.evaluate_best()
         except Interrupted:  # nothing is lost: the checkpoint of the last epoch's end is there
             raise Stopped(self.watch.number, self.settings.run.out) from None
 
-    def one_epoch(self) -> None:
+    def train_epoch(self) -> None:
         """The rest of the epoch at hand, its evaluation, and everything that is written after it."""
         settings, began = self.settings, time.perf_counter()
-        self.steps.go_to(self.epoch, self.done)
+        self.steps.set_epoch(self.epoch, self.done)
         self.model.train()
         bar = progress(self.steps, self.epoch, self.done, settings)
+        self.totals.start_clock()
         for chunks, images in bar:
-            rate = self.one_step(chunks, images)
+            rate = self.train_step(chunks, images)
             if not bar.disable:
                 show_figures(bar, self.totals)
             if self.folder and self.step % settings.run.log_every == 0:
@@ -203,8 +206,8 @@ class Run:
         for module in (self.model, self.ema.module) if self.ema else (self.model,):
             self.ranks.broadcast(module, buffers_only=True)
         evaluation = evaluate(
-            self.evaluated,
-            self.watch.over(bar_of(self.batches.validation, "validation")),
+            self.evaluated_model,
+            self.watch.interruptible(bar_of(self.batches.validation, "validation")),
             self.class_names,
             self.device,
         )
@@ -222,9 +225,9 @@ class Run:
         self.finished = self.description() | {"validation": evaluation.as_dict(), "summary": evaluation.summary()}
         self.epoch, self.done, self.totals = self.epoch + 1, 0, Totals(self.device)
         self.checkpoint()
-        self.publish()
+        self.save_models()
 
-    def one_step(self, chunks: Any, images: int) -> float:
+    def train_step(self, chunks: Any, images: int) -> float:
         """An optimizer step over `images` samples on all ranks; the learning rate that it took."""
         optimizer, settings = self.optimizer, self.settings
         rate = set_learning_rate(optimizer, settings.optimizer, self.step, len(self.steps))
@@ -245,14 +248,16 @@ class Run:
         self.step, self.done = self.step + 1, self.done + 1
         return rate
 
-    def finish(self) -> None:
+    def evaluate_best(self) -> None:
         """The best checkpoint on the test split."""
         folder, select = self.folder, self.settings.run.select
         trained = load_trained(folder.path, self.device, "best") if folder else None
         model = trained.model if trained else self.model
         self.ranks.broadcast(model)
         validated, test = (
-            evaluate(model, self.watch.over(bar_of(batches, name)), self.class_names, self.device, retrieval=True)
+            evaluate(
+                model, self.watch.interruptible(bar_of(batches, name)), self.class_names, self.device, retrieval=True
+            )
             for name, batches in (("validation", self.batches.validation), ("test", self.batches.test))
         )
         if not folder or not trained:
@@ -284,30 +289,31 @@ class Run:
             "step": self.step,
         }
 
-    def publish(self) -> None:
+    def save_models(self) -> None:
         """last/ and best/ from the state at an epoch's end, where they are not there yet."""
         epoch = self.epoch - 1
         if not self.folder or self.done or not epoch:
             return
         for name in ("last", "best") if self.best_epoch == epoch else ("last",):
             if self.folder.saved_epoch(name) != epoch:
-                self.folder.save(name, self.evaluated, self.finished)
+                self.folder.save(name, self.evaluated_model, self.finished)
 
     def stop(self) -> None:
         self.checkpoint()
         raise Stopped(self.watch.number, self.settings.run.out)
 
     def checkpoint(self) -> None:
-        """Write the whole state, unless it is no longer worth going on from."""
-        randoms = self.ranks.gathered(random_state(self.device))
-        self.watch.written()
+        """Write the whole state, unless it is not worth continuing from."""
+        randoms = self.ranks.all_gather(random_state(self.device))
+        self.watch.checkpoint_written()
         if not self.folder:
             return
         tensors = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
         if not self.totals.finite() or not all(bool(tensor.isfinite().all()) for tensor in tensors):
             raise Diverged(
-                f"the loss or a weight is no longer finite (epoch {self.reached}, step {self.step}): no checkpoint was "
-                f"written; {newest_checkpoint_note(self.folder.path)}. A lower --lr or --lambd, or --clip, may help"
+                f"the loss or a weight is no longer finite (epoch {self.current_epoch}, step {self.step}): no "
+                f"checkpoint was written; {newest_checkpoint_note(self.folder.path)}. A lower --lr or --lambd, or "
+                "--clip, may help"
             )
         state = {
             "settings": self.settings.as_dict(),
@@ -345,8 +351,11 @@ class Run:
             self.ema.module.load_state_dict(state["ema"])
         self.loss_fn.load_state_dict(state["loss"])
         self.totals.restore(state["totals"])
-        self.publish()
-        print(f"going on {'in' if self.done else 'after'} epoch {self.reached}, after step {self.step}", flush=True)
+        self.save_models()
+        print(
+            f"continuing {'in' if self.done else 'after'} epoch {self.current_epoch}, after step {self.step}",
+            flush=True,
+        )
         if note := differences(state["conditions"], self.conditions):
             print(note, flush=True)
         if state["processes"] == self.ranks.world:  # else nothing is drawn any more

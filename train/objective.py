@@ -29,7 +29,7 @@ def check_objective(settings: Settings, ranks: Ranks) -> None:
     loss = settings.loss
     several = ranks.world > 1 or settings.data.virtual_batch > 1
     if several and loss.backend == "reference":
-        raise UserError("--backend reference has no sums to add over processes or a virtual batch")
+        raise UserError("--backend reference does not support several processes or a virtual batch; use torch")
     if several and loss.objective in WITH_EMBEDDINGS:
         raise UserError(f"--objective {loss.objective} is defined on one batch of one process")
     if loss.objective in WITH_EMBEDDINGS and loss.logit_adjustment:

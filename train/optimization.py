@@ -86,7 +86,7 @@ def learning_rate(settings: OptimizerSettings, step: int, steps_per_epoch: int) 
 
 
 def warmup_notes(settings: Settings, steps_per_epoch: int) -> list[str]:
-    """What to say about warm-ups that the run does not live to see the end of."""
+    """What to say about schedules whose end the run does not reach."""
     steps = settings.optimizer.epochs * steps_per_epoch
     rate = learning_rate(settings.optimizer, steps - 1, steps_per_epoch)
     lambd = settings.loss.lambd_at(steps - 1)
@@ -101,5 +101,17 @@ def warmup_notes(settings: Settings, steps_per_epoch: int) -> list[str]:
         notes.append(
             f"note: --lambd-warmup {settings.loss.lambd_warmup:,} is longer than the run of {steps:,} steps: λ ends at "
             f"{lambd:.3g}, below --lambd {settings.loss.lambd:g}"
+        )
+    cooled = settings.loss.lambd_warmup + settings.loss.lambd_cooldown
+    if settings.loss.lambd and settings.loss.lambd_cooldown and settings.loss.lambd_warmup < steps < cooled:
+        notes.append(
+            f"note: --lambd-cooldown {settings.loss.lambd_cooldown:,} ends at step {cooled:,}, after the run of "
+            f"{steps:,} steps: λ ends at {lambd:.3g}, not 0"
+        )
+    optimizer = settings.optimizer
+    if optimizer.schedule in ("step", "plateau") and optimizer.lr_drop_epochs >= optimizer.epochs:
+        notes.append(
+            f"note: --schedule {optimizer.schedule} never lowers the learning rate: --lr-drop-epochs "
+            f"{optimizer.lr_drop_epochs} in a run of {optimizer.epochs} epochs"
         )
     return notes

@@ -62,7 +62,7 @@ def _add_option(parser: argparse._ActionsContainer, item: dataclasses.Field[Any]
 
 def _help(item: dataclasses.Field[Any]) -> str:
     shown = item.metadata["shown"] or format_value(item.default)
-    drawn = recipe_values(SYNTHETIC)
-    recipe = f"; {format_value(drawn[item.name])} with --data {SYNTHETIC}" if item.name in drawn else ""
+    synthetic = recipe_values(SYNTHETIC)
+    recipe = f"; {format_value(synthetic[item.name])} with --data {SYNTHETIC}" if item.name in synthetic else ""
     recipe += f"; there are {', '.join(recipe_names())}" if item.name == "recipe" else ""
     return f"{item.metadata['help']} (default: {shown}{recipe})".replace("%", "%%")

@@ -7,11 +7,13 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
-from train.disk import sync_folder, write_json
+from train.disk import lock, sync_folder, write_json
 from train.errors import UserError
 
-MARK, FORMAT = ".adcorre.json", 1
+MARK, LOCK, FORMAT = ".adcorre.json", ".lock", 1
+_locks: dict[Path, IO[bytes]] = {}  # of the folders that this process writes to, until it ends
 
 
 def is_owned(folder: Path, kind: str) -> bool:
@@ -19,9 +21,9 @@ def is_owned(folder: Path, kind: str) -> bool:
     return _mark(folder) == {"adcorre": kind, "format": FORMAT}
 
 
-def is_free(folder: Path, ignored: Iterable[str] = ()) -> bool:
+def is_vacant(folder: Path, ignored: Iterable[str] = ()) -> bool:
     """Whether nothing lies at the path, or a folder without anything but the `ignored` names and what marks it."""
-    names = {MARK, f"{MARK}.partial", *ignored}
+    names = {MARK, f"{MARK}.partial", LOCK, *ignored}
     return not os.path.lexists(folder) or (folder.is_dir() and all(entry.name in names for entry in folder.iterdir()))
 
 
@@ -52,31 +54,44 @@ def remove_if_empty(folder: Path) -> bool:
     return True
 
 
-def prepare(folder: Path, kind: str, outputs: Iterable[str], option: str = "--out") -> Path:
+def prepare(folder: Path, kind: str, outputs: Iterable[str], option: str = "--out", alone: bool = False) -> Path:
     """The folder, there and marked as `kind`, without the `outputs` (patterns) of an earlier command of that kind.
 
     Files of other names stay. Raises UserError, with nothing changed, where the folder has something in it and does not
-    carry the mark, or cannot be written.
+    carry the mark, or cannot be written; with `alone` where another process, which has not ended, writes there too.
     """
     try:
         if is_owned(folder, kind):
+            _lock(folder, option, alone)
             clear(folder, outputs)
         elif os.path.lexists(folder) and not folder.is_dir():
             raise UserError(f"{option} {folder}: there is a file of that name")
-        elif not is_free(folder) or _mark(folder) is not None:
-            raise UserError(refusal(folder, kind, option))
+        elif not is_vacant(folder) or _mark(folder) is not None:
+            raise UserError(refusal_message(folder, kind, option))
         folder.mkdir(parents=True, exist_ok=True)
         mark(folder, kind)
+        _lock(folder, option, alone)
     except OSError as error:
         raise UserError(f"{option} {folder}: cannot write there: {error.strerror or error}") from error
     return folder
 
 
-def refusal(folder: Path, kind: str, option: str) -> str:
+def _lock(folder: Path, option: str, alone: bool) -> None:
+    if not alone or folder.resolve() in _locks:
+        return
+    try:
+        _locks[folder.resolve()] = lock(folder, LOCK)
+    except BlockingIOError as error:
+        raise UserError(f"{option} {folder}: another process is writing there: choose another folder") from error
+
+
+def refusal_message(folder: Path, kind: str, option: str) -> str:
     held = _mark(folder)
-    what = f"holds other things ({held['adcorre']})" if isinstance(held, dict) and "adcorre" in held else "is not empty"
+    what = (
+        f"holds something else ({held['adcorre']})" if isinstance(held, dict) and "adcorre" in held else "is not empty"
+    )
     return (
-        f"{option} {folder} {what} and does not carry the mark of {kind} ({MARK}), so nothing in it was touched: "
+        f"{option} {folder} {what} and has no mark of {kind} ({MARK}), so nothing was changed: "
         "choose a new or an empty folder"
     )
 

@@ -19,14 +19,17 @@ def parser() -> CommandParser:
     result.add_argument("run", metavar="RUN", type=Path, help="run folder, or a checkpoint folder in it")
     result.add_argument("images", metavar="IMAGES", type=Path, nargs="+", help="pictures, or folders of them")
     result.add_argument(
-        "--out", type=Path, default=Path("predictions"), help="folder to write, new, empty or an earlier one's"
+        "--out", type=Path, default=Path("predictions"), help="output folder: new, empty, or of an earlier prediction"
     )
     result.add_argument(
         "--whole", action="store_true", help="the pictures are faces already, cropped as the training images were"
     )
     result.add_argument("--detector", metavar="ONNX", type=Path, help="YuNet's file (default: OpenCV's Haar cascade)")
     result.add_argument(
-        "--margin", type=at_least(0, float), default=0.1, help="added on each side of a face, as a share of its box"
+        "--margin",
+        type=at_least(0, float),
+        default=0.1,
+        help="margin added on each side of a face, as a share of its box",
     )
     result.add_argument(
         "--pictures", action=argparse.BooleanOptionalAction, default=True, help="write annotated pictures too"

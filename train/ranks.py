@@ -24,12 +24,20 @@ class Ranks:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> "Ranks":
-        """As torchrun tells it."""
+        """As torchrun tells it. Raises UserError where a scheduler has set some of its variables and not the others."""
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        return cls(*(int(environment[name]) for name in names)) if "WORLD_SIZE" in environment else cls()
+        if environment.get("WORLD_SIZE", "1") == "1":
+            return cls()
+        try:
+            return cls(*(int(environment[name]) for name in names))
+        except (KeyError, ValueError) as error:
+            raise UserError(
+                f"WORLD_SIZE is {environment['WORLD_SIZE']}, but {', '.join(names)} are not all numbers: start by "
+                "torchrun, or unset WORLD_SIZE for one process"
+            ) from error
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
@@ -46,7 +54,7 @@ class Ranks:
         return torch.device("cuda", self.local) if self.world > 1 else torch.device("cuda")
 
     @contextmanager
-    def joined(self, device: torch.device) -> Iterator[None]:
+    def process_group(self, device: torch.device) -> Iterator[None]:
         """The process group, if there are several ranks, for as long as nothing fails."""
         if self.world == 1:
             yield
@@ -58,7 +66,7 @@ class Ranks:
         # Not after an error: a rank that fails must end, and not wait for the others.
         torch.distributed.destroy_process_group()
 
-    def wrapped(self, model: nn.Module, device: torch.device) -> nn.Module:
+    def wrap_model(self, model: nn.Module, device: torch.device) -> nn.Module:
         """The model with its gradients averaged over the ranks, all of which begin with rank 0's weights."""
         if self.world == 1:
             return model
@@ -74,7 +82,7 @@ class Ranks:
                 if whole is not tensor:
                     tensor.copy_(whole)
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         """Every rank's value, by rank."""
         if self.world == 1:
             return [value]
@@ -96,11 +104,11 @@ ALONE = Ranks()
 @contextmanager
 def quiet(ranks: Ranks) -> Iterator[None]:
     """One log: what other ranks than the first print goes nowhere. Errors, on stderr, come from every rank."""
-    if ranks.first:
+    if ranks.is_first:
         yield
         return
     stdout = sys.stdout
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         sys.stdout = nowhere
         try:
             yield

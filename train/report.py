@@ -53,7 +53,7 @@ class Totals:
     """Sums of the loss's figures, kept on the device: nothing waits for it until they are read."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self._seconds = device, 0.0
         self._epoch, self._epoch_steps = torch.zeros(len(FIGURES), device=device), 0
         self._reset()
 
@@ -65,13 +65,17 @@ class Totals:
             "sum": self._sum,
             "steps": self._steps,
             "images": self._images,
-            "seconds": time.perf_counter() - self._since,
+            "seconds": self._seconds + time.perf_counter() - self._since,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self._epoch, self._epoch_steps = state["epoch"].to(self.device), state["epoch_steps"]
         self._sum, self._steps, self._images = state["sum"].to(self.device), state["steps"], state["images"]
-        self._since = time.perf_counter() - state["seconds"]
+        self._seconds = state["seconds"]
+
+    def start_clock(self) -> None:
+        """Now the steps begin: what lies between loading a run and its first step is no time of theirs."""
+        self._since = time.perf_counter()
 
     def finite(self) -> bool:
         """Whether every figure since the last reading was; waits for the device."""
@@ -79,7 +83,8 @@ class Totals:
 
     def _reset(self) -> None:
         self._sum, self._steps, self._images = torch.zeros(len(FIGURES), device=self.device), 0, 0
-        self._since = time.perf_counter()
+        self._seconds = 0.0
+        self.start_clock()
 
     def add(self, output: AdCorreOutput, counts: Tensor, images: int) -> None:
         """One step over `images` images, `counts` (2, C) of them predicted right and seen."""
@@ -94,7 +99,7 @@ class Totals:
     def peek(self) -> dict[str, float]:
         """The means since the last reading, of a step at least."""
         figures = dict(zip(FIGURES, (self._sum / self._steps).tolist(), strict=True))
-        return figures | {"images_per_second": self._images / (time.perf_counter() - self._since)}
+        return figures | {"images_per_second": self._images / (self._seconds + time.perf_counter() - self._since)}
 
     def read(self) -> dict[str, float]:
         """The means since the last reading."""
@@ -137,9 +142,13 @@ def describe_steps(steps: TrainSteps, settings: Settings, ranks: Ranks) -> str:
     parts += [f"{data.virtual_batch} passes"] if data.virtual_batch > 1 else []
     parts += [f"{ranks.world} processes"] if ranks.world > 1 else []
     return (
-        f"{settings.optimizer.epochs} epochs of {len(steps):,} steps, each of {images:,} images"
+        f"{plural(settings.optimizer.epochs, 'epoch')} of {plural(len(steps), 'step')}, each of {images:,} images"
         f"{f' ({TIMES.join(parts)})' if len(parts) > 1 else ''}"
     )
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def progress(steps: TrainSteps, epoch: int, done: int, settings: Settings) -> Any:
@@ -228,7 +237,7 @@ def log_epoch(
     print(wrap(f"{title}  training: {_format_figures(train_figures)}  {seconds:.0f} s"))
     print(f"{title}  validation: {evaluation.summary()}{'  best so far' if better else ''}", flush=True)
     if evaluation.collapse and epoch > 2:  # many runs begin so
-        print(evaluation.collapse, flush=True)
+        print(wrap(evaluation.collapse), flush=True)
 
 
 def _weights(class_names: Sequence[str], weights: Sequence[float]) -> dict[str, float]:

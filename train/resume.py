@@ -33,17 +33,21 @@ def find_run(settings: Settings) -> Path | None:
     if settings.run.resume != "auto":
         path = expand(settings.run.resume)
         if settings.run.out and expand(settings.run.out).absolute() != path.absolute():
-            raise UserError(f"--resume {path} goes on in that folder; --out {settings.run.out} is another")
+            raise UserError(
+                f"--resume {path} continues in that folder, got --out {settings.run.out} too; leave out --out"
+            )
         return path
     if not settings.run.out:
-        raise UserError("--resume auto: say by --out in which folder")
+        raise UserError("--resume auto: give the run folder by --out")
     path = expand(settings.run.out)
     if checkpoints(path):
         return path
     if not is_run(path):
         return None
     if any((path / name).exists() for name in ("last", "results.json")):
-        raise UserError(f"--resume auto: {path} holds a run without a checkpoint to go on from; choose another --out")
+        raise UserError(
+            f"--resume auto: {path} holds a run without a checkpoint to continue from; choose another --out"
+        )
     return None
 
 
@@ -62,7 +66,9 @@ def load_resumed(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Se
         if name not in free and value not in (before[name], "auto")
     ]
     if refused:
-        raise UserError(f"--resume {run}: the run has {'; '.join(refused)}. A run goes on as it began")
+        epochs = "epochs" in chosen and chosen["epochs"] != before["epochs"] and "epochs" not in free
+        hint = f"; --init-from {run} starts another from its weights" if epochs else ""
+        raise UserError(f"--resume {run}: the run has {'; '.join(refused)}. A resumed run keeps its settings{hint}")
     settings = settings.replace({name: chosen[name] for name in free & chosen.keys()})
     _check_processes(run, settings, state, ranks)
     return settings.replace({"out": str(run), "resume": str(run)}), state
@@ -91,7 +97,7 @@ def has_ended(settings: Settings, epoch: int, best_epoch: int) -> bool:
 
 
 def newest_checkpoint_note(run: Path) -> str:
-    """What a run that ends by an error leaves to go on from."""
+    """What to resume from after a run ended with an error."""
     newest = next(iter(checkpoints(run)), None)
     return f"the checkpoint {newest.name} is kept in {run}" if newest else "no checkpoint was written before it"
 
@@ -110,7 +116,9 @@ def check_same_data(state: State, data: Splits) -> None:
     for split, fingerprint in before["fingerprints"].items():
         if now["fingerprints"][split] != fingerprint:
             counts = f"{before['images'][split]:,} images then, {now['images'][split]:,} now"
-            raise UserError(f"the {split} split is not what the run began with (fingerprints differ; {counts})")
+            raise UserError(
+                f"the {split} split differs from that at the start of the run (fingerprints differ; {counts})"
+            )
 
 
 def describe_data(data: Splits) -> dict[str, Any]:
@@ -143,4 +151,8 @@ def origin() -> dict[str, str]:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """A sentence about conditions that differ; "" if none does."""
     changed = [f"{name} {before.get(name)} is now {value}" for name, value in now.items() if before.get(name) != value]
-    return f"note: not bit for bit the run that it would have been: {', '.join(changed)}" if changed else ""
+    return (
+        f"note: results may differ in their last bits from an uninterrupted run: {', '.join(changed)}"
+        if changed
+        else ""
+    )

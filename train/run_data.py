@@ -43,12 +43,12 @@ def load_run_data(
         raise UserError(f"{run}: no settings.json says what it was trained on; give --data")
     values |= {"image_size": trained.preprocessing.image_size, "seed": stored.get("run", {}).get("seed", 0)}
     request = Request.of(values)
-    asked: dict[str, Any] = {
+    requested: dict[str, Any] = {
         name: value for name, value in (("protocol", protocol), ("limit", limit)) if value is not None
     }
 
     before = trained.description.get("data", {})
-    if data is None or _same_place(data, values.get("data", "")):
+    if data is None or is_same_place(data, values.get("data", "")):
         splits = _load(path, request, trained)
         if changed := _changes(before, splits, split):
             raise UserError(f"{path} is not what the run was trained on ({changed}). {KEEP}")
@@ -58,15 +58,15 @@ def load_run_data(
             default = Request()
             classes = 8 if request.classes == 8 else default.classes
             other = dataclasses.replace(request, protocol=default.protocol, limit=default.limit, classes=classes)
-            splits = _load(path, dataclasses.replace(other, **asked), trained)
+            splits = _load(path, dataclasses.replace(other, **requested), trained)
             return getattr(splits, split), splits, False
         splits = copy
-    if any(getattr(request, name) != value for name, value in asked.items()):
-        learnt = _names(splits.train)
-        splits = _load(path, dataclasses.replace(request, **asked), trained)
-        seen = len(learnt & _names(getattr(splits, split))) if split != "train" else 0
+    if any(getattr(request, name) != value for name, value in requested.items()):
+        learnt = sample_names(splits.train)
+        splits = _load(path, dataclasses.replace(request, **requested), trained)
+        seen = len(learnt & sample_names(getattr(splits, split))) if split != "train" else 0
         if seen:
-            options = " ".join(f"--{name} {value}" for name, value in asked.items())
+            options = " ".join(f"--{name} {value}" for name, value in requested.items())
             raise UserError(f"{options}: the run was trained on {seen:,} images of this {split} split; leave it out")
     return getattr(splits, split), splits, True
 
@@ -92,36 +92,36 @@ def map_classes(splits: Splits, class_names: tuple[str, ...], path: str) -> Spli
 
     Raises UserError where no class is known.
     """
-    theirs = splits.test.class_names
-    if theirs == class_names:
+    data_names = splits.test.class_names
+    if data_names == class_names:
         return splits
-    known = {plain_class(name): place for place, name in enumerate(class_names)}
-    places = np.array([known.get(plain_class(name), -1) for name in theirs])
+    known = {canonical_class(name): place for place, name in enumerate(class_names)}
+    places = np.array([known.get(canonical_class(name), -1) for name in data_names])
     if (places < 0).all():
         raise UserError(
-            f"--data {path} has the classes {', '.join(theirs)}; the model was trained on {', '.join(class_names)}: "
-            "none of them is the same by name"
+            f"--data {path} has the classes {', '.join(data_names)}; the model was trained on "
+            f"{', '.join(class_names)}: no name is the same"
         )
-    same = [(name, class_names[at]) for name, at in zip(theirs, places, strict=True) if at >= 0]
+    same = [(name, class_names[at]) for name, at in zip(data_names, places, strict=True) if at >= 0]
     renamed = ", ".join(f"{name} = {own}" for name, own in same if name != own)
     lines = [f"classes are the model's, by name{f': {renamed}' if renamed else ''}"]
     parts = (splits.train, splits.validation, splits.test)
     for place in np.flatnonzero(places < 0):
         counts = ", ".join(f"{(part.labels == place).sum():,} of {part.split}" for part in parts)
-        lines.append(f"left out, as the model has no class {theirs[place]}: {counts}")
+        lines.append(f"left out, as the model has no class {data_names[place]}: {counts}")
     if absent := [name for at, name in enumerate(class_names) if at not in places]:
         lines.append(f"without images, though the model may predict them: {', '.join(absent)}")
     train, validation, test = (Renamed(part, class_names, places) for part in parts)
     return Splits(train, validation, test, splits.layout, "\n".join([splits.report, *lines]))
 
 
-def plain_class(name: str) -> str:
+def canonical_class(name: str) -> str:
     """One name for an expression, however a folder calls it; of any other class its own, in lower case."""
     plain = name.strip().lower()
     return CLASS_NAMES_8[EXPRESSIONS[plain]] if plain in EXPRESSIONS else plain
 
 
-def _same_place(one: str, other: str) -> bool:
+def is_same_place(one: str, other: str) -> bool:
     return one == other or Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
@@ -151,5 +151,5 @@ def _changes(before: dict[str, Any], splits: Splits, split: str) -> str:
     return f"{layout}{'; '.join(counts) or 'as many images, with other names, sizes or labels'}; fingerprints differ"
 
 
-def _names(faces: FaceDataset) -> set[str]:
+def sample_names(faces: FaceDataset) -> set[str]:
     return {faces.name(index) for index in range(len(faces))}

@@ -34,17 +34,18 @@ from train.transforms import Preprocessing
 
 FORMAT = 1
 KIND = "run"
-LOCK = ".lock"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 MODEL_FILES = (WEIGHTS, DESCRIPTION, f"{DESCRIPTION}.partial")
-EVENTS = "tensorboard/events.out.tfevents.*"
+EVENTS_SUFFIX = ".adcorre"  # event files of others stay
+EVENTS = f"tensorboard/events.out.tfevents.*{EVENTS_SUFFIX}"
+REPLACED = ".replaced"  # the end of the name of a model that another one takes the place of
 OLDER = "-confusion.csv", "-confusion.png", "-per-class.csv"  # of runs of earlier versions
 # What a run writes, as patterns: what is deleted where it is replaced.
 OUTPUTS = (
     *("settings.json", "settings.json.partial", "results.json", "results.json.partial", "steps.csv", "epochs.csv"),
     *("test-confusion.csv", "test-confusion.png", "test-per-class.csv", "failed.txt", EVENTS),
     *(f"validation/epoch-{'[0-9]' * 3}{end}" for end in (".json", ".json.partial", *OLDER)),
-    *(f"{name}{end}/{file}" for name in ("last", "best") for end in ("", ".partial", ".old") for file in MODEL_FILES),
+    *(f"{name}{end}/{file}" for name in ("last", "best") for end in ("", ".partial", REPLACED) for file in MODEL_FILES),
     *(f"{checkpoint.FOLDER}/{name}" for name in (checkpoint.NAME, checkpoint.PARTIAL)),
 )
 LOGS = {"steps": "step", "epochs": "epoch"}  # and the column that TensorBoard plots them over
@@ -69,22 +70,24 @@ def is_run(path: Path) -> bool:
         return True
     try:
         about = read_json(path / "settings.json")
-        ours = about["settings"].keys() >= {"data", "model", "loss", "run"} and {"data", "versions"} <= about.keys()
+        by_this_program = (
+            about["settings"].keys() >= {"data", "model", "loss", "run"} and {"data", "versions"} <= about.keys()
+        )
     except (UserError, AttributeError, KeyError, TypeError):
         return False
-    return ours and bool(checkpoint.checkpoints(path) or (path / "last" / DESCRIPTION).is_file())
+    return by_this_program and bool(checkpoint.checkpoints(path) or (path / "last" / DESCRIPTION).is_file())
 
 
-def free_folder(out: str, overwrite: bool) -> Path:
+def check_run_folder(out: str, overwrite: bool) -> Path:
     """The run folder's path. Raises UserError where something is there already that may not be replaced."""
     path = expand(out) if out else Path("runs") / datetime.now().strftime("%Y%m%d-%H%M%S")
     if os.path.lexists(path) and not path.is_dir():
         raise UserError(f"--out {path}: there is a file of that name")
-    if owned_folder.is_free(path, (LOCK, "settings.json.partial")):
+    if owned_folder.is_vacant(path, ("settings.json.partial",)):
         return path
     if not is_run(path):
         raise UserError(
-            f"--out {path} is not empty and holds no run (no mark {owned_folder.MARK}), so nothing in it was touched: "
+            f"--out {path} is not empty and holds no run (no mark {owned_folder.MARK}), so nothing was changed: "
             "choose a new or an empty folder"
         )
     if not overwrite:
@@ -95,12 +98,15 @@ def free_folder(out: str, overwrite: bool) -> Path:
 class RunFolder:
     """A run folder that this process alone writes to."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
-        """Make the folder at `path`, without the files of an earlier run. Call `free_folder` first."""
+    def __init__(self, path: Path, settings: Mapping[str, Any], overwrite: bool = False) -> None:
+        """Make the folder at `path`, without the files of an earlier run. Raises the errors of `check_run_folder`."""
         try:
             path.mkdir(parents=True, exist_ok=True)
             self.path = path
             self._lock_folder()
+            check_run_folder(
+                str(path), overwrite
+            )  # again: while the data were loaded, another run may have ended there
             if is_run(path):
                 owned_folder.clear(path, OUTPUTS)
             owned_folder.mark(path, KIND)
@@ -110,7 +116,7 @@ class RunFolder:
         self._open()
 
     @classmethod
-    def again(cls, path: Path, settings: Mapping[str, Any], lengths: Mapping[str, int]) -> "RunFolder":
+    def reopen(cls, path: Path, settings: Mapping[str, Any], lengths: Mapping[str, int]) -> "RunFolder":
         """The folder of a run that goes on from a checkpoint: its logs cut back to the lengths of then, in bytes."""
         self = cls.__new__(cls)
         self.path = path
@@ -123,10 +129,10 @@ class RunFolder:
         owned_folder.mark(path, KIND)
         for name, length in lengths.items():
             file = path / f"{name}.csv"
-            there = file.stat().st_size if file.exists() else 0
-            if there < length:
+            size = file.stat().st_size if file.exists() else 0
+            if size < length:
                 print(f"{file} is shorter than it was at the checkpoint: some of its rows are lost", flush=True)
-            elif there:
+            elif size:
                 os.truncate(file, length)
         file = path / "settings.json"
         before = read_json(file) if file.is_file() else {}
@@ -140,7 +146,7 @@ class RunFolder:
 
         (self.path / "validation").mkdir(exist_ok=True)
         owned_folder.clear(self.path, (EVENTS,))
-        self._board = SummaryWriter(self.path / "tensorboard")
+        self._board = SummaryWriter(self.path / "tensorboard", filename_suffix=EVENTS_SUFFIX)
         for name, over in LOGS.items():
             file = self.path / f"{name}.csv"
             if file.exists() and not file.stat().st_size:
@@ -156,7 +162,7 @@ class RunFolder:
             if link.is_symlink():  # its target is the user's; `save` replaces the folder
                 raise UserError(f"{link} is a link, and a run replaces this folder whole: remove the link first")
         try:
-            self._lock = lock(self.path, LOCK)
+            self._lock = lock(self.path, owned_folder.LOCK)
         except BlockingIOError as error:
             raise UserError(f"{self.path}: another process is training in this folder") from error
 
@@ -199,7 +205,7 @@ class RunFolder:
 
         What else lies in its folder, an evaluation say, stays there.
         """
-        partial, target, old = (self.path / f"{name}{end}" for end in (".partial", "", ".old"))
+        partial, target, old = (self.path / f"{name}{end}" for end in (".partial", "", REPLACED))
         owned_folder.clear(self.path, (f"{partial.name}/{file}" for file in MODEL_FILES))
         partial.mkdir(exist_ok=True)
         try:
@@ -209,13 +215,13 @@ class RunFolder:
         write_json(partial / DESCRIPTION, {"format": FORMAT, **description})
         sync(partial / WEIGHTS)
         if old.is_dir():  # killed between the two renames, or before the end
-            _move_rest(old, target if target.is_dir() else partial)
+            _move_user_files(old, target if target.is_dir() else partial)
         if target.exists():
             target.rename(old)
         partial.rename(target)
         sync_folder(self.path)
         if old.is_dir():
-            _move_rest(old, target)
+            _move_user_files(old, target)
 
     def saved_epoch(self, name: str) -> int:
         """The epoch of the model of that name; 0 if there is none."""
@@ -231,7 +237,7 @@ class RunFolder:
 
 def find_checkpoint(path: Path, name: str = "best") -> Path:
     """The checkpoint folder at `path`, or the one called `name` in the run folder at `path`."""
-    for folder in (path, path / name, path / f"{name}.old"):  # .old: killed between the two renames of `save`
+    for folder in (path, path / name, path / f"{name}{REPLACED}"):  # the last: killed between the renames of `save`
         if (folder / DESCRIPTION).is_file():
             return folder
     raise UserError(f"{path}: no checkpoint there (looked for {DESCRIPTION} and {name}/{DESCRIPTION})")
@@ -271,7 +277,7 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return result
 
 
-def _move_rest(old: Path, target: Path) -> None:
+def _move_user_files(old: Path, target: Path) -> None:
     """Delete the model in the folder `old` and move what is the user's to `target`."""
     owned_folder.clear(old, MODEL_FILES)
     for entry in old.iterdir():

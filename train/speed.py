@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from train.bars import wrap
 from train.data.base import digest
-from train.data.store import cached_dir
+from train.data.store import load_cached
 from train.settings import SpeedSettings
 
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -53,8 +54,8 @@ def autotune(
         return []
     machine = (platform.node(), torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    asked = (image_size, batch_size, settings.amp, settings.channels_last)
-    key = digest("2", repr(model), *map(str, (*machine, card, *asked)))
+    request = (image_size, batch_size, settings.amp, settings.channels_last)
+    key = digest("2", repr(model), *map(str, (*machine, card, *request)))
     trials: list[Trial] = []
 
     def make(folder: Path) -> None:
@@ -66,18 +67,19 @@ def autotune(
             raise Busy(f"{share:.0%}")
         (folder / "trials.json").write_text(json.dumps([asdict(trial) for trial in trials]), encoding="utf-8")
 
+    def load(folder: Path) -> list[Trial]:
+        return [Trial(**row) for row in json.loads((folder / "trials.json").read_text(encoding="utf-8"))]
+
     try:
-        folder = cached_dir(f"speed-{key}", make)
+        cached = load_cached(f"speed-{key}", make, load)
     except Busy as busy:
-        print(
+        note = (
             f"note: something else computes on this machine (speed was measured with {busy} of a processor): the "
-            "measurement is not cached for the next run; --amp and --channels-last choose without one",
-            flush=True,
+            "measurement is not cached for the next run; --amp and --channels-last choose without one"
         )
+        print(wrap(note), flush=True)
         return trials
-    if folder is None:
-        return trials or measure(model, settings, image_size, batch_size, device)
-    return [Trial(**row) for row in json.loads((folder / "trials.json").read_text(encoding="utf-8"))]
+    return cached or trials or measure(model, settings, image_size, batch_size, device)
 
 
 def measure(
@@ -158,7 +160,7 @@ def keep_freed_memory() -> bool:
 
 
 @contextmanager
-def algorithms(deterministic: bool, device: torch.device) -> Iterator[None]:
+def select_algorithms(deterministic: bool, device: torch.device) -> Iterator[None]:
     """PyTorch's deterministic algorithms, or on a GPU the fastest ones, for the length of a run."""
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     if deterministic and device.type == "cuda":

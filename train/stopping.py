@@ -65,7 +65,7 @@ class Watch:
 
     def poll(self) -> tuple[int, bool]:
         """(the signal that came, or 0; whether a checkpoint is due by the clock). Once a step, by every rank."""
-        due = self.ranks.first and 0 < self.minutes < (time.monotonic() - self.since) / 60
+        due = self.ranks.is_first and 0 < self.minutes < (time.monotonic() - self.since) / 60
         if self.group is None:
             return self.number, due
         result = 0, False
@@ -80,12 +80,12 @@ class Watch:
         self.pending = work, flags
         return result
 
-    def written(self) -> None:
+    def checkpoint_written(self) -> None:
         """There is a checkpoint now; every rank says so."""
         self.since = time.monotonic()
         self.just_written = True  # the other ranks' flags were sent before it was
 
-    def over(self, batches: Iterable[T]) -> Iterator[T]:
+    def interruptible(self, batches: Iterable[T]) -> Iterator[T]:
         """The batches of an evaluation. A single process leaves it at a signal, by Interrupted, several end it."""
         for batch in batches:
             if self.number and self.group is None:

@@ -36,8 +36,8 @@ def load_weights(backbone: nn.Module, source: str, by_order: bool = False) -> di
     else:
         prefix = max(PREFIXES, key=lambda prefix: sum(prefix + name in tensors for name in own))
         names = {name: prefix + name for name in own if prefix + name in tensors}
-    other = [name for name, there in names.items() if tensors[there].shape != own[name].shape]
-    taken = {name: tensors[there] for name, there in names.items() if name not in other}
+    other = [name for name, stored in names.items() if tensors[stored].shape != own[name].shape]
+    taken = {name: tensors[stored] for name, stored in names.items() if name not in other}
     unmatched = [name for name in own if name not in taken]
     if len(taken) < LEAST * len(own):
         shapes = f", {len(other)} of them of another shape" if other else ""
@@ -81,9 +81,9 @@ def _in_order(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], file: Pa
     if len(tensors) < len(own):
         raise UserError(f"--weights {file}, in order: {len(tensors)} entries, the backbone has {len(own)}")
     names = dict(zip(own, tensors, strict=False))
-    for name, there in names.items():
-        if own[name].shape != tensors[there].shape:
-            shapes = f"{tuple(tensors[there].shape)} of {there}, expected {tuple(own[name].shape)} of {name}"
+    for name, stored in names.items():
+        if own[name].shape != tensors[stored].shape:
+            shapes = f"{tuple(tensors[stored].shape)} of {stored}, expected {tuple(own[name].shape)} of {name}"
             raise UserError(f"--weights {file}, in order: found {shapes}")
     return names
 

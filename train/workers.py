@@ -53,14 +53,14 @@ def map_in_processes(function: Callable[[T], R], items: Sequence[T], processes: 
         for _ in range(processes):
             workers.append(_start(function, items, [worker.connection for worker in workers]))
             _send_next(workers[-1], waiting)
-        for wanted in range(len(items)):
-            while wanted not in results:
+        for index in range(len(items)):
+            while index not in results:
                 busy = {worker.connection: worker for worker in workers if worker.item is not None}
                 for connection in wait(list(busy)):
                     worker = busy[connection]  # type: ignore[index]
                     results[worker.item or 0] = _receive(worker, items, doing)
                     _send_next(worker, waiting)
-            yield results.pop(wanted)
+            yield results.pop(index)
     finally:
         for worker in workers:
             worker.process.kill()
@@ -71,19 +71,19 @@ def map_in_processes(function: Callable[[T], R], items: Sequence[T], processes: 
 
 def _start(function: Callable[[T], R], items: Sequence[T], others: list[Connection]) -> _Worker:
     context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe()
+    parent_end, worker_end = context.Pipe()
     # Blocked until the process has put away the handlers that it inherits: none may swallow a signal for it.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-            arguments = (theirs, [*others, ours], function, items, before)
+            arguments = (worker_end, [*others, parent_end], function, items, before)
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-    return _Worker(process, ours)
+        worker_end.close()
+    return _Worker(process, parent_end)
 
 
 def _serve(
@@ -92,7 +92,7 @@ def _serve(
     """In the worker: answer each number of an item with the function's result, until the parent closes or is gone."""
     for other in parents:  # inherited; while one is open here, another worker does not see the parent's end
         other.close()
-    default_handlers()
+    reset_signal_handlers()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     os.environ["OMP_NUM_THREADS"] = "1"
     if "torch" in sys.modules:  # OpenMP's threads do not live on in a forked process: a parallel region would hang
@@ -109,7 +109,7 @@ def _serve(
         return
 
 
-def default_handlers() -> None:
+def reset_signal_handlers() -> None:
     """Forget handlers that were written for the parent. Ctrl-C and a scheduler's SIGUSR1 are for the parent alone."""
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
@@ -144,14 +144,14 @@ def _receive(worker: _Worker, items: Sequence[Any], doing: str) -> Any:
         item = items[worker.item or 0]
         on = f"{item.start} to {item.stop - 1}" if isinstance(item, range) else str(item)
         raise UserError(
-            f"a process that was {doing} (PID {process.pid}, at images {on}) {how_it_ended(process.exitcode or 0)}"
+            f"a process that was {doing} (PID {process.pid}, at images {on}) {describe_exit(process.exitcode or 0)}"
         ) from None
     if not succeeded:
         raise result
     return result
 
 
-def how_it_ended(status: int) -> str:
+def describe_exit(status: int) -> str:
     """A process's exit code in words."""
     if status >= 0:
         return f"ended with exit status {status}"

@@ -1,1 +1,1 @@
-"""Fused kernels for the Ad-Corre loss: `.gpu` in Triton, `.cpu` under Numba. Importing this package imports neither."""
+"""Fused kernels for the Ad-Corre loss: `.gpu` in Triton, `.cpu` in Numba. Importing this package imports neither."""

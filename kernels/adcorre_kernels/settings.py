@@ -1,4 +1,4 @@
-"""What the whole loss of both packages of kernels is computed with."""
+"""The settings of the whole loss, shared by the GPU and the CPU kernels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from typing import NamedTuple
 
 
 class Settings(NamedTuple):
-    """What is the same in every step of a training run. fd, md, ed: the terms' weights in the loss. naive: w is 1/2."""
+    """Settings that are the same in every step of a training run.
+
+    fd, md, ed: the terms' weights in the loss. naive: w is 1/2.
+    """
 
     ignore_index: int = -100
     label_smoothing: float = 0.0

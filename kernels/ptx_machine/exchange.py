@@ -20,8 +20,8 @@ def together(op: Op, members: str | None, bind: Callable[[Warps], Callable[[], C
 
     def bound(warps: Warps) -> Run:
         compute = bind(warps)
-        everybody = members is None or members in ("-1", "0xffffffff", "0xFFFFFFFF", "4294967295")
-        named = None if everybody else warps.read(str(members), "u32")
+        all_lanes = members is None or members in ("-1", "0xffffffff", "0xFFFFFFFF", "4294967295")
+        named = None if all_lanes else warps.read(str(members), "u32")
 
         def run(mask: Mask) -> None:
             warps.require_converged(op.at, mask, named)

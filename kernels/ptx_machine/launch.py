@@ -1,4 +1,4 @@
-"""From arguments to a launch: windows for tensors, bytes for scalars, and off it goes."""
+"""Launches: arguments become windows on tensors and bytes of scalars, then the kernel runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Argument = tuple[str, str, Any]  # name, Triton's type ("*fp32", "i32", "fp32" .
 
 @dataclass
 class Settings:
-    """How launches run, and where their findings go."""
+    """How launches run, and the report that collects their findings."""
 
     seed: int = 0
     lockstep: bool = False
@@ -60,7 +60,7 @@ def run(
     buffers: dict[int, Buffer] = {}
     params = program.entry.params
     if len(params) > len(arguments):
-        raise MachineError(f"{program.entry.name} has {len(params)} parameters, and {len(arguments)} arguments came")
+        raise MachineError(f"{program.entry.name}: expected {len(params)} arguments, got {len(arguments)}")
     for number, ((kind, _, offset), (name, declared, value)) in enumerate(zip(params, arguments, strict=False)):
         size = int(re.sub(r"\D", "", kind)) // 8
         blob += bytes(offset - len(blob))

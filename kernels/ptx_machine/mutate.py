@@ -1,4 +1,4 @@
-"""Faults of one instruction each, planted in PTX: a measure of what the checks and the tests around them would miss."""
+"""Faults of one instruction each, planted in PTX, to measure what the checks and tests would miss."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def lines_of(ptx: str, entry: Entry) -> dict[int, int]:
 
 
 def candidates(ptx: str, executed: Sequence[Executed], threads: int, shared: int) -> list[int]:
-    """Instructions worth a fault: they ran with an active lane, and what they write is read later on."""
+    """Instructions to plant a fault in: they ran with an active lane, and their results are read later."""
     program = Program(parse(ptx), threads, shared)
     dead = program.dead_results()
     lines = lines_of(ptx, program.entry)

@@ -20,7 +20,7 @@ _SHARED = re.compile(r"\.shared\s+(?:\.align\s+\d+\s+)?\.b8\s+([\w$]+)\[(\d*)\]"
 
 
 class MachineError(Exception):
-    """The machine cannot run this: an instruction it does not know, or a launch it has no means for."""
+    """The machine cannot run this: an unknown instruction, or an unsupported launch."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Registers that a path may read before it has written them.
 
-Compilers leave such registers in lanes whose result nobody uses, and let them through arithmetic and shuffles. So
-the mark of a lane travels with its values, and is a finding where it would show: in memory, in an address, in a branch
-or a predicate. Only registers that a marked value can reach are watched; mostly there are none.
+Compilers leave such registers in lanes whose result is not used, and pass them through arithmetic and shuffles. The
+mark of a lane therefore travels with its values, and becomes a finding where it has an effect: in memory, an address, a
+branch or a predicate. Only registers that a marked value can reach are watched; usually there are none.
 """
 
 from __future__ import annotations

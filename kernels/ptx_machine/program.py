@@ -1,4 +1,4 @@
-"""A compiled kernel, decoded: its steps, how they are cut into runs without a branch, and what can be told ahead."""
+"""A compiled kernel, decoded: its steps, its runs without a branch, and static analysis."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Program:
         return at
 
     def successors(self, at: int) -> list[int]:
-        """Where an instruction may go on."""
+        """The instructions that may follow an instruction."""
         step, guarded = self.steps[at], self.entry.instructions[at].guard is not None
         following = [at + 1] if at + 1 < len(self.steps) else []
         if step.control == "bra":

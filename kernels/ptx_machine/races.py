@@ -40,7 +40,7 @@ class Clocks:
 
 
 def join(vectors: list[np.ndarray], warps: list[int]) -> None:
-    """A barrier: everybody has seen everything that anybody had."""
+    """A barrier: every warp has seen everything that any of them had seen."""
     together = np.maximum.reduce(vectors)
     for vector, warp in zip(vectors, warps, strict=True):
         vector[:] = together

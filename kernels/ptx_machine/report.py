@@ -1,4 +1,4 @@
-"""What a run hands back: findings, counts, and the error that turns findings into a failed test."""
+"""The results of a run: findings, counts, and the error that turns findings into a failed test."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 @dataclass
 class Finding:
-    """One fault, with the first accesses that showed it and how often it showed."""
+    """One fault, with the first accesses that showed it and the number of times it occurred."""
 
     kind: str
     kernel: str

@@ -1,4 +1,4 @@
-"""Who runs when: warps and blocks in an order drawn from a seed, or many blocks in lockstep."""
+"""Scheduling: warps and blocks in an order drawn from a seed, or many blocks in lockstep."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ class Runner:
                 return used, ""
 
     def pass_barrier(self, lanes: np.ndarray | None = None) -> None:
-        """Everybody is there: go on behind the barrier."""
+        """All warps have arrived: continue after the barrier."""
         if self.pcs is None:
             self.pc += 1
             return
@@ -290,7 +290,7 @@ class BlockSlot:
         self.states = ["ready"] * len(self.runners)
 
     def meet(self, launch: Launch) -> bool:
-        """Let those go whose barrier is complete. False if nobody can move."""
+        """Release warps whose barrier is complete. False if no warp can continue."""
         program = launch.program
         groups: dict[tuple[int, int], list[int]] = {}
         for i, state in enumerate(self.states):
@@ -375,8 +375,8 @@ def _lockstep(launch: Launch, blocks: np.ndarray, per_block: int) -> None:
             runner.pass_barrier()
             continue
         alive = (runner.pcs < OVER).reshape(len(blocks), -1)
-        there = runner.waiting.reshape(len(blocks), -1)
-        complete = (there == alive).all(1) & alive.any(1)
+        waiting_lanes = runner.waiting.reshape(len(blocks), -1)
+        complete = (waiting_lanes == alive).all(1) & alive.any(1)
         if not complete.any():
             warps.find("deadlock", runner.barrier_place(), "a barrier that not all of the block's warps come to")
             return

@@ -1,6 +1,6 @@
-"""Registers of some warps, and what is found out about them.
+"""The registers of some warps, and their findings.
 
-One warp when a schedule is followed, the warps of many blocks in lockstep: instructions need not know which.
+This is one warp when a schedule is followed, and the warps of many blocks in lockstep; instructions do not distinguish.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Warps:
         return base.view(dtype)
 
     def begin(self, blocks: np.ndarray, warps: np.ndarray) -> None:
-        """Forget everything: these warps of these blocks are about to start."""
+        """Reset everything: these warps of these blocks are about to start."""
         for name in self.watched & self._registers.keys():  # others are written before they are read
             register = self._registers[name]
             register.view(np.uint8)[...] = 0 if register.dtype == np.bool_ else 0xFF
@@ -151,11 +151,11 @@ class Warps:
         here = (np.ones(self.lanes, bool) if mask is None else mask).reshape(-1, 32)
         present = here.any(1)
         if members is None:
-            wanted = ~self.exited.reshape(-1, 32)
+            active = ~self.exited.reshape(-1, 32)
         else:
             first = np.where(here, members.reshape(-1, 32), 0).max(1).astype(np.int64)
-            wanted = (first[:, None] >> ALL_LANES & 1).astype(bool) & ~self.exited.reshape(-1, 32)
-        bad = present & (here != wanted).any(1)
+            active = (first[:, None] >> ALL_LANES & 1).astype(bool) & ~self.exited.reshape(-1, 32)
+        bad = present & (here != active).any(1)
         if bad.any():
             self.find("divergence", pc, "reached by a part of the lanes that it names", np.repeat(bad, 32))
 

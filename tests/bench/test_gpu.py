@@ -27,7 +27,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_parts_run_once_and_go_on_where_they_stopped(tmp_path) -> None:
+def test_parts_run_once_and_continue_where_they_stopped(tmp_path) -> None:
     out = tmp_path / "gpu.csv"
     first = bench("gpu", "--device", "cpu", "--parts", "agrees", "determinism", "--out", out)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -43,7 +43,7 @@ def test_parts_run_once_and_go_on_where_they_stopped(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_every_part(tmp_path) -> None:
-    """Of the parts that run a file of tests one: tests/kernels/test_interpreted.py runs them all."""
+    """One of the parts that run test files; tests/kernels/test_interpreted.py runs all of them."""
     from bench.gpu import PARTS
 
     files = [part for part in PARTS if part.startswith("tests-")]
@@ -56,7 +56,7 @@ def test_every_part(tmp_path) -> None:
 
 
 def test_users_errors_are_one_message() -> None:
-    for words, interpret, said in (
+    for words, interpret, message in (
         (("gpu", "--device", "cpu"), False, "set TRITON_INTERPRET=1"),
         (("gpu", "--parts", "nothing"), True, "invalid choice"),
         (("nothing",), True, "expected one of " + ", ".join(COMMANDS)),
@@ -64,7 +64,7 @@ def test_users_errors_are_one_message() -> None:
     ):
         done = bench(*words, interpret=interpret)
         assert done.returncode == 2
-        assert said in done.stderr
+        assert message in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks at tiny sizes: every contender agrees before it is timed, walls are rows, nothing is run twice."""
+"""The benchmarks at tiny sizes: contenders are checked before they are timed, walls are rows, nothing runs twice."""
 
 import csv
 import re
@@ -73,7 +73,7 @@ def test_loss_writes_rows_and_does_not_run_them_twice(tmp_path, capsys) -> None:
     assert rows_of(out) == written
 
 
-def test_a_wall_is_a_row(tmp_path) -> None:
+def test_a_wall_is_recorded_as_a_row(tmp_path) -> None:
     out = tmp_path / "loss.csv"
     assert measure_loss(out, "--contenders reference --n 200 3000 100000 --memory 0.3 --runs 1") == 0
     written = rows_of(out)
@@ -89,7 +89,7 @@ def test_no_row_after_the_deadline(tmp_path, capsys) -> None:
     assert not out.exists()
 
 
-def test_a_package_that_is_missing_is_a_row_and_tried_again(monkeypatch, tmp_path, capsys) -> None:
+def test_a_missing_package_is_recorded_and_retried(monkeypatch, tmp_path, capsys) -> None:
     out = tmp_path / "loss.csv"
     monkeypatch.setitem(loss.CONTENDERS, "supcon", Contender(lambda: None, False, package="no_such_package"))  # type: ignore[arg-type, return-value]
     words = ["--busy", "--contenders", "supcon", "--parts", "n", "--n", "20", "30", "--threads", "1", "--out", str(out)]
@@ -104,8 +104,8 @@ def test_a_contender_that_fails_leaves_the_others_their_rows(monkeypatch, tmp_pa
     words = ["--busy", "--parts", "n", "--n", "20", "--threads", "1", "--seconds", "0.1", "--out", str(out)]
     assert loss.main(["--contenders", "torch", "factored", "--memory", "0.000001", *words]) == 0
     assert all("out of memory under" in row["note"] for row in rows_of(out))
-    said = "RuntimeError: CUDA error: an illegal memory access was encountered"
-    assert not loss.out_of_memory(RuntimeError(said))
+    message = "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert not loss.out_of_memory(RuntimeError(message))
     assert loss.out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert loss.main(["--contenders", "torch", "factored", "--again", *words]) == 1
@@ -166,7 +166,7 @@ def test_step_and_scale_run(tmp_path) -> None:
     assert wire["2"] == wire["4"] == str(4 * (7 * (7 * (2 * 256 + 1) + 4) + 3))
 
 
-def test_every_limit_has_its_check() -> None:
+def test_every_limit_is_checked() -> None:
     assert sorted(row["check"] for row in rows.read(gate.LIMITS)) == sorted(gate.CHECKS)
     assert rows.beyond(9, ">=", 10)
     assert rows.beyond(11, "<=", 10)
@@ -199,7 +199,7 @@ def session_of(path: Path, *words: str) -> rows.Session:
     return rows.Session(parser, parser.parse_args(list(words)), ("date", "commit", "part", "note"), ("part",))
 
 
-def test_a_session_goes_on_until_another_commit_or_again(monkeypatch, tmp_path: Path) -> None:
+def test_a_session_continues_until_another_commit_or_again(monkeypatch, tmp_path: Path) -> None:
     commit = ["abc"]
     monkeypatch.setattr(rows, "_output", lambda *words: commit[0])
     first = session_of(tmp_path / "a.csv")

@@ -32,9 +32,9 @@ def test_settings_are_in_use_within_and_restored_after() -> None:
 
 
 def test_dry_compiles_ranks_and_prints_rows(monkeypatch, capsys) -> None:
-    """The settings with fewer cycles win; here the family's own, of which a variant spills or takes longer."""
+    """The settings with fewer cycles win; here the built-in ones, since the variants spill or take longer."""
     current = gpus.STREAMING["sm_90", 4]
-    worse = current._replace(row_numbers=256)  # half as many samples at once
+    worse = current._replace(row_elements=256)  # half as many samples at once
     monkeypatch.setattr(tune, "candidates", lambda given: iter([worse, given]))
     assert tune.main(["--dry", "--family", "sm_90", "--bytes", "4"]) == 0
     *tried, head, row = capsys.readouterr().out.splitlines()
@@ -44,7 +44,7 @@ def test_dry_compiles_ranks_and_prints_rows(monkeypatch, capsys) -> None:
 
 
 @pytest.mark.parametrize("arguments, message", [([], "expected a GPU"), (["--dry"], "--family with --dry")])
-def test_what_is_missing_is_said(arguments, message, capsys) -> None:
+def test_missing_arguments_and_devices_are_named(arguments, message, capsys) -> None:
     if not arguments and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     with pytest.raises(SystemExit):
@@ -60,7 +60,7 @@ def test_predicted_times_count_traffic_slots_and_launches() -> None:
         least = 3 * entry.n * times.K * times.D * 4 / model.bandwidth
         assert entry.seconds > least + entry.launches * times.LAUNCH_SECONDS
         assert entry.copy_share == pytest.approx(least / entry.seconds)
-        assert 0 < entry.slots <= 2 * 4 * plan.SLOT_NUMBERS
+        assert 0 < entry.slots <= 2 * 4 * plan.SLOT_ELEMENTS
         assert 1 <= entry.busiest < 1.1
     assert by_n[0].copy_share < by_n[1].copy_share < by_n[2].copy_share
     slow = times.predicted(torch.float32, 1 << 20, (168.0, 2000.0), model)

@@ -1,4 +1,4 @@
-"""Tables and pictures of the benchmarks: every figure of a line is of one run."""
+"""Tables and pictures of the benchmarks: all figures of a line come from one run."""
 
 from functools import partial
 from pathlib import Path
@@ -45,13 +45,13 @@ LATER = {"date": "2026-02-01T00:00", "seconds": 0.001}
 
 
 @pytest.mark.parametrize("other", [{"device": "another"}, {"commit": "def"}, {"session": "t"}, {"threads": 1}])
-def test_figures_of_a_line_are_of_one_run(results: Path, other: dict[str, object]) -> None:
+def test_cells_of_a_row_come_from_one_run(results: Path, other: dict[str, object]) -> None:
     path = results / "loss.csv"
     append = partial(rows.append, path, (*FIELDS, "session"))
     append(COMPLETE[1:])
     append([loss_row("torch", 600, **LATER, **other), loss_row("reference", 600, **LATER, **other, times_slower=7)])
     append([loss_row("supcon", 600, **LATER, **other, times_slower=8)])
-    line = report.write("speed").splitlines()[-1]  # three figures in both runs: the newer one
+    line = report.write("speed").splitlines()[-1]  # in both runs: the newer run's three values count
     assert line.startswith("| 600 | 1 ms | 1 ms (7x) | 1 ms (8x) |")
     assert "(4x)" not in report.write("speed")
     assert report.missing(False).endswith("--n 600 --contenders numba reference supcon multi-similarity")
@@ -118,7 +118,7 @@ def test_tables_and_pictures_of_each_device(results: Path) -> None:
     assert report.write("kernels-gpu").splitlines()[-1] == "| 65,536 | bfloat16 | 31 % | a GPU | abc |"
     assert report.write("pairs-gpu").splitlines()[-1] == "| 16,384 | bfloat16 | 62 % | a GPU | abc |"
     assert report.write("scale") == "`scale`: not measured yet."
-    drawn = pictures.draw(results)
+    paths = pictures.draw(results)
     pictures_of_cpu = ["time-over-n.png", "benchmark-loss.png"]
-    assert [path.name for path in drawn] == [*pictures_of_cpu, "time-over-n-gpu.png", "benchmark-loss-gpu.png"]
-    assert all(path.stat().st_size > 10_000 for path in drawn)
+    assert [path.name for path in paths] == [*pictures_of_cpu, "time-over-n-gpu.png", "benchmark-loss-gpu.png"]
+    assert all(path.stat().st_size > 10_000 for path in paths)

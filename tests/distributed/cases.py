@@ -6,6 +6,7 @@ The truth is a single process on the whole batch, which every rank computes for 
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -60,7 +61,7 @@ def slow(function: Callable[[int, int], None]) -> Callable[[int, int], None]:
 
 
 def shares(n: int, world: int, kind: str = "uneven") -> list[slice]:
-    """Which samples of n each rank has: rank r about r + 1 parts; "empty": the last rank (of several) none."""
+    """Split n samples over the ranks: rank r gets about r + 1 parts; "empty": the last of several ranks gets none."""
     sized = world - 1 if kind == "empty" and world > 1 else world
     edges = [n * r * (r + 1) // (sized * (sized + 1)) for r in range(sized + 1)]
     parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
@@ -75,10 +76,10 @@ def reduce_gradients(model: nn.Module, world: int, reduction: str) -> None:
 
 
 def same_on_every_rank(output: AdCorreOutput) -> None:
-    mine = torch.cat([value.detach().double().reshape(-1) for value in output])
-    of_rank_0 = mine.clone()
-    dist.broadcast(of_rank_0, 0)
-    assert torch.equal(mine, of_rank_0)
+    local = torch.cat([value.detach().double().reshape(-1) for value in output])
+    from_rank_0 = local.clone()
+    dist.broadcast(from_rank_0, 0)
+    assert torch.equal(local, from_rank_0)
 
 
 @case
@@ -86,7 +87,7 @@ def equals_a_single_process(rank: int, world: int) -> None:
     """Loss and every parameter's gradient, over steps of attention; uneven, an empty rank, classes on one rank."""
     for settings in SETTINGS:
         for reduction in ("mean", "sum"):
-            plain, mine = Model().double(), Model().double()
+            plain, local = Model().double(), Model().double()
             plain_loss = AdCorreLoss(CLASSES, **settings)
             loss = AdCorreLoss(CLASSES, **settings, process_group="world", gradient_reduction=reduction)
             for step, kind in enumerate(("uneven", "empty", "sorted")):
@@ -95,77 +96,77 @@ def equals_a_single_process(rank: int, world: int) -> None:
                     images, targets = images[targets.argsort()], targets.sort().values
                 share = shares(29, world, kind)[rank]
                 plain.zero_grad()
-                mine.zero_grad()
-                wanted = plain_step(plain, plain_loss, images, targets)
-                got = plain_step(mine, loss, images[share], targets[share])
-                assert_equal_outputs(got, wanted)
+                local.zero_grad()
+                expected = plain_step(plain, plain_loss, images, targets)
+                got = plain_step(local, loss, images[share], targets[share])
+                assert_equal_outputs(got, expected)
                 same_on_every_rank(got)
-                reduce_gradients(mine, world, reduction)
-                assert_equal_gradients(mine, plain)
+                reduce_gradients(local, world, reduction)
+                assert_equal_gradients(local, plain)
             for name, buffer in plain_loss.named_buffers():
                 assert torch.equal(loss.get_buffer(name), buffer), name
 
 
 @case
 def virtual_batches(rank: int, world: int) -> None:
-    """Another number of chunks on each rank: one on the first, so that it runs an ordinary step beside the others."""
+    """A different number of chunks on each rank; the first has one, so that it runs an ordinary step."""
     for settings in SETTINGS:
         for keep_graphs in (False, True):
-            plain, mine = Model().double(), Model().double()
+            plain, local = Model().double(), Model().double()
             loss = AdCorreLoss(CLASSES, **settings, process_group=dist.group.WORLD)
             images, targets = draw(29)
             share = shares(29, world)[rank]
-            wanted = plain_step(plain, AdCorreLoss(CLASSES, **settings), images, targets)
+            expected = plain_step(plain, AdCorreLoss(CLASSES, **settings), images, targets)
             size = 29 if rank == 0 and world > 1 else 5
-            got = VirtualBatch(mine, loss, size, keep_graphs=keep_graphs)(images[share], targets[share])
-            assert_equal_outputs(got, wanted)
-            assert mine.forwards == (
+            got = VirtualBatch(local, loss, size, keep_graphs=keep_graphs)(images[share], targets[share])
+            assert_equal_outputs(got, expected)
+            assert local.forwards == (
                 1 if rank == 0 and world > 1 else -(-(share.stop - share.start) // 5) * (2 - keep_graphs)
             )
-            reduce_gradients(mine, world, "mean")
-            assert_equal_gradients(mine, plain)
+            reduce_gradients(local, world, "mean")
+            assert_equal_gradients(local, plain)
 
 
 @case
 def distributed_data_parallel(rank: int, world: int) -> None:
-    """DDP reduces by itself, once a step; steps enough for it to lay out its buckets anew."""
+    """DDP reduces gradients once per step; enough steps for it to rebuild its buckets."""
     for kind, settings in (("uneven", {}), ("empty", {}), ("empty", PAIRS)):
-        plain, mine = Model().double(), DistributedDataParallel(Model().double(), bucket_cap_mb=0.001)
+        plain, local = Model().double(), DistributedDataParallel(Model().double(), bucket_cap_mb=0.001)
         plain_loss = AdCorreLoss(CLASSES, **settings)
         loss = AdCorreLoss(CLASSES, **settings, process_group="world")
         for step in range(3):
             images, targets = draw(29, seed=step)
             share = shares(29, world, kind)[rank]
             plain.zero_grad()
-            mine.zero_grad()
-            wanted = plain_step(plain, plain_loss, images, targets)
-            assert_equal_outputs(plain_step(mine, loss, images[share], targets[share]), wanted)
-            assert_equal_gradients(mine.module, plain)
+            local.zero_grad()
+            expected = plain_step(plain, plain_loss, images, targets)
+            assert_equal_outputs(plain_step(local, loss, images[share], targets[share]), expected)
+            assert_equal_gradients(local.module, plain)
 
 
 @case
 def distributed_data_parallel_with_virtual_batches(rank: int, world: int) -> None:
-    """Ranks with one chunk, with many and with none; gradients are reduced once, and in one order on all ranks."""
+    """Ranks with one, many and no chunks; gradients are reduced once, in the same order on all ranks."""
     for keep_graphs in (False, True):
         for kind, settings in (("uneven", {}), ("empty", {}), ("uneven", PAIRS)):
-            plain, mine = Model().double(), DistributedDataParallel(Model().double(), bucket_cap_mb=0.001)
+            plain, local = Model().double(), DistributedDataParallel(Model().double(), bucket_cap_mb=0.001)
             plain_loss = AdCorreLoss(CLASSES, **settings)
             loss = AdCorreLoss(CLASSES, **settings, process_group="world")
-            step = VirtualBatch(mine, loss, 5, keep_graphs=keep_graphs)
+            step = VirtualBatch(local, loss, 5, keep_graphs=keep_graphs)
             for seed in range(3):
                 images, targets = draw(29, seed=seed)
                 share = shares(29, world, kind)[rank]
                 plain.zero_grad()
-                mine.zero_grad()
-                wanted = plain_step(plain, plain_loss, images, targets)
-                reductions = count_gradient_reductions(mine)
-                assert_equal_outputs(step(images[share], targets[share]), wanted)
-                assert_equal_gradients(mine.module, plain)
-                assert reductions() == len(list(mine.parameters()))
+                local.zero_grad()
+                expected = plain_step(plain, plain_loss, images, targets)
+                reductions = count_gradient_reductions(local)
+                assert_equal_outputs(step(images[share], targets[share]), expected)
+                assert_equal_gradients(local.module, plain)
+                assert reductions() == len(list(local.parameters()))
 
 
 def count_gradient_reductions(model: DistributedDataParallel) -> Callable[[], int]:
-    """How many gradients DDP has reduced since, by a communication hook set once."""
+    """Count the gradients that DDP reduces from now on, by a communication hook."""
     if not hasattr(model, "reduced"):
         model.reduced = 0
 
@@ -181,44 +182,44 @@ def count_gradient_reductions(model: DistributedDataParallel) -> Callable[[], in
 
 @case
 def batch_norm_under_ddp(rank: int, world: int) -> None:
-    """Buffers and gradients are those of plain accumulation: DDP hands out rank 0's buffers before a step, once."""
-    accumulated, mine = (DistributedDataParallel(Model(norm=True, dropout=0.2).double()) for _ in range(2))
+    """Buffers and gradients are those of plain accumulation: DDP broadcasts rank 0's buffers once before a step."""
+    accumulated, local = (DistributedDataParallel(Model(norm=True, dropout=0.2).double()) for _ in range(2))
     with_graphs = DistributedDataParallel(Model(norm=True, dropout=0.2).double())
     for seed in range(3):
         images, targets = draw(29 * world, seed=seed)
         images, targets = images[rank::world], targets[rank::world]
         chunks = split(images, targets, 7 if rank else 29)
         outputs = []
-        for model, keep_graphs in ((mine, False), (with_graphs, True)):
+        for model, keep_graphs in ((local, False), (with_graphs, True)):
             loss = AdCorreLoss(CLASSES, process_group="world")
             torch.manual_seed(rank)
             model.zero_grad()
             outputs.append(VirtualBatch(model, loss, keep_graphs=keep_graphs)(chunks))
         assert_equal_outputs(outputs[0], outputs[1])
-        assert_equal_gradients(mine.module, with_graphs.module)
+        assert_equal_gradients(local.module, with_graphs.module)
         torch.manual_seed(rank)
         for index, (chunk, labels) in enumerate(chunks):
             with nullcontext() if index == len(chunks) - 1 else accumulated.no_sync():
                 plain_step(accumulated, AdCorreLoss(CLASSES), chunk, labels)
         for name, buffer in accumulated.named_buffers():
-            torch.testing.assert_close(mine.get_buffer(name), buffer, rtol=0, atol=0, msg=name)
+            torch.testing.assert_close(local.get_buffer(name), buffer, rtol=0, atol=0, msg=name)
             torch.testing.assert_close(with_graphs.get_buffer(name), buffer, rtol=0, atol=0, msg=name)
 
 
 @case
 def eval_mode(rank: int, world: int) -> None:
-    """The loss of the whole batch there too; the attention map stays as it is."""
+    """In eval mode too it is the loss of the whole batch; the attention map does not change."""
     images, targets = draw(29)
     share = shares(29, world)[rank]
     loss = AdCorreLoss(CLASSES, process_group="world").eval()
-    wanted = plain_step(Model().double(), AdCorreLoss(CLASSES).eval(), images, targets)
-    assert_equal_outputs(plain_step(Model().double(), loss, images[share], targets[share]), wanted)
+    expected = plain_step(Model().double(), AdCorreLoss(CLASSES).eval(), images, targets)
+    assert_equal_outputs(plain_step(Model().double(), loss, images[share], targets[share]), expected)
     assert int(loss.attention_map.counts.sum()) == int(loss.attention_map.position) == 0
 
 
 @case
 def one_all_reduce_of_a_known_size(rank: int, world: int) -> None:
-    """The payload is that of docs/scale.md, whatever n is: one collective a step, none in the backward pass."""
+    """The payload is that of docs/scale.md for any n: one collective per step, none in the backward pass."""
     sent: list[int] = []
     all_reduce = dist.all_reduce
 
@@ -243,7 +244,7 @@ def one_all_reduce_of_a_known_size(rank: int, world: int) -> None:
 
 @case
 def what_pairs_of_samples_cost(rank: int, world: int) -> None:
-    """Every rank's embeddings in their dtype and its labels, padded to the largest rank's; 2 numbers more to add up."""
+    """Every rank's embeddings in their dtype and its labels, padded to the largest rank, and a sum of 2 numbers."""
     sent: list[int] = []
     originals = {name: getattr(dist, name) for name in ("all_reduce", "all_gather_into_tensor")}
 
@@ -273,7 +274,7 @@ def what_pairs_of_samples_cost(rank: int, world: int) -> None:
 
 @case
 def a_bad_label_on_one_rank(rank: int, world: int) -> None:
-    """Every rank hears of it after the one all-reduce: none is left waiting, none counts the batch."""
+    """Every rank raises after the one all-reduce: none waits forever, none counts the batch."""
     images, targets = draw(29)
     share = shares(29, world)[rank]
     images, targets = images[share], targets[share].clone()
@@ -306,16 +307,16 @@ def a_bad_label_on_one_rank(rank: int, world: int) -> None:
 def nobody_has_a_sample(rank: int, world: int) -> None:
     images, targets = draw(2 * world)
     for count, settings in ((0, {}), (2, {}), (0, PAIRS), (2, PAIRS)):
-        mine = Model().double()
+        local = Model().double()
         loss = AdCorreLoss(CLASSES, **settings, process_group="world")
-        out = plain_step(mine, loss, images[:count], torch.full_like(targets[:count], -100))
+        out = plain_step(local, loss, images[:count], torch.full_like(targets[:count], -100))
         assert float(out.loss) == 0
-        assert all(float(gradient.abs().max()) == 0 for gradient in gradients(mine).values())
+        assert all(float(gradient.abs().max()) == 0 for gradient in gradients(local).values())
 
 
 @case
 def copies_and_checkpoints(rank: int, world: int) -> None:
-    """A copy shares the group; a second run under checkpointing is no second step, on any rank; no learned lambda."""
+    """A copy shares the group; recomputation under checkpointing is no second step on any rank; no learned lambda."""
     images, targets = draw(29)
     share = shares(29, world)[rank]
     x, labels = images[share].flatten(1)[:, : K * D].unflatten(1, (K, D)), targets[share]
@@ -341,18 +342,18 @@ def copies_and_checkpoints(rank: int, world: int) -> None:
 
 @case
 def groups_within_the_world(rank: int, world: int) -> None:
-    """Each group is a batch of its own; who is no member of a group cannot use it."""
+    """Each group is a batch of its own; a rank outside of a group cannot use it."""
     groups = [dist.new_group([r for r in range(world) if r % 2 == parity]) for parity in range(min(2, world))]
-    mine = groups[rank % 2] if world > 1 else groups[0]
-    n, members = 24, dist.get_world_size(mine)
+    local = groups[rank % 2] if world > 1 else groups[0]
+    n, members = 24, dist.get_world_size(local)
     images, targets = draw(n, seed=rank % 2)
-    share = shares(n, members)[dist.get_rank(mine)]
+    share = shares(n, members)[dist.get_rank(local)]
     plain, model = Model().double(), Model().double()
-    wanted = plain_step(plain, AdCorreLoss(CLASSES, **PAIRS), images, targets)
-    got = plain_step(model, AdCorreLoss(CLASSES, **PAIRS, process_group=mine), images[share], targets[share])
-    assert_equal_outputs(got, wanted)
+    expected = plain_step(plain, AdCorreLoss(CLASSES, **PAIRS), images, targets)
+    got = plain_step(model, AdCorreLoss(CLASSES, **PAIRS, process_group=local), images[share], targets[share])
+    assert_equal_outputs(got, expected)
     for parameter in model.parameters():
-        dist.all_reduce(parameter.grad, group=mine)
+        dist.all_reduce(parameter.grad, group=local)
         parameter.grad /= members
     assert_equal_gradients(model, plain)
     if world > 1:
@@ -362,7 +363,7 @@ def groups_within_the_world(rank: int, world: int) -> None:
 
 @case
 def half_precision(rank: int, world: int) -> None:
-    """Statistics travel in float32; each rank's gradient comes back in its embeddings' dtype."""
+    """Statistics are reduced in float32; each rank's gradient has the dtype of its embeddings."""
 
     class Half(Model):
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -372,18 +373,18 @@ def half_precision(rank: int, world: int) -> None:
     images, targets = draw(29, dtype=torch.float32)
     share = shares(29, world)[rank]
     for settings in ({}, PAIRS):
-        plain, mine = Half(), Half()
-        wanted = plain_step(plain, AdCorreLoss(CLASSES, **settings), images, targets)
+        plain, local = Half(), Half()
+        expected = plain_step(plain, AdCorreLoss(CLASSES, **settings), images, targets)
         loss = AdCorreLoss(CLASSES, **settings, process_group="world")
-        got = plain_step(mine, loss, images[share], targets[share])
-        assert_equal_outputs(got, wanted, 1e-5)
-        reduce_gradients(mine, world, "mean")
-        assert_equal_gradients(mine, plain, 2e-2)
+        got = plain_step(local, loss, images[share], targets[share])
+        assert_equal_outputs(got, expected, 1e-5)
+        reduce_gradients(local, world, "mean")
+        assert_equal_gradients(local, plain, 2e-2)
 
 
 @case
 def a_copy_of_the_module(rank: int, world: int) -> None:
-    """ "world" is a name, so that the module is copied and saved as any other."""
+    """ "world" is a string, so the module can be copied and pickled."""
     loss = copy.deepcopy(AdCorreLoss(CLASSES, process_group="world"))
     images, targets = draw(8)
     assert bool(plain_step(Model().double(), loss, images, targets).loss.isfinite())
@@ -391,7 +392,7 @@ def a_copy_of_the_module(rank: int, world: int) -> None:
 
 @case
 def other_chunks_on_one_rank(rank: int, world: int) -> None:
-    """It raises there, before any gradient is reduced."""
+    """That rank raises before any gradient is reduced."""
     images, targets = draw(28, seed=rank)
     model, loss = Model().double(), AdCorreLoss(CLASSES, process_group="world")
     order = torch.Generator().manual_seed(0)
@@ -407,50 +408,50 @@ def compiled_loss(rank: int, world: int) -> None:
     """No graph break: the collective is traced."""
     images, targets = draw(29)
     share = shares(29, world)[rank]
-    plain, mine = Model().double(), Model().double()
-    wanted = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
+    plain, local = Model().double(), Model().double()
+    expected = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
     for group in ("world", dist.group.WORLD):
-        mine.zero_grad()
+        local.zero_grad()
         loss = torch.compile(AdCorreLoss(CLASSES, process_group=group), fullgraph=True, backend="aot_eager")
-        assert_equal_outputs(plain_step(mine, loss, images[share], targets[share]), wanted)
-        reduce_gradients(mine, world, "mean")
-        assert_equal_gradients(mine, plain)
+        assert_equal_outputs(plain_step(local, loss, images[share], targets[share]), expected)
+        reduce_gradients(local, world, "mean")
+        assert_equal_gradients(local, plain)
 
 
 @slow
 def compiled_model_in_ddp(rank: int, world: int) -> None:
     images, targets = draw(29, seed=rank)
-    with_graphs, mine = (
+    with_graphs, local = (
         DistributedDataParallel(torch.compile(Model(norm=True, dropout=0.2).double(), backend="aot_eager"))
         for _ in range(2)
     )
-    for model, keep_graphs in ((mine, False), (with_graphs, True)):
+    for model, keep_graphs in ((local, False), (with_graphs, True)):
         torch.manual_seed(rank)
         loss = AdCorreLoss(CLASSES, process_group="world")
         VirtualBatch(model, loss, 7, keep_graphs=keep_graphs)(images, targets)
-    assert_equal_gradients(mine, with_graphs)
-    for a, b in zip(mine.buffers(), with_graphs.buffers(), strict=True):
+    assert_equal_gradients(local, with_graphs)
+    for a, b in zip(local.buffers(), with_graphs.buffers(), strict=True):
         torch.testing.assert_close(a, b)
 
 
 @slow
 def fully_sharded(rank: int, world: int) -> None:
-    """FSDP averages too. It communicates in every forward pass: as many chunks on each rank."""
+    """FSDP averages too. It communicates in every forward pass, so each rank needs the same number of chunks."""
     from torch.distributed.fsdp import fully_shard
 
     images, targets = draw(20 * world)
     plain = Model().double()
-    wanted = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
-    mine = Model().double()
-    fully_shard(mine.head)
-    fully_shard(mine)
+    expected = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
+    local = Model().double()
+    fully_shard(local.head)
+    fully_shard(local)
     loss = AdCorreLoss(CLASSES, process_group="world")
     part = slice(20 * rank, 20 * rank + 20)
     for size in (20, 6):
-        mine.zero_grad()
+        local.zero_grad()
         loss.attention_map.counts.zero_()
-        assert_equal_outputs(VirtualBatch(mine, loss, size)(images[part], targets[part]), wanted)
-        for (name, parameter), other in zip(mine.named_parameters(), plain.parameters(), strict=True):
+        assert_equal_outputs(VirtualBatch(local, loss, size)(images[part], targets[part]), expected)
+        for (name, parameter), other in zip(local.named_parameters(), plain.parameters(), strict=True):
             torch.testing.assert_close(parameter.grad.full_tensor(), other.grad, rtol=1e-10, atol=1e-12, msg=name)
 
 
@@ -470,14 +471,35 @@ def metric_loss_equals_a_single_process(rank: int, world: int) -> None:
         given = labels if "num_classes" in settings else labels * 10
         for kind in ("uneven", "empty"):
             own = shares(13, world, kind)[rank]
-            whole, mine = every.clone().requires_grad_(), every[own].clone().requires_grad_()
-            expected, loss = losses[0](whole, given), losses[1](mine, given[own])
+            whole, local = every.clone().requires_grad_(), every[own].clone().requires_grad_()
+            expected, loss = losses[0](whole, given), losses[1](local, given[own])
             expected.backward()
             loss.backward()
             torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
-            torch.testing.assert_close(mine.grad, world * whole.grad[own], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(local.grad, world * whole.grad[own], rtol=1e-10, atol=1e-12)
         for name, value in losses[0].state_dict().items():
             torch.testing.assert_close(losses[1].state_dict()[name], value)
+
+
+@case
+def metric_loss_in_its_librarys_wrapper(rank: int, world: int) -> None:
+    """pytorch-metric-learning's wrapper gathers equal batches, and multiplies the loss by the number of ranks."""
+    if importlib.util.find_spec("pytorch_metric_learning") is None:
+        return
+    from pytorch_metric_learning.utils.distributed import DistributedLossWrapper
+
+    every = torch.randn(6 * world, 8, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    labels = torch.arange(6 * world) % 5 * 7
+    own = slice(6 * rank, 6 * rank + 6)
+    whole, local_x = every.clone().requires_grad_(), every[own].clone().requires_grad_()
+    expected, loss = (
+        AdCorreMetricLoss()(whole, labels),
+        DistributedLossWrapper(AdCorreMetricLoss())(local_x, labels[own]),
+    )
+    expected.backward()
+    loss.backward()
+    torch.testing.assert_close(loss, world * expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(local_x.grad, world * whole.grad[own], rtol=1e-10, atol=1e-12)
 
 
 @case

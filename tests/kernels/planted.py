@@ -60,7 +60,7 @@ FAULTS = [
           LOSS + "the_ring_is_the_confusion_matrix_of_the_window"),
     Fault("attention.py", "(position + 1) % window)", "position + 1)", RUN + "[plain]"),
     Fault("attention.py", "tl.maximum(all_seen, 1)", "all_seen", LOSS + "classes_without_samples"),
-    Fault("attention.py", "if RECORD:", "if COUNT:", LOSS + "what_is_recorded"),
+    Fault("attention.py", "if RECORD:", "if COUNT:", LOSS + "which_steps_the_attention_map_records"),
     Fault("attention.py", "values_ptr + ATTENTION + 2 * C + column, seen", "values_ptr + ATTENTION + C + column, seen",
           LOSS + "checkpointing_has_the_gradient_of_the_plain_step"),
     Fault("reduce.py", "(end - 1) // chunk + 1, first)", "end // chunk, first)",
@@ -70,7 +70,7 @@ FAULTS = [
     Fault("reduce.py", "slot_row % ROWS == 0, count, 0", "slot_row >= 0, count, 0", RUN + "[plain]"),
     Fault("loss.py", "(2 * num_classes + 2) * 2 if", "(2 * num_classes + 2) if",
           LOSS + "several_programs_over_the_logits"),
-    Fault("loss.py", "made.tables - 1", "made.tables - 2", RUN + "[plain]"),
+    Fault("loss.py", "loss_plan.tables - 1", "loss_plan.tables - 2", RUN + "[plain]"),
     Fault("loss.py", "double = logits is not None and logits[0] == torch.float64", "double = False",
           LOSS + "logits_of_another_dtype_and_a_scaled_loss"),
     Fault("terms.py", "tl.where(divisor == 0, 1.0, divisor)", "divisor", RUN + "[everything]"),
@@ -91,7 +91,7 @@ FAULTS = [
 
 
 def verdict(fault: Fault) -> str:
-    """ "found", "missed", or what else pytest ended with."""
+    """ "found", "missed", or pytest's other exit status."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(PACKAGE, Path(folder) / PACKAGE.name)
         path = Path(folder) / PACKAGE.name / "gpu" / fault.file

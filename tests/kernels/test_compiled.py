@@ -1,4 +1,4 @@
-"""Every kernel compiled ahead of time for every target, held to bench/limits.csv."""
+"""Every kernel compiled ahead of time for every target, checked against bench/limits.csv."""
 
 import os
 from dataclasses import fields
@@ -40,7 +40,7 @@ def assert_within_limits(case: str, dtype: str, target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case, dtype", QUICK)
 def test_every_kernel_compiles_within_its_limits(case, dtype, target) -> None:
-    """Between them these cases launch all kernels of Eq. 12, its terms linear."""
+    """Together these cases launch all kernels of Eq. 12 with linear terms."""
     assert_within_limits(case, dtype, target)
 
 
@@ -58,7 +58,7 @@ def test_every_case_compiles_within_its_limits(case, target) -> None:
         assert_within_limits(case, dtype, target)
 
 
-def test_these_are_all_the_kernels() -> None:
+def test_every_kernel_is_listed() -> None:
     dtypes = [(case, dtype) for case in (*static.CASES, *static.EQUATION_CASES) for dtype in static.cases()[case]]
     launched = {launch.name for case, dtype in dtypes for launch in static.launches_of(case, dtype)}
     over_pairs = {launch.name for case in static.PAIR_CASES for launch in static.launches_of(case, "highest")}
@@ -70,7 +70,7 @@ def test_these_are_all_the_kernels() -> None:
 @pytest.mark.parametrize("n", [0, 1, 60, 600, 10_000, 1 << 20, 1 << 22])
 @pytest.mark.parametrize("num_classes", [1, 7, 16])
 def test_three_launches_forward_or_five_and_one_backward(n, num_classes) -> None:
-    """Five where one order serves all programs."""
+    """Five launches if one sorted order serves all programs."""
     order = ["count_labels", "place_samples"] if n > plan.LOCAL_SAMPLES else []
     for dtype, statistics in [(torch.float32, "warp_statistics"), (torch.bfloat16, "gram_statistics")]:
         forward = [*order, statistics, "reduce_slots", "terms_kernel"]
@@ -79,7 +79,7 @@ def test_three_launches_forward_or_five_and_one_backward(n, num_classes) -> None
 
 
 def test_buffers_stay_small() -> None:
-    """Beyond inputs and dL/dx: 64 MiB at n = 1,048,576, C = 7."""
+    """Memory besides inputs and dL/dx: 64 MiB at n = 1,048,576, C = 7."""
     launches = loss_launches(1 << 20, 7, 256, 7, torch.float32)
     buffers = {}
     for launch in launches[:-1]:
@@ -92,25 +92,31 @@ def test_buffers_stay_small() -> None:
 def test_the_committed_table_is_whole_and_within_limits() -> None:
     rows = static.read()
     assert list(rows[0]) == [field.name for field in fields(static.Row)]
-    found = {(row["case"], row["dtype"], row["kernel"], row["target"]) for row in rows}
+    listed = {(row["case"], row["dtype"], row["kernel"], row["target"]) for row in rows}
     for case, dtypes in static.cases().items():
         for dtype in dtypes:
             for target in TARGETS:
                 names = {launch.name for launch in static.launches_of(case, dtype, target)}
                 if dtype != "float32" and case not in static.PAIR_CASES:
                     names &= set(static.STREAMING)
-                assert {(case, dtype, name, target) for name in names} <= found
+                assert {(case, dtype, name, target) for name in names} <= listed
     shares = {(row["kernel"], row["dtype"]): float(row["h100_share"]) for row in rows if row["h100_share"]}
     assert shares.keys() == static.MOST_OF_H100.keys()
     assert all(shares[key] <= most for key, most in static.MOST_OF_H100.items())
 
 
-def test_a_kernel_that_got_worse_is_named() -> None:
+def test_a_kernel_beyond_its_limits_is_named() -> None:
     row = static.Row("paper", "float32", "warp_gradient", "sm_90", "3.9.0", 300, 72, 0, 2, 900, 1, 3)
     row.h100_share = 0.9
     words = " ".join(static.complaints(row, static.limits()["paper", "warp_gradient"]))
-    for said in ("registers 300 > 128", "stack 72 > 64", "barriers 1 > 0", "spills 3 > 0", "H100's budget 0.9 > 0.55"):
-        assert said in words
+    for message in (
+        "registers 300 > 128",
+        "stack 72 > 64",
+        "barriers 1 > 0",
+        "spills 3 > 0",
+        "H100's budget 0.9 > 0.55",
+    ):
+        assert message in words
     row = static.Row("pairs", "medium", "pair_values", "sm_120", "3.9.0", 90, 0, 100 << 10)
     assert "shared 102400 > 101376" in static.complaints(row, static.limits()["pairs", "pair_values"])[0]
     row = static.Row("paper", "float32", "warp_gradient", "gfx942", "3.9.0", 80, 8, 0)
@@ -121,7 +127,7 @@ def test_the_readme_quotes_the_table() -> None:
     """kernels/README.md's figures for sm_90 are those of bench/results/static.csv."""
     rows = {
         (row["kernel"].removeprefix("warp_").removeprefix("gram_"), row["dtype"]): row
-        for row in static.read()  # the rows of a kernel's successor stand behind its own
+        for row in static.read()  # the rows of a kernel's successor follow its own
         if row["case"] == "paper" and row["target"] == "sm_90"
     }
     readme = (static.LIMITS.parents[1] / "kernels" / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""Which GPUs the kernels take, told without one: fake tensors on a device that is made up."""
+"""Which GPUs the kernels support, tested without one: fake tensors on a mocked device."""
 
 import re
 from types import SimpleNamespace
@@ -24,11 +24,11 @@ def test_gpus(name, major, minor, architecture, words, monkeypatch) -> None:
     properties = SimpleNamespace(name=name, major=major, minor=minor, gcnArchName=architecture)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.version, "hip", None if architecture is None else "6.0")
-    support._of_gpu.cache_clear()
+    support._check_gpu.cache_clear()
     with FakeTensorMode():
         x = torch.empty(4, 2, 8, device="cuda:0")
     reason = support.why_unsupported(x, 3, 2, -1.0)
-    support._of_gpu.cache_clear()
+    support._check_gpu.cache_clear()
     if words is None:
         assert reason is None
     else:
@@ -63,7 +63,7 @@ def test_launches_happen_on_the_tensors_device(monkeypatch) -> None:
 
     monkeypatch.setattr(torch.cuda, "device", Guard)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    call = ops._on_its_device(lambda x, more: (x, more, list(entered)))
+    call = ops._on_tensor_device(lambda x, more: (x, more, list(entered)))
     for index, guarded in ((0, []), (1, [torch.device("cuda:1")])):
         x = SimpleNamespace(is_cuda=True, device=torch.device("cuda", index))
         assert call(x, 2) == (x, 2, guarded)

@@ -1,4 +1,4 @@
-"""The Adaptive Attention Map against scikit-learn's confusion matrix, and its life as module state."""
+"""The Adaptive Attention Map against scikit-learn's confusion matrix, and as module state."""
 
 import numpy as np
 import torch
@@ -9,17 +9,17 @@ from adcorre import AdaptiveAttentionMap, AdCorreLoss
 
 def batches(count: int, num_classes: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tensor]]:
     rng = torch.Generator().manual_seed(seed)
-    drawn = []
+    uniforms = []
     for n in [17, 1, 40, 0, 5, 23, 60, 9, 33, 12][:count]:
         logits = torch.randn(n, num_classes, generator=rng)
         targets = torch.randint(0, num_classes, (n,), generator=rng)
         logits[torch.arange(n), targets] += 1
-        drawn.append((logits, targets))
-    return drawn
+        uniforms.append((logits, targets))
+    return uniforms
 
 
 def test_weights_are_those_of_the_windows_confusion_matrix() -> None:
-    """Batches of any size, samples ignored, classes not seen; more steps than the window."""
+    """Batches of several sizes, ignored samples, absent classes; more steps than the window."""
     attention = AdaptiveAttentionMap(6, window=3)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     for logits, targets in batches(10, 6):

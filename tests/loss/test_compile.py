@@ -26,10 +26,10 @@ def test_the_whole_loss_compiles_once_for_every_batch_size(backend) -> None:
     for n in (20, 33, 7, 600):
         problem = draw(n, 3, 8, 4, seed=n, dtype=torch.float32)
         logits = torch.randn(n, 4)
-        expected, wanted = step(eager, problem, logits)
+        expected, expected_gradient = step(eager, problem, logits)
         got, gradient = step(compiled, problem, logits)
         torch.testing.assert_close(got, expected)
-        torch.testing.assert_close(gradient, wanted)
+        torch.testing.assert_close(gradient, expected_gradient)
         compiled_once = compiled_once or counter.frame_count
     assert counter.frame_count == compiled_once
 
@@ -56,15 +56,15 @@ def test_inductor(backend) -> None:
     torch._dynamo.reset()
     problem = draw(40, 3, 8, 4, dtype=torch.float32)
     logits = torch.randn(40, 4)
-    expected, wanted = step(AdCorreLoss(4, backend=backend), problem, logits)
+    expected, expected_gradient = step(AdCorreLoss(4, backend=backend), problem, logits)
     got, gradient = step(torch.compile(AdCorreLoss(4, backend=backend), fullgraph=True), problem, logits)
     torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(gradient, wanted)
+    torch.testing.assert_close(gradient, expected_gradient)
 
 
 @pytest.mark.compiles
 def test_the_plain_path_fuses_under_inductor() -> None:
-    """What the torch backend runs off the CPU: plain operations, equal to the streamed passes when compiled."""
+    """The path of the torch backend off the CPU: plain operations, when compiled equal to the streamed passes."""
     torch._dynamo.reset()
     problem = draw(40, 3, 8, 4, dtype=torch.float32)
     for embedding_target in (-1.0, 0.1):
@@ -75,10 +75,10 @@ def test_the_plain_path_fuses_under_inductor() -> None:
         _, *tables = torch_backend.terms(flat, problem.attention, 3, 8, -1.0, -1.0, embedding_target)
         gradient = torch.compile(plain.plain_gradient, fullgraph=True)
         got = gradient(problem.x, problem.targets, *tables, -100, embedding_target)
-        wanted = torch_backend.embedding_gradient(
+        expected = torch_backend.embedding_gradient(
             problem.x, problem.targets, torch.ones(4), *tables, -100, embedding_target
         )
-        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", LINEAR)

@@ -1,4 +1,4 @@
-"""Bad input: one clear error that says what came and what was expected."""
+"""Invalid input: one clear error that names the value and what was expected."""
 
 from fractions import Fraction
 
@@ -41,7 +41,7 @@ LOGITS = torch.randn(6, 4)
         (X, Y - 1, W, IndexError, "targets: label -1 at position 0"),
     ],
 )
-def test_terms_name_what_came_and_what_was_expected(x, y, w, error, words) -> None:
+def test_errors_name_given_and_expected_values(x, y, w, error, words) -> None:
     for backend in ("auto", *LINEAR, "reference"):
         with pytest.raises(error, match=words):
             adcorre_terms(x, y, w, backend=backend)
@@ -80,6 +80,9 @@ def test_triton_on_a_cpu_is_a_clear_error() -> None:
         ({"window": 0}, ValueError, "window: expected at least 1, got 0"),
         ({"components": ("fd", "xd")}, ValueError, "components: expected a collection of names out of .*xd"),
         ({"components": "fd"}, ValueError, "components: expected a collection"),
+        ({"components": (name for name in ("fd", "md"))}, ValueError, "components: expected a collection.*generator"),
+        ({"components": None}, ValueError, "components: expected a collection.*got None"),
+        ({"components": [["fd", 0.5]]}, ValueError, r"components: expected a collection.*\['fd', 0.5\]"),
         ({"components": {"fd": -1}}, ValueError, "components: weight of fd: expected a finite number of at least 0"),
         ({"components": {"md": float("nan")}}, ValueError, "components: weight of md: .*got nan"),
         ({"components": {"md": "1"}}, TypeError, "components: weight of md: expected a number, got str"),
@@ -88,6 +91,10 @@ def test_triton_on_a_cpu_is_a_clear_error() -> None:
         ({"components": ("fd", "nfd")}, ValueError, '"nfd" .*stands in place of "fd"'),
         ({"ce_weight": torch.ones(3)}, ValueError, r"ce_weight: expected shape \(4,\)"),
         ({"ce_weight": torch.ones(4).long()}, ValueError, "ce_weight: .*floating dtype, got .*int64"),
+        ({"ce_weight": torch.tensor([1, -1, 1, 1.0])}, ValueError, "ce_weight: .*at least 0, got -1"),
+        ({"ce_weight": torch.tensor([1, 1, torch.nan, 1])}, ValueError, "ce_weight: expected finite numbers.*got nan"),
+        ({"ce_weight": torch.full((4,), torch.inf)}, ValueError, "ce_weight: expected finite numbers.*got inf"),
+        ({"logit_adjustment": torch.full((4,), torch.nan)}, ValueError, "logit_adjustment: .*below inf, got nan"),
         ({"label_smoothing": -0.1}, ValueError, r"label_smoothing: expected a number in \[0, 1\], got -0.1"),
         ({"label_smoothing": float("nan")}, ValueError, r"label_smoothing: .*got nan"),
         ({"label_smoothing": "0.1"}, TypeError, r"label_smoothing: expected a number in \[0, 1\], got str"),
@@ -122,8 +129,8 @@ def test_a_refused_batch_leaves_the_attention_map_alone(logits, x, y, error, wor
 
 @pytest.mark.parametrize("convert, words", [(lambda t: t.numpy(), r"numpy\.ndarray"), (lambda t: t.tolist(), "list")])
 @pytest.mark.parametrize("name", ["logits", "embeddings", "targets", "attention"])
-def test_what_is_no_tensor_is_named(name, convert, words) -> None:
-    """A NumPy array's dtype reads as a tensor's: "expected int64, got int64" helps nobody."""
+def test_objects_that_are_no_tensor_are_named(name, convert, words) -> None:
+    """A NumPy dtype prints like a tensor's, so "expected int64, got int64" must not appear."""
     given = {"logits": LOGITS, "embeddings": X, "targets": Y, "attention": W}
     given[name] = convert(given[name])
     words = rf"{name}: expected a torch.Tensor, got {words}; convert it with torch.as_tensor"
@@ -156,7 +163,7 @@ def test_modules() -> None:
 
 
 @pytest.mark.parametrize("backend", LINEAR)
-def test_what_is_refused_says_so(backend) -> None:
+def test_double_backward_jvp_and_vmap_raise_an_error(backend) -> None:
     """No silent second derivative, no zeros from jvp, no vmap."""
     x = X.double().requires_grad_()
     total = sum(adcorre_terms(x, Y, W, backend=backend))
@@ -175,15 +182,15 @@ def test_what_is_refused_says_so(backend) -> None:
 
 
 @pytest.mark.parametrize("number", [np.float32, np.float16, np.float64, Fraction])
-def test_numbers_of_any_kind_are_numbers(number) -> None:
+def test_numbers_of_any_type_are_accepted(number) -> None:
     logits, x, y = torch.randn(6, 4), torch.randn(6, 2, 8), torch.arange(6) % 4
     settings = {"lambd": 0.5, "between_target": -0.5, "label_smoothing": 0.25, "components": {"fd": 0.5, "md": 1.0}}
-    theirs = {name: number(value) for name, value in settings.items() if name != "components"}
-    theirs["components"] = {name: number(weight) for name, weight in settings["components"].items()}
+    converted = {name: number(value) for name, value in settings.items() if name != "components"}
+    converted["components"] = {name: number(weight) for name, weight in settings["components"].items()}
     whole = {"num_classes": 4, "window": 3, "ignore_index": 2}
-    ours = AdCorreLoss(**whole, **settings)
-    loss = AdCorreLoss(**{name: np.int64(value) for name, value in whole.items()}, **theirs)
-    for a, b in zip(ours(logits, x, y), loss(logits, x, y), strict=True):
+    reference = AdCorreLoss(**whole, **settings)
+    loss = AdCorreLoss(**{name: np.int64(value) for name, value in whole.items()}, **converted)
+    for a, b in zip(reference(logits, x, y), loss(logits, x, y), strict=True):
         assert torch.equal(a, b)
     assert type(loss.num_classes) is type(loss.ignore_index) is int
-    assert torch.equal(loss(logits, x, y, lambd=number(0.25)).loss, ours(logits, x, y, lambd=0.25).loss)
+    assert torch.equal(loss(logits, x, y, lambd=number(0.25)).loss, reference(logits, x, y, lambd=0.25).loss)

@@ -1,4 +1,4 @@
-"""Eq. 12: the module and its functional form, cross-entropy as torch has it, switches, lambda, dtypes, autocast."""
+"""Eq. 12: module and functional form, PyTorch's cross-entropy, components, lambda, dtypes, autocast."""
 
 import pytest
 import torch
@@ -99,7 +99,7 @@ def test_ignored_samples_and_nan_in_them(backend) -> None:
 
 
 @pytest.mark.parametrize("backend", [*LINEAR, "reference"])
-def test_nothing_to_learn_is_zero_with_a_graph(backend) -> None:
+def test_no_pairs_gives_zero_with_a_graph(backend) -> None:
     logits, x, y = batch()
     out = AdCorreLoss(4, backend=backend)(logits, x, torch.full_like(y, -100))
     assert float(out.loss) == 0
@@ -111,7 +111,7 @@ def test_nothing_to_learn_is_zero_with_a_graph(backend) -> None:
 
 
 @pytest.mark.parametrize("backend", [*LINEAR, "reference"])
-def test_a_bad_label_is_loud(backend) -> None:
+def test_a_bad_label_gives_nan(backend) -> None:
     logits, x, y = batch()
     y[5] = 4
     out = AdCorreLoss(4, backend=backend, validate=False)(logits, x, y)
@@ -137,14 +137,14 @@ def test_autocast_keeps_statistics_in_float32() -> None:
     logits, x, y = batch(60, dtype=torch.float32)
     for backend in (*LINEAR, "reference"):
         expected = AdCorreLoss(4, backend=backend)(logits, x, y)
-        wanted = torch.autograd.grad(expected.loss, (logits, x))
+        gradients = torch.autograd.grad(expected.loss, (logits, x))
         with torch.autocast("cpu", torch.bfloat16):
             out = AdCorreLoss(4, backend=backend)(logits, x, y)
-            if backend != "reference":  # a backward pass inside autocast is discouraged, and still right
-                torch.testing.assert_close(torch.autograd.grad(out.loss, x, retain_graph=True)[0], wanted[1])
+            if backend != "reference":  # a backward pass inside autocast is discouraged, but must be right
+                torch.testing.assert_close(torch.autograd.grad(out.loss, x, retain_graph=True)[0], gradients[1])
         got = torch.autograd.grad(out.loss, (logits, x))
         torch.testing.assert_close(out, expected)
-        torch.testing.assert_close(got, wanted)
+        torch.testing.assert_close(got, gradients)
 
 
 def test_a_single_embedding_without_its_axis() -> None:

@@ -1,4 +1,4 @@
-"""No host sync: on the meta device there is no value to wait for, and whoever asks for one gets an error."""
+"""No host sync: on the meta device there are no values, so reading one raises."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from adcorre import AdCorreLoss
 
 @pytest.mark.parametrize("target", [-1, "simplex"])
 @pytest.mark.parametrize("components", [("fd", "md", "ed"), ("nfd",)])
-def test_a_step_asks_the_device_for_nothing(target, components) -> None:
+def test_a_step_does_not_synchronize(target, components) -> None:
     loss = AdCorreLoss(
         7,
         components=components,
@@ -29,7 +29,7 @@ def test_a_step_asks_the_device_for_nothing(target, components) -> None:
         out.loss.item()
 
 
-def test_validate_true_does_ask() -> None:
+def test_validate_true_reads_the_labels() -> None:
     loss = AdCorreLoss(7, validate=True, backend="torch").to("meta")
     with pytest.raises(RuntimeError, match="meta"):
         loss(

@@ -95,8 +95,8 @@ def test_edges(case) -> None:
     else:
         x = x.transpose(0, 1).contiguous().transpose(0, 1)
     problem = problem._replace(x=x, targets=targets)
-    ours, truth = (run(problem, backend, validate=False) for backend in ("numba", "reference"))
-    for got, expected in zip(ours, truth, strict=True):
+    values, truth = (run(problem, backend, validate=False) for backend in ("numba", "reference"))
+    for got, expected in zip(values, truth, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-12, equal_nan=True)
 
 
@@ -177,7 +177,7 @@ def test_auto_takes_it_on_a_cpu(monkeypatch) -> None:
     for cached in (compiled.why_unavailable, backends._warn_once):
         cached.cache_clear()
     try:
-        with pytest.warns(UserWarning, match='backend "auto" takes "torch": Numba cannot be imported') as seen:
+        with pytest.warns(UserWarning, match='backend "auto" uses "torch": Numba cannot be imported') as seen:
             assert [resolve_options(x, 3).backend for _ in range(2)] == ["torch", "torch"]
         assert len(seen) == 1
         with pytest.raises(ValueError, match='backend="numba": Numba cannot be imported'):
@@ -265,7 +265,7 @@ class Terms(Dataset):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_in_a_loaders_worker() -> None:
+def test_in_a_dataloader_worker() -> None:
     loaded = list(DataLoader(Terms(), num_workers=1, multiprocessing_context="fork"))
     assert all(torch.equal(loaded[index][0], Terms()[index]) for index in range(2))
 

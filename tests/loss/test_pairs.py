@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adcorre import AdCorreLoss, adcorre_terms, pairs
 from adcorre.backends import resolve_options
-from adcorre.between import between_alone
+from adcorre.between import pairs_of_one_batch
 from adcorre.functional import class_sums, embedding_gradient, values_and_tables
 from tests.loss.tools import LINEAR
 
@@ -49,7 +49,7 @@ def test_equals_the_reference(shape: tuple[int, int, int, int], target: float | 
 
 
 @pytest.mark.parametrize("target", [-1, 1])
-def test_at_one_both_forms_are_the_same_number(target: int) -> None:
+def test_at_target_one_both_forms_are_equal(target: int) -> None:
     x, targets, attention = inputs(200, 3, 16, 5)
     for backend in (*LINEAR, "reference"):
         by_class = gradient(x, targets, attention, backend=backend, between_target=target)
@@ -66,16 +66,16 @@ def test_elsewhere_the_class_form_is_a_lower_bound() -> None:
 
 
 def test_ranges_of_rows_add_to_the_whole() -> None:
-    """More than one tile either way; the gradient of a range is that of the whole sum."""
+    """More than one tile in both directions; the gradient of a range is that of the whole sum."""
     x, targets, attention = inputs(1300, 1, 8, 4)
     common, n = (0.3, -100, "highest"), x.shape[0]
     ranges = ((0, 501), (501, 501), (501, n))
     whole = pairs.pair_values(x.detach(), targets, attention, *common, 0, n)
     parts = [pairs.pair_values(x.detach(), targets, attention, *common, *rows) for rows in ranges]
     torch.testing.assert_close(sum(parts), whole, rtol=1e-12, atol=0)
-    asked = (x.detach(), targets, attention, torch.tensor(1e-3, dtype=torch.float64), *common)
-    gradients = [pairs.pair_gradient(*asked, *rows) for rows in ranges]
-    torch.testing.assert_close(torch.cat(gradients), pairs.pair_gradient(*asked, 0, n), rtol=1e-12, atol=1e-16)
+    tensors = (x.detach(), targets, attention, torch.tensor(1e-3, dtype=torch.float64), *common)
+    gradients = [pairs.pair_gradient(*tensors, *rows) for rows in ranges]
+    torch.testing.assert_close(torch.cat(gradients), pairs.pair_gradient(*tensors, 0, n), rtol=1e-12, atol=1e-16)
 
 
 def test_gradcheck() -> None:
@@ -112,7 +112,7 @@ def test_a_chunks_gradient_in_half_precision_is_rounded_once() -> None:
     x, targets, attention = inputs(50, 3, 16, 5, torch.bfloat16)
     options = resolve_options(x, 5, "torch", between_target=0, pairs="sample")
     flat, upstream = class_sums(x, targets, 5, options), torch.tensor([0.7, -1.3, 0.4, 0])
-    between = between_alone(x, targets, attention, flat, options)
+    between = pairs_of_one_batch(x, targets, attention, flat, options)
     _, tables = values_and_tables(flat, attention, x, between, options)
     got = embedding_gradient(x, targets, upstream, tables, between, options)
     exact = embedding_gradient(x.float(), targets, upstream, tables, between, options)
@@ -120,7 +120,7 @@ def test_a_chunks_gradient_in_half_precision_is_rounded_once() -> None:
     assert torch.equal(got, exact.bfloat16())
 
 
-def test_a_bad_label_and_a_nan_come_out_as_nan() -> None:
+def test_a_bad_label_and_a_nan_give_nan() -> None:
     x, targets, attention = inputs(20, 2, 8, 3)
     targets[4] = 9
     values, actual = gradient(x, targets, attention, pairs="sample", between_target=0, validate=False)
@@ -130,15 +130,15 @@ def test_a_bad_label_and_a_nan_come_out_as_nan() -> None:
         adcorre_terms(x, targets, attention, pairs="sample")
 
 
-def test_what_cannot_be_computed_is_loud() -> None:
-    """In the pairs' part itself: a length that overflows, and an upstream NaN for samples that take no part too."""
+def test_overflow_and_upstream_nan_give_nan() -> None:
+    """In the sum over pairs itself: a length that overflows, and an upstream NaN, also for samples not in the sum."""
     x, targets, attention = inputs(20, 2, 8, 3, torch.float32)
     targets[5] = -100
-    asked, common = (x.detach(), targets, attention), (0.0, -100, "highest", 0, 20)
-    assert pairs.pair_gradient(*asked, torch.tensor(torch.nan), *common).isnan().all()
-    assert pairs.pair_values(*asked, *common).isfinite().all()
+    tensors, common = (x.detach(), targets, attention), (0.0, -100, "highest", 0, 20)
+    assert pairs.pair_gradient(*tensors, torch.tensor(torch.nan), *common).isnan().all()
+    assert pairs.pair_values(*tensors, *common).isfinite().all()
     x.detach()[3, 1] = 1e30 * torch.arange(8)
-    assert pairs.pair_values(*asked, *common).isnan().all()
+    assert pairs.pair_values(*tensors, *common).isnan().all()
 
 
 def test_ops() -> None:
@@ -169,7 +169,7 @@ def test_the_whole_loss() -> None:
         torch.testing.assert_close(output, truth, rtol=1e-12, atol=1e-13)
 
 
-def test_what_cannot_be_had_is_refused() -> None:
+def test_invalid_settings_raise_an_error() -> None:
     x, targets, attention = inputs(8, 2, 8, 3)
     with pytest.raises(ValueError, match="pairs: expected one of class, sample; got 'all'"):
         adcorre_terms(x, targets, attention, pairs="all")  # type: ignore[arg-type]

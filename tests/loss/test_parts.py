@@ -1,4 +1,4 @@
-"""The five steps: both steps over the logits by hand against autograd, sums that add, and other attention maps."""
+"""The five steps: the steps over the logits against autograd, sums that add up, and other attention maps."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from adcorre import AdCorreLoss, AttentionMap, ClassStatistics, VirtualBatch, adcorre_loss
-from adcorre.backends import Options, backend_of
+from adcorre.backends import Options, get_backend
 from tests.loss.test_loss import batch
 from tests.loss.tools import LINEAR
 from tests.virtual.tools import CLASSES, Model, assert_equal_gradients, assert_equal_outputs, draw, plain_step
@@ -30,7 +30,7 @@ def test_the_gradient_of_the_logits_is_autograds(weighted, adjusted, smoothing, 
     weight = torch.tensor([0.1, 2, 9, 0, 1.0]).double() if weighted else None
     adjustment = torch.randn(5, generator=rng, dtype=torch.float64) if adjusted else None
     upstream = torch.tensor(0.3, dtype=torch.promote_types(dtype, torch.float32))
-    steps = backend_of(Options(backend))
+    steps = get_backend(Options(backend))
     counts, ce = steps.logits_sums(logits, targets, weight, adjustment, smoothing, 2)
     got = steps.logits_gradient(logits, targets, upstream, weight, adjustment, smoothing, 2)
     assert got.dtype == dtype
@@ -40,9 +40,9 @@ def test_the_gradient_of_the_logits_is_autograds(weighted, adjusted, smoothing, 
     exact = logits.double().requires_grad_()
     scores = exact if adjustment is None else exact + adjustment
     total = cross_entropy(scores[part], targets[part], weight, reduction="sum", label_smoothing=smoothing)
-    (wanted,) = torch.autograd.grad(total * upstream.double(), exact)
+    (expected,) = torch.autograd.grad(total * upstream.double(), exact)
     tolerance = {"rtol": max(1e-12, 2 * torch.finfo(dtype).eps), "atol": 4 * torch.finfo(torch.float32).eps}
-    torch.testing.assert_close(got.double(), wanted, **tolerance)
+    torch.testing.assert_close(got.double(), expected, **tolerance)
     assert got[~part].abs().max() == 0
     torch.testing.assert_close(ce[0].double(), total.detach(), rtol=1e-6, atol=0)
     divisor = part.sum() if weight is None else weight[targets[part]].sum()
@@ -73,23 +73,23 @@ def test_gradcheck_of_the_whole_loss(backend) -> None:
             gradient.sum().backward(retain_graph=True)
 
 
-@pytest.mark.parametrize("wanted", ["logits", "x"])
-def test_each_input_alone(wanted) -> None:
+@pytest.mark.parametrize("expected", ["logits", "x"])
+def test_each_input_alone(expected) -> None:
     logits, x, y = batch()
-    truth = torch.autograd.grad(AdCorreLoss(4)(logits, x, y).loss, logits if wanted == "logits" else x)[0]
-    alone = (logits, x.detach()) if wanted == "logits" else (logits.detach(), x)
-    (got,) = torch.autograd.grad(AdCorreLoss(4)(*alone, y).loss, logits if wanted == "logits" else x)
+    truth = torch.autograd.grad(AdCorreLoss(4)(logits, x, y).loss, logits if expected == "logits" else x)[0]
+    alone = (logits, x.detach()) if expected == "logits" else (logits.detach(), x)
+    (got,) = torch.autograd.grad(AdCorreLoss(4)(*alone, y).loss, logits if expected == "logits" else x)
     assert torch.equal(got, truth)
 
 
 @pytest.mark.parametrize("backend", [*LINEAR, "reference"])
 def test_each_component_has_its_weight(backend) -> None:
-    """By hand from the terms; in a virtual batch as in a plain one."""
+    """Computed from the terms; the same in a virtual batch and a plain one."""
     components = {"ed": 0.1, "nfd": 2.0, "md": 0.0}
     logits, x, y = batch()
     out = AdCorreLoss(4, lambd=0.7, components=components, backend=backend)(logits, x, y)
     torch.testing.assert_close(out.loss.detach(), out.ce + 0.7 * (2 * out.nfd + 0.1 * out.ed))
-    torch.testing.assert_close(out.fd, out.nfd)  # as it enters the loss; reported without its weight
+    torch.testing.assert_close(out.fd, out.nfd)  # times its weight in the loss; reported without it
     function = adcorre_loss(logits, x, y, out.attention, lambd=0.7, components=components, backend=backend)
     torch.testing.assert_close(function.loss, out.loss)
     gradient = torch.autograd.grad(out.loss, x)[0]
@@ -101,23 +101,23 @@ def test_each_component_has_its_weight(backend) -> None:
     if backend != "reference":
         plain, virtual = Model().double(), Model().double()
         images, targets = draw(31)
-        wanted = plain_step(plain, AdCorreLoss(CLASSES, components=components, backend=backend), images, targets)
+        expected = plain_step(plain, AdCorreLoss(CLASSES, components=components, backend=backend), images, targets)
         got = VirtualBatch(virtual, AdCorreLoss(CLASSES, components=components, backend=backend), 7)(images, targets)
-        assert_equal_outputs(got, wanted)
+        assert_equal_outputs(got, expected)
         assert_equal_gradients(virtual, plain)
 
 
 def test_parts_add_up_to_the_batch() -> None:
-    """What is public: sums of parts, added, give the whole loss."""
+    """The public API: the added sums of parts give the whole loss."""
     logits, x, y = batch()
     loss, whole = AdCorreLoss(4), AdCorreLoss(4)
-    wanted = whole(logits, x, y)
+    expected = whole(logits, x, y)
     parts = [loss.part(logits[rows], x[rows], y[rows]) for rows in (slice(0, 7), slice(7, 7), slice(7, 20))]
     assert int(loss.attention_map.counts.sum()) == 0  # sums change nothing
     packed = sum(part.sums.pack() for part in parts)
     combined = loss.combine(parts[0]._replace(sums=parts[0].sums.unpack(packed)))
     assert torch.equal(loss.attention_map.counts, whole.attention_map.counts)
-    torch.testing.assert_close(combined.attention.to(wanted.attention), wanted.attention)
+    torch.testing.assert_close(combined.attention.to(expected.attention), expected.attention)
     statistics = ClassStatistics.of(x, y, 4)
     torch.testing.assert_close(combined.statistics, statistics.flat, rtol=1e-12, atol=1e-13)
 
@@ -125,7 +125,7 @@ def test_parts_add_up_to_the_batch() -> None:
 @pytest.mark.parametrize("backend", LINEAR)
 def test_class_statistics_of_samples(backend) -> None:
     _, x, y = batch()
-    flat = backend_of(Options(backend)).statistics(x.detach(), y, 4, -100, 0.2)
+    flat = get_backend(Options(backend)).statistics(x.detach(), y, 4, -100, 0.2)
     of = ClassStatistics.of(x, y.to(torch.uint8), 4, embedding_target=0.2, backend=backend)
     assert torch.equal(of.flat, flat)
     assert (of.num_classes, of.k, of.d, of.embedding_target) == (4, 3, 8, 0.2)
@@ -139,7 +139,7 @@ def test_class_statistics_of_samples(backend) -> None:
 
 
 class MovingAverage(nn.Module):
-    """w = 1 - recall, from counts that fade."""
+    """w = 1 - recall, from counts that decay."""
 
     faded: Tensor
 
@@ -161,7 +161,7 @@ class MovingAverage(nn.Module):
 
 class Half(nn.Module):
     def record(self, counts: Tensor) -> None:
-        """Nothing to remember."""
+        """An attention map without state."""
 
     def weights(self, counts: Tensor | None = None) -> Tensor:
         return torch.full((4,), 0.5, dtype=torch.float64)
@@ -190,8 +190,8 @@ def test_a_moving_average_as_attention_map() -> None:
     images, targets = draw(31)
     steps = [AdCorreLoss(CLASSES, attention_map=MovingAverage(CLASSES)) for _ in range(2)]
     plain, virtual = Model().double(), Model().double()
-    wanted = plain_step(plain, steps[0], images, targets)
-    assert_equal_outputs(VirtualBatch(virtual, steps[1], 7)(images, targets), wanted)
+    expected = plain_step(plain, steps[0], images, targets)
+    assert_equal_outputs(VirtualBatch(virtual, steps[1], 7)(images, targets), expected)
     assert_equal_gradients(virtual, plain)
     assert torch.equal(steps[0].attention_map.faded, steps[1].attention_map.faded)
 
@@ -200,13 +200,13 @@ def test_a_constant_half_is_the_naive_fd() -> None:
     logits, x, y = batch()
     for backend in (*LINEAR, "reference"):
         got = AdCorreLoss(4, attention_map=Half(), backend=backend)(logits, x, y)
-        wanted = AdCorreLoss(4, components=("nfd", "md", "ed"), backend=backend)(logits, x, y)
-        assert torch.equal(got.loss, wanted.loss)
-        gradients = [torch.autograd.grad(out.loss, (logits, x)) for out in (got, wanted)]
+        expected = AdCorreLoss(4, components=("nfd", "md", "ed"), backend=backend)(logits, x, y)
+        assert torch.equal(got.loss, expected.loss)
+        gradients = [torch.autograd.grad(out.loss, (logits, x)) for out in (got, expected)]
         assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("wrong", [nn.Linear(2, 2), object()])
-def test_what_is_no_attention_map(wrong) -> None:
+def test_objects_that_are_no_attention_map_raise_an_error(wrong) -> None:
     with pytest.raises(TypeError, match="attention_map: expected a torch.nn.Module with the methods record"):
         AdCorreLoss(4, attention_map=wrong)

@@ -1,4 +1,4 @@
-"""The streamed passes on a CPU: chunk borders, statistics that add, precision in each dtype, opcheck."""
+"""The streamed passes on a CPU: chunk borders, statistics that add up, precision in each dtype, opcheck."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def statistics(x, targets, num_classes, embedding_target=-1.0) -> ClassStatistic
     return ClassStatistics(flat, num_classes, x.shape[1], x.shape[2], embedding_target)
 
 
-# One chunk of 8 samples less one, exactly one, one more, several with a tail; 64 x C rounded additions are passed.
+# A chunk of 8 samples: one sample less, exactly one chunk, one more, several and a tail; more than 64 x C rounded sums.
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 16, 45])
 def test_chunk_borders(n, monkeypatch) -> None:
     monkeypatch.setattr(streaming, "CHUNK_ELEMENTS", 8 * 3 * 6)
@@ -44,7 +44,7 @@ def test_statistics_of_two_halves_add_to_the_wholes(embedding_target) -> None:
     assert added.count.tolist() == torch.bincount(problem.targets, minlength=4).tolist()
 
 
-def test_statistics_are_what_they_say() -> None:
+def test_statistics_match_their_definition() -> None:
     problem = draw(31, 3, 6, 4, shift=2.0)
     got = statistics(problem.x, problem.targets, 4)
     x = problem.x
@@ -101,7 +101,7 @@ def test_error_budget(dtype, backend, shape, shift, target) -> None:
 
 @pytest.mark.parametrize("backend", LINEAR)
 def test_float16_gradient_under_a_grad_scaler(backend) -> None:
-    """65,536 times a gradient that float16 could not hold by itself."""
+    """The gradient times 65,536, without which it would underflow in float16."""
     problem = draw(60, 7, 64, 7)
     half = problem.x.half()
     x = half.clone().requires_grad_()
@@ -143,10 +143,15 @@ def test_opcheck(dtype, embedding_target) -> None:
 
 
 def test_many_classes_and_blocks_of_them(monkeypatch) -> None:
-    """Other targets walk class pairs block by block."""
+    """Other targets loop over class pairs in blocks: on a CPU over classes with samples, elsewhere over all."""
     from adcorre import statistics as module
 
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", 300)
     problem = draw(50, 2, 5, 60, between=0.1, mean=0.1)
-    assert_close(problem, run(problem, "torch"), run(problem, "reference"))
-    assert len(module._class_blocks(60, 2)) == 30
+    expected = run(problem, "reference")
+    assert_close(problem, run(problem, "torch"), expected)
+    present = torch.bincount(problem.targets, minlength=60) > 0
+    assert module._compared_classes(present).tolist() == sorted(set(problem.targets.tolist()))
+    monkeypatch.setattr(module, "validates_labels", lambda *_: False)
+    assert len(module._class_blocks(module._compared_classes(present), 2)) == 30
+    assert_close(problem, run(problem, "torch"), expected)

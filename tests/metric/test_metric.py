@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from adcorre.metric import AdCorreMetricLoss
 from adcorre.nearest_means import RATE, ClassMeans
 from tests.metric.tools import truth
 
+SIMPLEX: dict[str, Any] = {"between_target": "simplex", "mean_target": "simplex"}
 # labels, num_classes, shape of an embedding
 CASES: dict[str, tuple[list[int], int | None, tuple[int, ...]]] = {
     "k = 1, as pytorch-metric-learning has it": ([0, 1, 2, 0, 1, 2, 2], 3, (8,)),
@@ -31,7 +33,9 @@ CASES: dict[str, tuple[list[int], int | None, tuple[int, ...]]] = {
 }
 
 
-def drawn(labels: list[int], shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def random_batch(
+    labels: list[int], shape: tuple[int, ...], dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     x = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return x.to(dtype).requires_grad_(), torch.tensor(labels, dtype=torch.int64)
 
@@ -43,14 +47,14 @@ def step(loss_fn: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]
 
 
 def assert_same(got: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], tolerance: float = 1e-11) -> None:
-    for value, wanted in zip(got, expected, strict=True):
-        torch.testing.assert_close(value.double(), wanted, rtol=tolerance, atol=tolerance)
+    for value, target in zip(got, expected, strict=True):
+        torch.testing.assert_close(value.double(), target, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_is_the_reference(name: str) -> None:
     labels, num_classes, shape = CASES[name]
-    x, targets = drawn(labels, shape)
+    x, targets = random_batch(labels, shape)
     expected = truth(x, targets, num_classes)
     assert_same(step(AdCorreMetricLoss(num_classes), x, targets), expected)
     at_paper = {"between_target": -1, "mean_target": -1}
@@ -61,12 +65,30 @@ def test_is_the_reference(name: str) -> None:
         assert expected[1].any()
 
 
+@pytest.mark.parametrize("target", ["simplex", -1])
+def test_ten_thousand_classes(target: Any) -> None:
+    """Classes that the batch lacks count in MD's divisor and in the simplex, and nowhere else."""
+    x, labels = random_batch([9_999, 3, 9_999, 500, 3, 0, 77], (8,))
+    targets = dict.fromkeys(("between_target", "mean_target"), -1 / 9_999 if target == "simplex" else -1)
+    expected = truth(x, labels, weights={"fd": 1, "md": (5 / 10_000) ** 2, "ed": 1}, **targets)
+    loss = AdCorreMetricLoss(10_000, between_target=target, mean_target=target)
+    assert_same(step(loss, x, labels), expected)
+
+
+def test_no_look_at_a_device() -> None:
+    """With `num_classes`: on the meta device there is no value to wait for."""
+    loss = AdCorreMetricLoss(4, backend="torch", **SIMPLEX)
+    x = torch.empty(12, 8, device="meta", requires_grad=True)
+    loss(x, torch.empty(12, dtype=torch.int64, device="meta")).backward()
+    assert x.grad is not None
+
+
 @pytest.mark.parametrize(
     "options",
     [
         {"components": {"fd": 0.3, "ed": 2.0}},
         {"components": ["nfd", "md"]},
-        {"between_target": -1, "mean_target": 0.2, "embedding_target": 0.1},
+        {"between_target": "simplex", "mean_target": 0.2, "embedding_target": 0.1},
         {"pairs": "sample", "between_target": 0.1},
         {"backend": "reference"},
         {"ignore_index": 2},  # among labels that are mapped to 0, 1, 2, ...
@@ -75,20 +97,20 @@ def test_is_the_reference(name: str) -> None:
 )
 @pytest.mark.parametrize("mapped", [False, True])
 def test_options(options: dict[str, Any], mapped: bool) -> None:
-    x, labels = drawn([0, 1, 2, 4, 2, 1, 0, 4, 4], (3, 8))
+    x, labels = random_batch([0, 1, 2, 4, 2, 1, 0, 4, 4], (3, 8))
     labels = labels * 2
     num_classes = None if mapped else 10
-    wanted = {name: value for name, value in options.items() if name not in ("components", "backend")}
+    options_of_terms = {name: value for name, value in options.items() if name not in ("components", "backend")}
     weights = {"fd": 0.3, "ed": 2.0} if isinstance(options.get("components"), dict) else None
     if "nfd" in options.get("components", ()):
         weights = {"fd": 1.0, "md": 1.0}
-    expected = truth(x, labels, num_classes, weights=weights, **wanted)
+    expected = truth(x, labels, num_classes, weights=weights, **options_of_terms)
     assert_same(step(AdCorreMetricLoss(num_classes, **options), x, labels), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_narrow_dtypes(dtype: torch.dtype) -> None:
-    x, labels = drawn(list(range(7)) * 4, (2, 16), dtype)
+    x, labels = random_batch(list(range(7)) * 4, (2, 16), dtype)
     loss, gradient = step(AdCorreMetricLoss(), x, labels.to(torch.int16))
     assert loss.dtype == torch.float32
     assert gradient.dtype == dtype
@@ -98,7 +120,7 @@ def test_narrow_dtypes(dtype: torch.dtype) -> None:
 
 
 def test_given_weights() -> None:
-    x, labels = drawn([0, 1, 2, 0, 1], (8,))
+    x, labels = random_batch([0, 1, 2, 0, 1], (8,))
     w = torch.tensor([0.1, 0.9, 0.4])
     loss = AdCorreMetricLoss(3, attention=w)
     assert_same(step(loss, x, labels), truth(x, labels, 3, w))
@@ -148,13 +170,13 @@ def test_attention_map_counts_nearest_means_of_earlier_steps() -> None:
 
 def test_state_of_the_map() -> None:
     """Checkpointed, restored, copied; nothing is recorded in eval mode or without gradients."""
-    x, labels = drawn([0, 1, 2, 0, 1, 2], (2, 8), torch.float32)
+    x, labels = random_batch([0, 1, 2, 0, 1, 2], (2, 8), torch.float32)
     loss = with_map()
     for _ in range(3):
         step(loss, x, labels)
     restored = with_map()
     restored.load_state_dict(loss.state_dict())
-    copied = copy.deepcopy(loss)
+    copied, unpickled = copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))
     before = {name: value.clone() for name, value in loss.state_dict().items()}
     with torch.no_grad():
         loss(x, labels)
@@ -162,9 +184,9 @@ def test_state_of_the_map() -> None:
     for name, value in loss.state_dict().items():
         assert torch.equal(value, before[name]), name
     following = step(loss.train(), x, labels)
-    for other in (restored, copied):
+    for other in (restored, copied, unpickled):
         assert_same(step(other, x, labels), (following[0].double(), following[1].double()), 0)
-    assert bool((loss.attention_map.weights() < 0.1).all())  # by now every sample is nearest to its own mean
+    assert bool((loss.attention_map.weights() < 0.1).all())  # now every sample is nearest to its class's mean
     with torch.device("meta"):
         empty = ClassMeans(3, 2, 8)
     assert not empty.to_empty(device="cpu").means.any()
@@ -174,7 +196,7 @@ def test_learns_embeddings() -> None:
     """A bare loop: samples of a class come together, and every two classes apart, to a correlation of -1/4."""
     labels = torch.arange(5).repeat(8) * 11
     x = torch.randn(40, 16, requires_grad=True)
-    optimizer, loss = torch.optim.Adam([x], lr=0.1), AdCorreMetricLoss()
+    optimizer, loss = torch.optim.Adam([x], lr=0.1), AdCorreMetricLoss(**SIMPLEX)
     for _ in range(100):
         optimizer.zero_grad()
         loss(x, labels).backward()
@@ -194,7 +216,7 @@ def test_learns_embeddings() -> None:
         ({"num_classes": 3, "attention": nn.Linear(3, 3)}, "AttentionMap"),
         ({"num_classes": 0}, "num_classes"),
         ({"components": ()}, "at least one"),
-        ({"distance": None}, "'distance'; it compares embeddings by their correlation"),
+        ({"distance": None}, "'distance'; it always compares embeddings by correlation"),
         ({"num_class": 3}, "unexpected argument 'num_class'$"),
         ({"mean_target": 2}, "mean_target"),
         ({"backend": "reference", "process_group": "world"}, "reference"),
@@ -206,7 +228,7 @@ def test_settings_out_of_range(options: dict[str, Any], match: str) -> None:
 
 
 def test_inputs_out_of_range() -> None:
-    x, labels = drawn([0, 1, 2], (8,))
+    x, labels = random_batch([0, 1, 2], (8,))
     with pytest.raises(IndexError, match="labels: label 2"):
         AdCorreMetricLoss(2)(x, labels)
     assert AdCorreMetricLoss(2, validate=False)(x, labels).isnan()
@@ -227,9 +249,9 @@ def test_inputs_out_of_range() -> None:
 def test_compiled(num_classes: int | None) -> None:
     """Mapped labels break the graph where the classes are counted; with num_classes there is one graph."""
     torch.compiler.reset()
-    loss = AdCorreMetricLoss(num_classes)
+    loss = AdCorreMetricLoss(num_classes, **SIMPLEX)
     compiled = torch.compile(loss, fullgraph=num_classes is not None)
     for labels in ([0, 1, 2, 0], [2, 2, 1, 1]):
-        x, targets = drawn(labels, (8,), torch.float32)
+        x, targets = random_batch(labels, (8,), torch.float32)
         expected = step(loss, x, targets)
         assert_same(step(compiled, x, targets), (expected[0].double(), expected[1].double()), 1e-5)

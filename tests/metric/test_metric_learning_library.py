@@ -1,4 +1,4 @@
-"""At home in pytorch-metric-learning: its trainer, tester, miner and wrappers; and a plain module without it."""
+"""With pytorch-metric-learning's trainer, tester, miner and wrappers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(12, 8, requires_grad=True), torch.arange(12) % 4 + 30
 
 
-def test_is_one_of_its_losses() -> None:
+def test_is_a_base_metric_loss_function() -> None:
     loss = AdCorreMetricLoss()
     assert isinstance(loss, losses.BaseMetricLossFunction)
     x, labels = batch()
@@ -47,7 +47,7 @@ def test_its_record_keepers_get_the_terms() -> None:
 
 def test_other_pairs_are_refused() -> None:
     loss, (x, labels) = AdCorreMetricLoss(), batch()
-    with pytest.raises(ValueError, match="Drop the miner"):
+    with pytest.raises(ValueError, match="Remove the miner"):
         loss(x, labels, miners.MultiSimilarityMiner()(x, labels))
     for references in ((torch.randn(5, 8), torch.arange(5)), (x.detach().clone(), labels), (x, labels + 1)):
         with pytest.raises(ValueError, match="ref_emb: expected None"):
@@ -101,7 +101,7 @@ def test_its_trainer_compiled() -> None:
     weights = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        trunk, loss = nn.Linear(6, 5), AdCorreMetricLoss(4)
+        trunk, loss = nn.Linear(6, 5), AdCorreMetricLoss(4, between_target="simplex")
         parts = [torch.compile(part, backend="aot_eager") if compiled else part for part in (trunk, loss)]
         trainers.MetricLossOnly(
             models={"trunk": parts[0]},

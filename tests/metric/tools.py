@@ -21,10 +21,7 @@ def truth(
     ignore_index: int = -100,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The loss and dL/dx of x (n, k, d) or (n, d): with `num_classes` None, over the classes of the batch.
-
-    FD's and MD's targets are -1 / (C - 1) unless given.
-    """
+    """The loss and dL/dx of x (n, k, d) or (n, d): with `num_classes` None, over the classes of the batch."""
     x = x.detach().double().requires_grad_()
     if num_classes is None:
         classes = sorted(set(labels.tolist()) - {ignore_index})
@@ -32,7 +29,7 @@ def truth(
         num_classes, ignore_index = max(1, len(classes)), -100
     w = torch.full((num_classes,), 0.5, dtype=torch.float64) if attention is None else attention.double()
     simplex = -1 / max(1, num_classes - 1)
-    options = {"between_target": simplex, "mean_target": simplex} | options
+    options = {name: simplex if value == "simplex" else value for name, value in options.items()}
     terms = adcorre_terms(x, labels.long(), w, backend="reference", ignore_index=ignore_index, **options)
     weights = dict.fromkeys(NAMES, 1.0) if weights is None else weights
     loss = sum(weights.get(name, 0.0) * term for name, term in zip(NAMES, terms, strict=True))

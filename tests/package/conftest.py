@@ -47,7 +47,7 @@ def run_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         with pytest.raises(SystemExit) as end, warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)
             runpy.run_module(module, run_name="__main__", alter_sys=True)
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess([module, *arguments], int(end.value.code or 0), said.out, said.err)
+        captured = capsys.readouterr()
+        return subprocess.CompletedProcess([module, *arguments], int(end.value.code or 0), captured.out, captured.err)
 
     return run

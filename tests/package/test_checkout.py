@@ -1,4 +1,4 @@
-"""The checkout agrees with itself: versions, licences, requirements, and nothing of the machine it was written on."""
+"""The checkout is consistent: versions, licenses, requirements, and no paths of a developer's machine."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = [f"requirements{name}.txt" for name in ("", "-oldest", "-docs", "-uv")]
-# Spelt so that this file does not match itself.
+# Written so that this file does not match itself.
 REGISTRIES = (
     r"py[p]i\.org|pythonhosted[.]org|download\.py[t]orch\.org|anac[o]nda\.org|[-]-(extra-)?index-url|[-]-find-links"
 )
@@ -56,7 +56,7 @@ def test_kernels_is_no_package() -> None:
     assert not (ROOT / "kernels" / "__init__.py").exists()
 
 
-def test_the_floors_point_down_only() -> None:
+def test_lower_layers_do_not_import_upper_ones() -> None:
     above = {"adcorre": ["train", "bench"], "kernels/adcorre_kernels": ["adcorre", "train", "bench"]}
     for folder, names in above.items():
         pattern = re.compile(rf"(?m)^\s*(?:import|from)\s+(?:{'|'.join(names)})\b")
@@ -75,12 +75,12 @@ def test_requirements_are_exact_and_hashed(name: str) -> None:
 def test_requirements_hold_what_pyproject_names() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    wanted = {
+    expected = {
         "requirements.txt": [project["dependencies"], extras["train"], extras["bench"], extras["dev"]],
         "requirements-oldest.txt": [project["dependencies"], extras["train"], extras["dev"]],
         "requirements-docs.txt": [extras["docs"]],  # without PyTorch: the site does not import adcorre
     }
-    for name, groups in wanted.items():
+    for name, groups in expected.items():
         pinned = set(re.findall(r"(?m)^([a-z0-9-]+)==", (ROOT / name).read_text()))
         needed = [need for group in groups for need in group]
         assert {re.match(r"[\w-]+", need)[0] for need in needed} <= pinned
@@ -116,7 +116,7 @@ def test_no_registry_and_no_path_of_one_machine() -> None:
         ("tests/work/file and $HOME/work/file and /usr/bin", False),
     ],
 )
-def test_the_pattern_for_that_can_match(text: str, matches: bool) -> None:
+def test_the_patterns_of_registries_and_paths_match(text: str, matches: bool) -> None:
     assert bool(re.search(f"{REGISTRIES}|{MACHINE_PATHS}", text)) == matches
 
 

@@ -17,7 +17,7 @@ WITHOUT_DEVICE = (
 
 
 def commands() -> list[str]:
-    """What is meant for `python -m`: modules under train/ and bench/, and the names that two of them dispatch."""
+    """All commands for `python -m`: modules under train/ and bench/, and the subcommands of two of them."""
     names = [f"bench {name}" for name in COMMANDS] + OF_DATA
     for folder in ("train", "bench"):
         for file in sorted((ROOT / folder).rglob("*.py")):
@@ -59,9 +59,9 @@ def test_a_users_error_is_one_message(run_module, command: str, wrong: list[str]
 
 
 def test_bench_lists_its_commands(run) -> None:
-    asked = run("python", "-m", "bench", "--help")
-    assert asked.returncode == 0
-    assert all(re.search(rf"(?m)^  {name} ", asked.stdout) for name in COMMANDS)
+    shown = run("python", "-m", "bench", "--help")
+    assert shown.returncode == 0
+    assert all(re.search(rf"(?m)^  {name} ", shown.stdout) for name in COMMANDS)
     wrong = run("python", "-m", "bench", "lost")
     assert wrong.returncode == 2
     assert f"expected one of {', '.join(COMMANDS)}" in wrong.stderr

@@ -1,4 +1,4 @@
-"""The documentation site: its pages are in its navigation, its generated pages follow from the code."""
+"""The documentation site: all pages are in the navigation; generated pages match the code."""
 
 import json
 import re
@@ -85,7 +85,7 @@ def test_notebook_becomes_a_page(hooks: types.ModuleType) -> None:
 @pytest.mark.parametrize(
     "path", ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in DOCS.glob("*.md"))]
 )
-def test_links_between_files_lead_somewhere(path: str) -> None:
+def test_links_between_files_exist(path: str) -> None:
     """As on a site that hosts the repository; `make docs` checks those of the pages, and their anchors."""
     text = re.sub(r"(?ms)^```.*?^```", "", (ROOT / path).read_text(encoding="utf-8"))
     for target in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", text):

@@ -13,7 +13,7 @@ def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
-def test_outputs_are_there_and_small() -> None:
+def test_outputs_exist_and_are_small() -> None:
     notebook = nbformat.read(PATH, as_version=4)
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     assert not [output for output in outputs(notebook) if output.output_type == "error"]

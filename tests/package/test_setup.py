@@ -1,4 +1,4 @@
-""".ci/setup with a stand-in for uv, which notes its arguments; its environments are a link to Python."""
+""".ci/setup with a fake uv that records its arguments; its environments are a link to Python."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ fi
 
 
 class Checkout:
-    """A checkout with only what setting up reads, and a PATH with only stand-ins and the system's tools."""
+    """A checkout with only the files that setup reads, and a PATH with only fakes and system tools."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "a checkout"
@@ -54,7 +54,7 @@ class Checkout:
         )
 
     def calls(self) -> list[str]:
-        """What uv was asked since the last time."""
+        """The calls of uv since the last time."""
         log = self.folder / "uv.log"
         lines = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
@@ -76,7 +76,7 @@ def environment_built(calls: list[str]) -> bool:
     return len(calls) == 3 and calls[0].startswith("venv ") and calls[1:] == INSTALL
 
 
-def test_once_and_not_again(checkout: Checkout) -> None:
+def test_second_setup_does_nothing(checkout: Checkout) -> None:
     assert checkout.setup().returncode == 0
     assert environment_built(checkout.calls())
     again = checkout.setup()
@@ -100,7 +100,7 @@ def test_touched_requirements_are_not(checkout: Checkout) -> None:
     assert checkout.calls() == []
 
 
-def test_interrupted_install_starts_afresh(checkout: Checkout) -> None:
+def test_interrupted_install_is_restarted(checkout: Checkout) -> None:
     (checkout.folder / "break-uv").touch()
     assert checkout.setup().returncode != 0
     (checkout.folder / "break-uv").unlink()
@@ -112,7 +112,7 @@ def test_interrupted_install_starts_afresh(checkout: Checkout) -> None:
 
 
 @pytest.mark.parametrize("break_it", ["empty", "no python", "no settings", "python gone"])
-def test_half_made_environment_starts_afresh(checkout: Checkout, break_it: str) -> None:
+def test_incomplete_environment_is_rebuilt(checkout: Checkout, break_it: str) -> None:
     if break_it == "empty":
         (checkout.folder / ".venv").mkdir()
     elif break_it == "no python":
@@ -134,8 +134,8 @@ def test_moved_checkout_is_installed_again(checkout: Checkout) -> None:
     assert checkout.calls() == INSTALL
 
 
-def test_shims_that_do_not_run_are_passed_over(checkout: Checkout) -> None:
-    """A version manager leaves names on PATH whose version is not chosen."""
+def test_broken_python_shims_are_skipped(checkout: Checkout) -> None:
+    """A version manager may leave commands on PATH for versions that are not active."""
     checkout.program("python3", "#!/bin/sh\necho 'no version chosen' >&2\nexit 127\n")
     checkout.program("python3.12", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     assert checkout.setup().returncode == 0

@@ -1,4 +1,4 @@
-"""A user's type checker sees the public API: right use passes `mypy --strict`, wrong use does not."""
+"""A user's type checker sees the public API: correct use passes `mypy --strict`, incorrect use does not."""
 
 from pathlib import Path
 
@@ -40,7 +40,9 @@ def test_public_api_is_typed(run, tmp_path: Path) -> None:
     )
     assert "right.py" not in result.stdout, result.stdout
     for line, (use, code) in enumerate(WRONG.items(), start=2):
-        assert any(f"wrong.py:{line}: error" in said and f"[{code}]" in said for said in result.stdout.splitlines()), (
+        assert any(
+            f"wrong.py:{line}: error" in message and f"[{code}]" in message for message in result.stdout.splitlines()
+        ), (
             use,
             result.stdout + result.stderr,
         )

@@ -34,7 +34,7 @@ from tests.ptx.package import DTYPES, FEW, SHAPES, Case, problem_of
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "ptx_hardware.csv"
 COLUMNS = ("gpu", "triton", "case", "kernel", "argument", "numbers", "other bits", "worst ulps", "worst of the largest",
            "runs that differ")  # fmt: skip
-AGAIN = 5  # runs of each launch whose bits are compared on the GPU
+AGAIN = 5  # runs of each launch on the GPU, compared bit for bit
 PAIRS = [(60, 2, 256, 7), (33, 3, 17, 5), (9, 2, 300, 3)]  # n, k, d, C
 
 
@@ -42,7 +42,7 @@ PAIRS = [(60, 2, 256, 7), (33, 3, 17, 5), (9, 2, 300, 3)]  # n, k, d, C
 
 
 def record(path: Path, chosen: list[str]) -> None:
-    """`chosen`: beginnings of names of cases; none for all."""
+    """`chosen`: prefixes of case names; none means all."""
     assert torch.cuda.is_available(), "record needs a GPU"
     assert tools.DEVICE.type == "cuda", "set ADCORRE_DEVICE=cuda"
     torch.use_deterministic_algorithms(True, warn_only=True)  # fresh buffers hold NaN
@@ -117,9 +117,9 @@ def recorded(case: str, launches: list[dict[str, Any]]) -> Iterator[None]:
         def one_run() -> tuple[Any, dict[str, Tensor]]:
             for name, value in tensors.items():
                 bytes_of(value).copy_(before[name])
-            made = launch(kernel, *given, grid=grid, warmup=warmup, **named)
+            compiled = launch(kernel, *given, grid=grid, warmup=warmup, **named)
             torch.cuda.synchronize()
-            return made, {name: memory(value) for name, value in tensors.items()}
+            return compiled, {name: memory(value) for name, value in tensors.items()}
 
         compiled, after = one_run()
         differ = dict.fromkeys(tensors, 0)
@@ -166,17 +166,17 @@ def compare(paths: list[Path], output: Path, chosen: list[str]) -> None:
     rows = []
     for path in paths:
         with gzip.open(path) as file:
-            kept = torch.load(io.BytesIO(file.read()))
-        for launch in kept["launches"]:
+            recorded = torch.load(io.BytesIO(file.read()))
+        for launch in recorded["launches"]:
             if chosen and not launch["case"].startswith(tuple(chosen)):
                 continue
             try:
-                found = list(replayed(launch))
+                differences = list(replayed(launch))
             except MachineError as error:
                 print(f"{launch['case']}: {launch['kernel']}: {str(error)[:100]}")
                 continue
-            for argument, *distance in found:
-                rows.append([kept["gpu"], kept["triton"], launch["case"], launch["kernel"], argument, *distance,
+            for argument, *distance in differences:
+                rows.append([recorded["gpu"], recorded["triton"], launch["case"], launch["kernel"], argument, *distance,
                              launch["differ"][argument]])  # fmt: skip
                 print(*rows[-1], sep=" | ", flush=True)
     with output.open("w", newline="") as file:
@@ -203,12 +203,14 @@ def replayed(launch: dict[str, Any]) -> Iterator[tuple[str, int, int, float, str
     settings.report.raise_if_any()
     for name, _, value in launch["arguments"]:
         if isinstance(value, dict) and value["after"] is not None:
-            gpu, ours = tensor(value, value["after"]), tensors[name]
-            different = ordered(gpu) != ordered(ours)
+            gpu, machine_value = tensor(value, value["after"]), tensors[name]
+            different = ordered(gpu) != ordered(machine_value)
             if gpu.is_floating_point():
-                different &= ~(gpu.isnan() & ours.isnan())
-            steps = (ordered(gpu) - ordered(ours)).abs()[different]
-            share = (gpu.double() - ours.double()).abs()[different] / gpu.double().nan_to_num(0, 0, 0).abs().max()
+                different &= ~(gpu.isnan() & machine_value.isnan())
+            steps = (ordered(gpu) - ordered(machine_value)).abs()[different]
+            share = (gpu.double() - machine_value.double()).abs()[different] / gpu.double().nan_to_num(
+                0, 0, 0
+            ).abs().max()
             worst = (float(steps.max()), f"{float(share.max()):.1e}") if len(steps) else (0.0, "0")
             yield name, gpu.numel(), int(different.sum()), *worst
 
@@ -218,7 +220,7 @@ def tensor(how: dict[str, Any], storage: Tensor) -> Tensor:
 
 
 def ordered(x: Tensor) -> Tensor:
-    """Integers that count a float format's numbers in their order: their differences are ulps."""
+    """Floats mapped to integers in order, so that differences are ulps."""
     if not x.is_floating_point():
         return x.long()
     bits = x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]).long()

@@ -34,7 +34,7 @@ def edges(kind: str) -> np.ndarray:
     return np.array([v for v in values if info.min <= v <= info.max], NP[kind])
 
 
-def drawn(kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
+def random_values(kind: str, count: int, rng: np.random.Generator) -> np.ndarray:
     if kind == "pred":
         return rng.random(count) < 0.5
     if kind == "bf16":
@@ -51,7 +51,9 @@ def operands(kinds: list[str]) -> list[np.ndarray]:
     if len(cross) > 600:
         cross = [cross[i] for i in rng.choice(len(cross), 600, replace=False)]
     columns = [np.array(column, NP[kind]) for column, kind in zip(zip(*cross, strict=True), kinds, strict=True)]
-    return [np.concatenate([column, drawn(kind, 200, rng)]) for column, kind in zip(columns, kinds, strict=True)]
+    return [
+        np.concatenate([column, random_values(kind, 200, rng)]) for column, kind in zip(columns, kinds, strict=True)
+    ]
 
 
 def wrap(value: int, kind: str) -> int:

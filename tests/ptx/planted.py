@@ -1,4 +1,4 @@
-"""Faults planted in the package's kernels: what to run around each, and what gives it away.
+"""Faults planted in the package's kernels: what to run for each, and how it is detected.
 
 A kernel is run by its operator alone (statistics, terms or gradient), on inputs that unmutated code made. Found: a
 finding, an error of the machine, or an output outside of its budget: twice the error of plain float32 operations, plus
@@ -51,7 +51,7 @@ class Output(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One operator of one problem: how to run it, and what should come out."""
+    """One operator on one problem: how to run it, and the expected outputs."""
 
     operator: str
     x: Tensor
@@ -63,7 +63,7 @@ class Step(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """A compiled kernel: its text, how it is launched, where a fault is worth planting, warp instructions it takes."""
+    """A compiled kernel: its text, its launch, where to plant faults, and how many warp instructions it runs."""
 
     name: str
     ptx: str
@@ -74,7 +74,7 @@ class Kernel(NamedTuple):
 
     @property
     def code(self) -> str:
-        """A digest of the code: places and debug sections, which hold the checkout's path, left out."""
+        """A digest of the code without source positions and debug sections, which contain the checkout's path."""
         text = re.sub(r"\n\s*\.(loc|file)[^\n]*|//[^\n]*|\$L__tmp\d+:", "", self.ptx.partition("\n\t.section")[0])
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -83,26 +83,26 @@ class Variant(NamedTuple):
     problem: tools.Problem
     x: Tensor
     ignored: int
-    processors: int
+    multiprocessors: int
 
 
 def variants(case: Case) -> list[Variant]:
-    """Problems that the same compiled code takes."""
+    """Problems that run the same compiled code."""
     n, k, d, num_classes = SHAPES[case.shape]
-    aims = {"between": "simplex", "mean": 0.3, "embedding": 0.2 if k <= 16 else -1}
-    aims = aims if case.batch == "other aims" else {}
-    made = []
+    term_targets = {"between": "simplex", "mean": 0.3, "embedding": 0.2 if k <= 16 else -1}
+    term_targets = term_targets if case.batch == "other aims" else {}
+    problems = []
 
     def add(
         n: int,
         change: Callable[[Tensor, Tensor], None] = lambda x, targets: None,
         ignored: int = -100,
-        processors: int = FEW,
+        multiprocessors: int = FEW,
         classes: int = num_classes,
     ) -> None:
-        problem = draw(n, k, d, classes, seed=len(made), **aims)
+        problem = draw(n, k, d, classes, seed=len(problems), **term_targets)
         change(problem.x, problem.targets)
-        made.append(Variant(*tools.rounded(problem, case.dtype), ignored, processors))
+        problems.append(Variant(*tools.rounded(problem, case.dtype), ignored, multiprocessors))
 
     def plain_one(x: Tensor, targets: Tensor) -> None:
         targets[::3] = -100
@@ -123,75 +123,81 @@ def variants(case: Case) -> list[Variant]:
         targets[:] = num_classes - 1
 
     if k * d < 500:
-        add(301, ignored=0, processors=20)  # two programs order these, one the others
+        add(301, ignored=0, multiprocessors=20)  # two programs sort these, one the others
     add(n, plain_one)
     add(2 * n + 9, absent, ignored=2)
-    add(n + 3, constant, ignored=1, processors=1)
+    add(n + 3, constant, ignored=1, multiprocessors=1)
     add(n, bad)
     add(n + 1, last_class)
     add(1)
     if num_classes <= plan.COUNTED_CLASSES:
         add(5, classes=1)
-        add(n, classes=plan.power_of_2(max(8, num_classes)))  # as many as the code has room for
-        add(530, nearly_all_ignored, processors=1)  # more labels than a program looks at at a time
-        add(530, nearly_all_ignored, processors=40)
-    return made
+        add(n, classes=plan.power_of_2(max(8, num_classes)))  # the maximum that the code supports
+        add(530, nearly_all_ignored, multiprocessors=1)  # more labels than a program reads at a time
+        add(530, nearly_all_ignored, multiprocessors=40)
+    return problems
 
 
 def steps_of(case: Case | PairCase) -> list[Step]:
     """The operators of every variant, on the inputs that unmutated code gives them."""
     if isinstance(case, PairCase):
         return pair_steps(case)
-    found = []
-    for problem, x, ignored, processors in variants(case):
+    results = []
+    for problem, x, ignored, multiprocessors in variants(case):
         num_classes, (_, k, d) = problem.attention.shape[0], x.shape
         options = resolve_options(x, num_classes, "torch", *problem.options.values(), ignored)
-        aims = (options.between_target, options.mean_target, options.embedding_target)
+        term_targets = (options.between_target, options.mean_target, options.embedding_target)
         targets, w = problem.targets, problem.attention
 
-        local = 0 if SHAPES[case.shape][0] > LOCAL else 1 << 20  # one way to order samples for all variants
-        steps = 3 if processors == 1 else 1  # of a program that keeps nothing
+        local = 0 if SHAPES[case.shape][0] > LOCAL else 1 << 20  # one way to sort samples for all variants
+        steps = 3 if multiprocessors == 1 else 1  # of a program that keeps nothing on chip
         settings = {
             "LOCAL_SAMPLES": local,
             "SORT_PROGRAMS": 2 if k * d < 500 else 1,
-            "_chunk_of_samples": lambda n, processors, samples, _, steps=steps: steps * samples,
+            "_chunk_of_samples": lambda n, multiprocessors, samples, _, steps=steps: steps * samples,
         }
 
-        def statistics(x, t=targets, c=num_classes, i=ignored, aim=aims[2], settings=settings, count=processors):  # type: ignore[no-untyped-def]
+        def statistics(
+            x, t=targets, c=num_classes, i=ignored, aim=term_targets[2], settings=settings, count=multiprocessors
+        ):  # type: ignore[no-untyped-def]
             with patched_plans(settings, count):
                 return (gpu.statistics(x, t, c, i, aim),)
 
         with machine(case.target, lockstep=True):
             (flat,) = statistics(x)
-        found.append(Step("statistics", x, statistics, _flat(x, targets, num_classes, ignored, aims[2])))
-        if len(x) > 500:  # for the order of many labels; the other operators have seen all that is in it
+        results.append(Step("statistics", x, statistics, _flat(x, targets, num_classes, ignored, term_targets[2])))
+        if len(x) > 500:  # for sorting many labels; the other operators cover all else in it
             continue
-        tables = torch_backend.terms(flat, w.float(), k, d, *aims)[1:]
+        tables = torch_backend.terms(flat, w.float(), k, d, *term_targets)[1:]
         if gpu.terms_supported(num_classes, k, d):
-            run = lambda _, f=flat, w=w, k=k, d=d, aims=aims: gpu.terms(f, w.float(), k, d, *aims)  # noqa: E731
-            found.append(Step("terms", x, run, _terms(flat, w, k, d, aims)))
+            arguments = (flat, w.float(), k, d, *term_targets)
+            run = lambda _, arguments=arguments: gpu.terms(*arguments)  # noqa: E731
+            results.append(Step("terms", x, run, _terms(flat, w, k, d, term_targets)))
         upstream = torch.cat((problem.upstream, torch.zeros(1))).float()
-        arguments = (x, targets, upstream, *tables, ignored, aims[2])
+        arguments = (x, targets, upstream, *tables, ignored, term_targets[2])
 
-        def run_gradient(x, a=arguments[1:], settings=settings, count=processors):  # type: ignore[no-untyped-def]
+        def run_gradient(x, a=arguments[1:], settings=settings, count=multiprocessors):  # type: ignore[no-untyped-def]
             with patched_plans(settings, count):
                 return (gpu.gradient(x, *a),)
 
         scale = gradient_scale(problem, ignore_index=ignored)
-        found.append(Step("gradient", x, run_gradient, _gradient(arguments, scale)))
-    return found
+        results.append(Step("gradient", x, run_gradient, _gradient(arguments, scale)))
+    return results
 
 
 @contextmanager
-def patched_plans(settings: dict[str, Any], processors: int) -> Iterator[None]:
+def patched_plans(settings: dict[str, Any], multiprocessors: int) -> Iterator[None]:
     """Plans with other sizes, for a GPU of so many multiprocessors."""
-    with mock.patch.multiple(plan, **settings), mock.patch.object(gpus, "multiprocessors", return_value=processors):
+    with (
+        mock.patch.multiple(plan, **settings),
+        mock.patch.object(gpus, "multiprocessors", return_value=multiprocessors),
+    ):
         yield
 
 
 def pair_steps(case: PairCase) -> list[Step]:
-    """`pair_values` and `pair_gradient` of several problems that the same compiled code takes."""
-    found = []
+    """`pair_values` and `pair_gradient` of several problems that run the same compiled code."""
+    results = []
     shape = PAIR_SHAPES[case.shape]
     sizes = {"plain": shape[0], "ignored": shape[0] + 100, "constant": shape[0] + 31, "bad label": shape[0]}
     for seed, (change, n) in enumerate(sizes.items()):
@@ -234,8 +240,8 @@ def pair_steps(case: PairCase) -> list[Step]:
             Output("values", scale * truth.values, unit * truth.value_unit + 2 * EPS * truth.values),
             Output("dx", scale * truth.gradient, unit * truth.gradient_unit + floor + 1e-30),
         ]
-        found += [Step("pair values", x, values, outputs[:1]), Step("pair gradient", x, gradient, outputs[1:])]
-    return found
+        results += [Step("pair values", x, values, outputs[:1]), Step("pair gradient", x, gradient, outputs[1:])]
+    return results
 
 
 def _flat(x: Tensor, targets: Tensor, num_classes: int, ignored: int, aim: float) -> list[Output]:
@@ -255,14 +261,14 @@ def _around(truth: Tensor, single: Tensor, last_bits: float, scale: Tensor | Non
     return (2 * error + last_bits * EPS * scale).expand(truth.shape)
 
 
-def _terms(flat: Tensor, w: Tensor, k: int, d: int, aims: tuple[float, float, float]) -> list[Output]:
-    truth = torch_backend.terms(flat.double(), w.float().double(), k, d, *aims)
-    single = [x.double() for x in torch_backend.terms(flat, w.float(), k, d, *aims)]
+def _terms(flat: Tensor, w: Tensor, k: int, d: int, term_targets: tuple[float, float, float]) -> list[Output]:
+    truth = torch_backend.terms(flat.double(), w.float().double(), k, d, *term_targets)
+    single = [x.double() for x in torch_backend.terms(flat, w.float(), k, d, *term_targets)]
     outputs = [Output("values", truth[0], 2 * (single[0] - truth[0]).abs().nan_to_num(0) + 8 * EPS)]
     c = len(w)
     lengths = torch.linalg.vector_norm(flat.double()[c * k * d : 2 * c * k * d].view(c * k, d), dim=-1)
     steepest = (1 / lengths[lengths > 1e-3]).max() if bool((lengths > 1e-3).any()) else torch.zeros(())
-    scales = (None, 2 / (k * c) * steepest, None)  # H: what is left of h after its projection may be nothing
+    scales = (None, 2 / (k * c) * steepest, None)  # H: the remainder of h after its projection may be zero
     for name, a, b, scale in zip(("G", "H", "2 / n k^2"), truth[1:], single[1:], scales, strict=True):
         outputs.append(Output(name, a, _around(a, b, 16, scale)))
     return outputs
@@ -294,24 +300,24 @@ def kernels_of(case: Case | PairCase, steps: list[Step]) -> dict[str, Kernel]:
     texts: dict[str, str] = {}
     counts: dict[str, list[ptx_machine.LaunchCounts]] = {}
 
-    kept: list[bool] = []  # of a step's launches, whether they run the kernel's first variant
+    is_first_variant: list[bool] = []  # for a step's launches: do they run the kernel's first variant?
 
     def keep(ptx: str) -> str:
         match = _NAME.search(ptx)
         assert match is not None
-        kept.append(texts.setdefault(match[1], ptx) == ptx)
+        is_first_variant.append(texts.setdefault(match[1], ptx) == ptx)
         return ptx
 
     for number, step in enumerate(steps):
-        kept.clear()
+        is_first_variant.clear()
         with machine(case.target, number, rewrite=keep) as report:
             wrong = wrong_output(step.run(), step.outputs)
         report.raise_if_any()
         assert not wrong, f"{case}: {wrong} of problem {number}"
-        for launch, first in zip(report.counts, kept, strict=True):
+        for launch, first in zip(report.counts, is_first_variant, strict=True):
             if first:
                 counts.setdefault(launch.kernel, []).append(launch)
-    found = {}
+    results = {}
     for name, ptx in texts.items():
         first = counts[name][0]
         together = [
@@ -321,13 +327,13 @@ def kernels_of(case: Case | PairCase, steps: list[Step]) -> dict[str, Kernel]:
         places = candidates(ptx, together, 32 * first.num_warps, 1 << 17)
         most = max(sum(launch.instructions.values()) for launch in counts[name])
         times = {at: ran.times for at, ran in enumerate(together)}
-        found[name] = Kernel(name, ptx, 32 * first.num_warps, places, times, most)
-    most = max(kernel.most for kernel in found.values())  # a step's other kernels run under the same limit
-    return {name: kernel._replace(most=most) for name, kernel in found.items()}
+        results[name] = Kernel(name, ptx, 32 * first.num_warps, places, times, most)
+    most = max(kernel.most for kernel in results.values())  # a step's other kernels run under the same limit
+    return {name: kernel._replace(most=most) for name, kernel in results.items()}
 
 
 def verdict(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: str, seeds: int = 1) -> str:
-    """What gives the changed text away, or ""."""
+    """How the changed text is detected, or ""."""
 
     def rewrite(ptx: str) -> str:
         return changed if ptx == kernel.ptx else ptx
@@ -350,7 +356,7 @@ def verdict(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: s
 
 
 def machine_code(ptx: str) -> bytes | None:
-    """What ptxas makes of it; None if it refuses."""
+    """The output of ptxas; None if it rejects the text."""
     tools_at = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     arch = re.search(r"\.target\s+(\w+)", ptx)
     assert arch is not None

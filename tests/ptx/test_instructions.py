@@ -1,4 +1,4 @@
-"""Each instruction of single lanes against plain Python, on drawn operands and on all pairs of edges."""
+"""Each single-lane instruction against plain Python, on random operands and all pairs of edge values."""
 
 import math
 from collections.abc import Callable
@@ -334,6 +334,6 @@ def test_mixed_precision() -> None:
 @pytest.mark.parametrize(
     "text", ["frobnicate.b32 $0, $1", "cvt.rp.f32.f64 $0, $1", "add.rz.f32 $0, $1, $1", "bfind $0, $1"]
 )
-def test_what_it_does_not_know(text: str) -> None:
+def test_unknown_instructions_raise_an_error(text: str) -> None:
     with pytest.raises(MachineError, match=rf"unknown instruction {text.split()[0]} in kernel: "):
         lanewise(text, [np.zeros(1, np.float32)], np.float32)

@@ -22,8 +22,8 @@ from pathlib import Path
 from tests.train.conftest import even, write_folders
 from tests.train.test_command import QUICK
 from train.checkpoint import checkpoints, read_checkpoint
-from train.owned_folder import MARK
-from train.run_folder import LOCK, OUTPUTS
+from train.owned_folder import LOCK, MARK
+from train.run_folder import OUTPUTS
 
 FAULTS = ("", "", "kill", "stop", "full disk", "busy")
 THEIRS = ("notes.txt", "best/evaluation/mine.csv", "checkpoints/backup.pt", "src/a.py")
@@ -75,7 +75,7 @@ class Soak:
             out = self.folder / f"evaluation{self.counts.get('evaluate', 0)}"
             module, words = "train.evaluate", [str(run), "--resamples", "5", "--tsne", "0", "--samples", "0"]
             words += ["--device", "cpu", "--out", str(out)]
-            expected = {0} if (run / "best/model.json").exists() or (run / "best.old/model.json").exists() else {2}
+            expected = {0} if (run / "best/model.json").exists() or (run / "best.replaced/model.json").exists() else {2}
         elif kind == "check":
             data = self.rng.choice((self.data, self.broken))
             module, words, expected = "train.data.__main__", ["check", str(data)], {0, 1}
@@ -109,25 +109,25 @@ class Soak:
             with suppress(ProcessLookupError):  # it has ended before
                 os.kill(process.pid or 0, signal.SIGKILL if fault == "kill" else signal.SIGTERM)
         process.join(200)
-        code, said = process.exitcode, log.read_text() if log.exists() else ""
-        context = f"{kind}, {fault or 'no fault'}: {' '.join(words)}\nexit {code}\n{said}"
+        code, output = process.exitcode, log.read_text() if log.exists() else ""
+        context = f"{kind}, {fault or 'no fault'}: {' '.join(words)}\nexit {code}\n{output}"
         if fault == "busy":
             busy.kill()
             busy.join()
         print(f"{kind:10}{fault or '-':11}exit {code}", flush=True)
         allowed = expected | {"kill": {-9}, "stop": {-15, 143}, "full disk": {2}}.get(fault, set())
         assert code in allowed, context
-        assert "Traceback" not in said, context
+        assert "Traceback" not in output, context
         if code == 2:
-            assert sum(line.startswith("error: ") for line in said.splitlines()) == 1, context
+            assert sum(line.startswith("error: ") for line in output.splitlines()) == 1, context
         if code == 143:
-            assert "stopped by SIGTERM, with a checkpoint" in said or "interrupted before training began" in said, (
+            assert "stopped by SIGTERM, with a checkpoint" in output or "interrupted before training began" in output, (
                 context
             )
         self.check_processes(process.pid or 0, context)
 
     def check_processes(self, group: int, context: str) -> None:
-        """None of the command's is left: the workers of a killed one notice it within seconds."""
+        """No process of the command is left: workers of a killed one notice within seconds."""
         deadline = time.monotonic() + 40
         while time.monotonic() < deadline:
             try:
@@ -148,8 +148,8 @@ class Soak:
                 file.write_text("mine")
                 self.planted(run).add(name)
             assert file.read_text() == "mine"
-        ours = {path for pattern in OUTPUTS for path in run.glob(pattern)} | {run / MARK, run / LOCK}
-        unknown = {path for path in run.rglob("*") if path.is_file()} - ours - {run / name for name in THEIRS}
+        own = {path for pattern in OUTPUTS for path in run.glob(pattern)} | {run / MARK, run / LOCK}
+        unknown = {path for path in run.rglob("*") if path.is_file()} - own - {run / name for name in THEIRS}
         assert not {path for path in unknown if path.name != f"{MARK}.partial"}, unknown
         if checkpoints(run):
             read_checkpoint(run)

@@ -28,7 +28,7 @@ for number in range(int(sys.argv[1])):
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that has ended and that nobody has waited for does not."""
+    """Whether the process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -57,16 +57,16 @@ def main() -> int:
                     command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
                 )
                 try:
-                    said = process.communicate(timeout=options.timeout)[1]
+                    error_text = process.communicate(timeout=options.timeout)[1]
                 except subprocess.TimeoutExpired:
                     process.send_signal(6)  # SIGABRT: faulthandler prints the stacks
-                    said = process.communicate()[1]
+                    error_text = process.communicate()[1]
                     hung += 1
                 else:
                     failed += process.returncode != 0
                 print(f"start {number + 1}: exit {process.returncode}, {time.monotonic() - began:.0f} s", flush=True)
                 if process.returncode:
-                    print(said, flush=True)
+                    print(error_text, flush=True)
     finally:
         for process in busy:
             process.kill()

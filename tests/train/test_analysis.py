@@ -1,4 +1,4 @@
-"""Correlations, intervals and the pass over a split, against what they mean pair by pair and sample by sample."""
+"""Correlations, intervals and the pass over a split, against their definitions pair by pair and sample by sample."""
 
 import itertools
 import math
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from adcorre import ClassStatistics
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
-from train.analysis.intervals import bootstrap, figures_of
-from train.analysis.outputs import collect, random_positions, with_tta
+from train.analysis.intervals import bootstrap, classification_metrics
+from train.analysis.outputs import collect_outputs, random_positions, with_tta
 
 C, K, D = 5, 3, 6
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def test_no_pair_has_no_correlation() -> None:
 
 
 class Network(nn.Module):
-    """Embeddings are the images; dropout in training mode, or it would go unnoticed that the mode is eval."""
+    """Embeddings are the images; has dropout, so that a forward pass in training mode is noticed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def test_a_pass_over_a_split_does_not_depend_on_its_batches(batch_size: int) -> 
     sample = random_positions(40, 9, seed=1)
     assert sample.tolist() == sorted(set(sample.tolist()))
     batches = list(zip(x.split(batch_size), targets.split(batch_size), strict=True))
-    actual = collect(model, batches, C, CPU, sample)
+    actual = collect_outputs(model, batches, C, CPU, sample)
     assert model.training
     torch.testing.assert_close(actual.logits, model.eval()(x)[0].float())
     assert torch.equal(actual.targets, targets)
@@ -94,8 +94,8 @@ def test_a_pass_over_a_split_does_not_depend_on_its_order() -> None:
     x, targets = samples()
     model = Network().double()
     order = torch.randperm(40, generator=torch.Generator().manual_seed(3))
-    one = collect(model, [(x, targets)], C, CPU)
-    other = collect(model, list(zip(x[order].split(7), targets[order].split(7), strict=True)), C, CPU)
+    one = collect_outputs(model, [(x, targets)], C, CPU)
+    other = collect_outputs(model, list(zip(x[order].split(7), targets[order].split(7), strict=True)), C, CPU)
     torch.testing.assert_close(one.statistics.flat, other.statistics.flat, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(one.logits[order], other.logits)
 
@@ -148,7 +148,7 @@ def confusion(n: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_macro_f1_is_scikit_learns() -> None:
     counts, targets, predicted = confusion()
-    assert figures_of(counts)["macro_f1"] == pytest.approx(f1_score(targets, predicted, average="macro"))
+    assert classification_metrics(counts)["macro_f1"] == pytest.approx(f1_score(targets, predicted, average="macro"))
 
 
 def test_intervals_are_those_of_samples_drawn_again() -> None:
@@ -160,7 +160,7 @@ def test_intervals_are_those_of_samples_drawn_again() -> None:
         index = rng.integers(0, len(targets), len(targets))
         table = np.zeros((4, 4), np.int64)
         np.add.at(table, (targets[index], predicted[index]), 1)
-        resampled.append(figures_of(table))
+        resampled.append(classification_metrics(table))
     for name in ("accuracy", "average_accuracy", "macro_f1", "recall", "precision", "f1"):
         expected = np.quantile([one[name] for one in resampled], [0.025, 0.975], axis=0)
         np.testing.assert_allclose(actual[name], expected, atol=0.012, err_msg=name)
@@ -175,6 +175,6 @@ def test_a_class_without_samples_has_no_interval() -> None:
     actual = bootstrap(counts, 100, seed=0)
     assert np.isnan(actual["recall"][:, 2]).all()
     assert not np.isnan(actual["average_accuracy"]).any()
-    figures = figures_of(counts)
+    figures = classification_metrics(counts)
     for mean, each in (("average_accuracy", "recall"), ("macro_f1", "f1")):
         assert figures[mean] == pytest.approx(figures[each][[0, 1, 3]].mean())

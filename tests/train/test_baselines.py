@@ -1,4 +1,4 @@
-"""Each baseline against its paper's definition, written out sample by sample; values, gradients and what moves."""
+"""Each baseline against its paper's definition, computed sample by sample: values, gradients, learned state."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ COUNTS = torch.tensor([500, 90, 30, 4])
 
 
 def random_batch(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """float64 logits, L2-normalized embeddings and targets; class 3 does not occur."""
+    """float64 logits, L2-normalized embeddings and targets; class 3 is absent."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, K, D, generator=generator, dtype=torch.float64)
     x = torch.nn.functional.normalize(x, dim=2)
@@ -80,8 +80,8 @@ def test_value_and_gradients(name: str, weight: float | None) -> None:
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-12)
     assert output.ce.item() == pytest.approx(cross_entropy(logits, y).item(), rel=1e-12)
     got = torch.autograd.grad(output.loss, (logits, x), retain_graph=True)
-    wanted = torch.autograd.grad(expected, (logits, x))
-    for g, w in zip(got, wanted, strict=True):
+    expected_gradients = torch.autograd.grad(expected, (logits, x))
+    for g, w in zip(got, expected_gradients, strict=True):
         torch.testing.assert_close(g, w, rtol=1e-9, atol=1e-12)
     assert got[1].abs().max() > 1e-4
     assert float(output.fd) > 0  # reported beside it
@@ -180,14 +180,14 @@ def test_logit_adjustment(components: tuple[str, ...]) -> None:
     assert output.ce.item() == pytest.approx(expected.item(), rel=1e-6)
     for name in ("fd", "md", "ed", "nfd"):
         assert getattr(output, name).item() == pytest.approx(getattr(without, name).item(), rel=1e-12)
-    assert torch.equal(output.attention, without.attention)  # its predictions are those of the logits themselves
+    assert torch.equal(output.attention, without.attention)  # the predictions are those of the unadjusted logits
     assert torch.equal(adjusted.attention_map.counts, plain.attention_map.counts)
     terms = without.loss - cross_entropy(logits, y)
-    wanted = torch.autograd.grad(expected + terms, (logits, x), allow_unused=True)
+    expected_gradients = torch.autograd.grad(expected + terms, (logits, x), allow_unused=True)
     got = torch.autograd.grad(output.loss, (logits, x), allow_unused=True)
-    torch.testing.assert_close(got[0], wanted[0], rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(got[0], expected_gradients[0], rtol=1e-6, atol=1e-9)
     if components:
-        torch.testing.assert_close(got[1], wanted[1], rtol=1e-6, atol=1e-9)
+        torch.testing.assert_close(got[1], expected_gradients[1], rtol=1e-6, atol=1e-9)
 
 
 class Model(torch.nn.Module):
@@ -214,7 +214,7 @@ def test_logit_adjustment_in_a_virtual_batch_is_exact() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_EMBEDDINGS)
-def test_the_rest_refuse_virtual_batches_and_groups(name: str) -> None:
+def test_other_baselines_refuse_virtual_batches_and_groups(name: str) -> None:
     kind = WITH_EMBEDDINGS[name]
     inputs, y = torch.randn(12, 5), torch.arange(12) % 3
     with pytest.raises(ValueError, match="defined on one batch"):

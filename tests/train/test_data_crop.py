@@ -68,10 +68,10 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_command(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["crop", str(pictures), str(out), "--margin", "0"]) == 1
-    said = capsys.readouterr().out
-    assert "3 of 5 pictures cropped" in said
-    assert "without a face: 1 picture (happy/dark.png)" in said
-    assert f"cannot read the image {pictures}/happy/torn.png" in said
+    output = capsys.readouterr().out
+    assert "3 of 5 pictures cropped" in output
+    assert "without a face: 1 picture (happy/dark.png)" in output
+    assert f"cannot read the image {pictures}/happy/torn.png" in output
     written = sorted(file.relative_to(out).as_posix() for file in out.rglob("*.*"))
     assert written == ["happy/a.png", "happy/a.png.png", "happy/b.png"], "a.bmp and a.png both"
     with Image.open(out / "happy/b.png") as face:
@@ -82,7 +82,7 @@ def test_the_command(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["crop", str(pictures), str(tmp_path / "clean")]) == 0
 
 
-def test_places_that_will_not_do(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_output_folders(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["crop", str(pictures), str(pictures / "out")]) == 2
     assert "lies in" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
@@ -99,7 +99,7 @@ HAS_CASCADE = hasattr(cv2, "CascadeClassifier") and (Path(cv2.data.haarcascades)
 
 @pytest.mark.skipif(not HAS_CASCADE, reason="this OpenCV comes without the cascade")
 def test_the_cascade_of_opencvs_wheel() -> None:
-    """It is of real faces: drawn ones it finds now and then, a grey picture never."""
+    """It detects real faces; it finds drawn ones sometimes, and none in a gray picture."""
     faces = SyntheticFaces("test", size=160, count=30)
     actual = [face_box(faces.image(index), haar(), 0.0) for index in range(30)]
     assert sum(box is not None for box in actual) >= 1

@@ -1,4 +1,4 @@
-"""The cache of decoded images: the same pixels, made once, whatever happens on the way."""
+"""The cache of decoded images: the same pixels, decoded once, whatever interrupts it."""
 
 import multiprocessing
 import os
@@ -50,9 +50,7 @@ def test_others_are_resized_as_for_evaluation(tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(decoded.image(index)), np.asarray(resized(faces.image(index), 32)))
 
 
-def test_made_once_and_again_when_a_file_changes(
-    faces: FaceDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cached_until_a_file_changes(faces: FaceDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     decode(faces, tmp_path / "cache", 64)
     assert "decoding" in capsys.readouterr().out
     decode(faces, tmp_path / "cache", 64)
@@ -64,6 +62,17 @@ def test_made_once_and_again_when_a_file_changes(
     assert again.fingerprint == faces.fingerprint
     decode(again, tmp_path / "cache", 64)
     assert "decoding" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["u8", "json"])
+def test_made_again_where_it_is_damaged(faces: FaceDataset, tmp_path: Path, suffix: str) -> None:
+    """After a power cut, or if only a part of the folder was copied."""
+    decode(faces, tmp_path / "cache", 64)
+    [file] = (tmp_path / "cache").glob(f"*.{suffix}")
+    os.truncate(file, 7)
+    assert pixels(decode(faces, tmp_path / "cache", 64)) == pixels(faces)
+    file.unlink()
+    assert pixels(decode(faces, tmp_path / "cache", 64)) == pixels(faces)
 
 
 def test_a_killed_process_loses_little(

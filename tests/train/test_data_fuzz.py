@@ -1,4 +1,4 @@
-"""Folders as people have them: every odd picture trains, or is named with what is wrong with it."""
+"""Realistic messy folders: every odd picture is used, or reported with what is wrong with it."""
 
 import io
 import os
@@ -84,7 +84,7 @@ def test_bad_pictures_raise(name: str) -> None:
     assert not isinstance(caught.value, (AssertionError, MemoryError))
 
 
-def test_what_pictures_are_meant_to_be() -> None:
+def test_pictures_are_decoded_as_intended() -> None:
     marked = Image.new("RGB", (40, 20))
     marked.putpixel((0, 0), (255, 255, 255))
     turned = read_picture(encoded(marked, "PNG", exif=EXIF))
@@ -134,9 +134,9 @@ def test_a_messy_folder_trains(messy: Path, tmp_path: Path, capsys: pytest.Captu
 
 def test_a_link_to_nowhere_is_an_unreadable_image(messy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", str(messy)]) == 1
-    said = capsys.readouterr().out
-    assert "unreadable: 1 unreadable images" in said
-    assert "itself.jpg" in said
+    output = capsys.readouterr().out
+    assert "unreadable: 1 unreadable images" in output
+    assert "itself.jpg" in output
 
 
 @pytest.mark.parametrize("cache", [False, True])
@@ -154,11 +154,11 @@ def test_bad_pictures_are_named_and_can_be_left_out(
     assert "Traceback" not in error
     assert any(f"cannot read the image {messy}/train/x/{name}" in error for name in BAD)
     assert train([*run, "--overwrite", "--on-broken", "skip"]) == 0
-    said = capsys.readouterr().out
-    assert f"left out {len(BAD)} unreadable:" in said
+    output = capsys.readouterr().out
+    assert f"left out {len(BAD)} unreadable:" in output
     for name, (_, reason) in BAD.items():
-        assert f"{messy}/train/x/{name}: " in said
-        assert reason in said
+        assert f"{messy}/train/x/{name}: " in output
+        assert reason in output
 
 
 def flip_bits(data: bytes, rng: random.Random) -> bytes:
@@ -184,7 +184,7 @@ def test_random_damage_ends_in_a_picture_or_in_one_message(
     for number in range(300):
         (root / f"x/{number}.jpg").write_bytes(damage(rng.choice(sources), rng))
     whole = load_data(str(root), Request(validation_fraction=0.01)).train
-    said = [fault(whole, index) for index in range(len(whole))]
-    reasons = [reason for reason in said if reason is not None]
+    faults = [fault(whole, index) for index in range(len(whole))]
+    reasons = [reason for reason in faults if reason is not None]
     assert all(reason.startswith(f"cannot read the image {root}") and "\n" not in reason for reason in reasons)
     assert 20 < len(reasons) < len(whole) - 20, "some of both"

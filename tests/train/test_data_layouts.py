@@ -1,4 +1,4 @@
-"""FERPlus, RAF-DB, AffectNet and class folders: recognised, mapped into one label order, and refused where damaged."""
+"""FERPlus, RAF-DB, AffectNet and class folders: recognized, mapped to one label order, rejected if damaged."""
 
 import csv
 from pathlib import Path
@@ -17,13 +17,13 @@ from train.errors import UserError
 EVERY = dict(enumerate(CLASS_NAMES))
 
 
-def load(path: Path, **asked: object) -> Splits:
-    return load_data(str(path), Request(**asked))  # type: ignore[arg-type]
+def load(path: Path, **request: object) -> Splits:
+    return load_data(str(path), Request(**request))  # type: ignore[arg-type]
 
 
-def refused(path: Path, message: str, **asked: object) -> None:
+def refused(path: Path, message: str, **request: object) -> None:
     with pytest.raises(UserError, match=message):
-        load(path, **asked)
+        load(path, **request)
 
 
 def assert_pictures_fit(faces: FaceDataset) -> None:
@@ -51,12 +51,13 @@ def ferplus(tmp_path: Path) -> tuple[Path, list[list[str]]]:
     """fer2013.csv with votes that agree: 10 for the class of each row."""
     counts = even(2, 1, 1)
     write_fer2013_csv(tmp_path / "fer2013.csv", counts)
-    ours = {"angry": 4, "disgust": 5, "fear": 6, "happy": 1, "sad": 3, "surprise": 2, "neutral": 0}  # FERPlus's columns
+    # the columns of FERPlus
+    plus_order = {"angry": 4, "disgust": 5, "fear": 6, "happy": 1, "sad": 3, "surprise": 2, "neutral": 0}
     names = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
     rows = []
     for number, (code, usage, _) in enumerate(csv_rows(counts)):
         votes = ["0"] * 10
-        votes[ours[names[code]]] = "10"
+        votes[plus_order[names[code]]] = "10"
         rows.append([usage, f"fer{number:07d}.png", *votes])
     return tmp_path, rows
 
@@ -65,7 +66,7 @@ def test_ferplus_joins_the_pictures_row_by_row(ferplus: tuple[Path, list[list[st
     folder, rows = ferplus
     rows[0][1] = ""  # unusable
     rows[1][2:] = ["4", "4", *"00000002"]  # undecided by either rule
-    rows[2][2:] = ["4", "3", "1", "1", "1", *"00000"]  # a majority of what is left of seven only
+    rows[2][2:] = ["4", "3", "1", "1", "1", *"00000"]  # a majority only of the remaining seven
     rows[3][2:] = [*"0000000", "10", "0", "0"]  # contempt
     rows[4][2:] = [*"000000000", "10"]  # no face
     write_votes(folder, rows)

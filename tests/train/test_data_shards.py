@@ -1,4 +1,4 @@
-"""Tar shards: what was written is what is read, by us and by webdataset; streams over ranks and workers."""
+"""Tar shards: what was written is read, by the kit and by webdataset; streams over ranks and workers."""
 
 import json
 import os
@@ -31,11 +31,11 @@ def sharded(fer_folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 def test_shards_hold_the_same_samples(sharded: Path, fer_folders: Path) -> None:
-    ours, theirs = load_data(str(sharded), Request()), load_data(str(fer_folders), Request())
-    assert ours.layout == "tar shards"
-    assert "shards of: FER-2013 folders" in ours.report
+    one, other = load_data(str(sharded), Request()), load_data(str(fer_folders), Request())
+    assert one.layout == "tar shards"
+    assert "shards of: FER-2013 folders" in one.report
     for name in ("train", "validation", "test"):
-        part, plain = getattr(ours, name), getattr(theirs, name)
+        part, plain = getattr(one, name), getattr(other, name)
         assert part.class_names == plain.class_names
         assert part.labels.tolist() == plain.labels.tolist()
         for index in range(len(part)):
@@ -145,10 +145,10 @@ def test_every_worker_of_every_rank_has_its_own_shards_from_end_to_end() -> None
     order = stream_order(shards, 7, 1, window, world, lanes, batch)
     opened: dict[tuple[int, int], list[int]] = {}
     for rank in range(world):
-        mine = order[rank::world]
-        for number in range(len(mine) // batch):
+        local = order[rank::world]
+        for number in range(len(local) // batch):
             lane = opened.setdefault((rank, number % lanes), [])
-            lane += mine[number * batch : (number + 1) * batch].tolist()
+            lane += local[number * batch : (number + 1) * batch].tolist()
     sets = {key: set(shards.shard[samples]) for key, samples in opened.items()}
     assert sum(map(len, sets.values())) <= 60 + world * lanes, "a shard is one worker's, or two at a boundary"
     for key, samples in opened.items():
@@ -168,7 +168,7 @@ def test_workers_read_what_the_order_gives_them(sharded: Path) -> None:
     """Through the loader: each worker of each rank opens its own shards only."""
 
     class Noting:
-        """The faces, each picture's grey being the process that loaded it."""
+        """The faces; each image's gray is the process that loaded it."""
 
         def __init__(self, faces: Any) -> None:
             self.faces, self.labels, self.class_names = faces, faces.labels, faces.class_names
@@ -195,9 +195,9 @@ def test_workers_read_what_the_order_gives_them(sharded: Path) -> None:
         for number, images in enumerate(batches):
             for index, process in images.tolist():
                 seen.append(index)
-                if number < 8:  # the last ones mix what is left
+                if number < 8:  # the last ones mix the remaining images
                     by_process.setdefault(process, set()).add(index // 5)
         assert len(by_process) == 2
         first, second = by_process.values()
         assert len(first & second) <= 1
-    assert len(seen) == len(set(seen)) == 40  # a last step of one image a rank is left out
+    assert len(seen) == len(set(seen)) == 40  # a last step with one image per rank is left out

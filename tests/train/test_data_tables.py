@@ -1,11 +1,13 @@
 """Tables as Excel, Notepad and pandas save them, and folders as macOS and notebooks leave them."""
 
 import csv
+import errno
 import io
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,7 @@ from train.data.fer2013 import OFFICIAL_COUNTS, is_folders
 from train.data.ferplus import COLUMNS
 from train.data.tables import read_table
 from train.errors import UserError
+from train.owned_folder import prepare
 
 
 def resaved(file: Path, encoding: str = "utf-8", **how: object) -> None:
@@ -93,7 +96,7 @@ def test_a_table_saved_again_is_the_same_table(write: Callable[[Path], list[Path
         assert getattr(after, split).fingerprint == getattr(before, split).fingerprint
 
 
-def test_what_a_table_lacks_is_named(tmp_path: Path) -> None:
+def test_missing_columns_are_named(tmp_path: Path) -> None:
     file = tmp_path / "t.csv"
     for text, message in (
         ("a,b\n1,2\n", "expected the columns a,c; there is no c"),
@@ -106,7 +109,7 @@ def test_what_a_table_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_csv_copies_with_other_columns_and_cells(tmp_path: Path) -> None:
-    """Each is the table that it was: an added column, other capitals or order, pixels as a list or in quotes."""
+    """Each is the same table: with another column, capitals or order, pixels as a list or in quotes."""
     file = write_fer2013_csv(tmp_path / "fer2013.csv", even(2, 1, 1))
     [_, *rows] = csv.reader(io.StringIO(file.read_text()))
     expected = load(file).train
@@ -140,7 +143,7 @@ def test_two_folders_of_one_part_are_refused(tmp_path: Path) -> None:
     refused(layouts.affectnet_2021(tmp_path / "affect", sets), "val_set and eval_set are both AffectNet's validation")
 
 
-def test_what_systems_leave_in_folders_is_not_seen(tmp_path: Path) -> None:
+def test_system_files_are_ignored(tmp_path: Path) -> None:
     few = {"happy": (1, 3), "sad": (2, 3), "neutral": (0, 3)}
     root = layouts.class_folders(tmp_path / "d", {"train": few, "test": few})
     before = load(root).report
@@ -148,6 +151,9 @@ def test_what_systems_leave_in_folders_is_not_seen(tmp_path: Path) -> None:
     flat_before = load(flat).report
     affect = layouts.affectnet_2021(tmp_path / "affect", {"train_set": [0, 1] * 4, "val_set": [0, 1]})
     affect_before = load(affect).report
+    for folder in (root, flat, root / "train/happy"):  # --out in the data
+        prepare(folder / "run", "run", ())
+        layouts.write_picture(folder / "run/test-confusion.png", 1)
     for folder in (root, root / "train", root / "train/happy", flat, flat / "sad"):
         for name in ("__MACOSX/happy", ".ipynb_checkpoints", "@eaDir"):
             (folder / name).mkdir(parents=True)
@@ -174,6 +180,76 @@ def test_misspelt_folders_are_asked_about(tmp_path: Path) -> None:
     assert spaced.train.class_names == ("Happy", "Sad")
 
 
+def test_nothing_is_left_out_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"cat": (1, 9), "dog": (2, 9)}
+    root = layouts.class_folders(tmp_path / "a", {"train": few})
+    layouts.write_picture(root / "test/1.png", 1)  # without classes
+    layouts.write_picture(root / "val/deep/cat/1.png", 1)
+    layouts.write_picture(root / "train/2.png", 1)
+    report = load(root).report
+    assert "2 folders (test, val) without class folders that hold images themselves: not read" in report
+    assert "1 file (train/2.png) beside the class folders: not read" in report
+    flat = layouts.class_folders(tmp_path / "b", {"": {**few, "test": (1, 9)}})
+    assert "read as a class, beside the others: test; a part has class folders" in load(flat).report
+
+    scandir = os.scandir
+
+    def refuse(path: Path) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    layouts.write_picture(root / "train/cat/closed/1.png", 1)
+    with pytest.raises(UserError, match="train/cat/closed: Permission denied"):
+        load(root)
+
+
+def test_parts_are_no_classes(tmp_path: Path) -> None:
+    """Pictures in train/ and test/ themselves, their labels elsewhere."""
+    root = layouts.class_folders(tmp_path / "a", {"": {"train": (1, 9), "Test": (2, 9)}})
+    with pytest.raises(UserError, match="no known dataset"):
+        load(root)
+    with pytest.raises(UserError, match="expected two classes or more, found Happy alone"):
+        load(layouts.class_folders(tmp_path / "b", {"train": {"happy": (1, 9)}, "test": {"happy": (1, 9)}}))
+
+
+def test_one_file_in_two_places(tmp_path: Path) -> None:
+    few = {"cat": (1, 9), "dog": (2, 9)}
+    root = layouts.class_folders(tmp_path / "a", {"train": few})
+    (root / "test").symlink_to(root / "train")
+    with pytest.raises(
+        UserError, match=r"train/cat/0.png and test/cat/0.png are one file, .* in two parts of the data"
+    ):
+        load(root)
+    root = layouts.class_folders(tmp_path / "b", {"": few})
+    (root / "dog/0.png").unlink()
+    os.link(root / "cat/3.png", root / "dog/0.png")
+    with pytest.raises(UserError, match=r"cat/3.png and dog/0.png are one file, by a link, in two classes"):
+        load(root)
+    fer = write_folders(tmp_path / "fer", even(2, 1, 1))
+    shutil.rmtree(fer / "test")
+    (fer / "test").symlink_to(fer / "train")
+    with pytest.raises(UserError, match="in two parts of the data: remove one"):
+        load(fer)
+
+
+def test_one_class_under_two_names(tmp_path: Path) -> None:
+    """macOS stores an accent as a separate character; capitals vary."""
+    train, test = {"caf\u00e9": (1, 9), "tea": (2, 9)}, {"cafe\u0301": (1, 9), "tea": (2, 9)}
+    splits = load(layouts.class_folders(tmp_path / "a", {"train": train, "test": test}))
+    assert splits.test.class_names == ("caf\u00e9", "tea")
+    assert class_counts(splits.test) == (9, 9)
+    with pytest.raises(UserError, match="train/01, test/1 would be different classes"):
+        load(layouts.class_folders(tmp_path / "c", {"train": {"00": (1, 9), "01": (2, 9)}, "test": {"1": (2, 9)}}))
+    for other in ("Tea", "tea "):
+        root = layouts.class_folders(tmp_path / other, {"train": train, "test": {"caf\u00e9": (1, 9), other: (2, 9)}})
+        with pytest.raises(UserError, match="train/tea, test/.* would be different classes: give the folders the same"):
+            load(root)
+    letters = {"a": (1, 9), "A": (2, 9)}
+    assert load(layouts.class_folders(tmp_path / "b", {"train": letters})).train.class_names == ("A", "a")
+
+
 def test_own_pictures_are_not_fer2013(tmp_path: Path) -> None:
     few = {"happy": (1, 20), "sad": (2, 20)}
     root = layouts.class_folders(tmp_path / "own", {"train": few, "test": few})
@@ -198,7 +274,7 @@ def test_fer2013_is_known_by_its_counts(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("write", [fer, raf, affectnet])
-def test_a_class_without_a_training_image_is_said(write: Callable[[Path], list[Path]], tmp_path: Path) -> None:
+def test_a_class_without_a_training_image_is_reported(write: Callable[[Path], list[Path]], tmp_path: Path) -> None:
     write(tmp_path)
     assert "train has no image" not in load(tmp_path).report
     folders = write_folders(tmp_path / "folders", even(3, 1, 1))

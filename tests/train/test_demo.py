@@ -1,9 +1,10 @@
-"""`python -m train.demo`: what the page shows of a picture, and the page itself in a browser."""
+"""`python -m train.demo`: what the page shows for a picture, and the page in a browser."""
 
 import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_correlations_of_directions() -> None:
     torch.testing.assert_close(directions(x) @ directions(x).T, expected, atol=1e-6, rtol=0)
 
 
-def test_what_is_shown_of_a_picture(finished_run: Path, tmp_path: Path) -> None:
+def test_the_page_shows_face_probabilities_and_nearest_faces(finished_run: Path, tmp_path: Path) -> None:
     trained = load_trained(finished_run)
     training, _, _ = load_run_data(finished_run, trained, "train")
     some = embed_faces(trained, training, 10, CPU)
@@ -47,12 +48,16 @@ def test_what_is_shown_of_a_picture(finished_run: Path, tmp_path: Path) -> None:
     name = CLASS_NAMES[some.faces.labels[4]]
     assert (nearest[0][0].tobytes(), nearest[0][1]) == (some.faces.image(4).tobytes(), f"{name} 1.00")
     assert len(nearest) == 8
-    assert note == "Predicted on 48 x 48 pixels."
+    assert note == "Predicted on the whole picture, 48 x 48 pixels."
     shown, _, _, note = page.look(str(tmp_path / "photo.png"), whole=False)
     assert note == "Predicted on 58 x 58 pixels.", "with its margin"
     assert shown.size == (1024, 922)
-    picture, *none, note = page.look(str(tmp_path / "face.png"), whole=False)
-    assert (picture.size, none, note) == ((48, 48), [None, None], NO_FACE)
+    assert page.look(str(tmp_path / "face.png"), whole=False)[3] == "Predicted on the whole picture, 48 x 48 pixels."
+    Image.new("RGB", (100, 90), "blue").save(tmp_path / "sky.png")
+    nobody = replace(page, detect=lambda pixels: [])
+    assert nobody.look(str(tmp_path / "sky.png"), whole=False) == (None, None, None, NO_FACE)
+    two = replace(page, detect=lambda pixels: [(0.0, 0.0, 20.0, 20.0), (20.0, 10.0, 48.0, 48.0)])
+    assert two.look(str(tmp_path / "photo.png"), whole=False)[3] == f"2 faces seen; this is the largest. {note}"
     (tmp_path / "broken.png").write_bytes(b"no picture")
     assert "cannot read the image broken.png" in page.look(str(tmp_path / "broken.png"), whole=True)[3]
     assert page.look(None, whole=True) == (None, None, None, "")
@@ -70,14 +75,17 @@ def test_where_gradio_is_missing(
 
 def test_a_port_that_is_taken() -> None:
     port = free_port(0)
-    with socket.create_server(("127.0.0.1", port)), pytest.raises(UserError, match=f"--port {port}: taken"):
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(UserError, match=f"--port {port}: Address already in use"),
+    ):
         free_port(port)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
 def test_the_page_in_a_browser(finished_run: Path, tmp_path: Path) -> None:
-    """A drawn face is dropped; its classes and neighbours appear, and nothing is asked of another machine."""
+    """A drawn face is dropped; its classes and neighbors appear, with no request to another machine."""
     pytest.importorskip("gradio")
     SyntheticFaces("test", size=96, count=1).image(0).save(tmp_path / "face.png")
     paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
@@ -100,7 +108,7 @@ def test_the_page_in_a_browser(finished_run: Path, tmp_path: Path) -> None:
                 page.wait_for(f"document.querySelector('input[type={kind}]') != null")
             page.value("document.querySelector('input[type=checkbox]').click()")
             page.upload(tmp_path / "face.png")
-            page.wait_for("document.body.innerText.includes('Predicted on 96 x 96 pixels')")
+            page.wait_for("document.body.innerText.includes('Predicted on the whole picture, 96 x 96 pixels')")
             assert all(name in page.text() for name in CLASS_NAMES)
             captions = "/(Neutral|Happy|Sad|Surprise|Fear|Disgust|Anger) [0-9.]{4}/g"
             page.wait_for(f"document.body.innerText.match({captions}).length == 8")

@@ -1,10 +1,11 @@
-"""Where commands begin and end: terminals, pipes, notebooks, machines that lack something, mistyped options."""
+"""Entry and exit of commands: terminals, pipes, notebooks, restricted machines, mistyped options."""
 
 import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from train import ablate, evaluate, export, predict
 from train.__main__ import main
 from train.data.__main__ import main as data
 from train.entry import SPIN, exit_code, explain
+from train.errors import UserError
 from train.optimization import warmup_notes
+from train.ranks import Ranks
 from train.settings import Settings
 from train.speed import autotune
 
@@ -47,11 +50,40 @@ def test_errors_in_ascii(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("words", [("-m", "train", "--help"), ("-m", "bench", "--help")])
-def test_a_reader_that_goes_away(words: tuple[str, ...], unbuffered: str) -> None:
+def test_a_closed_stdout_pipe(words: tuple[str, ...], unbuffered: str) -> None:
     done = command(*words, shell="| true; exit ${PIPESTATUS[0]}", PYTHONUNBUFFERED=unbuffered)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
-    assert done.returncode in (0, 2, 141)  # as it happens, all was written before
+    assert done.returncode in (0, 2, 141)  # here everything was written before
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-"])
+def test_streams_that_were_closed(closed: str, tmp_path: Path) -> None:
+    """Opened files must not get stdout's file descriptor, which libraries write to by number."""
+    file = str(tmp_path / "f")
+    script = f"""
+import os
+from train.entry import exit_code, leave
+
+def write():
+    with open({file!r}, "w") as file:
+        print("x", file=file)
+        print("y")
+        os.write(1, b"z")
+
+leave(exit_code(write))
+"""
+    assert command("-c", script, shell=closed).returncode == 0
+    assert (tmp_path / "f").read_text() == "x\n"
+    assert command("-m", "train", "--epochs", "0", shell=closed).returncode == 2
+
+
+def test_variables_of_a_scheduler_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert Ranks.of(os.environ) == Ranks()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError, match="WORLD_SIZE is 4, but RANK, .* start by torchrun, or unset WORLD_SIZE"):
+        Ranks.of({"WORLD_SIZE": "4", "RANK": "0"})
 
 
 def test_an_inherited_backend_of_a_notebook(tmp_path: Path) -> None:
@@ -62,7 +94,7 @@ def test_an_inherited_backend_of_a_notebook(tmp_path: Path) -> None:
     assert (tmp_path / "run/test-confusion.png").stat().st_size
 
 
-def test_what_is_set_before_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_set_before_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     for chosen in ({}, {"OMP_WAIT_POLICY": "active"}, {"GOMP_SPINCOUNT": "7"}, {"KMP_BLOCKTIME": "1"}):
         for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME"):
             monkeypatch.delenv(name, raising=False)
@@ -139,9 +171,9 @@ def test_errors_of_the_machine_say_what_to_do(error: Exception, words: str, caps
             exit_code(fail)
         return
     assert exit_code(fail) == 2
-    said = capsys.readouterr().err
-    assert words in said
-    assert said.count("\n") == 1
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert printed.count("\n") == 1
     assert explain(error)
 
 
@@ -158,7 +190,7 @@ def test_no_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert cached_dir("speed-x", lambda folder: None) == tmp_path / "speed-x"
 
 
-def test_a_measurement_on_a_busy_machine_is_not_kept(
+def test_a_measurement_on_a_busy_machine_is_not_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ADCORRE_CACHE", str(tmp_path))
@@ -175,9 +207,26 @@ def test_a_measurement_on_a_busy_machine_is_not_kept(
     for busy in (True, False):
         share[0] = 0.5 if busy else 1.0
         assert autotune(torch.nn.Conv2d(3, 3, 1), settings, 8, 4, device)[0].amp == "none"
-        said = capsys.readouterr().out
-        assert ("something else computes on this machine" in said) == busy
+        printed = capsys.readouterr().out
+        assert ("something else computes on this machine" in printed) == busy
         assert len(list(tmp_path.iterdir())) == (not busy)
+
+
+@pytest.mark.parametrize(
+    "settings, note",
+    [
+        ({"lambd_cooldown": 20}, ""),
+        ({"lambd_cooldown": 15, "lambd_warmup": 6}, "--lambd-cooldown 15 ends at step 21, after the run of 20 steps"),
+        ({"schedule": "step", "lr_drop_epochs": 1}, ""),
+        ({"schedule": "step", "lr_drop_epochs": 2}, "--schedule step never lowers the learning rate"),
+        ({"schedule": "plateau"}, "--lr-drop-epochs 10 in a run of 2 epochs"),
+        ({"lr_drop_epochs": 20}, ""),
+    ],
+)
+def test_schedules_longer_than_the_run(settings: dict[str, Any], note: str) -> None:
+    lines = warmup_notes(Settings().replace({"epochs": 2, **settings}), steps_per_epoch=10)
+    assert len(lines) == bool(note)
+    assert note in "".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -190,9 +239,9 @@ def test_a_measurement_on_a_busy_machine_is_not_kept(
 )
 def test_warm_ups_longer_than_the_run(epochs: int, warmup: float, lambd_warmup: int, notes: list[str]) -> None:
     settings = Settings().replace({"epochs": epochs, "warmup_epochs": warmup, "lambd_warmup": lambd_warmup})
-    said = warmup_notes(settings, steps_per_epoch=10)
-    assert len(said) == len(notes)
-    assert all(note in line for note, line in zip(notes, said, strict=True))
+    lines = warmup_notes(settings, steps_per_epoch=10)
+    assert len(lines) == len(notes)
+    assert all(note in line for note, line in zip(notes, lines, strict=True))
 
 
 def test_threads(fer_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn's, and every sample counted."""
+"""Metrics against scikit-learn's; every sample is counted."""
 
 import csv
 import json
@@ -14,9 +14,9 @@ from sklearn.metrics import precision_recall_fscore_support as scores
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from train.data.base import GreyArray, draw_stratified, limit
+from train.data.base import GreyArray, limit, stratified_sample
 from train.data.loading import evaluation_batches
-from train.evaluation import Evaluation, evaluate, evaluation_of
+from train.evaluation import Evaluation, evaluate, evaluation_from_logits
 
 NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
 CPU = torch.device("cpu")
@@ -132,10 +132,10 @@ def test_evaluation_sees_each_sample_once_in_order(n: int, batch_size: int) -> N
 
 def test_stratified_draw() -> None:
     labels = np.repeat(np.arange(4), (100, 10, 2, 1))
-    held = draw_stratified(labels, 0.1, seed=0)
+    held = stratified_sample(labels, 0.1, seed=0)
     assert np.bincount(labels[held], minlength=4).tolist() == [10, 1, 1, 0]
     assert (np.diff(held) > 0).all()
-    assert held.tolist() != draw_stratified(labels, 0.1, seed=1).tolist()
+    assert held.tolist() != stratified_sample(labels, 0.1, seed=1).tolist()
 
 
 def test_limit_keeps_proportions() -> None:
@@ -149,11 +149,14 @@ def test_limit_keeps_proportions() -> None:
     assert part.fingerprint != limit(whole, 20, seed=1).fingerprint
 
 
-def test_a_collapsed_model_is_said() -> None:
+def test_a_collapsed_model_is_reported() -> None:
     names = ("a", "b", "c")
     targets = torch.arange(90) % 3
     same = torch.zeros(90, 3).index_fill(1, torch.tensor([1]), 5.0)
-    assert "collapsed: 100% of the images are predicted as b (33% are)" in evaluation_of(same, targets, names).collapse
-    assert evaluation_of(5.0 * torch.eye(3)[targets], targets, names).collapse == ""
+    assert (
+        "collapsed: 100% of the images are predicted as b (33% are)"
+        in evaluation_from_logits(same, targets, names).collapse
+    )
+    assert evaluation_from_logits(5.0 * torch.eye(3)[targets], targets, names).collapse == ""
     nearly_all = torch.where(torch.arange(90) < 80, 1, 2)
-    assert evaluation_of(same, nearly_all, names).collapse == "", "nearly all are of that class"
+    assert evaluation_from_logits(same, nearly_all, names).collapse == "", "nearly all are of that class"

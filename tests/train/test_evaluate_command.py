@@ -55,8 +55,10 @@ def test_figures_are_scikit_learns(folder: Path, fer_folders: Path) -> None:
     precision, recall, f1, _ = scores(true, predicted, labels=labels, zero_division=np.nan)
     for index, name in enumerate(labels):
         for key, value in (("precision", precision), ("recall", recall), ("f1", f1)):
-            mine = actual["classes"][name][key]
-            assert (np.nan if mine is None else mine) == pytest.approx(value[index], abs=1e-6, nan_ok=True)
+            stored_value = actual["classes"][name][key]
+            assert (np.nan if stored_value is None else stored_value) == pytest.approx(
+                value[index], abs=1e-6, nan_ok=True
+            )
     with (folder / "confusion.csv").open() as file:
         counts = [[int(cell) for cell in row[1:]] for row in list(csv.reader(file))[1:]]
     assert counts == confusion_matrix(true, predicted, labels=labels).tolist()
@@ -99,7 +101,7 @@ def test_correlations_and_pictures(folder: Path) -> None:
 
 
 def test_retrieval(folder: Path, finished_run: Path, tmp_path: Path) -> None:
-    """Of 21 faces, three a class, whose embeddings cluster; of 15 of them the t-SNE is drawn."""
+    """For 21 faces, three per class, with clustered embeddings; the t-SNE shows 15 of them."""
     actual = read(folder / "metrics.json")["retrieval"]
     assert actual.pop("samples") == 21
     assert set(actual) == {"precision_at_1", "r_precision", "map_at_r"}
@@ -155,6 +157,7 @@ def test_mistakes(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         ((finished_run, "--data", two), "has the classes cat, dog; the model was trained on Neutral, Happy"),
         ((tmp_path / "nowhere",), "no checkpoint there"),
         ((finished_run, "--resamples", "0"), "--resamples: expected at least 1, got 0"),
+        ((finished_run, "--seed", str(2**32)), "--seed: expected at most 4294967295, got 4294967296"),
         ((finished_run, "--split", "other"), "invalid choice: 'other'"),
     ):
         assert main([*map(str, arguments)]) == 2

@@ -14,7 +14,9 @@ from tests.train import layouts
 from tests.train.test_command import QUICK
 from train.__main__ import main as train
 from train.data import Request, load_data
+from train.errors import UserError
 from train.evaluate import main
+from train.finetune import check_parents, run_of_weights
 from train.html_report import main as html_report
 
 CLASSES = {"happy": (1, 20), "sad": (2, 20), "fear": (4, 20)}
@@ -31,7 +33,7 @@ def broken_folders(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, set[str]]:
-    """(run, data, the names that it was trained on), of class folders without parts, broken pictures left out."""
+    """(run, data, names of its training images): class folders without splits; broken images are left out."""
     folder = tmp_path_factory.mktemp("own")
     data = broken_folders(folder / "data")
     assert train(["--data", str(data), "--out", str(folder / "run"), "--on-broken", "skip", *QUICK]) == 0
@@ -93,6 +95,38 @@ def test_data_that_changed_are_refused(
     assert not learnt & set(names)
 
 
+def test_a_new_run_is_not_tested_on_what_its_parent_was_trained_on(
+    own: tuple[Path, Path, set[str]], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """--init-from with another seed splits the same pictures differently."""
+    run, data, learnt = own
+    child = ["--init-from", str(run), "--data", str(data), "--on-broken", "skip", *QUICK[6:]]
+    other = load_data(str(data), Request(image_size=32, on_broken="skip", seed=1))
+    seen = [len(learnt & {part.name(at) for at in range(len(part))}) for part in (other.validation, other.test)]
+    assert min(seen) > 0
+    assert train([*child, "--seed", "1", "--out", str(tmp_path / "child")]) == 2
+    error = capsys.readouterr().err
+    counts = f"{seen[0]} validation and {seen[1]} test images of this run"
+    assert f"{run}, whose weights this run begins with, was trained on {counts}" in error
+    assert not (tmp_path / "child").exists()
+    assert train([*child, "--out", str(tmp_path / "child")]) == 0
+    assert "NOTE" not in capsys.readouterr().out
+    assert run_of_weights(str(run / "best/model.safetensors")) == str(run / "best")
+    assert run_of_weights(str(data / "x.pt")) == run_of_weights("lite0") == run_of_weights("") == ""
+    with pytest.raises(UserError, match=r"(child|run/best), whose weights .* was trained on"):  # a parent's parent too
+        check_parents(other, str(data), str(tmp_path / "child"))
+    moved = shutil.copytree(data, tmp_path / "moved")
+    with pytest.raises(UserError, match="was trained on"):
+        check_parents(load_data(str(moved), Request(image_size=32, on_broken="skip", seed=1)), str(moved), str(run))
+    added = data / "happy/00new.png"
+    layouts.write_picture(added, 1)
+    try:
+        check_parents(load_data(str(data), Request(image_size=32, on_broken="skip")), str(data), str(run))
+        assert f"NOTE: {data} has changed since {run} was trained on it" in capsys.readouterr().out
+    finally:
+        added.unlink()
+
+
 def test_another_protocol_may_not_test_on_what_was_trained_on(
     finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -126,7 +160,7 @@ def test_a_used_folder(own: tuple[Path, Path, set[str]], tmp_path: Path, capsys:
     assert (tmp_path / "out/notes.txt").read_text() == "mine"
     before = {path.name for path in run.iterdir()}
     evaluated(run, run, code=2)
-    assert f"--out {run} holds other things (run)" in capsys.readouterr().err
+    assert f"--out {run} holds something else (run)" in capsys.readouterr().err
     assert {path.name for path in run.iterdir()} == before
     assert main([str(run / "best"), *FEW]) == 0
     assert main([str(run / "last"), *FEW]) == 0
@@ -148,14 +182,14 @@ def test_a_report_shows_no_other_data(
 def test_other_data_with_other_classes_are_mapped_by_name(
     own: tuple[Path, Path, set[str]], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Labels are the model's, whatever the folders are called; what it has no class for is left out."""
+    """Labels are the model's, whatever the folders' names; images of unknown classes are left out."""
     run, _, _ = own  # Happy, Sad, Fear
     names = {"Sadness": (2, 20), "contempt": (6, 20), "fearful": (4, 20)}
     data = layouts.class_folders(tmp_path / "other", {"train": names, "test": names})
     actual, files = evaluated(run, tmp_path / "out", "--data", data)
-    said = capsys.readouterr().out
-    assert "left out, as the model has no class Contempt: 18 of train, 2 of validation, 20 of test" in said
-    assert "without images, though the model may predict them: Happy" in said
+    output = capsys.readouterr().out
+    assert "left out, as the model has no class Contempt: 18 of train, 2 of validation, 20 of test" in output
+    assert "without images, though the model may predict them: Happy" in output
     assert actual["samples"] == 40
     assert {name: row["samples"] for name, row in actual["classes"].items()} == {"Happy": 0, "Sad": 20, "Fear": 20}
     with (tmp_path / "out/predictions.csv").open(newline="", encoding="utf-8") as file:
@@ -165,4 +199,4 @@ def test_other_data_with_other_classes_are_mapped_by_name(
         }
     nothing = layouts.class_folders(tmp_path / "cats", {"": {"cat": (1, 9), "dog": (2, 9)}})
     evaluated(run, tmp_path / "out", "--data", nothing, code=2)
-    assert "none of them is the same by name" in capsys.readouterr().err
+    assert "no name is the same" in capsys.readouterr().err

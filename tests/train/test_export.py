@@ -1,4 +1,4 @@
-"""`python -m train.export`: what comes out gives PyTorch's logits, in the hands of whoever loads it."""
+"""`python -m train.export`: an exported model gives PyTorch's logits wherever it is loaded."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from train.analysis import export
 from train.data.labels import CLASS_NAMES
 from train.export import main
-from train.hub import HubClassifier, described_loss
+from train.hub import HubClassifier, describe_loss
 from train.run_folder import load_trained
 
 
@@ -44,9 +44,9 @@ def test_onnx(finished_run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[s
     session = onnxruntime.InferenceSession(tmp_path / "out/model.onnx", providers=["CPUExecutionProvider"])
     for n in (1, 3, 8):
         logits, embeddings = session.run(["logits", "embeddings"], {"images": images(n).numpy()})
-        wanted = expected(finished_run, images(n))
-        np.testing.assert_allclose(logits, wanted[0].numpy(), atol=1e-4)
-        np.testing.assert_allclose(embeddings, wanted[1].numpy(), atol=1e-4)
+        expected_outputs = expected(finished_run, images(n))
+        np.testing.assert_allclose(logits, expected_outputs[0].numpy(), atol=1e-4)
+        np.testing.assert_allclose(embeddings, expected_outputs[1].numpy(), atol=1e-4)
     about = json.loads((tmp_path / "out/model.json").read_text())
     assert about["class_names"] == list(CLASS_NAMES)
     assert about["input"] == {
@@ -66,7 +66,7 @@ def test_an_opset_that_was_not_written_is_refused(
     written = torch.onnx.export
 
     def export(*arguments: Any, opset_version: int, **options: Any) -> Any:
-        """Writes opset 18 whatever it is asked for, as PyTorch's does where its converter fails."""
+        """Writes opset 18 whatever is requested, as PyTorch does when its converter fails."""
         return written(*arguments, opset_version=18, **options)
 
     assert main([str(finished_run), str(tmp_path / "newer"), "--to", "onnx", "--opset", "20"]) == 0
@@ -87,9 +87,9 @@ def test_torch_export(finished_run: Path, tmp_path: Path) -> None:
         module = torch.export.load(tmp_path / "out/model.pt2").module()
     for n in (1, 3, 8):
         logits, embeddings = module(images(n))
-        wanted = expected(finished_run, images(n))
-        torch.testing.assert_close(logits, wanted[0], atol=1e-4, rtol=0)
-        torch.testing.assert_close(embeddings, wanted[1], atol=1e-4, rtol=0)
+        expected_outputs = expected(finished_run, images(n))
+        torch.testing.assert_close(logits, expected_outputs[0], atol=1e-4, rtol=0)
+        torch.testing.assert_close(embeddings, expected_outputs[1], atol=1e-4, rtol=0)
 
 
 def test_hub_folder(finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,23 +123,23 @@ def test_hub_folder(finished_run: Path, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_card_names_the_loss() -> None:
     plain = {"objective": "adcorre", "components": [], "ce_weight": "none", "logit_adjustment": 0.0, "lambd": 0.5}
-    assert described_loss(plain) == "CE"
-    assert described_loss(plain | {"objective": "island"}) == "CE and island loss"
+    assert describe_loss(plain) == "CE"
+    assert describe_loss(plain | {"objective": "island"}) == "CE and island loss"
     adjusted = {"components": ["nfd", "md"], "logit_adjustment": 1.0, "ce_weight": "effective"}
-    assert described_loss(plain | adjusted) == "class-balanced logit-adjusted CE + 0.5 (NFD + MD)"
-    assert described_loss(plain | {"ce_weight": [1.0, 2.0]}) == "weighted CE"
-    assert described_loss(plain | {"components": {"fd": 1.0, "md": 0.3}}) == "CE + 0.5 (FD + 0.3 MD)"
+    assert describe_loss(plain | adjusted) == "class-balanced logit-adjusted CE + 0.5 (NFD + MD)"
+    assert describe_loss(plain | {"ce_weight": [1.0, 2.0]}) == "weighted CE"
+    assert describe_loss(plain | {"components": {"fd": 1.0, "md": 0.3}}) == "CE + 0.5 (FD + 0.3 MD)"
 
 
 def test_a_model_that_differs_is_not_left_behind(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Wrong(export.Deployed):
+    class Wrong(export.ExportedModel):
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
             logits, embeddings = super().forward(images)
             return logits + 2e-4 * torch.compiler.is_exporting(), embeddings
 
-    monkeypatch.setattr(export, "Deployed", Wrong)
+    monkeypatch.setattr(export, "ExportedModel", Wrong)
     assert main([str(finished_run), str(tmp_path / "out"), "--to", "torch_export"]) == 2
     assert "logits differ by 0.0002 from PyTorch's" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -148,11 +148,11 @@ def test_a_model_that_differs_is_not_left_behind(
 def test_a_backbone_that_cannot_be_exported(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Unfollowable(export.Deployed):
+    class Unfollowable(export.ExportedModel):
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
             return super().forward(images + float(images.sum() > 0))
 
-    monkeypatch.setattr(export, "Deployed", Unfollowable)
+    monkeypatch.setattr(export, "ExportedModel", Unfollowable)
     assert main([str(finished_run), str(tmp_path / "out"), "--to", "torch_export"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --to torch_export: test_resnet cannot be exported: ")
@@ -176,6 +176,6 @@ def test_mistakes(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_normalization_is_inside(finished_run: Path) -> None:
-    deployed = export.Deployed(load_trained(finished_run)).eval()
+    deployed = export.ExportedModel(load_trained(finished_run)).eval()
     assert isinstance(deployed, nn.Module)
     torch.testing.assert_close(deployed(images(3))[0], expected(finished_run, images(3))[0])

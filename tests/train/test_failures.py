@@ -1,4 +1,4 @@
-"""What goes wrong in a run ends in one message, and nothing is lost."""
+"""Every failure of a run ends in one message, and nothing is lost."""
 
 import errno
 import os
@@ -26,9 +26,9 @@ def test_a_truncated_checkpoint_is_passed_over(
     newest = checkpoints(stopped)[0]
     newest.write_bytes(newest.read_bytes()[:-1000])
     resumes(stopped)
-    said = capsys.readouterr().out
-    assert f"{newest} is damaged (it is not what was written); going on from the one before" in said
-    assert "after step 6" in said
+    printed = capsys.readouterr().out
+    assert f"{newest} is damaged (it is not what was written); continuing from the previous one" in printed
+    assert "after step 6" in printed
     assert_same(outcome(stopped), undisturbed)
 
 
@@ -58,7 +58,7 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
 
 def test_other_classes_are_refused(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_folders(tmp_path / "other", even(6, 2, 3))
-    for part in ("train", "test"):  # now no set of expressions: classes by their folders' names
+    for part in ("train", "test"):  # now not the seven expressions: classes are named by their folders
         for folder in list((other / part).iterdir()):
             folder.rename(folder.with_name(f"class-{folder.name}"))
     resumes(stopped, "--data", other, code=2)
@@ -71,20 +71,23 @@ def test_other_images_are_refused(stopped: Path, tmp_path: Path, capsys: pytest.
     other = write_folders(tmp_path / "other", even(6, 2, 3))
     (other / "train/sad/Training_00000.jpg").rename(other / "train/happy/Training_00077.jpg")
     resumes(stopped, "--data", other, code=2)
-    assert "the train split is not what the run began with (fingerprints differ; 42 images" in capsys.readouterr().err
+    assert (
+        "the train split differs from that at the start of the run (fingerprints differ; 42 images"
+        in capsys.readouterr().err
+    )
 
 
 def test_other_settings_are_refused(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     resumes(stopped, "--lr", "0.5", "--batch-size", "8", code=2)
-    assert "the run has --lr 0.001, not 0.5. A run goes on as it began" in capsys.readouterr().err
+    assert "the run has --lr 0.001, not 0.5. A resumed run keeps its settings" in capsys.readouterr().err
     resumes(stopped, "--out", "elsewhere", code=2)
-    assert "goes on in that folder" in capsys.readouterr().err
+    assert "continues in that folder" in capsys.readouterr().err
 
 
 def test_two_processes_do_not_share_a_folder(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import fcntl
 
-    from train.run_folder import LOCK
+    from train.owned_folder import LOCK
 
     pid = os.fork()
     if not pid:  # the other process: holds the lock until it is killed
@@ -105,14 +108,14 @@ def test_two_processes_do_not_share_a_folder(stopped: Path, tmp_path: Path, caps
 
 
 def test_files_of_the_user_among_the_checkpoints_survive(tmp_path: Path) -> None:
-    theirs = ["notes.txt", "backup.pt", "epoch00001-step000000001-backup.pt", "123.partial", "old/x.pt"]
+    foreign = ["notes.txt", "backup.pt", "epoch00001-step000000001-backup.pt", "123.partial", "old/x.pt"]
     (tmp_path / "checkpoints/old").mkdir(parents=True)
-    for name in theirs:
+    for name in foreign:
         (tmp_path / "checkpoints" / name).write_text("mine")
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, {"epoch": 1, "done": 1, "step": step})
     assert len(checkpoints(tmp_path)) == 2
-    assert [(tmp_path / "checkpoints" / name).read_text() for name in theirs] == ["mine"] * len(theirs)
+    assert [(tmp_path / "checkpoints" / name).read_text() for name in foreign] == ["mine"] * len(foreign)
 
 
 def full_disk(*_: Any, **__: Any) -> None:
@@ -158,8 +161,8 @@ def test_no_checkpoint_is_promised_where_there_is_none(
     assert not checkpoints(tmp_path / "run")
 
 
-def test_a_file_size_limit_as_the_disk_would_have_it(tmp_path: Path) -> None:
-    """What PyTorch makes of a write that fails half way is the disk's error again, and leaves nothing behind."""
+def test_a_file_size_limit_is_handled_like_a_full_disk(tmp_path: Path) -> None:
+    """PyTorch's error of a write that fails half way is reported as a full disk, and no file is left behind."""
     state = {"epoch": 1, "done": 1, "step": 1, "model": torch.zeros(500_000)}
     pid = os.fork()
     if not pid:
@@ -206,6 +209,6 @@ def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
         "epoch00001-step000000003-",
     ]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
-    # Gone back to: what came after it is of another history.
+    # Training went back to this checkpoint: later ones belong to another history.
     write_checkpoint(tmp_path, {"epoch": 1, "done": 1, "step": 3})
     assert [path.name[:25] for path in checkpoints(tmp_path)] == ["epoch00001-step000000003-"]

@@ -1,5 +1,6 @@
 """Every layout of FER-2013, recognised and refused; labels, splits and counts."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from train.data.labels import CLASS_NAMES, FER_CSV_CODES, FOLDER_NAMES
 from train.data.splitting import verdict
 from train.errors import UserError
 
-# Different for every class, so that swapping two classes anywhere changes a count.
+# A different count for each class, so that swapping two classes changes a count.
 UNEVEN: Counts = {
     "Training": dict(zip(CANONICAL, (4, 5, 6, 7, 8, 2, 3), strict=True)),
     "PublicTest": dict(zip(CANONICAL, (3, 2, 1, 4, 5, 6, 7), strict=True)),
@@ -41,6 +42,20 @@ def layout(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def parts(splits: Splits) -> list:
     return [splits.train, splits.validation, splits.test]
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut."""
+    monkeypatch.setenv("ADCORRE_CACHE", str(tmp_path / "cache"))
+    file = write_fer2013_csv(tmp_path / "fer2013.csv", even(2, 1, 1))
+    before = load_data(str(file), Request()).test
+    for damaged in (tmp_path / "cache").glob("*/*.npy"):
+        for size in (200, 0):
+            os.truncate(damaged, min(size, damaged.stat().st_size - 1))
+            after = load_data(str(file), Request()).test
+            assert after.fingerprint == before.fingerprint
+            assert after.image(0).tobytes() == before.image(0).tobytes()
+            assert damaged.stat().st_size > 200
 
 
 def test_label_maps_are_the_documented_ones() -> None:
@@ -120,17 +135,19 @@ def test_counts_are_printed_beside_the_official_ones(layout: Path) -> None:
 
 
 def test_verdict() -> None:
-    def said(counts: dict[str, tuple[int, ...]]) -> str:
+    def count_message(counts: dict[str, tuple[int, ...]]) -> str:
         return verdict(counts, OFFICIAL_COUNTS, "FER-2013", CLASS_NAMES)
 
-    assert said(dict(OFFICIAL_COUNTS)) == "matches FER-2013, official split"
+    assert count_message(dict(OFFICIAL_COUNTS)) == "matches FER-2013, official split"
     neutral, happy, *rest = OFFICIAL_COUNTS["PublicTest"]
-    swapped = said({**OFFICIAL_COUNTS, "PublicTest": (happy, neutral, *rest)})
+    swapped = count_message({**OFFICIAL_COUNTS, "PublicTest": (happy, neutral, *rest)})
     assert swapped.startswith("does not match FER-2013, official split: PublicTest has other counts per class\n")
     assert "in PublicTest, Neutral has the count of Happy, Happy has the count of Neutral" in swapped
-    other = said({**OFFICIAL_COUNTS, "PublicTest": (happy + neutral, 0, *rest)})
+    other = count_message({**OFFICIAL_COUNTS, "PublicTest": (happy + neutral, 0, *rest)})
     assert other == "does not match FER-2013, official split: PublicTest has other counts per class"
-    assert "test has 7,178 images (official 0)" in said({"Training": OFFICIAL_COUNTS["Training"], "test": (7178,)})
+    assert "test has 7,178 images (official 0)" in count_message(
+        {"Training": OFFICIAL_COUNTS["Training"], "test": (7178,)}
+    )
 
 
 def test_folders_whose_names_do_not_tell_the_test_parts(tmp_path: Path) -> None:
@@ -159,7 +176,7 @@ def test_competition_files_are_refused(tmp_path: Path, name: str, header: str, i
         load_data(str(tmp_path if inside else tmp_path / name), Request())
 
 
-def test_nothing_known_lists_what_was_looked_for_and_what_is_there(tmp_path: Path) -> None:
+def test_an_unknown_dataset_lists_expected_and_existing_files(tmp_path: Path) -> None:
     (tmp_path / "cats").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError) as caught:

@@ -1,4 +1,4 @@
-"""docs/fidelity.md: its example prints what stands below it, and what it names is there."""
+"""docs/fidelity.md: its example prints the output shown, and every name in it exists."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ def test_the_example_prints_what_is_shown() -> None:
     assert f"```\n{printed.getvalue()}```" in TEXT
 
 
-def test_what_it_names_is_there() -> None:
+def test_names_in_the_page_exist() -> None:
     for name in ("AdCorreLoss", "EmbeddingSpace", "VirtualBatch", "adcorre_terms", "AdaptiveAttentionMap"):
         assert f"`{name}" in TEXT
         assert hasattr(adcorre, name)

@@ -1,4 +1,4 @@
-"""--init-from, --freeze backbone and --lr-backbone: what a new run takes over, and its exact resume."""
+"""--init-from, --freeze backbone and --lr-backbone: what a new run inherits, and its exact resume."""
 
 import json
 import signal
@@ -23,9 +23,9 @@ def weights(run: Path, name: str = "best") -> dict[str, torch.Tensor]:
 
 
 def moved(run: Path, parent: Path) -> set[str]:
-    """ "backbone" and "head", as far as a tensor of them is another one than the parent's."""
-    ours, theirs = weights(run, "last"), weights(parent)
-    return {key.split(".")[0] for key in ours if not torch.equal(ours[key], theirs[key])}
+    """Which of "backbone" and "head" have a tensor that differs from the parent's."""
+    child, original = weights(run, "last"), weights(parent)
+    return {key.split(".")[0] for key in child if not torch.equal(child[key], original[key])}
 
 
 def test_a_frozen_backbone_with_a_parents_weights_resumes_exactly(
@@ -33,9 +33,9 @@ def test_a_frozen_backbone_with_a_parents_weights_resumes_exactly(
 ) -> None:
     command = [*CHILD, "--data", str(fer_folders), "--init-from", str(finished_run)]
     assert main([*command, "--freeze", "backbone", "--out", str(tmp_path / "whole")]) == 0
-    said = capsys.readouterr().out
-    assert f"weights of {finished_run / 'best'} (epoch " in said
-    assert "of them trained" in said
+    output = capsys.readouterr().out
+    assert f"weights of {finished_run / 'best'} (epoch " in output
+    assert "of them trained" in output
     assert moved(tmp_path / "whole", finished_run) == {"head"}
     about = json.loads((tmp_path / "whole/settings.json").read_text())
     assert about["parent"]["run"] == str(finished_run / "best")
@@ -93,9 +93,9 @@ def test_other_classes_and_other_models(finished_run: Path, tmp_path: Path, caps
     command = [*CHILD, "--epochs", "1", "--data", str(data), "--init-from", str(finished_run)]
     assert main([*command, "--freeze", "backbone", "--out", str(tmp_path / "run")]) == 0
     assert "a new classifier, as its classes were Neutral, Happy" in capsys.readouterr().out
-    ours, theirs = weights(tmp_path / "run"), weights(finished_run)
-    assert ours["head.classifier.weight"].shape == (2, 16)
-    assert all(torch.equal(ours[key], theirs[key]) for key in ours if key.startswith("backbone."))
+    child, original = weights(tmp_path / "run"), weights(finished_run)
+    assert child["head.classifier.weight"].shape == (2, 16)
+    assert all(torch.equal(child[key], original[key]) for key in child if key.startswith("backbone."))
     for options, message in (
         (("--k", "3"), "has --k 2, not 3"),
         (("--backbone", "resnet10t"), "has --backbone test_resnet, not resnet10t"),

@@ -1,4 +1,4 @@
-"""Class names in letters that matplotlib's own font lacks: another font has them, or one line says so."""
+"""Class names in letters that matplotlib's default font lacks: another font is used, or one line warns."""
 
 import matplotlib
 import pytest
@@ -20,9 +20,7 @@ def test_a_font_is_found_for_letters_that_ours_lacks(capsys: pytest.CaptureFixtu
     assert "note:" not in capsys.readouterr().out
 
 
-def test_letters_that_no_font_has_are_said_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_letters_are_reported_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(fonts, "_letters", lambda file: frozenset("Sad"))
     with matplotlib.rc_context():
         for _ in range(2):

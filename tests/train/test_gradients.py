@@ -69,7 +69,7 @@ def test_the_log_has_them_and_the_weights_are_the_same(fer_folders: Path, tmp_pa
         (("--compile",), "which --compile hides"),
     ],
 )
-def test_what_it_cannot_measure(
+def test_unsupported_settings_raise_an_error(
     options: tuple[str, ...], message: str, fer_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--data", str(fer_folders), "--out", str(tmp_path / "run"), "--log-gradients", *options]) == 2

@@ -69,6 +69,30 @@ def page(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Page:
     return report(run, tmp_path_factory.mktemp("page") / "report.html", "--samples")
 
 
+def test_a_file_of_the_users_is_not_replaced(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = tmp_path / "report.html"
+    theirs.write_text("<html>mine</html>")
+    for out in (theirs, tmp_path):
+        assert main([str(finished_run), "--no-evaluate", "--out", str(out)]) == 2
+        assert f"--out {out} is there already and no report of this program" in capsys.readouterr().err
+    assert theirs.read_text() == "<html>mine</html>"
+    ours = tmp_path / "ours.html"
+    for _ in range(2):
+        assert main([str(finished_run), "--no-evaluate", "--out", str(ours)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"report.html", "ours.html"}
+
+
+def test_a_row_that_was_cut_short(finished_run: Path, tmp_path: Path) -> None:
+    """By a full disk, or a kill."""
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    for name in ("steps.csv", "epochs.csv"):
+        text = (run / name).read_text()
+        (run / name).write_text(text + text.splitlines()[-1][:20])
+    assert main([str(run), "--no-evaluate"]) == 0
+
+
 def test_it_is_one_file_without_a_script(page: Page) -> None:
     assert page.of("script") == []
     assert page.of("iframe") == []
@@ -122,7 +146,7 @@ def test_it_shows_the_run(page: Page, run: Path) -> None:
     assert (page.of("img")[0]["src"] or "").startswith("data:image/png;base64,")
 
 
-def test_an_evaluation_of_another_checkpoint_is_made_again(run: Path, page: Page, tmp_path: Path) -> None:
+def test_an_evaluation_of_another_checkpoint_is_repeated(run: Path, page: Page, tmp_path: Path) -> None:
     file = run / "evaluation-test/metrics.json"
     metrics = json.loads(file.read_text())
     file.write_text(json.dumps(metrics | {"epoch": 77}))
@@ -177,7 +201,7 @@ def test_runs_side_by_side(run: Path, page: Page, tmp_path: Path, capsys: pytest
     (other / "results.json").write_text(json.dumps(results))
     assert main([str(run), str(other), "--no-evaluate", "--out", str(tmp_path / "two.html")]) == 0
     said = capsys.readouterr().out
-    assert "other: validation accuracy 99.00 %, " in said
+    assert re.search(r"(?m)^other +99.00 % ", said)
     assert "best by validation accuracy: other\n" in said
     text = Page((tmp_path / "two.html").read_text(encoding="utf-8")).text
     assert text.startswith("2 runs side by side")

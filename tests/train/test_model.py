@@ -12,7 +12,7 @@ from torch import nn
 from adcorre import AdCorreLoss
 from train.errors import UserError
 from train.model import FaceClassifier, build_model
-from train.run_folder import RunFolder, find_checkpoint, free_folder, load_trained, write_json
+from train.run_folder import RunFolder, check_run_folder, find_checkpoint, load_trained, write_json
 from train.settings import DataSettings, ModelSettings
 from train.transforms import Preprocessing
 
@@ -128,7 +128,7 @@ def test_checkpoint_rebuilds_the_model(tmp_path: Path) -> None:
         assert trained.class_names == tuple(NAMES)
         assert trained.preprocessing == preprocessing
         assert not trained.model.training
-        assert all(torch.equal(ours, theirs) for ours, theirs in zip(trained.model(images), expected, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(trained.model(images), expected, strict=True))
 
 
 def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -149,9 +149,9 @@ def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_else(tmp_path: 
 def test_a_kill_between_the_renames_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     model, preprocessing = tiny()
     RunFolder(tmp_path / "run", {}).save("last", model, description(preprocessing))
-    (tmp_path / "run/last").rename(tmp_path / "run/last.old")
+    (tmp_path / "run/last").rename(tmp_path / "run/last.replaced")
     (tmp_path / "run/last.partial").mkdir()
-    assert find_checkpoint(tmp_path / "run", "last") == tmp_path / "run/last.old"
+    assert find_checkpoint(tmp_path / "run", "last") == tmp_path / "run/last.replaced"
 
 
 def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
@@ -175,18 +175,18 @@ def test_damaged_checkpoints_are_named(tmp_path: Path) -> None:
 
 
 def test_run_folders_are_not_overwritten_unasked(tmp_path: Path) -> None:
-    assert free_folder(str(tmp_path / "new"), False) == tmp_path / "new"
-    assert free_folder(str(tmp_path), False) == tmp_path  # empty
-    assert free_folder("", False).parent == Path("runs")
+    assert check_run_folder(str(tmp_path / "new"), False) == tmp_path / "new"
+    assert check_run_folder(str(tmp_path), False) == tmp_path  # empty
+    assert check_run_folder("", False).parent == Path("runs")
     (tmp_path / "thesis.txt").touch()
     with pytest.raises(UserError, match="is not empty"):
-        free_folder(str(tmp_path), False)
+        check_run_folder(str(tmp_path), False)
     with pytest.raises(UserError, match="holds no run"):
-        free_folder(str(tmp_path), True)
+        check_run_folder(str(tmp_path), True)
     with pytest.raises(UserError, match="a file of that name"):
-        free_folder(str(tmp_path / "thesis.txt"), True)
+        check_run_folder(str(tmp_path / "thesis.txt"), True)
     (tmp_path / "settings.json").touch()  # anybody's
     with pytest.raises(UserError, match="holds no run"):
-        free_folder(str(tmp_path), True)
+        check_run_folder(str(tmp_path), True)
     RunFolder(tmp_path / "run", {})
-    assert free_folder(str(tmp_path / "run"), True) == tmp_path / "run"
+    assert check_run_folder(str(tmp_path / "run"), True) == tmp_path / "run"

@@ -16,7 +16,7 @@ from train.objective import build_objective, check_objective
 from train.optimization import build_optimizer, build_plateau, learning_rate, set_learning_rate
 from train.ranks import ALONE, Ranks
 from train.settings import LossSettings, ModelSettings, OptimizerSettings, Settings, SpeedSettings
-from train.speed import Trial, algorithms, autotune, keep_freed_memory, resolve_speed
+from train.speed import Trial, autotune, keep_freed_memory, resolve_speed, select_algorithms
 
 CPU = torch.device("cpu")
 
@@ -46,7 +46,7 @@ def test_the_step_schedule() -> None:
 
 
 def test_the_plateau_schedule() -> None:
-    """Epochs of two steps: the rate drops after two without a better figure, for each group by its scale."""
+    """Epochs of two steps: after two epochs without improvement the rate drops, scaled for each group."""
     settings = OptimizerSettings(
         lr=0.4, lr_backbone=0.04, schedule="plateau", lr_drop=0.5, lr_drop_epochs=2, warmup_epochs=0.5
     )
@@ -79,7 +79,7 @@ def test_fused_optimizers_and_what_decays(name: str) -> None:
 
 
 def test_the_running_average_begins_quickly_and_gets_slow() -> None:
-    """With the warm-up of its decay, the average of weights that jump from 0 to 1 follows at once, and later hardly."""
+    """With decay warm-up, the average of weights that jump from 0 to 1 follows at once early, and slowly later."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     ema = ModelEmaV3(model, 0.999, use_warmup=True)
@@ -114,7 +114,7 @@ def test_class_weights_of_cross_entropy() -> None:
 def test_objectives_that_exclude_each_other() -> None:
     settings = Settings().replace({"backend": "reference"})
     check_objective(settings, ALONE)
-    with pytest.raises(UserError, match="--backend reference has no sums to add"):
+    with pytest.raises(UserError, match="--backend reference does not support several processes"):
         check_objective(settings, Ranks(0, 2))
     settings = Settings().replace({"objective": "center", "logit_adjustment": 1.0})
     with pytest.raises(UserError, match="--logit-adjustment is for --objective adcorre, not center"):
@@ -132,7 +132,7 @@ def model() -> nn.Module:
     return build_model(ModelSettings("test_resnet", k=2, d=8), 7, 32)[0]
 
 
-def test_what_is_measured_is_kept_for_the_next_run(
+def test_measurements_are_cached_for_the_next_run(
     model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ADCORRE_CACHE", str(tmp_path))
@@ -178,7 +178,7 @@ def test_the_fastest_trial_takes_the_place_of_auto() -> None:
 
 
 def test_deterministic_algorithms_for_the_length_of_a_run() -> None:
-    with algorithms(True, CPU):
+    with select_algorithms(True, CPU):
         assert torch.are_deterministic_algorithms_enabled()
         assert not torch.backends.cudnn.benchmark
     assert not torch.are_deterministic_algorithms_enabled()

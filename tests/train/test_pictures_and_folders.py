@@ -42,7 +42,7 @@ def test_pictures_are_read_as_in_training(finished_run: Path, tmp_path: Path) ->
         "float.tiff": Image.fromarray(pixels.astype(np.float32) / 255),
         "colour.bmp": upright.convert("RGB"),
         "palette.gif": upright.convert("P"),
-        "alpha.png": Image.fromarray(see_through, "LA"),  # black and transparent where white is meant
+        "alpha.png": Image.fromarray(see_through, "LA"),  # transparent black where white is meant
         "lossless.webp": upright.convert("RGBA"),
     }
     for name, image in written.items():
@@ -70,7 +70,9 @@ def test_pictures_are_read_as_in_training(finished_run: Path, tmp_path: Path) ->
         assert np.array_equal(np.asarray(seen_in_training[name]), np.dstack([pixels] * 3)), name
         assert [float(predicted[name][c]) for c in CLASS_NAMES] == right, name
         with Image.open(folder / name) as image:
-            assert list(hub.predict(image).values()) == right, name
+            assert list(hub.train(name == "8bit.png").predict(image).values()) == right, name
+    with pytest.raises(TypeError, match="image: expected a PIL image, as Image.open gives it; got str"):
+        hub.predict("8bit.png")  # type: ignore[arg-type]
 
 
 def test_a_used_folder(finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,7 +103,7 @@ def test_a_used_folder(finished_run: Path, tmp_path: Path, capsys: pytest.Captur
     (own / "predictions.csv").write_text("mine")
     capsys.readouterr()
     predict(*files, "--out", own, code=2)
-    assert f"--out {own} is not empty and does not carry the mark" in capsys.readouterr().err
+    assert f"--out {own} is not empty and has no mark" in capsys.readouterr().err
     assert [(path.name, path.read_text()) for path in own.iterdir()] == [("predictions.csv", "mine")]
 
 

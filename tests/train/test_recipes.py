@@ -43,19 +43,19 @@ def test_a_recipe_resolves_and_says_how_it_is_run(name: str) -> None:
 
 @pytest.mark.parametrize("data", DATASETS)
 def test_the_papers_recipes_are_the_papers(data: str) -> None:
-    """Section IV-B; which is what the defaults are too."""
+    """Section IV-B of the paper; the defaults are the same."""
     settings = resolved("--data", "somewhere", "--recipe", f"{data}-paper")
     plain = resolved("--data", "somewhere")
     assert settings.optimizer.epochs == (20 if data == "affectnet" else 60)
     assert settings.data.protocol == ("paper" if data == "fer2013" else "official")
-    ours, theirs = settings.as_dict(), plain.as_dict()
+    recipe_values_set, plain_values = settings.as_dict(), plain.as_dict()
     own = {"epochs", "protocol", "classes", "votes", "recipe"}
-    for group in ours:
-        for key in ours[group].keys() - own:
-            assert ours[group][key] == theirs[group][key], key
+    for group in recipe_values_set:
+        for key in recipe_values_set[group].keys() - own:
+            assert recipe_values_set[group][key] == plain_values[group][key], key
 
 
-def test_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_custom_recipe_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text(
         "lr: 0.02\nchannels_last: yes\nce_weight: [1, 2, 3]\n"
@@ -79,6 +79,8 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("epochs: 0", "epochs: --epochs 0: expected at least 1"),
         ("flip: 3", "flip: expected bool, got 3"),
         ("lr: true", "lr: expected float, got True"),
+        ("components:", "components: expected a value, got none"),
+        ("cache: ~", "cache: expected a value, got none"),
         ("sampler: best", "sampler: expected one of shuffle, balanced, stream, got 'best'"),
         ("- a\n- b", "expected lines `setting: value`, got list"),
         ("k: 2\nd: 8\nk: 3", "not YAML: set twice: k"),
@@ -114,7 +116,7 @@ def test_an_unknown_recipe_lists_those_there_are() -> None:
         recipe_values("none-such")
 
 
-def test_what_is_no_part_of_a_recipe() -> None:
+def test_settings_that_recipes_may_not_have() -> None:
     fields = {name for group in Settings().as_dict().values() for name in group}
     assert set(NOT_IN_RECIPES) < fields
 
@@ -137,7 +139,7 @@ def test_the_run_folder_has_what_was_resolved(tmp_path: Path, capsys: pytest.Cap
         "1",
     ]
     assert main([*run, "--out", str(tmp_path / "run"), "--lr", "1e-9", "--validation-fraction", "0.2"]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     stored = json.loads((tmp_path / "run/settings.json").read_text())["settings"]
     resolved_values = {key: value for group in stored.values() for key, value in group.items()}
     assert resolved_values["recipe"] == "fer2013-modern"
@@ -145,10 +147,10 @@ def test_the_run_folder_has_what_was_resolved(tmp_path: Path, capsys: pytest.Cap
     assert resolved_values["amp"] in ("none", "bf16"), "what auto came to"
     assert resolved_values["augment"] == "batch"
     assert resolved_values["lr"] == 1e-9
-    assert "images/s measured, forward and backward: " in said
-    assert "no better epoch in 1: stopped early" in said, "a learning rate of nothing improves nothing"
-    assert "recipe fer2013-modern: " in said
-    assert "other than that: validation_fraction 0.2, " in said
+    assert "images/s measured, forward and backward: " in output
+    assert "no better epoch in 1: stopped early" in output, "a learning rate of nothing improves nothing"
+    assert "recipe fer2013-modern: " in output
+    assert "other than that: validation_fraction 0.2, " in output
     assert describe_settings(Settings()) == "recipe: the paper's", "nothing differs from it"
 
 

@@ -1,4 +1,4 @@
-"""A run that was stopped, by whatever, and goes on: the same weights bit for bit, and nothing lost on the way."""
+"""A run that is stopped, however, and resumed: the same weights bit for bit, and nothing lost."""
 
 import os
 import random
@@ -26,7 +26,7 @@ from train.stopping import Watch, ignore_in_worker
 
 
 def kill_and_resume(data: Path, run: Path, kills: int, seed: int) -> str:
-    """Everything printed by a run that is killed with -9 at random moments, until it has ended all the same."""
+    """The output of a run that is killed with SIGKILL at random moments and resumed until it ends."""
     rng = random.Random(seed)
     log = run.with_suffix(".log")
     for _ in range(kills):
@@ -43,15 +43,15 @@ def kill_and_resume(data: Path, run: Path, kills: int, seed: int) -> str:
 
 
 def test_killed_three_times(fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    said = kill_and_resume(fer_folders, tmp_path / "run", kills=3, seed=1)
+    output = kill_and_resume(fer_folders, tmp_path / "run", kills=3, seed=1)
     assert_same(outcome(tmp_path / "run"), undisturbed)
-    assert "not bit for bit" not in said
+    assert "results may differ in their last bits" not in output
 
 
 @pytest.mark.slow
 def test_killed_twenty_times(fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    said = kill_and_resume(fer_folders, tmp_path / "run", kills=20, seed=2)
-    assert said.count("\ngoing on ") > 5
+    output = kill_and_resume(fer_folders, tmp_path / "run", kills=20, seed=2)
+    assert output.count("\ncontinuing ") > 5
     assert_same(outcome(tmp_path / "run"), undisturbed)
 
 
@@ -60,7 +60,7 @@ def test_a_signal_leaves_a_checkpoint(
     number: signal.Signals, fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    slow = ("--checkpoint-every", "0")  # so that only the signal writes one
+    slow = ("--checkpoint-every", "0")  # so that only the signal causes a checkpoint
     process = trainer.start(log, "--data", fer_folders, "--out", run, *RUN, *slow)
     deadline = time.monotonic() + 200
     while steps_in(run) < 3 and process.is_alive() and time.monotonic() < deadline:
@@ -102,7 +102,7 @@ def test_stopped_and_resumed_with(options: tuple[str, ...], fer_folders: Path, t
 
 @pytest.mark.parametrize("forget", [False, True])
 def test_the_plateau_schedule_is_resumed(forget: bool, fer_folders: Path, tmp_path: Path) -> None:
-    """Stopped in epoch 3, after one epoch without a better figure; a run that forgets it drops the rate too late."""
+    """Stopped in epoch 3, after one epoch without improvement; a run that forgets this drops the rate too late."""
     run = (*QUICK, "--data", str(fer_folders), "--batch-size", "8", "--epochs", "4", "--log-every", "1")
     run += ("--schedule", "plateau", "--lr-drop-epochs", "2", "--lr-drop", "0.5")
     with pytest.MonkeyPatch.context() as patch:
@@ -130,14 +130,14 @@ def same_figures(evaluate: Any) -> Any:
 def test_new_augmentation_options_are_the_runs(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, value in (("erasing", "0.5"), ("shift", "0.1"), ("scale", "0.1"), ("schedule", "plateau")):
         resumes(stopped, f"--{name}", value, code=2)
-        assert f"not {value}. A run goes on as it began" in capsys.readouterr().err
+        assert f"not {value}. A resumed run keeps its settings" in capsys.readouterr().err
     resumes(stopped, "--lr-drop-epochs", "3", code=2)
 
 
 def leave_out(piece: str, patch: pytest.MonkeyPatch) -> None:
     """Have the next restore forget a piece of the state."""
     if piece == "sampler":
-        patch.setattr(TrainSteps, "go_to", lambda self, epoch, start=0: None)
+        patch.setattr(TrainSteps, "set_epoch", lambda self, epoch, start=0: None)
         return
     if piece == "generator":
         patch.setattr("train.loop.restore_random", lambda *_: None)
@@ -159,19 +159,19 @@ def leave_out(piece: str, patch: pytest.MonkeyPatch) -> None:
 def test_each_piece_of_the_state_is_needed(
     piece: str, stopped: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The control of exact resume: with one piece left out the weights are others."""
+    """The control of exact resume: with one piece left out, the weights differ."""
     torch.manual_seed(77)
     with pytest.MonkeyPatch.context() as patch:
         if piece:
             leave_out(piece, patch)
         resumes(stopped)
-    ours = outcome(stopped)
-    same_weights = ours["last"] == undisturbed["last"]
+    result = outcome(stopped)
+    same_weights = result["last"] == undisturbed["last"]
     assert same_weights == (not piece)
 
 
 def test_on_another_number_of_processes(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Steps are not the same there, the test of the best model is."""
+    """The steps differ; the best model's test metrics do not."""
     state = read_checkpoint(stopped)
     write_checkpoint(stopped, {**state, "processes": 2, "random": state["random"] * 2})
     resumes(stopped, code=2)
@@ -210,7 +210,7 @@ def test_more_epochs_of_the_papers_schedule(stopped: Path, fer_folders: Path, tm
 def test_resume_auto(fer_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "run"
     assert main(["--resume", "auto", *QUICK]) == 2
-    assert "say by --out in which folder" in capsys.readouterr().err
+    assert "give the run folder by --out" in capsys.readouterr().err
     begin = ["--data", str(fer_folders), "--out", str(run), "--resume", "auto", *QUICK]
     run.mkdir()
     owned_folder.mark(run, "run")  # it ended before its first checkpoint
@@ -221,7 +221,7 @@ def test_resume_auto(fer_folders: Path, tmp_path: Path, capsys: pytest.CaptureFi
     for path in checkpoints(run):
         path.unlink()
     assert main(begin) == 2
-    assert "holds a run without a checkpoint to go on from" in capsys.readouterr().err
+    assert "holds a run without a checkpoint to continue from" in capsys.readouterr().err
     assert load_file(run / "last/model.safetensors")
 
 
@@ -229,12 +229,12 @@ def test_the_clock_asks_for_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None
     now = [0.0]
     monkeypatch.setattr("train.stopping.time.monotonic", lambda: now[0])
     watch = Watch(ALONE, minutes=1)
-    asked = []
+    requests = []
     for now[0] in (0, 59, 61, 62, 122):
-        asked.append(watch.poll()[1])
-        if asked[-1]:
-            watch.written()
-    assert asked == [False, False, True, False, True]
+        requests.append(watch.poll()[1])
+        if requests[-1]:
+            watch.checkpoint_written()
+    assert requests == [False, False, True, False, True]
     assert not Watch(ALONE, minutes=0).poll()[1]
 
 
@@ -255,7 +255,7 @@ def test_workers_outlive_a_signal_to_their_group_but_not_for_long(monkeypatch: p
 def test_resume_auto_needs_no_more_than_the_folder(
     stopped: Path, undisturbed: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was not named is the run's, the drawn faces' recipe too."""
+    """Options that are not given are the run's, the recipe of the drawn faces included."""
     assert main(["--out", str(stopped), "--resume", "auto"]) == 0
     assert_same(outcome(stopped), undisturbed)
     assert main(["--out", str(stopped), "--resume", "auto", "--recipe", "fer2013-modern"]) == 2
@@ -267,7 +267,7 @@ def test_a_signal_during_an_evaluation(
     evaluation: int, fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     calls = [0]
-    ordinary = Watch.over
+    ordinary = Watch.interruptible
 
     def over(self: Watch, batches: Any) -> Any:
         calls[0] += 1
@@ -276,7 +276,7 @@ def test_a_signal_during_an_evaluation(
         return ordinary(self, batches)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Watch, "over", over)
+        patch.setattr(Watch, "interruptible", over)
         assert main(["--data", str(fer_folders), "--out", str(tmp_path / "run"), *RUN]) == 128 + signal.SIGINT
     assert calls == [evaluation]
     resumes(tmp_path / "run")

@@ -25,8 +25,8 @@ def by_definition(similarity: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("similarity", ["correlation", "cosine"])
-def test_is_the_definition(similarity: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of queries of which the last is short, labels beyond float32, a class of one sample, a shift over d."""
+def test_matches_the_definition(similarity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of queries (the last is short), labels not exact in float32, a class of one sample, a shift along d."""
     monkeypatch.setattr(retrieval, "QUERIES", 16)
     x = torch.randn(45, 3, 6) + 2
     labels = torch.randint(0, 4, (45,)) + 2**40
@@ -49,7 +49,7 @@ def test_without_a_pair_of_one_class() -> None:
     assert all(map(math.isnan, retrieval_metrics(torch.randn(3, 4), torch.arange(3)).values()))
 
 
-def test_what_cannot_be_compared() -> None:
+def test_invalid_inputs_raise_an_error() -> None:
     for x, labels in (
         (torch.randn(3), torch.arange(3)),
         (torch.randn(3, 2), torch.arange(2)),

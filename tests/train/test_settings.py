@@ -1,4 +1,4 @@
-"""The command line: defaults are the paper's, layers win in order, errors are one message."""
+"""The command line: defaults are the paper's, sources override in order, errors are one message."""
 
 import json
 
@@ -9,6 +9,7 @@ from train.errors import UserError
 from train.options import parser
 from train.report import describe_settings
 from train.settings import Settings, recipe_values, resolve
+from train.unused_options import unused_notes
 
 
 def resolved(*arguments: str) -> Settings:
@@ -95,6 +96,8 @@ def test_values_are_parsed() -> None:
         (["--ce-weight", "even"], "expected none, balanced, effective or numbers"),
         (["--protocol", "other"], "invalid choice: 'other'"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--resume", ""], "--resume: expected a value, got an empty one"),
+        (["--data", ""], "--data: expected a value, got an empty one"),
         (["--epoch", "3"], "unrecognized argument --epoch"),
         (["3"], "unrecognized arguments: 3"),
     ],
@@ -103,6 +106,34 @@ def test_bad_values_are_named(arguments: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         resolved(*arguments)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments, notes",
+    [
+        (["--momentum", "0.5"], ["--momentum changes nothing with --optimizer adam"]),
+        (["--optimizer", "sgd", "--momentum", "0.5"], []),
+        (["--optimizer", "sgd", "--beta2", "0.9"], ["--beta2 changes nothing with --optimizer sgd"]),
+        (["--schedule", "step", "--lr-drop", "0.5", "--lr-decay", "0"],
+         ["--lr-decay changes nothing with --schedule step"]),
+        (["--lr-drop-epochs", "3"], ["--lr-drop-epochs changes nothing with --schedule inverse"]),
+        (["--objective", "center", "--components", "fd=0.1,md=1", "--lambd", "1", "--objective-weight", "2"],
+         ["--lambd changes nothing with --objective center", "--components changes nothing with --objective center"]),
+        (["--objective-weight", "2"], ["--objective-weight changes nothing with --objective adcorre"]),
+        (["--components", "none", "--lambd", "1"], ["--lambd changes nothing with --components none"]),
+        (["--components", "nfd", "--between-target", "0", "--window", "3", "--mean-target", "0"],
+         ["--mean-target changes nothing without md", "--window changes nothing without fd"]),
+        (["--class-weight", "0.5", "--window", "3"], ["--window changes nothing with --class-weight 0.5"]),
+        (["--freeze", "backbone", "--lr-backbone", "1e-5"], ["--lr-backbone changes nothing with --freeze backbone"]),
+        (["--weights-by-order"], ["--weights-by-order changes nothing without --weights"]),
+        (["--lambd", "1", "--components", "fd=0.1", "--window", "3", "--between-target", "0", "--lr-decay", "0"], []),
+    ],
+)  # fmt: skip
+def test_options_that_change_nothing_are_said(arguments: list[str], notes: list[str]) -> None:
+    given = vars(parser().parse_args(["--data", "somewhere", *arguments]))
+    unused = unused_notes(given, resolve(given))
+    assert len(unused) == len(notes)
+    assert all(line.startswith(f"note: {note}") for line, note in zip(unused, notes, strict=True)), unused
 
 
 def test_lambda_warms_up_linearly() -> None:

@@ -33,15 +33,15 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """What is drawn, by file name."""
-    drawn: dict[str, Figure] = {}
+    figure_of_file: dict[str, Figure] = {}
     save = Figure.savefig
 
     def savefig(self: Figure, path: Path) -> None:
-        drawn[path.name] = self
+        figure_of_file[path.name] = self
         save(self, path)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
-    return drawn
+    return figure_of_file
 
 
 def test_arms_from_rows(file: Path, tmp_path: Path, figures: dict[str, Figure]) -> None:
@@ -73,7 +73,7 @@ def test_runs_beside_each_other(finished_run: Path, tmp_path: Path, figures: dic
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nothing = ["--rows", str(tmp_path / "none.csv"), "--out", str(tmp_path / "out")]
     assert main(nothing) == 2
-    assert "has no row yet, and no run is named" in capsys.readouterr().err
+    assert "has no rows, and no run is named" in capsys.readouterr().err
     assert main(["runs/first", *nothing]) == 2
     assert "runs/first: expected NAME=FOLDER" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

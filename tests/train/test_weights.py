@@ -1,4 +1,4 @@
-"""`--weights`: by name, in order, what is refused, and ImageNet's weights on two photographs."""
+"""`--weights`: by name, in order, what is rejected, and ImageNet weights on two photographs."""
 
 import hashlib
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_in_order(tmp_path: Path) -> None:
     assert all(map(torch.equal, before, wide.state_dict().values()))
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
+def test_invalid_weights_files_raise_an_error(tmp_path: Path) -> None:
     file = tmp_path / "weights.pth"
     with pytest.raises(UserError, match="no such file, and not 'lite0'"):
         load_weights(network(), str(file))

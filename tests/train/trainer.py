@@ -27,7 +27,7 @@ _context.set_forkserver_preload(["train.loop", "tests.train.trainer"])
 def start(log: Path, *arguments: str | Path) -> BaseProcess:
     """A training process that writes to the file `log`."""
     before = dict(os.environ)
-    paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))  # the fork server takes its environment from here
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))  # the fork server copies its environment from here
     os.environ |= {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     try:
         process = _context.Process(target=_train, args=(str(log), [str(argument) for argument in arguments]))
@@ -55,7 +55,7 @@ def _train(log: str, arguments: list[str]) -> None:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """Everything of a run that has to be the same: not the times."""
+    """Everything of a run that must be reproduced; times are left out."""
 
     def table(name: str, *left_out: str) -> list[dict[str, str]]:
         return [{key: row[key] for key in row if key not in left_out} for row in rows(run / f"{name}.csv")]
@@ -72,19 +72,19 @@ def outcome(run: Path) -> dict[str, Any]:
     }
 
 
-def same(ours: Any, theirs: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
     """Equal to the last bit, NaN too."""
-    if isinstance(ours, dict):
-        return ours.keys() == theirs.keys() and all(same(ours[key], theirs[key]) for key in ours)
-    if isinstance(ours, (list, tuple)):
-        return len(ours) == len(theirs) and all(map(same, ours, theirs))
-    if isinstance(ours, torch.Tensor):
-        return torch.equal(ours, theirs)
-    return bool(ours == theirs)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    return bool(one == other)
 
 
-def assert_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    assert [key for key in ours if not same(ours[key], theirs[key])] == []
+def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert [key for key in one if not same(one[key], other[key])] == []
 
 
 def steps_in(run: Path) -> int:
@@ -95,7 +95,7 @@ def steps_in(run: Path) -> int:
 
 
 def stop_after(steps: int, patch: pytest.MonkeyPatch) -> None:
-    """As if SIGTERM came in step `steps` of this process's next run."""
+    """Simulate SIGTERM in step `steps` of this process's next run."""
     seen = [0]
 
     def poll(self: Watch) -> tuple[int, bool]:

@@ -1,4 +1,4 @@
-"""What docs/scale.md says: its first example runs, its payloads are those that a rank packs."""
+"""docs/scale.md: its first example runs, and its payload sizes are those that a rank packs."""
 
 import re
 from pathlib import Path
@@ -20,10 +20,10 @@ def test_the_example_runs() -> None:
 
 @pytest.mark.parametrize("num_classes", [7, 1000])
 def test_payloads(num_classes: int) -> None:
-    said = re.search(rf"(?m)^\| {num_classes:,} \| ([\d.,]+) (bytes|MB) \|$", TEXT)
-    assert said
+    row = re.search(rf"(?m)^\| {num_classes:,} \| ([\d.,]+) (bytes|MB) \|$", TEXT)
+    assert row
     loss = AdCorreLoss(num_classes)
     logits, x, targets = torch.randn(2, num_classes), torch.randn(2, 7, 256), torch.arange(2)
     packed = loss.part(logits, x, targets).sums.pack()
     size = packed.numel() * packed.element_size()
-    assert said[1] == (f"{size:,}" if said[2] == "bytes" else f"{size / 1e6:.1f}")
+    assert row[1] == (f"{size:,}" if row[2] == "bytes" else f"{size / 1e6:.1f}")

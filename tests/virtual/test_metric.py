@@ -43,17 +43,17 @@ def make_loss(name: str) -> AdCorreMetricLoss:
 
 @pytest.mark.parametrize("form", ["tensor", "callable", "once", "one chunk", "graphs kept"])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_is_the_plain_batch(name: str, form: str) -> None:
-    """Over two steps, the second of which sees what the first left in an attention map; labels of one chunk alone."""
+def test_equals_the_ordinary_batch(name: str, form: str) -> None:
+    """Over two steps, so that the second uses the attention map of the first; some labels are in one chunk only."""
     images, labels = draw(31)
     labels = labels * 7 + (torch.arange(31) > 20) * 9
-    plain, mine = Embedder().double(), Embedder().double()
+    plain, chunked = Embedder().double(), Embedder().double()
     loss, virtual_loss = make_loss(name), make_loss(name)
     chunks = split(images, labels, 8)
     inputs: Any = {"callable": lambda: chunks, "once": once(chunks), "graphs kept": chunks}.get(form, images)
-    step = VirtualBatch(mine, virtual_loss, 31 if form == "one chunk" else 8, keep_graphs=form == "graphs kept")
+    step = VirtualBatch(chunked, virtual_loss, 31 if form == "one chunk" else 8, keep_graphs=form == "graphs kept")
     for _ in range(2):
-        for model in (plain, mine):
+        for model in (plain, chunked):
             model.zero_grad()
         expected = loss(plain(images), labels)
         expected.backward()
@@ -63,9 +63,9 @@ def test_is_the_plain_batch(name: str, form: str) -> None:
         assert not actual.requires_grad
         torch.testing.assert_close(actual, expected.detach(), rtol=1e-12, atol=1e-12)
         assert gradients(plain)
-        for model in (plain, mine):
+        for model in (plain, chunked):
             model.head.zero_grad()  # its classifier takes no part
-        assert_equal_gradients(mine.conv, plain.conv)
+        assert_equal_gradients(chunked.conv, plain.conv)
     for key, value in loss.state_dict().items():
         torch.testing.assert_close(virtual_loss.state_dict()[key], value)
 

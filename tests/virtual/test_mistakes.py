@@ -1,4 +1,4 @@
-"""Chunks that change between the passes, bad labels, and inputs in no known form: nothing is left half done."""
+"""Chunks that change between the passes, invalid labels and malformed inputs: nothing is left half done."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def state(model: Model, loss: AdCorreLoss) -> list[torch.Tensor]:
 
 
 def refused(model: Model, loss: AdCorreLoss, inputs: object, error: type[Exception], words: str, **options) -> None:
-    """It raises, buffers and attention map are as before, and no gradient is left: not even an earlier one."""
+    """It raises, buffers and attention map are unchanged, and no gradient is left, not even an earlier one."""
     images, targets = draw(20)
     plain_step(model, loss, images.to(next(model.parameters()).dtype), targets)
     before = state(model, loss)
@@ -24,19 +24,19 @@ def refused(model: Model, loss: AdCorreLoss, inputs: object, error: type[Excepti
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_a_loader_opened_anew_that_shuffles(dtype) -> None:
+def test_a_loader_that_shuffles_again_raises_an_error(dtype) -> None:
     images, targets = draw(31, dtype=dtype)
     order = torch.Generator().manual_seed(0)
     loader = DataLoader(TensorDataset(images, targets), batch_size=7, shuffle=True, generator=order)
     model, loss = Model(norm=True).to(dtype), AdCorreLoss(CLASSES)
     refused(model, loss, lambda: iter(loader), RuntimeError, "chunk 0 of 5 has other labels in the second pass")
-    VirtualBatch(model, loss)(loader)  # as an iterable it is read once
+    VirtualBatch(model, loss)(loader)  # an iterator can be read only once
 
 
 @pytest.mark.parametrize("shade", [1.0, 1.1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_one_image_augmented_anew(dtype, shade) -> None:
-    """In half precision it takes more than a shade to tell: what lies below moves the gradient as little."""
+def test_one_image_augmented_again(dtype, shade) -> None:
+    """In half precision only larger changes are detected; smaller ones hardly change the gradient."""
     shade = -1.0 if dtype == torch.bfloat16 and shade != 1 else shade
     images, targets = draw(63, dtype=dtype)
     opened = 0
@@ -57,7 +57,7 @@ def test_one_image_augmented_anew(dtype, shade) -> None:
         refused(model, loss, chunks, RuntimeError, "chunk 1 of 3 has other statistics in the second pass")
 
 
-@pytest.mark.parametrize("second, words", [(2, "3 chunks came in the first pass and 2"), (4, "3 .* and more in the")])
+@pytest.mark.parametrize("second, words", [(2, "3 chunks in the first pass and 2"), (4, "3 .* and more in the")])
 def test_another_number_of_chunks(second, words) -> None:
     images, targets = draw(28)
     counts = iter((3, second))
@@ -89,7 +89,7 @@ def test_an_iterator_that_fills_the_same_tensors_again() -> None:
             yield staging
 
     refused(Model().double(), AdCorreLoss(CLASSES), chunks(), RuntimeError, "unless it fills the same tensors again")
-    VirtualBatch(Model().double(), AdCorreLoss(CLASSES))(chunks)  # called twice, it fills them alike
+    VirtualBatch(Model().double(), AdCorreLoss(CLASSES))(chunks)  # called twice, it fills them with the same values
 
 
 def test_random_numbers_from_a_generator_of_its_own() -> None:
@@ -118,8 +118,8 @@ def test_a_bad_label(keep_graphs, pairs) -> None:
     assert all(bool(parameter.grad.isnan().any()) for parameter in model.parameters())
 
 
-def test_nan_is_no_mistake() -> None:
-    """A run that diverged gives NaN, as an ordinary step does, and no word about chunks."""
+def test_nan_is_not_an_error() -> None:
+    """A run that diverged gives NaN, as an ordinary step does, and no error about chunks."""
     images, targets = draw(28)
     images[9] = torch.nan
     out = VirtualBatch(Model().double(), AdCorreLoss(CLASSES), 7)(images, targets)
@@ -149,16 +149,16 @@ IMAGES, TARGETS = draw(6)
     [
         ((IMAGES,), ValueError, r"targets: expected one for each of the inputs \(6, 2, 6, 6\); got none"),
         ((IMAGES, TARGETS[:5]), ValueError, r"targets: expected one for each .* got shape \(5,\)"),
-        (([(IMAGES, TARGETS)], TARGETS), ValueError, "targets: expected none beside chunks"),
+        (([(IMAGES, TARGETS)], TARGETS), ValueError, "targets: expected None, since chunks"),
         ((7,), TypeError, "inputs: expected a tensor, a list of chunks .* got int"),
-        (([],), ValueError, "no chunk came; a rank without samples gives one chunk of n = 0"),
+        (([],), ValueError, "expected at least one chunk, got none; without samples, pass one of n = 0"),
         (((IMAGES, TARGETS),), TypeError, r"a chunk: expected a pair \(inputs, targets\).* got Tensor"),
         (([(IMAGES, TARGETS, TARGETS)],), TypeError, "a chunk: .* got tuple of Tensor, Tensor, Tensor"),
         (([(IMAGES, [1, 2])],), TypeError, "a chunk: .* got tuple of Tensor, list"),
         ((lambda: None,), TypeError, "NoneType"),
     ],
 )
-def test_inputs_in_no_known_form(arguments, error, words) -> None:
+def test_unknown_forms_of_inputs_raise_an_error(arguments, error, words) -> None:
     with pytest.raises(error, match=words):
         VirtualBatch(Model().double(), AdCorreLoss(CLASSES), 3)(*arguments)
 
@@ -169,7 +169,7 @@ def test_settings() -> None:
         VirtualBatch(model, loss, 0)
     with pytest.raises(TypeError, match="an AdCorreLoss or AdCorreMetricLoss, got Model and CrossEntropyLoss"):
         VirtualBatch(model, torch.nn.CrossEntropyLoss())
-    with pytest.raises(ValueError, match='backend="reference" has no sums to add over chunks'):
+    with pytest.raises(ValueError, match='backend="reference" does not support chunks'):
         VirtualBatch(model.double(), AdCorreLoss(CLASSES, backend="reference"), 3)(IMAGES, TARGETS)
     with pytest.raises(TypeError, match=r"the model's output: expected tensors \(logits, embeddings\), got Tensor"):
         VirtualBatch(torch.nn.Flatten(), loss, 3)(*draw(6))

@@ -1,4 +1,4 @@
-"""A virtual batch's gradient is one plain batch's, in every form the chunks may come in."""
+"""A virtual batch has the gradient of one plain batch, in every form that chunks may have."""
 
 import copy
 
@@ -34,16 +34,16 @@ def inputs_in(form, images, targets, size):
 
 @pytest.mark.parametrize("keep_graphs", [False, True])
 @pytest.mark.parametrize("form", FORMS)
-def test_equals_one_plain_batch(form, keep_graphs) -> None:
+def test_equals_one_ordinary_batch(form, keep_graphs) -> None:
     """Over several steps, so that attention weights differ from 1; an uneven last chunk."""
     plain, virtual = Model().double(), Model().double()
     plain_loss, loss = AdCorreLoss(CLASSES), AdCorreLoss(CLASSES)
     step = VirtualBatch(virtual, loss, chunk_size=7, keep_graphs=keep_graphs)
     for seed in range(3):
         images, targets = draw(31, seed)
-        wanted = plain_step(plain, plain_loss, images, targets)
+        expected = plain_step(plain, plain_loss, images, targets)
         got = step(*inputs_in(form, images, targets, 7))
-        assert_equal_outputs(got, wanted)
+        assert_equal_outputs(got, expected)
         assert_equal_gradients(virtual, plain)
     assert virtual.forwards == 3 * 5 * (1 if keep_graphs else 2)
     for name, buffer in plain_loss.named_buffers():
@@ -71,9 +71,9 @@ def test_equals_one_plain_batch(form, keep_graphs) -> None:
 def test_every_setting_of_the_loss(settings, keep_graphs) -> None:
     images, targets = draw(23)
     plain, virtual = Model().double(), Model().double()
-    wanted = plain_step(plain, AdCorreLoss(CLASSES, **settings), images, targets)
+    expected = plain_step(plain, AdCorreLoss(CLASSES, **settings), images, targets)
     got = VirtualBatch(virtual, AdCorreLoss(CLASSES, **settings), 5, keep_graphs=keep_graphs)(images, targets)
-    assert_equal_outputs(got, wanted)
+    assert_equal_outputs(got, expected)
     assert_equal_gradients(virtual, plain)
 
 
@@ -86,11 +86,11 @@ def test_a_single_embedding_and_lambda_per_call(pairs) -> None:
 
     images, targets = draw(20)
     plain, virtual = Flat().double(), Flat().double()
-    wanted = plain_step(plain, AdCorreLoss(CLASSES, lambd=0.2, pairs=pairs), images, targets)
+    expected = plain_step(plain, AdCorreLoss(CLASSES, lambd=0.2, pairs=pairs), images, targets)
     got = VirtualBatch(virtual, AdCorreLoss(CLASSES, pairs=pairs), 6)(
         images, targets, lambd=torch.tensor(0.2, dtype=torch.float64)
     )
-    assert_equal_outputs(got, wanted)
+    assert_equal_outputs(got, expected)
     assert_equal_gradients(virtual, plain)
 
 
@@ -110,25 +110,25 @@ def test_one_chunk_is_an_ordinary_step_bit_for_bit() -> None:
     for form in FORMS:
         plain, virtual = Model(norm=True, dropout=0.5), Model(norm=True, dropout=0.5)
         torch.manual_seed(3)
-        wanted = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
+        expected = plain_step(plain, AdCorreLoss(CLASSES), images, targets)
         torch.manual_seed(3)
         got = VirtualBatch(virtual, AdCorreLoss(CLASSES), 20)(*inputs_in(form, images, targets, 20))
         assert virtual.forwards == 1
-        assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
         assert all(torch.equal(gradients(virtual)[name], one) for name, one in gradients(plain).items())
         assert all(torch.equal(a, b) for a, b in zip(virtual.buffers(), plain.buffers(), strict=True))
 
 
 def test_dropout_equals_keeping_the_graphs() -> None:
-    """Over the same random states, which both leave behind alike."""
+    """With the same random states; both leave the same state behind."""
     images, targets = draw(31)
     with_graphs, virtual = Model(norm=True, dropout=0.5).double(), Model(norm=True, dropout=0.5).double()
     torch.manual_seed(1)
-    wanted = VirtualBatch(with_graphs, AdCorreLoss(CLASSES), 7, keep_graphs=True)(images, targets)
+    expected = VirtualBatch(with_graphs, AdCorreLoss(CLASSES), 7, keep_graphs=True)(images, targets)
     after = torch.get_rng_state()
     torch.manual_seed(1)
     got = VirtualBatch(virtual, AdCorreLoss(CLASSES), 7)(images, targets)
-    assert_equal_outputs(got, wanted)
+    assert_equal_outputs(got, expected)
     assert_equal_gradients(virtual, with_graphs)
     assert torch.equal(torch.get_rng_state(), after)
     torch.manual_seed(2)
@@ -163,22 +163,22 @@ def test_batch_norm_buffers_are_those_of_plain_accumulation(keep_graphs, momentu
 
 
 def test_buffers_that_the_forward_pass_reads() -> None:
-    """Spectral normalization moves its vectors in every training pass, and its output hangs on them."""
+    """Spectral normalization updates its vectors in every training pass, and its output depends on them."""
     images, targets = draw(31)
     models = [Model().double() for _ in range(2)]
     for model in models:
         torch.manual_seed(0)
         nn.utils.parametrizations.spectral_norm(model.conv)
-    wanted = VirtualBatch(models[0], AdCorreLoss(CLASSES), 7, keep_graphs=True)(images, targets)
+    expected = VirtualBatch(models[0], AdCorreLoss(CLASSES), 7, keep_graphs=True)(images, targets)
     got = VirtualBatch(models[1], AdCorreLoss(CLASSES), 7)(images, targets)
-    assert_equal_outputs(got, wanted)
+    assert_equal_outputs(got, expected)
     assert_equal_gradients(models[1], models[0])
     for a, b in zip(models[0].buffers(), models[1].buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
 def test_a_loader_that_draws_from_the_default_generator_is_replayed() -> None:
-    """Reopened, it shuffles and augments alike: its random numbers are replayed too."""
+    """Opened again, it shuffles and augments in the same way: its random numbers are replayed too."""
     images, targets = draw(30)
     seen: list[torch.Tensor] = []
 
@@ -195,7 +195,7 @@ def test_a_loader_that_draws_from_the_default_generator_is_replayed() -> None:
 
 
 def test_an_iterator_that_draws_random_numbers_between_the_chunks() -> None:
-    """Its chunks are kept, so that in the second pass it draws nothing: each chunk has a random state of its own."""
+    """Its chunks are kept, so that the second pass draws nothing; each chunk has its own random state."""
     images, targets = draw(28)
 
     def chunks():
@@ -251,7 +251,7 @@ def test_chunks_without_samples_that_count() -> None:
 @pytest.mark.parametrize("pairs", ["class", "sample"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_and_a_gradient_scaler(dtype, pairs) -> None:
-    """Exactly what keeping the graphs gives, times the scale; near the float32 gradient."""
+    """Equal to the gradient with graphs kept, times the scale; close to the float32 gradient."""
     images, targets = draw(31, dtype=torch.float32)
     models = [Model(norm=True, dropout=0.3) for _ in range(3)]
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)

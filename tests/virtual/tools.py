@@ -1,4 +1,4 @@
-"""A small model, drawn images, and an ordinary step to compare a virtual batch with."""
+"""A small model, random images, and an ordinary step to compare a virtual batch with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class Model(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.conv = nn.Conv2d(2, 5, 3, bias=not norm)  # before BatchNorm a bias has no gradient but rounding
+            self.conv = nn.Conv2d(
+                2, 5, 3, bias=not norm
+            )  # before BatchNorm, a bias has only rounding noise as its gradient
             self.norm = nn.BatchNorm2d(5) if norm else nn.Identity()
             self.dropout = nn.Dropout(dropout)
             self.head = EmbeddingSpace(5 * 16, CLASSES, k=K, d=D, dropout=dropout)
@@ -49,9 +51,9 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def assert_equal_gradients(got: nn.Module, wanted: nn.Module, tolerance: float = 1e-10) -> None:
-    """Against each parameter's largest entry."""
-    expected = gradients(wanted)
+def assert_equal_gradients(got: nn.Module, reference: nn.Module, tolerance: float = 1e-10) -> None:
+    """Relative to each parameter's largest entry."""
+    expected = gradients(reference)
     actual = gradients(got)
     assert actual.keys() == expected.keys()
     assert expected
@@ -60,11 +62,11 @@ def assert_equal_gradients(got: nn.Module, wanted: nn.Module, tolerance: float =
         assert error <= tolerance, f"{name}: {error}"
 
 
-def assert_equal_outputs(got: AdCorreOutput, wanted: AdCorreOutput, tolerance: float = 1e-10) -> None:
-    for name, value, expected in zip(got._fields, got, wanted, strict=True):
+def assert_equal_outputs(got: AdCorreOutput, expected: AdCorreOutput, tolerance: float = 1e-10) -> None:
+    for name, value, target in zip(got._fields, got, expected, strict=True):
         assert not value.requires_grad, name
-        assert value.dtype == expected.dtype, name
-        torch.testing.assert_close(value, expected, rtol=tolerance, atol=tolerance, msg=name)
+        assert value.dtype == target.dtype, name
+        torch.testing.assert_close(value, target, rtol=tolerance, atol=tolerance, msg=name)
 
 
 def split(images: Tensor, targets: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:

@@ -1,4 +1,4 @@
-"""The work of `python -m train.ablate`: train what is not there yet, and write the tables anew after each run."""
+"""The work of `python -m train.ablate`: train the missing runs, and rewrite the tables after each."""
 
 import os
 import sys
@@ -29,39 +29,40 @@ def ablate(
     seed: int = 0,
     **given: Any,
 ) -> None:
-    """Train every row of the studies at `seeds` seeds from `seed` on, and compare them in tables in the folder `out`.
+    """Train every row of the studies with the seeds `seed`, `seed` + 1, ..., and write comparison tables to `out`.
 
-    `rows` is the file that each run which ends gets a row in (None: out/runs.csv); those that have one are not trained.
-    `minutes`, `processes` (0 for its defaults) and `models`: as of `train_all`. `given` are the settings that the user
-    named. Raises UserError for settings that a study itself varies.
+    Each finished run gets a row in the file `rows` (None: out/runs.csv); a run that has a row is not trained again.
+    `minutes`, `processes` (0 for its defaults) and `models` are those of `train_all`. `given` are the settings that
+    the user named. Raises UserError for settings that a study itself varies.
     """
     if "WORLD_SIZE" in os.environ:
         raise UserError("ablate runs without torchrun: start a process per GPU, each with seeds of its own")
     folder, all_seeds = expand(out), range(seed, seed + seeds)
     trained = [name for name in dict.fromkeys(studies) if name != "table11"]
     planned = runs.plan(trained, given, folder, all_seeds)
-    wanted = runs.in_order(planned, all_seeds)
+    selected = runs.in_order(planned, all_seeds)
     runs.check_same_data(planned)
     file = expand(rows) if rows else folder / "runs.csv"
     done = {row["digest"] for row in run_rows.read(file)}
-    left = [one for one in wanted if not one.failure and run_rows.digest(one) not in done]
-    if any(is_run(run) for run in folder.glob("runs/*/seed-*")):
-        owned_folder.mark(make_folder(folder), "ablation")  # of a version without marks
+    remaining = [run for run in selected if not run.failure and run_rows.digest(run) not in done]
+    if any(is_run(path) for path in folder.glob("runs/*/seed-*")):
+        owned_folder.mark(make_folder(folder), "ablation")  # written by a version without marks
     else:
         owned_folder.prepare(folder, "ablation", ())
-    if wanted:
-        print(f"{len(wanted)} runs, {len(left)} of them to train, in {folder / 'runs'}, each with a log", flush=True)
+    if selected:
+        counts = f"{len(selected)} runs, {len(remaining)} of them to train"
+        print(f"{counts}, in {folder / 'runs'}, each with a log", flush=True)
 
     def compare() -> None:
         runs.check_same_data(planned)
         tables.write(folder, planned, all_seeds)
 
     try:
-        train_all(left, folder, file, processes or default_processes(given), minutes, models, compare)
+        train_all(remaining, folder, file, processes or default_processes(given), minutes, models, compare)
     except Stopped as stopped:
         print(f"\n{stopped}; so does the same command again", file=sys.stderr)
         raise SystemExit(128 + stopped.number) from None
-    text = tables.write(folder, planned, all_seeds) if wanted else ""
+    text = tables.write(folder, planned, all_seeds) if selected else ""
     if "table11" in studies:
         text += ("\n" if text else "") + complexity.write(folder, given)
         (folder / "tables.md").write_text(text, encoding="utf-8")

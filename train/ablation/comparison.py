@@ -11,7 +11,7 @@ NAN = math.nan
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and standard deviation (n - 1) over seeds; NaN where there are too few."""
+    """Mean and standard deviation (n - 1) over seeds; NaN with too few seeds."""
 
     n: int
     mean: float
@@ -20,10 +20,9 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of the seeds that both have: the mean difference, its 95 % interval, the p of a two-sided paired t-test.
+    """Over the common seeds: the mean difference, its 95 % interval, and p of a two-sided paired t-test.
 
-    Interval and p are NaN with fewer than two such seeds, or where all differences are equal: there is no spread to
-    judge by.
+    Interval and p are NaN with fewer than two common seeds, or if all differences are equal.
     """
 
     n: int
@@ -39,10 +38,10 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Difference:
-    """`one` less `other`, each by seed."""
+    """`one` minus `other`, each by seed."""
     seeds = sorted(one.keys() & other.keys())
     differences = np.array([one[seed] - other[seed] for seed in seeds])
-    if len(seeds) < 2 or np.ptp(differences) < 1e-9:  # less than any count of images makes: rounding
+    if len(seeds) < 2 or np.ptp(differences) < 1e-9:  # smaller than one image changes any metric: rounding
         return Difference(len(seeds), float(differences.mean()) if seeds else NAN, NAN, NAN, NAN)
     from scipy import stats
 
@@ -52,7 +51,7 @@ def difference(one: Mapping[int, float], other: Mapping[int, float]) -> Differen
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm's step-down); NaN stays, and does not count."""
+    """p values corrected for their number (Holm's step-down); NaN stays NaN and is not counted."""
     order = sorted((p, index) for index, p in enumerate(values) if not math.isnan(p))
     result, worst = list(values), 0.0
     for rank, (p, index) in enumerate(order):

@@ -23,7 +23,7 @@ PAPER = {
 
 
 def counts(backbone: nn.Module, image_size: int, classes: int, k: int, d: int) -> tuple[int, int]:
-    """(parameters, multiply-adds of one image), of the backbone alone for k = 0.
+    """(parameters, multiply-adds per image); for k = 0, of the backbone alone.
 
     Parameters are counted as the paper does: BatchNorm's running means and variances too. Multiply-adds are those of
     convolutions and matrix products, half of what PyTorch's counter gives.
@@ -62,7 +62,7 @@ def write(out: Path, given: Mapping[str, Any]) -> str:
     lines += [f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} |" for name, *numbers in rows]
     lines += [
         "",
-        f"Images of {size} x {size}, d = {model.d}; as in the paper k embedding vectors go with k classes, and "
+        f"Images of {size} x {size}, d = {model.d}; as in the paper, k embedding vectors are used with k classes, and "
         "BatchNorm's running statistics count as parameters. Multiply-adds: convolutions and matrix products.",
     ]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The runs of an ablation by several processes, under a time budget, each run's row written as soon as it ends."""
+"""Run an ablation in several processes within a time budget; each run's row is written when it ends."""
 
 import contextlib
 import math
@@ -14,6 +14,7 @@ import torch
 
 from train.ablation import rows
 from train.ablation.runs import Planned, train
+from train.checkpoint import FOLDER, NAME, PARTIAL
 from train.errors import Aborted
 from train.owned_folder import clear
 from train.run_folder import MODEL_FILES
@@ -21,11 +22,12 @@ from train.stopping import Stopped
 from train.workers import default_processes as cores
 from train.workers import map_in_processes
 
-CHECKPOINTS, MODEL = ("checkpoints/*", "last/*"), tuple(f"best/{name}" for name in MODEL_FILES)
+CHECKPOINTS = (f"{FOLDER}/{NAME}", f"{FOLDER}/{PARTIAL}", *(f"last/{name}" for name in MODEL_FILES))
+MODEL = tuple(f"best/{name}" for name in MODEL_FILES)
 
 
 def train_all(
-    left: Sequence[Planned],
+    remaining: Sequence[Planned],
     out: Path,
     file: Path,
     processes: int,
@@ -33,25 +35,25 @@ def train_all(
     models: bool,
     after: Callable[[], None],
 ) -> None:
-    """Train the runs in their order; `after` is called, in this process, each time that runs have ended.
+    """Train the runs in order; `after` is called in this process each time a run has ended.
 
-    A line is printed per run; its output goes to a log beside its folder. With several processes each run has one
-    thread. Where `minutes` (0: any number) are over, runs are stopped with a checkpoint, and no other begins. The best
-    model of a run that has ended is deleted unless `models`. Raises Stopped at a signal.
+    Prints a line per run; the run's output goes to a log beside its folder. With several processes, each run has one
+    thread. After `minutes` (0: no limit) the running runs save a checkpoint and stop, and no other starts. The best
+    model of a finished run is deleted unless `models`. Raises Stopped at a signal.
     """
     began = time.monotonic()
     deadline = began + 60 * minutes if minutes else float("inf")
     terminated = signal.signal(signal.SIGTERM, _end) if processes > 1 else None
 
-    def one(number: int) -> bool:
+    def train_one(number: int) -> bool:
         if time.monotonic() >= deadline:
             return False
-        run = left[number]
-        label = f"run {number + 1} of {len(left)}: {run.study}, {run.variant.name}, seed {run.seed}"
+        run = remaining[number]
+        label = f"run {number + 1} of {len(remaining)}: {run.study}, {run.variant.name}, seed {run.seed}"
         since = time.monotonic()
         with _log(run):
             try:
-                if not run.result():  # else a killed process left it without a row
+                if not run.result():  # if it has, a killed process left it without a row
                     with _stopped_at(deadline):
                         train(run, out)
             except (Aborted, Stopped):
@@ -64,13 +66,14 @@ def train_all(
             clear(run.folder, CHECKPOINTS if models else CHECKPOINTS + MODEL)
         figures = f"validation accuracy {100 * ended.validation_accuracy:.2f} %" if ended else run.failure
         now = time.monotonic()
-        rounds, ended_rounds = (math.ceil(count / processes) for count in (len(left), number + 1))
-        rest = min(deadline - now, (now - began) * (rounds / ended_rounds - 1))
-        print(f"{label}: {figures}, {(now - since) / 60:.1f} min, about {max(0.0, rest) / 60:.0f} min left", flush=True)
+        rounds, ended_rounds = (math.ceil(count / processes) for count in (len(remaining), number + 1))
+        seconds_left = min(deadline - now, (now - began) * (rounds / ended_rounds - 1))
+        took, left = (now - since) / 60, max(0.0, seconds_left) / 60
+        print(f"{label}: {figures}, {took:.1f} min, about {left:.0f} min left", flush=True)
         return True
 
     try:
-        for ended in map_in_processes(one, range(len(left)), processes, "training"):
+        for ended in map_in_processes(train_one, range(len(remaining)), processes, "training"):
             if ended:
                 after()
     finally:
@@ -79,8 +82,8 @@ def train_all(
 
 
 def default_processes(given: Mapping[str, Any]) -> int:
-    """One per core; one where the runs take threads, or a GPU, for themselves."""
-    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a process that has begun with CUDA cannot be forked
+    """One per core; one process if the runs use a GPU, or threads or workers of their own."""
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a process that has initialized CUDA cannot fork
     on_gpu = given.get("device", "auto") != "cpu" and torch.cuda.is_available()
     return 1 if on_gpu or given.get("threads") or given.get("workers") else cores()
 
@@ -102,12 +105,12 @@ def _log(run: Planned) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stopped_at(deadline: float) -> Iterator[None]:
-    """As if the run were told to stop then: it writes a checkpoint, and raises Stopped."""
+    """Stop the run at the deadline as SIGTERM would: it writes a checkpoint and raises Stopped."""
     if deadline == float("inf"):
         yield
         return
 
-    def stop(number: int, frame: object) -> None:  # until the run has its own handler
+    def stop(number: int, frame: object) -> None:  # used until the run installs its own handler
         raise Aborted(number)
 
     before = signal.signal(signal.SIGTERM, stop)

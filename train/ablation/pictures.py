@@ -39,26 +39,26 @@ Values = Mapping[str, Sequence[float]]  # of each arm, by seed
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half the width of its 95 % interval (Student's t); 0 for one value, which has none."""
-    over = spread(values)
-    if over.n < 2:
-        return over.mean, 0.0
-    return over.mean, float(over.deviation / math.sqrt(over.n) * stats.t.ppf(0.975, over.n - 1))
+    """The mean, and half the width of its 95 % interval (Student's t); 0 for a single value."""
+    mean = spread(values)
+    if mean.n < 2:
+        return mean.mean, 0.0
+    return mean.mean, float(mean.deviation / math.sqrt(mean.n) * stats.t.ppf(0.975, mean.n - 1))
 
 
 def draw_pictures(
     runs: Sequence[str], *, file: Path = ROWS, split: str = "validation", out: Path = PAGE.parent
 ) -> None:
-    """Draw what there are rows and runs for into `out`. `runs` are NAME=FOLDER; they are evaluated where they are not.
+    """Draw the pictures of the existing rows and of `runs` (NAME=FOLDER) into `out`; evaluate a run if needed.
 
-    Raises UserError where there is neither a row nor a run.
+    Raises UserError if there is neither a row nor a run.
     """
     named = dict(run.partition("=")[::2] for run in runs)
     if bad := [run for run in runs if not run.partition("=")[2]]:
-        raise UserError(f"{bad[0]}: expected NAME=FOLDER, the name that the picture has for the run")
+        raise UserError(f"{bad[0]}: expected NAME=FOLDER, the name of the run in the picture")
     read = rows.read(file)
     if not read and not named:
-        raise UserError(f"{file} has no row yet, and no run is named: there is nothing to draw")
+        raise UserError(f"{file} has no rows, and no run is named: nothing to draw")
     make_folder(out)
     paths = draw_arms(read, split, out)
     if named:
@@ -68,7 +68,7 @@ def draw_pictures(
 
 
 def draw_arms(read: Sequence[Mapping[str, str]], split: str, out: Path) -> list[Path]:
-    """A picture for each regime with rows."""
+    """A picture for each regime that has rows."""
     values: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for row in read:
         for metric in PANELS:
@@ -89,10 +89,10 @@ def _draw_regime(path: Path, regime: str, metrics: Mapping[str, Values]) -> None
     figure = Figure(figsize=(9, 1.4 + 0.24 * len(arms)), layout="constrained")
     panels = figure.subplots(1, len(PANELS), sharey=True)
     for axes, (metric, title) in zip(panels, PANELS.items(), strict=True):
-        for place, arm in enumerate(arms):
+        for index, arm in enumerate(arms):
             if values := metrics[metric].get(arm):
                 mean, half = mean_interval(values)
-                axes.errorbar(mean, place, xerr=half or None, fmt="o", ms=4, capsize=2, color=palette.color(2))
+                axes.errorbar(mean, index, xerr=half or None, fmt="o", ms=4, capsize=2, color=palette.color(2))
         if control := metrics[metric].get("CE"):
             axes.axvline(mean_interval(control)[0], color=palette.TEXT, lw=1, ls=":")
         axes.set(title=title, ylim=(len(arms) - 0.5, -0.5))
@@ -126,7 +126,7 @@ def draw_runs(runs: Mapping[str, Path], split: str, out: Path) -> list[Path]:
 
 
 def _curves(file: Path) -> dict[str, list[Line]]:
-    """The log's columns as lines, by panel; panels without one are left out."""
+    """The logged columns as lines, by panel; panels without a line are left out."""
     logged: list[Any] = read_rows(file)
     steps = [float(row["step"]) for row in logged]
     panels = {
@@ -144,11 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = CommandParser(
         "ablation.pictures",
         "Draw the pictures of docs/reproduction.md: each arm's accuracy, calibration and retrieval from the study's "
-        "rows; class-mean correlations, curves and t-SNE of runs (of --log-gradients, gradients too).",
+        "rows; class-mean correlations, curves and t-SNE of runs (with --log-gradients, gradients too).",
     )
-    parser.add_argument("runs", metavar="NAME=RUN", nargs="*", help="run folders, and what the pictures call them")
+    parser.add_argument("runs", metavar="NAME=RUN", nargs="*", help="run folders and their names in the pictures")
     parser.add_argument("--rows", dest="file", type=Path, default=ROWS, help="the study's rows")
-    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="whose figures")
+    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="split to draw")
     parser.add_argument("--out", type=Path, default=PAGE.parent, help="folder to draw into")
     return execute(parser, "train.ablation.pictures:draw_pictures", arguments)
 

@@ -1,4 +1,4 @@
-"""A file of finished runs, one row each: its figures, and what it takes to repeat it.
+"""A file of finished runs, one row each: its metrics, and what is needed to repeat it.
 
 Rows are appended and never changed. A run whose digest is in the file is not trained again, here or elsewhere.
 """
@@ -31,7 +31,7 @@ COLUMNS = (
 
 
 def digest(run: Planned) -> str:
-    """Of the settings that the weights depend on, where they are not the defaults, and of the seed."""
+    """A hash of the seed and of the non-default settings that the weights depend on."""
     defaults = Settings().values()
     values = {
         key: value for key, value in run.settings().values().items() if key not in FREE and value != defaults[key]
@@ -41,23 +41,25 @@ def digest(run: Planned) -> str:
 
 
 def read(file: Path) -> list[dict[str, str]]:
-    """Raises UserError for a file of other columns."""
+    """The rows. Raises UserError if the file has other columns."""
     if not file.is_file():
         return []
     reader = csv.DictReader(read_text(file).splitlines())
     if tuple(reader.fieldnames or ()) != COLUMNS:
         raise UserError(f"--rows {file}: expected the columns {', '.join(COLUMNS)}; choose another file")
-    return list(reader)
+    return [row for row in reader if None not in row.values()]  # skip a row cut short by a full disk or a kill
 
 
 def append(file: Path, run: Planned) -> dict[str, Any]:
-    """The row of a finished run, at the file's end; other processes may append too."""
+    """Append the row of a finished run; other processes may append at the same time."""
     row = _row(run)
     make_folder(file.parent)
     with lock(file.parent, f".{file.name}.lock", wait=True), file.open("a", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, COLUMNS, lineterminator="\n")
         if not opened.tell():
             writer.writeheader()
+        elif not file.read_bytes().endswith(b"\n"):  # a row that was cut short
+            opened.write("\n")
         writer.writerow(row)
     return row
 
@@ -89,7 +91,7 @@ def _figure(value: float | None) -> str:
 
 
 def command(given: Mapping[str, Any]) -> str:
-    """What trains the run alone. Data are named by the last part of their path."""
+    """The command that trains this run alone. --data is given as the last part of its path."""
     words = ["python", "-m", "train"]
     for name, value in given.items():
         if name in FREE - {"data", "recipe"}:
@@ -103,7 +105,7 @@ def command(given: Mapping[str, Any]) -> str:
 
 
 def machine(device: str) -> str:
-    """The processor, or the GPU, and how many there are."""
+    """The number and name of the GPUs, or of the CPU's cores."""
     if device == "cuda":
         import torch
 

@@ -16,7 +16,7 @@ from train.loop import run as train_run
 from train.objective import check_objective
 from train.ranks import ALONE
 from train.resume import FREE
-from train.settings import Settings, flag, format_value, layers, resolve
+from train.settings import Settings, flag, format_value, merge_given, resolve
 
 FAILED = "failed.txt"
 
@@ -39,7 +39,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Planned:
-    """A run: its folder, the row that it is for, and the settings by name that lead to it."""
+    """A run: its study and row, its folder and seed, and its settings by name."""
 
     study: str
     variant: Variant
@@ -56,7 +56,7 @@ class Planned:
         return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
 
     def result(self) -> Result | None:
-        """None where the run has not ended. Raises UserError where one of other settings lies in its place."""
+        """None if the run has not ended. Raises UserError if its folder holds a run with other settings."""
         if not (self.folder / "settings.json").is_file():
             return None
         about = read_json(self.folder / "settings.json")
@@ -84,7 +84,7 @@ Plan = dict[tuple[str, str], list[Planned]]  # (study, variant) -> its runs, by 
 
 
 def plan(names: Sequence[str], given: Mapping[str, Any], out: Path, seeds: Sequence[int]) -> Plan:
-    """The runs of the studies. Raises UserError for a setting that a study itself varies, or that cannot be."""
+    """The runs of the studies. Raises UserError for an invalid setting, or one that a study varies."""
     result: Plan = {}
     for name in names:
         study = STUDIES[name]
@@ -113,34 +113,34 @@ def plan(names: Sequence[str], given: Mapping[str, Any], out: Path, seeds: Seque
 
 
 def in_order(planned: Plan, seeds: Sequence[int]) -> list[Planned]:
-    """Each run once, seed by seed: whenever the work stops, all settings have about as many."""
+    """Each run once, ordered by seed: if the work is stopped, all settings have about as many seeds."""
     result: dict[Path, Planned] = {}
-    for place in range(len(seeds)):
+    for index in range(len(seeds)):
         for runs in planned.values():
-            result.setdefault(runs[place].folder, runs[place])
+            result.setdefault(runs[index].folder, runs[index])
     return list(result.values())
 
 
 def train(run: Planned, out: Path) -> None:
-    """Train a run to its end, from the start or its checkpoint. A loss that is not finite is recorded, not raised.
+    """Train a run to its end, from the start or its checkpoint. A non-finite loss is recorded, not raised.
 
-    The speed settings that the first run measured hold for all, so that runs differ only in what is studied.
+    All runs use the speed settings that the first run measured, so that they differ only in what is studied.
     """
     given = {**_measured_speed(out), **run.given}
     try:
-        train_run(resolve(given), layers(given))
+        train_run(resolve(given), merge_given(given))
     except Diverged as error:
         (run.folder / FAILED).write_text(f"{error}\n", encoding="utf-8")
         print(f"{run.folder}: {error}", flush=True)
 
 
 def results_of(runs: Iterable[Planned]) -> dict[int, Result]:
-    """By seed, of the runs that have ended."""
+    """The results of the finished runs, by seed."""
     return {run.seed: result for run in runs if (result := run.result())}
 
 
 def check_same_data(planned: Plan) -> None:
-    """UserError where two runs of one seed did not see the same images: of one regime, for those trained on."""
+    """Raise UserError if two runs of one seed used different images (training images: within one regime)."""
     seen: dict[tuple[int, str, str], tuple[Path, str]] = {}
     for runs in planned.values():
         for run in runs:
@@ -169,11 +169,11 @@ def _folder_name(base: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     return ",".join(different) or "base"
 
 
-def _check_same(folder: Path, there: Settings, wanted: Settings) -> None:
+def _check_same(folder: Path, saved: Settings, requested: Settings) -> None:
     different = [
         f"{flag(key)} {format_value(vars(group)[key])}, not {format_value(value)}"
-        for name, group in vars(there).items()
-        for key, value in vars(vars(wanted)[name]).items()
+        for name, group in vars(saved).items()
+        for key, value in vars(vars(requested)[name]).items()
         if key not in FREE and value not in (vars(group)[key], "auto")
     ]
     if different:

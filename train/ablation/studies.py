@@ -11,10 +11,10 @@ ADJUSTED: dict[str, Any] = {"logit_adjustment": 1.0}
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of a table: settings by name over the user's, and the name of the row that it is compared with.
+    """One row of a table: settings that override the user's, and the name of the row that it is compared with.
 
-    paper: the accuracy in percent that the paper reports for it. regime: what the row's data are, in a study over
-    several; its name begins with it.
+    paper: the accuracy in percent that the paper reports. regime: the data of the row, in a study of several
+    regimes; `name` begins with it.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """A table. `defaults` are settings of all its rows that the user's own options replace."""
+    """A table. `defaults` are settings of all its rows; the user's options override them."""
 
     title: str
     variants: tuple[Variant, ...]
@@ -95,12 +95,12 @@ REGIMES: dict[str, dict[str, Any]] = {
     "long tail": {"long_tail": 100.0},
     "all images": {"limit": 0},
 }
-RISES = {"long tail": 176, "all images": 2156}  # 30 % of the steps there
-FIRST = list(ARMS)[:8]  # those that are run in every regime
+RISES = {"long tail": 176, "all images": 2156}  # 30 % of the steps in that regime
+FIRST = list(ARMS)[:8]  # the arms that are run in every regime
 
 
 def _small(arms: Sequence[str], regimes: Sequence[str]) -> tuple[Variant, ...]:
-    """Each arm in each regime, beside cross-entropy there at the same batch."""
+    """Each arm in each regime, compared with cross-entropy in that regime at the same batch size."""
     variants = []
     for regime in regimes:
         for arm in arms:
@@ -114,7 +114,7 @@ def _small(arms: Sequence[str], regimes: Sequence[str]) -> tuple[Variant, ...]:
 
 
 def _larger(recipe: str, steps: int) -> Study:
-    """Three arms on all images, for a network that one run of takes long."""
+    """Three arms on all images, for a network that takes long to train."""
     rising = PAPER | SIMPLEX | {"lambd_warmup": round(0.3 * steps)}
     arms = (Variant("CE", CE), _against_ce("paper", PAPER), _against_ce("simplex, rising λ", rising))
     return Study(

@@ -26,7 +26,7 @@ Values = dict[str, dict[int, float]]  # of each metric, by seed
 
 
 def markdown(file: Path, split: str = "validation") -> str:
-    """A table for each study and regime with rows: means, and paired differences of accuracy to cross-entropy."""
+    """A table for each study and regime that has rows: means, and paired differences in accuracy to cross-entropy."""
     by_arm: dict[tuple[str, str], Values] = defaultdict(lambda: defaultdict(dict))
     read = rows.read(file)
     for row in read:
@@ -53,13 +53,13 @@ def markdown(file: Path, split: str = "validation") -> str:
 
 
 def in_study_order(arms: Collection[str]) -> list[str]:
-    """The arms as the studies have them, then those of no study."""
+    """The arms in the order of the studies, then the arms of no study."""
     order = {variant.arm: None for study in STUDIES.values() for variant in study.variants}
     return [arm for arm in order if arm in arms] + sorted(set(arms) - order.keys())
 
 
 def controls(read: list[dict[str, str]], regime: str, arm: str, split: str) -> dict[int, float]:
-    """The accuracy of an arm by seed."""
+    """The accuracy of an arm, by seed."""
     return {
         int(row["seed"]): float(row[f"{split}_accuracy"])
         for row in read
@@ -82,7 +82,7 @@ def _difference(one: dict[int, float], other: dict[int, float]) -> str:
 
 
 def write() -> None:
-    """Put the tables between the page's two marks."""
+    """Write the tables between the two marks in the page."""
     text = PAGE.read_text(encoding="utf-8")
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     PAGE.write_text(f"{before}{BEGIN}\n{markdown(ROWS)}\n{END}{after}", encoding="utf-8")
@@ -90,7 +90,7 @@ def write() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandParser("ablation.summary", "Write the tables of docs/reproduction.md anew, from the study's rows.")
+    parser = CommandParser("ablation.summary", "Rewrite the tables of docs/reproduction.md from the study's rows.")
     return execute(parser, "train.ablation.summary:write", arguments)
 
 

@@ -19,7 +19,7 @@ Results = dict[int, Result]  # by seed
 
 
 def write(out: Path, planned: Plan, seeds: Sequence[int]) -> str:
-    """The tables of what has ended so far, written into `out`. Returns the Markdown."""
+    """Write the tables of the runs finished so far into `out`. Returns the Markdown."""
     sections = []
     for name in dict.fromkeys(study for study, _ in planned):
         study = STUDIES[name]
@@ -38,13 +38,13 @@ def write(out: Path, planned: Plan, seeds: Sequence[int]) -> str:
 def _rows(study: Study, results: dict[str, Results]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for variant in study.variants:
-        mine, base = results[variant.name], results.get(variant.against, {})
-        row: dict[str, Any] = {"variant": variant, "seeds": sorted(mine)}
+        by_seed, control = results[variant.name], results.get(variant.against, {})
+        row: dict[str, Any] = {"variant": variant, "seeds": sorted(by_seed)}
         for metric in METRICS:
-            of = {seed: getattr(result, metric) for seed, result in mine.items()}
-            row[metric] = spread(list(of.values()))
-            than = {seed: getattr(result, metric) for seed, result in base.items()}
-            row[f"{metric} difference"] = difference(of, than) if variant.against else None
+            values = {seed: getattr(result, metric) for seed, result in by_seed.items()}
+            row[metric] = spread(list(values.values()))
+            control_values = {seed: getattr(result, metric) for seed, result in control.items()}
+            row[f"{metric} difference"] = difference(values, control_values) if variant.against else None
         rows.append(row)
     for metric in METRICS:
         tested = [row for row in rows if row[f"{metric} difference"]]
@@ -97,10 +97,10 @@ def _write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
         variant = row["variant"]
         cells: list[Any] = [variant.name, variant.against, " ".join(map(str, row["seeds"]))]
         for metric in METRICS:
-            mine: Spread = row[metric]
-            other: Difference = row[f"{metric} difference"] or Difference(0, *4 * [math.nan])
+            mean: Spread = row[metric]
+            gain: Difference = row[f"{metric} difference"] or Difference(0, *4 * [math.nan])
             corrected = row.get(f"{metric} holm", math.nan)
-            values = (mine.mean, mine.deviation, other.mean, other.low, other.high, other.p, corrected)
+            values = (mean.mean, mean.deviation, gain.mean, gain.low, gain.high, gain.p, corrected)
             cells += ["" if math.isnan(value) else f"{value:.6g}" for value in values]
         lines.append([*cells, variant.paper])
     write_rows(file, lines)
@@ -114,7 +114,7 @@ def _draw(path: Path, study: Study, results: dict[str, Results]) -> None:
     axes = figure.subplots()
     for index, (metric, words) in enumerate(METRICS.items(), 1):
         color = palette.color(index)
-        ended = [(x, [100 * getattr(result, metric) for result in mine.values()]) for x, mine in points if mine]
+        ended = [(x, [100 * getattr(result, metric) for result in seeds.values()]) for x, seeds in points if seeds]
         means = [sum(ys) / len(ys) for _, ys in ended]
         axes.plot([x for x, _ in ended], means, color=color, linestyle=palette.dash(index), label=f"{words}, mean")
         for x, ys in ended:

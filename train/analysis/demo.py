@@ -1,32 +1,34 @@
 """The page of `python -m train.demo`: Gradio on 127.0.0.1, without its analytics or anything from a network."""
 
+import base64
 import os
 import signal
 import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from train.analysis.outputs import random_positions
-from train.analysis.predict import frame
+from train.analysis.predict import MARGIN, frame, is_small
+from train.bars import bar
 from train.command import device_of
-from train.data.base import FaceDataset, Subset, broken
-from train.data.crop import Detector, face_box, find_detector
+from train.data.base import FaceDataset, Subset, broken, png
+from train.data.crop import Detector, face_boxes, find_detector
 from train.data.decode import read_picture
 from train.data.loading import evaluation_batches
 from train.errors import UserError
 from train.run_data import load_run_data
-from train.run_folder import Trained, load_trained
+from train.run_folder import Trained, find_checkpoint, load_trained
 
 NEAREST = 8
 SHOWN = 1024, 1024  # pixels of the picture on the page, at most
@@ -62,8 +64,8 @@ def directions(embeddings: Tensor) -> Tensor:
 def embed_faces(trained: Trained, faces: FaceDataset, count: int, device: torch.device) -> TrainingFaces:
     some = Subset(faces, random_positions(len(faces), count, seed=0), "train")
     batches = evaluation_batches(some, trained.preprocessing.evaluation(), 64, 0, device.type == "cuda")
-    bar = tqdm(batches, f"embedding {len(some):,} training faces", leave=False, disable=not sys.stderr.isatty())
-    return TrainingFaces(some, torch.cat([directions(trained.model(images.to(device))[1]) for images, _ in bar]))
+    shown = bar(batches, f"embedding {len(some):,} training faces")
+    return TrainingFaces(some, torch.cat([directions(trained.model(images.to(device))[1]) for images, _ in shown]))
 
 
 @dataclass(frozen=True)
@@ -83,15 +85,20 @@ class Page:
             picture = read_picture(Path(file))
         except Exception as error:  # Pillow raises many kinds
             return None, None, None, str(broken(Path(file).name, error))
-        box = (0, 0, *picture.size) if whole else face_box(picture, self.detect, 0.1)
-        if box is None:
-            return picture, None, None, NO_FACE
+        size = self.trained.preprocessing.image_size
+        whole = whole or is_small(picture, size)
+        boxes = [(0, 0, *picture.size)] if whole else face_boxes(picture, self.detect, MARGIN)
+        if not boxes:
+            return None, None, None, NO_FACE
+        box = boxes[0]
         image = self.trained.preprocessing.evaluation()(picture.crop(box))[None].to(self.device)
         with torch.inference_mode():
             logits, embeddings = self.trained.model(image)
         row = dict(zip(self.trained.class_names, logits[0].double().softmax(0).tolist(), strict=True))
         nearest = self.training_faces.nearest(embeddings, NEAREST) if self.training_faces else None
-        return frame(picture, box, SHOWN), row, nearest, f"Predicted on {box[2] - box[0]} x {box[3] - box[1]} pixels."
+        note = f"{len(boxes)} faces seen; this is the largest. " if len(boxes) > 1 else ""
+        note += f"Predicted on {'the whole picture, ' if whole else ''}{box[2] - box[0]} x {box[3] - box[1]} pixels."
+        return frame(picture, box, SHOWN), row, nearest, note
 
 
 def serve(
@@ -105,6 +112,8 @@ def serve(
     device: str = "auto",
 ) -> None:
     """Serve the page until SIGINT or SIGTERM. Raises UserError where the port is taken, or there is no model."""
+    find_checkpoint(run)  # these errors do not wait for Gradio
+    free_port(port)
     with gradio_folder():
         import gradio  # noqa: F401  # first: where it is not installed, nothing else is worth waiting for
 
@@ -147,20 +156,38 @@ def gradio_folder() -> Iterator[None]:
 
 def free_port(port: int) -> int:
     """`port`, or the first free one from 7860 for 0. Raises UserError where it is taken."""
+    reason = "all from 7860 to 7959 are taken"
     for candidate in [port] if port else range(7860, 7960):
         with socket.socket() as listener:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind((HOST, candidate))
-            except (OSError, OverflowError):
+            except (OSError, OverflowError) as error:
+                reason = getattr(error, "strerror", None) or str(error)
                 continue
             return candidate
-    raise UserError(f"--port {port}: taken, or no port; leave it out for a free one")
+    raise UserError(f"--port {port}: {reason}; leave it out for a free one")
+
+
+def faces_html(faces: Sequence[tuple[Image.Image, str]]) -> str:
+    """The faces with their captions, as many in a row as the window has room for."""
+    cells = []
+    for image, caption in faces:
+        data = base64.b64encode(png(image)[1]).decode()
+        cells.append(
+            f'<figure style="margin:0;width:7rem"><img alt="" src="data:image/png;base64,{data}" '
+            f'style="width:100%;border-radius:.4rem"><figcaption>{escape(caption)}</figcaption></figure>'
+        )
+    return f'<div style="display:flex;flex-wrap:wrap;gap:.75rem">{"".join(cells)}</div>'
 
 
 def build(page: Page, run: Path) -> Any:
     """The Gradio page."""
     import gradio as gr
+
+    def look(file: str | None, whole: bool) -> tuple[Any, dict[str, float] | None, str, str]:
+        shown, row, nearest, note = page.look(file, whole)
+        return shown, row, faces_html(nearest or ()), note
 
     about = page.trained.description
     with gr.Blocks(title=f"adcorre: {run.resolve().name}", analytics_enabled=False) as blocks:
@@ -177,6 +204,8 @@ def build(page: Page, run: Path) -> Any:
                     sources=["upload", "webcam", "clipboard"],
                     height=360,
                 )
+                # Any file, as it is: Gradio's own reading shows no message for one that is no picture.
+                picture.preprocess = lambda payload: payload.path if payload else None  # type: ignore[method-assign]
                 whole = gr.Checkbox(label="The picture is a face already")
             face = gr.Image(label="Face found", interactive=False, height=360, format="png", buttons=["fullscreen"])
             with gr.Column():
@@ -186,17 +215,10 @@ def build(page: Page, run: Path) -> Any:
             gr.Markdown(
                 f"Nearest of {len(page.training_faces.faces):,} training faces, by correlation of the embeddings"
             )
-        nearest = gr.Gallery(
-            show_label=False,
-            columns=NEAREST,
-            height="auto",
-            object_fit="contain",
-            buttons=[],
-            visible=page.training_faces is not None,
-        )
+        nearest = gr.HTML()
         gr.on(
             [picture.change, whole.change],
-            page.look,
+            look,
             [picture, whole],
             [face, classes, nearest, note],
             api_name="look",

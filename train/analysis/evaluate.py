@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 
 from train.analysis import pictures
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
-from train.analysis.intervals import bootstrap, figures_of
-from train.analysis.outputs import Outputs, collect, random_positions, with_tta
+from train.analysis.intervals import bootstrap, classification_metrics
+from train.analysis.outputs import Outputs, collect_outputs, random_positions, with_tta
 from train.bars import bar, format_table, wrap
 from train.command import device_of
 from train.data.loading import evaluation_batches
 from train.disk import read_json, write_json, write_rows
 from train.errors import UserError
-from train.evaluation import Evaluation, evaluation_of, percent
+from train.evaluation import Evaluation, evaluation_from_logits, percent
 from train.owned_folder import prepare
 from train.retrieval import METRICS, retrieval_metrics
 from train.run_data import load_run_data
@@ -78,11 +78,12 @@ def evaluate_run(
     model = with_tta(trained.model, tta)
     sample = random_positions(len(faces), max(tsne, retrieval), seed)
     print(f"{wrap(splits.report)}\n\nevaluating {len(faces):,} images of {split} on {on}", flush=True)
-    outputs = collect(model, bar(batches, split), len(trained.class_names), on, sample)
+    outputs = collect_outputs(model, bar(batches, split), len(trained.class_names), on, sample)
+    print("computing intervals, retrieval, t-SNE and pictures", flush=True)
     retrieved = outputs.subset(random_positions(len(faces), retrieval, seed))
     shown = outputs.subset(random_positions(len(faces), tsne, seed))
 
-    out = prepare(out or default_folder(run, split), KIND, OUTPUTS)
+    out = prepare(out or default_folder(run, split), KIND, OUTPUTS, alone=True)
     about = {
         "split": split,
         "layout": splits.layout,
@@ -95,7 +96,7 @@ def evaluate_run(
     if retrieval:
         labels = outputs.targets[torch.from_numpy(retrieved.sample)]
         metrics = retrieval_metrics(retrieved.embeddings, labels)
-        about["retrieval"] = {"samples": len(labels), **{name: _nullable(metrics[name]) for name in metrics}}
+        about["retrieval"] = {"samples": len(labels), **{name: _nan_to_none(metrics[name]) for name in metrics}}
     names = [faces.name(index) for index in range(len(faces))]
     evaluation, described = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
     title = f"{split}, {len(faces):,} images, epoch {about['epoch']}"
@@ -109,7 +110,7 @@ def evaluate_run(
         file = out / "samples.png"
         pictures.draw_samples(file, faces.image, targets, probabilities, trained.class_names, samples, seed)
     write_json(out / "metrics.json", about | described)  # the last file: where it is, the others are
-    print(f"\n{describe(evaluation, described | about)}\n")
+    print(f"\n{wrap(describe(evaluation, described | about))}\n")
     for note in (evaluation.collapse, "" if own else OTHER_DATA):
         print(f"{wrap(note)}\n" if note else "", end="")
     print(f"written to {out} (tables.md has every interval)")
@@ -142,8 +143,8 @@ def write_figures(
     resamples: int,
     seed: int,
 ) -> tuple[Evaluation, dict[str, Any]]:
-    evaluation = evaluation_of(outputs.logits, outputs.targets, class_names)
-    figures = figures_of(evaluation.confusion)
+    evaluation = evaluation_from_logits(outputs.logits, outputs.targets, class_names)
+    figures = classification_metrics(evaluation.confusion)
     intervals = bootstrap(evaluation.confusion, resamples, seed)
     described = evaluation.as_dict() | {"macro_f1": float(figures["macro_f1"])}
     described["intervals"] = {
@@ -224,10 +225,10 @@ def write_correlations(out: Path, outputs: Outputs, class_names: Sequence[str], 
         out / "correlations.json",
         {
             "classes": list(class_names),
-            "within": _nullable(within),
-            "between": _nullable(between),
-            "samples": _nullable(samples.tolist()),
-            "class_means": _nullable(means.tolist()),
+            "within": _nan_to_none(within),
+            "between": _nan_to_none(between),
+            "samples": _nan_to_none(samples.tolist()),
+            "class_means": _nan_to_none(means.tolist()),
             "vectors": outputs.vectors.tolist(),
         },
     )
@@ -242,6 +243,7 @@ def write_correlations(out: Path, outputs: Outputs, class_names: Sequence[str], 
         [("between an image's embedding vectors, mean over images", vectors)],
         [str(index + 1) for index in range(len(vectors))],
         title,
+        "embedding vector",
     )
 
 
@@ -259,8 +261,8 @@ def _interval(low: float | None, high: float | None) -> str:
     return "–" if low is None or np.isnan(low) else f"{percent(low)} to {percent(high)}"
 
 
-def _nullable(value: Any) -> Any:
+def _nan_to_none(value: Any) -> Any:
     """For JSON: None in place of NaN."""
     if isinstance(value, list):
-        return [_nullable(item) for item in value]
+        return [_nan_to_none(item) for item in value]
     return None if np.isnan(value) else value

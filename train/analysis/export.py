@@ -23,7 +23,7 @@ TOLERANCE = 1e-4
 BATCHES = (1, 2, 5)
 
 
-class Deployed(nn.Module):
+class ExportedModel(nn.Module):
     """RGB images (n, 3, s, s) with values 0 to 1 -> (logits (n, C), embeddings (n, k, d)); normalizes by itself."""
 
     mean: Tensor
@@ -51,18 +51,18 @@ def export(run: Path, out: Path, *, to: str, opset: int = 18, seed: int = 0, dev
     trained = load_trained(run, device_of(device))
     if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: expected a new or an empty folder")
-    with _all_or_nothing(out) as partial:
+    with _atomic_folder(out) as partial:
         if to == "hub":
             to_hub(trained, run, partial)
-            said = "model.safetensors, config.json, README.md; loads back with the same logits"
+            summary = "model.safetensors, config.json, README.md; loads back with the same logits"
         else:
-            said = _to_program(trained, partial, to, opset, seed)
-    print(f"{out}: {said}")
+            summary = _to_program(trained, partial, to, opset, seed)
+    print(f"{out}: {summary}")
     return out
 
 
 @contextmanager
-def _all_or_nothing(out: Path) -> Iterator[Path]:
+def _atomic_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its place at the end, and is gone where that is not reached."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -79,9 +79,9 @@ def _all_or_nothing(out: Path) -> Iterator[Path]:
 
 def _to_program(trained: Trained, out: Path, to: str, opset: int, seed: int) -> str:
     """The model in the format `to` with model.json beside it. Returns what to say about it."""
-    deployed = Deployed(trained).eval()
+    deployed = ExportedModel(trained).eval()
     images = random_images(max(BATCHES), trained.preprocessing.image_size, seed).to(deployed.mean.device)
-    with understandable(to, trained):
+    with readable_errors(to, trained):
         path, run = to_onnx(deployed, images[:2], out, opset) if to == "onnx" else to_pt2(deployed, images[:2], out)
         worst = largest_difference(deployed, run, images)
     if not worst <= TOLERANCE:
@@ -164,7 +164,7 @@ def to_hub(trained: Trained, run: Path, out: Path) -> None:
 
 
 @contextmanager
-def understandable(to: str, trained: Trained) -> Iterator[None]:
+def readable_errors(to: str, trained: Trained) -> Iterator[None]:
     """Exporters are noisy, and fail in ways of their own for backbones that they cannot follow."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

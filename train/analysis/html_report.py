@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ from train import palette
 from train.analysis.evaluate import evaluate_run, is_current
 from train.analysis.pictures import Line, lines_svg, tsne_svg
 from train.analysis.templates import render
+from train.bars import format_table, wrap
 from train.command import run_settings
 from train.disk import read_json, read_rows, read_text
 from train.errors import UserError
 from train.evaluation import percent
-from train.hub import described_loss
+from train.hub import describe_loss
 from train.settings import format_value
 
 Rows = list[dict[str, str]]
+NO_BEST = "no run is called the best: they were not all validated, on the same images"
 Charts = list[tuple[str, str]]  # title, SVG
 
 
@@ -35,11 +38,14 @@ def write_report(
 ) -> Path:
     """Write the report of the runs and return its path. Evaluates those without an evaluation of their best epoch.
 
-    Raises UserError where there is no run.
+    Raises UserError where there is no run, or `out` is a file of another kind.
     """
     for run in runs:
         if not _rows(run / "epochs.csv"):
             raise UserError(f"{run}: no run with a finished epoch there (looked for epochs.csv)")
+    out = out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html"
+    if os.path.lexists(out) and not _is_report(out):
+        raise UserError(f"--out {out} is there already and no report of this program: choose another name")
     for run in runs:
         if evaluate and (data or not is_current(run / "evaluation-test", run)):
             evaluate_run(run, data=data, seed=seed, device=device)
@@ -56,19 +62,30 @@ def write_report(
         light=palette.COLORS,
         dark=palette.DARK,
     )
-    out = out or (runs[0] if len(runs) == 1 else runs[0].parent) / "report.html"
+    partial = out.with_name(f"{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(out)
     except OSError as error:
         raise UserError(f"--out {out}: cannot write it: {error}") from error
-    for row in described if len(runs) > 1 else ():
-        figures = [f"{name} {value}" for name, value in row["figures"].items() if " accuracy" in name]
-        print(f"{row['name']}: {', '.join(figures)}")
-    if best := best_run(described):
-        print(f"best by validation accuracy: {best}")
+    if len(runs) > 1:
+        columns = list(dict.fromkeys(name for row in described for name in row["figures"] if " accuracy" in name))
+        rows = [[row["name"], *(row["figures"].get(name, "–") for name in columns)] for row in described]
+        best = best_run(described)
+        chosen = f"best by validation accuracy: {best}" if best else NO_BEST
+        print(f"{format_table([['', *columns], *rows])}\n\n{wrap(chosen)}")
     print(f"written to {out}")
     return out
+
+
+def _is_report(file: Path) -> bool:
+    """Whether the file is a page that `write_report` wrote."""
+    try:
+        with file.open("rb") as opened:
+            return b'<meta name="generator" content="adcorre">' in opened.read(1000)
+    except OSError:
+        return False
 
 
 def best_run(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -98,7 +115,7 @@ def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
     return {
         "name": name,
         "model": f"{model.get('backbone', '?')}, k = {model.get('k', '?')}, d = {model.get('d', '?')}; "
-        + described_loss(settings.get("loss", {})),
+        + describe_loss(settings.get("loss", {})),
         "origin": {key: started[key] for key in ("date", "command", "commit") if started.get(key)}
         | ({"weights from": f"{parent['run']} (epoch {parent['epoch']})"} if (parent := stored.get("parent")) else {}),
         "figures": _figures(epochs, results, test, _test_note(test, stored) if current else ""),
@@ -210,6 +227,7 @@ def _compare(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "settings": [(key, cells) for key, cells in settings if key != "run.out" and len(set(map(str, cells))) > 1],
         "charts": _render_charts(charts),
         "best": best_run(runs),
+        "no_best": NO_BEST,
     }
 
 

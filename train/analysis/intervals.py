@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 Figures = Mapping[str, NDArray[np.float64]]
 
 
-def figures_of(confusion: NDArray[np.int64]) -> Figures:
+def classification_metrics(confusion: NDArray[np.int64]) -> Figures:
     """Accuracy, average accuracy and macro F1 (...,), precision, recall and F1 (..., C) of counts (..., C, C).
 
     Rows are the true classes. A class without samples takes no part in the averages.
@@ -33,7 +33,7 @@ def figures_of(confusion: NDArray[np.int64]) -> Figures:
 def bootstrap(
     confusion: NDArray[np.int64], resamples: int, seed: int, level: float = 0.95
 ) -> dict[str, NDArray[np.float64]]:
-    """Percentile intervals (2,) or (2, C) of `figures_of`, over test sets drawn with replacement from this one.
+    """Percentile intervals (2,) or (2, C) of `classification_metrics` over bootstrap resamples of the test set.
 
     Which samples are drawn matters only through the cell of the confusion matrix that each falls in: the resampled
     matrices are multinomial, and the interval does not know an order of samples. NaN where a figure is undefined in
@@ -42,7 +42,7 @@ def bootstrap(
     classes = len(confusion)
     n = int(confusion.sum())
     cells = np.random.default_rng(seed).multinomial(n, confusion.ravel() / n, size=resamples)
-    values_of = figures_of(cells.reshape(resamples, classes, classes))
+    values_of = classification_metrics(cells.reshape(resamples, classes, classes))
     tails = np.array([(1 - level) / 2, (1 + level) / 2])
     return {name: _quantiles(values, tails) for name, values in values_of.items()}
 

@@ -18,7 +18,7 @@ Views = Callable[[Tensor], list[Tensor]]
 CROP = 0.9  # share of the side; about the smallest crop of the paper's training, 0.8 of the area
 
 
-class Averaged(nn.Module):
+class AveragedViews(nn.Module):
     """Test-time augmentation: the log of the mean probabilities of several views; embeddings of the image itself.
 
     views: of images (n, 3, s, s) -> views of the same shape, as `VIEWS` has them.
@@ -35,7 +35,7 @@ class Averaged(nn.Module):
         return torch.stack([view.float().log_softmax(1) for view in views]).logsumexp(0) - log(len(views)), embeddings
 
 
-def flipped(images: Tensor) -> list[Tensor]:
+def flip_views(images: Tensor) -> list[Tensor]:
     return [images, images.flip(-1)]
 
 
@@ -45,12 +45,12 @@ def ten_crops(images: Tensor) -> list[Tensor]:
     return [resize(crop, [size, size], antialias=True) for crop in ten_crop(images, [round(CROP * size)])]
 
 
-VIEWS: dict[str, Views] = {"flip": flipped, "tencrop": ten_crops}
+VIEWS: dict[str, Views] = {"flip": flip_views, "tencrop": ten_crops}
 
 
 def with_tta(model: nn.Module, tta: str) -> nn.Module:
     """The model with the test-time augmentation that --tta names."""
-    return model if tta == "none" else Averaged(model, VIEWS[tta])
+    return model if tta == "none" else AveragedViews(model, VIEWS[tta])
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Outputs:
 
 
 @torch.inference_mode()
-def collect(
+def collect_outputs(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     num_classes: int,
@@ -101,8 +101,8 @@ def collect(
         z = x - x.mean(-1, keepdim=True)
         z = nn.functional.normalize(z, dim=-1)
         vectors = vectors + torch.einsum("nld,nmd->lm", z, z).cpu().double()
-        wanted = sample[(sample >= seen) & (sample < seen + len(labels))] - seen
-        sampled.append(embeddings.float().cpu()[torch.from_numpy(wanted)])
+        indices = sample[(sample >= seen) & (sample < seen + len(labels))] - seen
+        sampled.append(embeddings.float().cpu()[torch.from_numpy(indices)])
         logits.append(predicted.float().cpu())
         targets.append(labels.cpu())
         seen, shape = seen + len(labels), (x.shape[1], x.shape[2])

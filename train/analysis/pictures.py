@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from train import palette
+from train.bars import shorten
 from train.fonts import use_fonts_for
 
+LONGEST = 20  # letters of a name in a picture
 VARIABLES = {hex: f"var(--c{index})" for index, hex in enumerate(palette.COLORS)}
 VARIABLES |= {palette.TEXT: "var(--dim)", palette.GRID: "var(--grid)"}
 
@@ -39,9 +41,11 @@ def lines_svg(title: str, series: Sequence[Line], x_label: str) -> str:
     if not finite:
         return ""
     use_fonts_for(line.name for line in finite)
-    figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+    names = [shorten(line.name, LONGEST) for line in finite]
+    columns = max(1, min(4, 60 // (max(map(len, names)) + 9)))
+    figure = Figure(figsize=(4.6, 2.9 + 0.2 * max(0, len(names) / columns - 3)), layout="constrained")
     axes = figure.subplots()
-    for index, (name, x, y) in enumerate(finite):
+    for index, (name, (_, x, y)) in enumerate(zip(names, finite, strict=True)):
         style: dict[str, Any] = {"marker": "o"} if len(x) == 1 else {"linestyle": palette.dash(index)}
         axes.plot(x, y, label=name, color=palette.color(index), **style)
     low, high = min(min(line.y) for line in finite), max(max(line.y) for line in finite)
@@ -54,8 +58,7 @@ def lines_svg(title: str, series: Sequence[Line], x_label: str) -> str:
     axes.grid(axis="y")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(length=0)
-    longest = max(len(line.name) for line in finite)
-    figure.legend(loc="outside lower left", ncols=max(1, min(4, 60 // (longest + 9))))
+    figure.legend(loc="outside lower left", ncols=columns)
     values = "; ".join(f"{name} from {y[0]:.3g} to {y[-1]:.3g}, minimum {min(y):.3g}" for name, _, y in finite)
     return _svg(figure, f"{title}. {values}.")
 
@@ -77,10 +80,12 @@ def _tsne_figure(points: NDArray[np.float64], labels: NDArray[np.int64], class_n
 def _tsne_figures(
     every: Sequence[tuple[str, NDArray[np.float64], NDArray[np.int64]]], class_names: Sequence[str]
 ) -> Figure:
-    """Side by side, each (title, points, labels); the legend counts the first one's."""
-    """The square is filled: each axis has a scale of its own."""
+    """Side by side, each (title, points, labels). The legend has the first one's counts. Axes are scaled separately."""
     use_fonts_for(class_names)
-    figure = Figure(figsize=(5.8 * len(every), 6.4), layout="constrained")
+    class_names = [shorten(name, LONGEST) for name in class_names]
+    columns = max(1, min(4 * len(every), 72 * len(every) // (max(map(len, class_names)) + 12)))
+    height = 6.4 + 0.2 * max(0, len(class_names) / columns - 3)
+    figure = Figure(figsize=(5.8 * len(every), height), layout="constrained")
     for place, (axes, (title, points, labels)) in enumerate(
         zip(figure.subplots(1, len(every), squeeze=False)[0], every, strict=True)
     ):
@@ -91,8 +96,6 @@ def _tsne_figures(
             axes.scatter(x, y, s=26 if len(points) < 600 else 12, lw=0, **style)
         axes.set(xticks=[], yticks=[], xlabel="t-SNE 1", ylabel="t-SNE 2", box_aspect=1, title=title)
         axes.margins(0.03)
-    longest = max(map(len, class_names))
-    columns = max(1, min(4 * len(every), 72 * len(every) // (longest + 12)))
     figure.legend(loc="outside lower center", ncols=columns, markerscale=1.5)
     return figure
 
@@ -145,6 +148,7 @@ def draw_tsne(
 def draw_confusion(path: Path, confusion: NDArray[np.int64], class_names: Sequence[str], title: str) -> None:
     """The confusion matrix (true, predicted): the share of each true class, with the counts below."""
     use_fonts_for(class_names)
+    class_names = [shorten(name, LONGEST) for name in class_names]
     totals = confusion.sum(axis=1, keepdims=True)
     share = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
     size = 2.0 + 0.8 * len(class_names)
@@ -163,13 +167,18 @@ def draw_confusion(path: Path, confusion: NDArray[np.int64], class_names: Sequen
 
 @matplotlib.rc_context(palette.STYLE)
 def draw_correlations(
-    path: Path, matrices: Sequence[tuple[str, NDArray[np.float64]]], names: Sequence[str], title: str, axis: str = ""
+    path: Path,
+    matrices: Sequence[tuple[str, NDArray[np.float64]]],
+    names: Sequence[str],
+    title: str,
+    axis: str = "class",
 ) -> None:
     """Square matrices of correlations side by side, each (title, matrix), on one scale from -1 to 1.
 
-    `axis` names what the rows and columns are.
+    axis: the label of both axes.
     """
     use_fonts_for(names)
+    names = [shorten(name, LONGEST) for name in names]
     size = 1.6 + 0.6 * len(names)
     figure = Figure(figsize=(size * len(matrices) + 0.9, size + 0.5), layout="constrained")
     every = figure.subplots(1, len(matrices), squeeze=False)[0]
@@ -187,7 +196,7 @@ def draw_correlations(
             rotation_mode="anchor",
         )
         axes.set_yticks(range(len(names)), names)
-        axes.set(title=_capitalized(heading), xlabel=axis, ylabel=axis)
+        axes.set(title=_capitalized(heading), xlabel=axis, ylabel=axis if axes is every[0] else "")
     figure.colorbar(image, ax=every.tolist(), shrink=0.7, label="correlation")
     figure.suptitle(_capitalized(title))
     figure.savefig(path)
@@ -205,6 +214,7 @@ def draw_samples(
 ) -> None:
     """`each` random samples of each class predicted right (left), and of those predicted wrong (right)."""
     use_fonts_for(class_names)
+    class_names = [shorten(name, LONGEST) for name in class_names]
     predicted = probabilities.argmax(1)
     rng = np.random.default_rng(seed)
     present = [index for index in range(len(class_names)) if (labels == index).any()]
@@ -226,8 +236,7 @@ def draw_samples(
             for axes, index in zip(cells, members, strict=False):
                 axes.imshow(image(int(index)))
                 guess = predicted[index]
-                name = class_names[guess]
-                name = name if len(name) <= 12 else f"{name[:11]}…"
+                name = shorten(class_names[guess], 12)
                 axes.set_title(f"{name} {100 * probabilities[index, guess]:.0f} %", fontsize=9, color=color, pad=3)
     figure.savefig(path)
 

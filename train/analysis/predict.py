@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from train.analysis.outputs import with_tta
+from train.bars import bar, warn
 from train.command import device_of
 from train.data.base import broken, printable
 from train.data.crop import Corners, Detector, face_boxes, find_detector
@@ -27,6 +28,7 @@ from train.transforms import Transform
 TABLE = "predictions.csv"
 WIDTH, TALLEST = 320, 640  # pixels of an annotated picture, without its bars
 SMALLEST = 1 / 3
+MARGIN = 0.1  # added on each side of a face, as a share of its box
 WHOLE_UP_TO = 2  # times the network's input: a picture of that size or less is a face already, as data sets have them
 FRAME, BAR, OTHER_BAR, BEHIND = "#d55e00", "#0072B2", "#8fb8d3", "#e6e6e6"
 Named = tuple[Path, str]  # where a picture is, and its name in the output folder
@@ -59,7 +61,7 @@ def predict(
     out: Path = Path("predictions"),
     whole: bool = False,
     detector: Path | None = None,
-    margin: float = 0.1,
+    margin: float = MARGIN,
     pictures: bool = True,
     tta: str = "none",
     batch_size: int = 32,
@@ -78,10 +80,10 @@ def predict(
     trained = load_trained(run, on)
     model = with_tta(trained.model, tta)
     find = None if whole else find_detector(detector)
-    prepare(out, "predictions", _earlier_files(out))
+    prepare(out, "predictions", _earlier_files(out), alone=True)
     seen, count = Pictures(), 0
-    small = WHOLE_UP_TO * trained.preprocessing.image_size
-    faces = find_faces(places, find, small, margin, trained.preprocessing.evaluation(), pictures, seen)
+    size = trained.preprocessing.image_size
+    faces = find_faces(places, find, size, margin, trained.preprocessing.evaluation(), pictures, seen)
     with (out / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "face", "class", *trained.class_names, *(["picture"] if pictures else [])])
@@ -115,7 +117,7 @@ def predict(
 def find_faces(
     places: Sequence[Named],
     detect: Detector | None,
-    small: int,
+    size: int,
     margin: float,
     transform: Transform,
     pictures: bool,
@@ -123,26 +125,31 @@ def find_faces(
 ) -> Iterator[Face]:
     """The faces of each picture, the largest first; without a detector, the pictures. Adds up what was `seen`.
 
-    A picture of at most `small` pixels a side is one face.
+    A picture that `is_small` for the network's `size` is one face.
 
     A box of less than SMALLEST of the largest one's width is more often no face than one.
     """
-    for path, name in places:
+    for path, name in bar(places, "pictures"):
         if (picture := open_picture(path)) is None:
             continue
         seen.read += 1
         boxes: list[Corners | None] = []
         note = "whole"
-        if detect and max(picture.size) > small:
+        if detect and not is_small(picture, size):
             detected = face_boxes(picture, detect, margin)
             boxes = [box for box in detected if box[2] - box[0] >= SMALLEST * (detected[0][2] - detected[0][0])]
             if not boxes:
-                print(f"no face seen: {printable(str(path))}", file=sys.stderr)
+                warn(f"no face seen: {printable(str(path))}")
                 seen.faceless, note = seen.faceless + 1, "none seen"
         for number, box in enumerate(boxes or [None], 1):
             pixels = transform(picture.crop(box) if box else picture)
             shown = frame(picture, box, (WIDTH, TALLEST)) if pictures else None
             yield Face(path, name if number == 1 else f"{name}.face{number}", box, note, pixels, shown)
+
+
+def is_small(picture: Image.Image, size: int) -> bool:
+    """Whether the picture is a face already, for a network that sees `size` pixels."""
+    return max(picture.size) <= WHOLE_UP_TO * size
 
 
 def frame(picture: Image.Image, box: Corners | None, largest: tuple[int, int]) -> Image.Image:
@@ -198,7 +205,7 @@ def open_picture(path: Path) -> Image.Image | None:
     try:
         return read_picture(path)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more for broken files
-        print(f"left out: {broken(printable(str(path)), error)}", file=sys.stderr)
+        warn(f"left out: {broken(printable(str(path)), error)}")
         return None
 
 

@@ -38,8 +38,8 @@ class Baseline(AdCorreLoss):
         return output._replace(loss=output.loss + self.weight * term)
 
     def check_additive(self, over: str) -> None:
-        """A virtual batch or process group would add up cross-entropy and leave the term out."""
-        raise ValueError(f"{type(self).__name__} is defined on one batch: it has no sums to add over {over}")
+        """Always raises: a virtual batch or process group would add cross-entropy and leave out the term."""
+        raise ValueError(f"{type(self).__name__} is defined on one batch: it does not support {over}")
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, weight={self.weight}"

@@ -19,7 +19,7 @@ from train.data.base import (
     printable,
 )
 from train.data.files import is_hidden
-from train.data.regimes import redraw_labels, thin_out
+from train.data.regimes import add_label_noise, subsample_long_tail
 from train.data.splitting import counts_by_part, make_splits
 from train.data.store import unreadable, without
 from train.errors import UserError
@@ -46,10 +46,10 @@ def load_data(data: str, request: Request) -> Splits:
     splits = _synthetic(request) if data == SYNTHETIC else _load(data, request)
     train, notes = splits.train, [splits.report]
     if request.long_tail:
-        train = thin_out(train, request.long_tail, request.seed)
+        train = subsample_long_tail(train, request.long_tail, request.seed)
         notes.append(f"train thinned out to a long tail: {_counts(train)}")
     if request.label_noise:
-        before, train = train.labels, redraw_labels(train, request.label_noise, request.seed)
+        before, train = train.labels, add_label_noise(train, request.label_noise, request.seed)
         changed = f"{np.count_nonzero(before != train.labels):,} of {len(train):,} differ"
         notes.append(f"{request.label_noise:.0%} of the training labels redrawn ({changed})")
     return replace(splits, train=train, report="\n".join(notes))
@@ -69,7 +69,7 @@ def _load(data: str, request: Request) -> Splits:
         left_out = unreadable(whole)
     if left_out:  # before the draw: with or without a limit or a cache it is the same
         part = np.delete(dataset.part, np.fromiter(left_out, np.int64))
-        dataset = replace(dataset, part=part, findings=(*dataset.findings, _about(left_out)))
+        dataset = replace(dataset, part=part, findings=(*dataset.findings, _left_out_finding(left_out)))
     dataset = replace(dataset, whole=without(whole, left_out))
     dataset = replace(dataset, findings=tuple(dict.fromkeys((*dataset.findings, *_absent(dataset)))))
     splits = make_splits(dataset, request).limited(request.limit, request.seed)
@@ -86,9 +86,9 @@ def find_data(data: str, request: Request) -> LoadedDataset:
     path = Path(data).expanduser()
     if not path.exists():
         raise UserError(f"--data {data}: no such file or folder (or say {SYNTHETIC!r} for drawn faces)")
-    layout = _recognise(path)
+    layout = _find_layout(path)
     if layout is None:
-        raise UserError(_nothing_fits(path))
+        raise UserError(_unknown_layout(path))
     try:
         dataset = layout.load(path, request)
     except OSError as error:
@@ -102,7 +102,7 @@ def _cached(faces: FaceDataset, request: Request) -> tuple[FaceDataset, dict[int
     return cached(faces, Path(request.cache).expanduser(), request.image_size, request.on_broken)
 
 
-def _about(left_out: dict[int, str]) -> Finding:
+def _left_out_finding(left_out: dict[int, str]) -> Finding:
     reasons = tuple(left_out.values())
     more = (f"  and {len(reasons) - 10:,} more",) if len(reasons) > 10 else ()
     lines = (f"left out {len(reasons):,} unreadable:", *(f"  {reason}" for reason in reasons[:10]), *more)
@@ -122,21 +122,21 @@ def _absent(dataset: LoadedDataset) -> tuple[Finding, ...]:
     )
 
 
-def _recognise(path: Path) -> Layout | None:
+def _find_layout(path: Path) -> Layout | None:
     return next((layout for layout in LAYOUTS if layout.recognise(path)), None)
 
 
-def _nothing_fits(path: Path) -> str:
+def _unknown_layout(path: Path) -> str:
     looked_for = "".join(f"\n  {layout.looked_for}" for layout in LAYOUTS if layout.looked_for)
     if path.is_file():
         with path.open("rb") as file:
-            there = f"a file that begins {file.read(60)!r}"
-        return f"{path}: no known dataset. Looked for:{looked_for}\nThere is: {there}"
+            content = f"a file that begins {file.read(60)!r}"
+        return f"{path}: no known dataset. Looked for:{looked_for}\nThere is: {content}"
     entries = sorted(printable(entry.name) + ("/" if entry.is_dir() else "") for entry in path.iterdir())
-    there = ", ".join(entries[:12]) + (f" and {len(entries) - 12} more" if len(entries) > 12 else "") or "nothing"
-    inside = [entry for entry in sorted(path.iterdir()) if _is_inside(entry) and _recognise(entry)]
+    content = ", ".join(entries[:12]) + (f" and {len(entries) - 12} more" if len(entries) > 12 else "") or "nothing"
+    inside = [entry for entry in sorted(path.iterdir()) if _is_inside(entry) and _find_layout(entry)]
     hint = f"\nDid you mean {inside[0]}?" if inside else ""
-    return f"{path}: no known dataset. Looked for:{looked_for}\nThere is: {there}{hint}"
+    return f"{path}: no known dataset. Looked for:{looked_for}\nThere is: {content}{hint}"
 
 
 def _is_inside(entry: Path) -> bool:

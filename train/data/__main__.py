@@ -51,9 +51,9 @@ def crop(arguments: Sequence[str]) -> int:
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, new or empty")
     parser.add_argument("--detector", metavar="ONNX", type=Path, help="YuNet's file (default: OpenCV's Haar cascade)")
     parser.add_argument(
-        "--margin", type=at_least(0, float), default=0.1, help="added on each side, as a share of the box"
+        "--margin", type=at_least(0, float), default=0.1, help="margin added on each side, as a share of the box"
     )
-    parser.add_argument("--score", type=at_least(0, float), default=0.6, help="YuNet's least score of a face")
+    parser.add_argument("--score", type=at_least(0, float), default=0.6, help="minimum score of a face (YuNet)")
     options = parser.parse(arguments)
 
     from train.data import crop as cropping
@@ -63,11 +63,15 @@ def crop(arguments: Sequence[str]) -> int:
 
 def shard(arguments: Sequence[str]) -> int:
     parser = CommandParser("data shard", "Write the splits of the dataset at PATH to OUT as tar shards.")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="of held-out samples")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="seed of the split")
     parser.add_argument("path", metavar="PATH", help="the dataset's folder or file")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write, new or empty")
     parser.add_argument(
-        "--samples-per-shard", type=at_least(1), default=4096, metavar="N", help="the last one has fewer"
+        "--samples-per-shard",
+        type=at_least(1),
+        default=4096,
+        metavar="N",
+        help="samples per tar file; the last one may have fewer",
     )
     add_options(parser, "protocol", "validation_fraction", "limit", "on_broken", "classes", "votes")
     options = parser.parse(arguments)

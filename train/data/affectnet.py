@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.base import Layout, LoadedDataset, Request, digest
-from train.data.files import ImageCollection, is_hidden, list_images, one_of
+from train.data.files import ImageCollection, is_hidden, list_images, single_folder
 from train.data.labels import CLASS_NAMES_8
-from train.data.store import cached_dir
+from train.data.store import load_cached
 from train.data.tables import header, read_table
 from train.errors import UserError
 
@@ -74,7 +74,7 @@ def load_old(path: Path, request: Request) -> LoadedDataset:
     if images is None:
         raise UserError(f"{path}: AffectNet's tables without pictures (looked for {' and '.join(IMAGE_FOLDERS)})")
     classes = len(_class_names(request))
-    there = {file.name: file for file in list_images(images).images}
+    by_name = {file.name: file for file in list_images(images).images}
     samples = ImageCollection()
     for part, table in tables.items():
         headed = COLUMNS[0] in header(table)  # validation.csv is seen without a header too
@@ -88,8 +88,8 @@ def load_old(path: Path, request: Request) -> LoadedDataset:
             except ValueError as error:
                 raise UserError(f"{table}, line {number}: expected numbers for the box and the expression") from error
             name = row["subDirectory_filePath"]
-            if name in there:
-                samples.add(there[name], label, part, (x, y, x + width, y + height))
+            if name in by_name:
+                samples.add(by_name[name], label, part, (x, y, x + width, y + height))
             else:
                 samples.missing.append(name)
     note = (
@@ -108,9 +108,11 @@ def _sets(path: Path) -> dict[str, Path]:
     """Raises UserError where two folders are the same part."""
     sets = {}
     for part, names in SETS.items():
-        there = [path / name for name in names]
-        there = [folder for folder in there if all((folder / inner).is_dir() for inner in ("images", "annotations"))]
-        if folder := one_of(there, f"AffectNet's {part} images"):
+        folders = [path / name for name in names]
+        folders = [
+            folder for folder in folders if all((folder / inner).is_dir() for inner in ("images", "annotations"))
+        ]
+        if folder := single_folder(folders, f"AffectNet's {part} images"):
             sets[part] = folder
     return sets
 
@@ -122,16 +124,16 @@ def load_2021(path: Path, request: Request) -> LoadedDataset:
         raise UserError(f"{path}: AffectNet's train_set without {', '.join(SETS['validation'])}, on which it is tested")
     for part, folder in sets.items():
         listing = list_images(path, folder.name, "images")
-        there = {Path(file.name).stem: file for file in listing.images}
+        by_name = {Path(file.name).stem: file for file in listing.images}
         annotated = expressions(folder / "annotations")
         for stem, label in annotated.items():
             if not 0 <= label < len(_class_names(request)):
                 samples.skipped += 1
-            elif stem in there:
-                samples.add(there[stem], label, part)
+            elif stem in by_name:
+                samples.add(by_name[stem], label, part)
             else:
                 samples.missing.append(f"{folder.name}/images/{stem}.jpg")
-        alone = sorted(there.keys() - annotated.keys())
+        alone = sorted(by_name.keys() - annotated.keys())
         samples.missing += [f"{folder.name}/annotations/{stem}_exp.npy" for stem in alone]
     note = f"{samples.skipped:,} annotations of other classes are left out"
     missing = "missing: image or annotation alone"
@@ -151,8 +153,11 @@ def expressions(annotations: Path) -> dict[str, int]:
     def read() -> NDArray[np.int64]:
         return np.array([_code(annotations / name) for name, _, _ in scanned], dtype=np.int64)
 
-    folder = cached_dir(f"affectnet-{key}", lambda folder: np.save(folder / "codes.npy", read()))
-    codes = read() if folder is None else np.load(folder / "codes.npy")
+    def load(folder: Path) -> NDArray[np.int64]:
+        return np.load(folder / "codes.npy").reshape(len(stems))
+
+    codes = load_cached(f"affectnet-{key}", lambda folder: np.save(folder / "codes.npy", read()), load)
+    codes = read() if codes is None else codes
     return dict(zip(stems, codes.tolist(), strict=True))
 
 

@@ -255,7 +255,7 @@ def digest(*parts: str | bytes) -> str:
     return sha.hexdigest()[:16]
 
 
-def draw_stratified(labels: Labels, fraction: float, seed: int) -> NDArray[np.int64]:
+def stratified_sample(labels: Labels, fraction: float, seed: int) -> NDArray[np.int64]:
     """Sorted indices of about `fraction` of each class: one at least, and one at least left, where a class has two."""
     rng = np.random.default_rng(seed)
     chosen = []

@@ -13,7 +13,7 @@ from PIL import Image
 
 from train.data.base import broken, printable
 from train.data.decode import read_picture
-from train.data.files import list_images, listed
+from train.data.files import list_images, summarize_names
 from train.errors import UserError
 
 CASCADE = "haarcascade_frontalface_default.xml"
@@ -126,7 +126,7 @@ def crop(source: Path, out: Path, detector: Path | None, margin: float, score: f
             raise UserError(f"{target}: cannot write: {error.strerror or error}") from error
     print(f"{len(taken):,} of {len(pictures):,} pictures cropped to {out}")
     if faceless:
-        print(f"without a face: {listed(faceless, most=len(faceless), what='picture')}")
+        print(f"without a face: {summarize_names(faceless, most=len(faceless), what='picture')}")
     for reason in faults:
         print(reason)
     return int(bool(faceless or faults))

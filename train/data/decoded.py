@@ -103,7 +103,7 @@ def decode(dataset: FaceDataset, folder: Path, size: int, processes: int | None 
         folder.mkdir(parents=True, exist_ok=True)
         with lock(folder, f"{name}.lock", wait=True):  # of a killed process it is free again
             about = folder / f"{name}.json"
-            if not about.exists():
+            if not _is_whole(about, len(dataset)):
                 for side in (_native_side(dataset, size), size):
                     if side and _fill(dataset, folder / name, side, native=side != size, processes=processes):
                         break
@@ -112,6 +112,15 @@ def decode(dataset: FaceDataset, folder: Path, size: int, processes: int | None 
         raise UserError(f"{folder}: cannot keep decoded images there: {error.strerror or error}") from error
     broken = {int(index): reason for index, reason in content["broken"].items()}
     return DecodedImages(dataset, folder / f"{name}.u8", content["side"], broken)
+
+
+def _is_whole(about: Path, samples: int) -> bool:
+    """Whether the pixels that the file describes are all there: of a copied cache or after a power cut some may not."""
+    try:
+        side = json.loads(about.read_text(encoding="utf-8"))["side"]
+        return about.with_suffix(".u8").stat().st_size == samples * side * side * 3
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _native_side(dataset: FaceDataset, size: int) -> int:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from train.data.base import FaceDataset, GreyArray, Layout, LoadedDataset, Request, digest
-from train.data.files import ImageCollection, folders_in, ignored, image_names, list_images
+from train.data.files import ImageCollection, ignored, image_names, list_images, subfolders
 from train.data.labels import CLASS_NAMES, FER_CSV_CODES, FOLDER_NAMES, PART_NAMES
-from train.data.store import cached_dir
+from train.data.store import load_cached
 from train.data.tables import find_csv, read_table
 from train.errors import UserError
 
@@ -58,9 +58,9 @@ def is_folders(path: Path) -> bool:
 
     They are by their names, or by their counts. Others' own pictures of expressions are class folders.
     """
-    if [folder.name for folder in folders_in(path) if folder.name.lower() in PART_NAMES] != ["test", "train"]:
+    if [folder.name for folder in subfolders(path) if folder.name.lower() in PART_NAMES] != ["test", "train"]:
         return False
-    classes = {part: folders_in(path / part) for part in ("train", "test")}
+    classes = {part: subfolders(path / part) for part in ("train", "test")}
     if not all(inner and all(folder.name.lower() in FOLDER_NAMES for folder in inner) for inner in classes.values()):
         return False
     if any(IMAGE_NAME.match(name) for inner in classes.values() for folder in inner for name in image_names(folder, 5)):
@@ -76,7 +76,7 @@ def is_folders(path: Path) -> bool:
 def load_folders(path: Path, request: Request) -> LoadedDataset:
     images = ImageCollection()
     for part in ("train", "test"):
-        for folder in folders_in(path / part):
+        for folder in subfolders(path / part):
             images.add_folder(list_images(path, part, folder.name), FOLDER_NAMES[folder.name.lower()], part)
     prefixes = [file.name.rsplit("/", 1)[-1].split("_")[0] for file in images.files]
     usage = np.array(
@@ -148,11 +148,11 @@ def read_csv(file: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[
         np.save(folder / ARRAYS[1], labels)
         np.save(folder / ARRAYS[2], usage)
 
-    folder = cached_dir(f"fer2013-csv-{key}", decode)
-    if folder is None:
-        return _parse_csv(file)
-    pixels, labels, usage = (np.load(folder / name, mmap_mode="r" if name == ARRAYS[0] else None) for name in ARRAYS)
-    return pixels, labels, usage
+    def load(folder: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.str_]]:
+        pixels = np.load(folder / ARRAYS[0], mmap_mode="r")
+        return pixels, np.load(folder / ARRAYS[1]), np.load(folder / ARRAYS[2])
+
+    return load_cached(f"fer2013-csv-{key}", decode, load) or _parse_csv(file)
 
 
 def load_array(file: Path, layout: str, request: Request) -> LoadedDataset:

@@ -2,26 +2,37 @@
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from train.data import fer2013, rafdb
 from train.data.base import Finding, Layout, LoadedDataset, Request, printable
-from train.data.files import ImageCollection, folders_in, has_images, ignored, list_images, listed, one_of
+from train.data.files import (
+    ImageCollection,
+    has_images,
+    ignored,
+    image_names,
+    list_images,
+    single_folder,
+    subfolders,
+    summarize_names,
+)
 from train.data.labels import (
     ALIKE,
     CLASS_NAMES,
     CLASS_NAMES_8,
     EXPRESSIONS,
     FER_CSV_CODES,
+    PART_NAMES,
     RAF_CODES,
     TEST_NAMES,
     TRAIN_NAMES,
     VALIDATION_NAMES,
 )
-from train.data.splitting import ordinary_roles
+from train.data.splitting import default_roles
 from train.errors import UserError
 
 PARTS = {"train": TRAIN_NAMES, "validation": VALIDATION_NAMES, "test": TEST_NAMES}
@@ -36,22 +47,24 @@ NUMBERINGS = {
 def find_parts(path: Path) -> dict[str, Path]:
     """The folders of parts that hold class folders; "train" is `path` itself where it has no such parts.
 
-    Raises UserError where two folders are the same part.
+    Pictures that lie in train/ and test/ themselves have no classes. Raises UserError where two folders are the same
+    part.
     """
-    inner = folders_in(path)
+    inner = subfolders(path)
     parts = {}
     for part, names in PARTS.items():
-        there = [folder for folder in inner if folder.name.lower() in names and _classes(folder)]
-        if folder := one_of(there, f"the {part} images"):
+        present = [folder for folder in inner if folder.name.lower() in names and _classes(folder)]
+        if folder := single_folder(present, f"the {part} images"):
             parts[part] = folder
     if "train" in parts:
         return parts
-    return {"train": path} if not parts and len(_classes(path)) >= 2 else {}
+    classes = [folder.name.lower() for folder in _classes(path)]
+    return {"train": path} if not parts and len(classes) >= 2 and not set(classes) <= PART_NAMES else {}
 
 
 def _classes(part: Path) -> list[Path]:
     """The folders in a part, where images lie in at least one of them."""
-    folders = folders_in(part)
+    folders = subfolders(part)
     return folders if any(map(has_images, folders)) else []
 
 
@@ -62,7 +75,7 @@ def order_classes(names: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]
         used = [CLASS_NAMES_8[label] for label in sorted(set(labels.values()))]
         mapped = {name: CLASS_NAMES_8[label] for name, label in labels.items()}
         return tuple(used), mapped, f"classes are expressions, in the canonical order: {', '.join(used)}"
-    mapped = {name: printable(name) for name in names}
+    mapped = {name: unicodedata.normalize("NFC", printable(name)) for name in names}  # macOS writes e and ´ apart
     ordered = sorted(set(mapped.values()), key=lambda name: (not name.isdecimal(), _int(name), name))
     return tuple(ordered), mapped, f"classes are the folders' names: {', '.join(ordered)}"
 
@@ -80,6 +93,7 @@ def load(path: Path, request: Request) -> LoadedDataset:
     folders = {part: _classes(folder) for part, folder in parts.items()}
     names = sorted({folder.name for inner in folders.values() for folder in inner})
     class_names, mapped, note = order_classes(names)
+    _check_classes(path, class_names, {part: {mapped[one.name] for one in inner} for part, inner in folders.items()})
     if request.classes == 7 and class_names == CLASS_NAMES_8:
         class_names, note = CLASS_NAMES, f"{note}; without Contempt"
         mapped = {folder: name for folder, name in mapped.items() if name in class_names}
@@ -99,10 +113,30 @@ def load(path: Path, request: Request) -> LoadedDataset:
         )
     whole = samples.dataset(path, class_names)
     findings = _numbers(names, np.bincount(whole.labels, minlength=len(class_names)).tolist())
-    findings += (*_misspelt(names), *_unread(path, parts))
+    findings += (*_misspelt(names, beside=parts["train"] == path), *_unread(path, parts))
     layout = "class folders, " + (f"{', '.join(parts)}" if parts["train"] != path else "no parts")
-    roles, notes = ordinary_roles(list(parts)), (note, *ignored(samples.others))
+    roles, notes = default_roles(list(parts)), (note, *ignored(samples.others), *_loose(parts.values()))
     return LoadedDataset(layout, path, whole, samples.part(), roles, notes=notes, findings=findings)
+
+
+def _check_classes(path: Path, class_names: Sequence[str], by_part: Mapping[str, set[str]]) -> None:
+    """UserError for one class alone, or for one that another part writes with other capitals, spaces or zeros."""
+    if len(class_names) < 2:
+        raise UserError(f"{path}: expected two classes or more, found {', '.join(class_names)} alone")
+    alike: dict[str, list[str]] = {}
+    for name in class_names:
+        alike.setdefault(str(_int(name)) if name.isdecimal() else _plain(name), []).append(name)
+    for same in alike.values():
+        where = {part: [name for name in same if name in present] for part, present in by_part.items()}
+        if len(same) > 1 and all(len(present) < 2 for present in where.values()):
+            locations = ", ".join(f"{part}/{present[0]}" for part, present in where.items() if present)
+            raise UserError(f"{path}: {locations} would be different classes: give the folders the same name")
+
+
+def _loose(parts: Iterable[Path]) -> tuple[str, ...]:
+    """A note on images that lie beside the class folders of a part."""
+    names = [f"{part.name}/{name}" for part in parts for name in sorted(image_names(part))]
+    return (f"{summarize_names(names)} beside the class folders: not read",) if names else ()
 
 
 def _numbers(names: Sequence[str], counts: list[int]) -> tuple[Finding, ...]:
@@ -120,16 +154,20 @@ def _numbers(names: Sequence[str], counts: list[int]) -> tuple[Finding, ...]:
     return (Finding("class numbers", "\n".join(lines)),) if len(lines) > 1 else ()
 
 
-def _misspelt(names: Sequence[str]) -> tuple[Finding, ...]:
-    """Class folders that are almost called by an expression: beside others that are, or several of them."""
+def _misspelt(names: Sequence[str], beside: bool) -> tuple[Finding, ...]:
+    """Class folders that are almost called by an expression, beside others that are, or several of them; and those
+    called like a part of the data where there are no parts (`beside`)."""
+    if beside and (parts := [name for name in names if _plain(name) in VALIDATION_NAMES | TEST_NAMES]):
+        message = f"read as a class, beside the others: {', '.join(map(printable, parts))}; a part has class folders"
+        return (Finding("class names", message, tuple(map(printable, parts))),)
     others = [name for name in names if _plain(name) not in EXPRESSIONS]
     close = {printable(name): like for name in others if (like := _expression_like(name))}
     if not close or (len(others) == len(names) and 2 * len(close) <= len(names)):
         return ()
-    asked = ", ".join(f"{name} ({like}?)" for name, like in close.items())
+    suggestions = ", ".join(f"{name} ({like}?)" for name, like in close.items())
     several = len(close) > 1
     message = (
-        f"{'classes' if several else 'a class'} of {'their' if several else 'its'} own, by folder name: {asked}; "
+        f"{'classes' if several else 'a class'} of {'their' if several else 'its'} own, by folder name: {suggestions}; "
         "rename the folder to the expression if it is one"
     )
     return (Finding("class names", message, tuple(close)),)
@@ -146,15 +184,21 @@ def _expression_like(name: str) -> str:
 
 
 def _unread(path: Path, parts: Mapping[str, Path]) -> tuple[Finding, ...]:
-    """Folders beside the parts that hold class folders too: misspelt parts, of which nothing is read."""
+    """Folders beside the parts of which nothing is read: misspelt parts, with class folders, and parts without."""
     if parts["train"] == path:
         return ()
-    others = [folder.name for folder in folders_in(path) if folder not in parts.values() and _classes(folder)]
-    message = (
-        f"{listed(others, what='folder')} beside {parts['train'].name}/ with class folders in it: not read; parts "
-    )
-    message += f"are called {', '.join('/'.join(sorted(names)) for names in PARTS.values())}"
-    return (Finding("unread folders", message, tuple(map(printable, others))),) if others else ()
+    beside = [folder for folder in subfolders(path) if folder not in parts.values()]
+    findings = []
+    if others := [folder.name for folder in beside if folder.name.lower() not in PART_NAMES and _classes(folder)]:
+        message = f"{summarize_names(others, what='folder')} beside {parts['train'].name}/ with class folders in it: "
+        message += f"not read; parts are called {', '.join('/'.join(sorted(names)) for names in PARTS.values())}"
+        findings.append(Finding("unread folders", message, tuple(map(printable, others))))
+    if unsorted := [folder.name for folder in beside if folder.name.lower() in PART_NAMES]:
+        message = (
+            f"{summarize_names(unsorted, what='folder')} without class folders that hold images themselves: not read"
+        )
+        findings.append(Finding("unread folders", message, tuple(map(printable, unsorted))))
+    return tuple(findings)
 
 
 LAYOUTS = (

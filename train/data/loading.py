@@ -43,14 +43,14 @@ class Samples(Dataset[tuple[Tensor, int]]):
         return self.transform(self.faces.image(index)), int(self.faces.labels[index])
 
 
-class Draw(NamedTuple):
+class TrainingIndex(NamedTuple):
     """A training sample as it is asked for: which one, and the seed of its augmentation."""
 
     sample: int
     seed: int
 
 
-class DrawnSamples(Dataset[tuple[Tensor, ...]]):
+class TrainingSamples(Dataset[tuple[Tensor, ...]]):
     """For training: (image, label) of a transform that draws from PyTorch's default generator of the CPU, which is left
     as it was; or (image, its draws, label), for the augmentation that comes after."""
 
@@ -58,7 +58,7 @@ class DrawnSamples(Dataset[tuple[Tensor, ...]]):
         self.samples = Samples(faces, transform)
         self.augmentation = augmentation
 
-    def __getitem__(self, draw: Draw) -> tuple[Any, ...]:
+    def __getitem__(self, draw: TrainingIndex) -> tuple[Any, ...]:
         if self.augmentation:
             image, label = self.samples[draw.sample]
             return image, *self.augmentation.draws(draw.seed), label
@@ -106,16 +106,16 @@ class StepSampler:
         share = len(range(self.ranks.rank, size, self.ranks.world))
         return min(-(-share // self.batch_size), share // 2)  # with --batch-size 2 rather one of 3 than one of 1
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[TrainingIndex]]:
         order = self.order(self.seed, self.epoch)
         seeds = np.random.default_rng([self.seed, self.epoch, 1]).integers(0, 2**63, self.n)
         place = 0
         for number, size in enumerate(self.sizes):
-            mine = range(place + self.ranks.rank, place + size, self.ranks.world)
+            local = range(place + self.ranks.rank, place + size, self.ranks.world)
             place += size
             if number >= self.start:
-                for chunk in np.array_split(mine, self.chunks(size)):
-                    yield [Draw(int(order[at]), int(seeds[at])) for at in chunk]
+                for chunk in np.array_split(local, self.chunks(size)):
+                    yield [TrainingIndex(int(order[at]), int(seeds[at])) for at in chunk]
 
     def __len__(self) -> int:
         return sum(self.chunks(size) for size in self.sizes[self.start :])
@@ -145,7 +145,7 @@ class TrainSteps:
         """Of a whole epoch."""
         return len(self.sampler.sizes)
 
-    def go_to(self, epoch: int, start: int = 0) -> None:
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
         """The next iteration is of this epoch, and begins with step `start` of it."""
         self.sampler.epoch, self.sampler.start = epoch, start
 
@@ -163,7 +163,7 @@ class TrainSteps:
             yield images.contiguous(memory_format=self.memory_format), targets
 
 
-def _begin_worker(worker: int) -> None:
+def _init_worker(worker: int) -> None:
     ignore_in_worker()
 
 
@@ -205,11 +205,11 @@ def train_batches(
     orders = {"shuffle": None, "balanced": balanced, "stream": stream}
     sampler = StepSampler(len(faces), batch_size, chunks, ranks, seed, orders[order])
     loader: DataLoader[Any] = DataLoader(
-        DrawnSamples(faces, transform, augmentation),
+        TrainingSamples(faces, transform, augmentation),
         batch_sampler=sampler,
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=_init_worker,
         generator=torch.Generator(),  # its own, so that loading does not advance the training's random numbers
         persistent_workers=workers > 0,
     )
@@ -231,6 +231,6 @@ def evaluation_batches(
         sampler=range(ranks.rank, len(faces), ranks.world),
         num_workers=workers,
         pin_memory=pin_memory,
-        worker_init_fn=_begin_worker,
+        worker_init_fn=_init_worker,
         generator=torch.Generator(),
     )

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from train.data.base import Finding, Layout, LoadedDataset, Request
-from train.data.files import File, ImageCollection, folders_in, has_images, ignored, list_images, listed
+from train.data.files import File, ImageCollection, has_images, ignored, list_images, subfolders, summarize_names
 from train.data.labels import CLASS_NAMES, RAF_CODES
-from train.data.splitting import ordinary_roles
+from train.data.splitting import default_roles
 from train.data.tables import read_table, read_text
 from train.errors import UserError
 
@@ -50,12 +50,12 @@ def load_original(path: Path, request: Request) -> LoadedDataset:
     if not aligned and not has_images(image / "original"):
         raise UserError(f"{path}: RAF-DB's labels without pictures (looked for Image/aligned/ and Image/original/)")
     folder = "aligned" if aligned else "original"
-    there = {file.name.rsplit("/", 1)[-1]: file for file in list_images(path, "Image", folder).images}
+    by_name = {file.name.rsplit("/", 1)[-1]: file for file in list_images(path, "Image", folder).images}
     samples = ImageCollection()
     for name, label in entries:
         stem, dot, suffix = name.rpartition(".")
         expected = f"{stem}_aligned{dot}{suffix}" if aligned else name
-        if file := there.get(expected):
+        if file := by_name.get(expected):
             box = None if aligned else _box(path / "boundingbox", file)
             samples.add(file, RAF_CODES[label - 1], name.split("_")[0], box)
         else:
@@ -89,7 +89,7 @@ def _numbered(path: Path) -> Path | None:
 
 
 def _codes(part: Path) -> set[str]:
-    return {folder.name for folder in folders_in(part)}
+    return {folder.name for folder in subfolders(part)}
 
 
 def load_numbered(path: Path, request: Request) -> LoadedDataset:
@@ -109,19 +109,19 @@ def load_numbered(path: Path, request: Request) -> LoadedDataset:
 
 def _against_tables(path: Path, root: Path, samples: ImageCollection) -> tuple[Finding, ...]:
     """Where train_labels.csv and test_labels.csv (image,label) lie beside the folders: the images they contradict."""
-    said: dict[str, str] = {}
+    codes: dict[str, str] = {}
     for part in OFFICIAL_COUNTS:
         for folder in dict.fromkeys((path, root, root.parent)):
             table = folder / f"{part}_labels.csv"
             if table.is_file():
-                said |= {row["image"]: row["label"] for _, row in read_table(table, ("image", "label"))}
+                codes |= {row["image"]: row["label"] for _, row in read_table(table, ("image", "label"))}
                 break
     wrong = tuple(
         file.name
         for file, label in zip(samples.files, samples.labels, strict=True)
-        if (code := said.get(Path(file.name).name)) is not None and code != str(RAF_CODES.index(label) + 1)
+        if (code := codes.get(Path(file.name).name)) is not None and code != str(RAF_CODES.index(label) + 1)
     )
-    message = f"{listed(wrong)} in another class's folder than the tables of labels say; the folders are used"
+    message = f"{summarize_names(wrong)} in another class's folder than the tables of labels say; the folders are used"
     return (Finding("conflicting tables", message, wrong),) if wrong else ()
 
 
@@ -133,7 +133,7 @@ def _build_dataset(
     notes: tuple[str, ...],
     findings: tuple[Finding, ...],
 ) -> LoadedDataset:
-    whole, roles = samples.dataset(root, CLASS_NAMES), ordinary_roles(samples.parts)
+    whole, roles = samples.dataset(root, CLASS_NAMES), default_roles(samples.parts)
     return LoadedDataset(layout, path, whole, samples.part(), roles, "RAF-DB basic", OFFICIAL_COUNTS, notes, findings)
 
 

@@ -15,7 +15,7 @@ class Relabelled(Subset):
         self.fingerprint = digest(parent.fingerprint, labels.tobytes())
 
 
-def redraw_labels(faces: FaceDataset, share: float, seed: int) -> FaceDataset:
+def add_label_noise(faces: FaceDataset, share: float, seed: int) -> FaceDataset:
     """`share` of the samples with a label drawn anew, each class equally likely: some draw the one that they had."""
     rng = np.random.default_rng([seed, 1])
     chosen = rng.permutation(len(faces))[: round(share * len(faces))]
@@ -24,7 +24,7 @@ def redraw_labels(faces: FaceDataset, share: float, seed: int) -> FaceDataset:
     return Relabelled(faces, labels)
 
 
-def thin_out(faces: FaceDataset, ratio: float, seed: int) -> FaceDataset:
+def subsample_long_tail(faces: FaceDataset, ratio: float, seed: int) -> FaceDataset:
     """At most n ratio^(-r / (C - 1)) samples, and one at least, of the class of rank r by size.
 
     n is the size of the largest class, of rank 0; C counts the classes that have samples. Raises UserError for a ratio

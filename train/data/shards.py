@@ -24,7 +24,7 @@ from PIL import Image
 from train import owned_folder
 from train.data.base import SPLITS, FaceDataset, Labels, Layout, LoadedDataset, Request, Splits, Subset, broken, digest
 from train.data.decode import read_picture
-from train.data.splitting import ordinary_roles
+from train.data.splitting import default_roles
 from train.data.store import fault
 from train.errors import UserError
 
@@ -98,10 +98,10 @@ def stream_order(
     rng = np.random.default_rng([seed, epoch])
     rank = rng.permutation(int(shard.max(initial=0)) + 1)
     order = np.empty(len(shard), np.int64)
-    for at, mine in enumerate(np.array_split(np.argsort(rank[shard], kind="stable"), world)):
+    for at, local in enumerate(np.array_split(np.argsort(rank[shard], kind="stable"), world)):
         blocks: list[NDArray[np.int64]] = []
         places: list[float] = []
-        for lane, span in enumerate(np.array_split(mine, lanes)):
+        for lane, span in enumerate(np.array_split(local, lanes)):
             mixed = span[np.argsort(np.arange(len(span)) + rng.uniform(0, window, len(span)), kind="stable")]
             parts = [mixed[start : start + batch_size] for start in range(0, len(mixed), batch_size)]
             blocks += parts
@@ -109,7 +109,7 @@ def stream_order(
                 number * lanes + lane if len(part) == batch_size else np.inf for number, part in enumerate(parts)
             ]
         turns = np.argsort(places, kind="stable")
-        order[at::world] = np.concatenate([blocks[turn] for turn in turns]) if blocks else mine
+        order[at::world] = np.concatenate([blocks[turn] for turn in turns]) if blocks else local
     return order
 
 
@@ -142,12 +142,12 @@ def load(path: Path, request: Request) -> LoadedDataset:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path / INDEX}: damaged: {error}") from error
     for name, size in expected.items():
-        there = (path / name).stat().st_size if (path / name).is_file() else -1
-        if there != size:
-            state = f"has {there:,} bytes" if there >= 0 else "is missing"
+        stored_size = (path / name).stat().st_size if (path / name).is_file() else -1
+        if stored_size != size:
+            state = f"has {stored_size:,} bytes" if stored_size >= 0 else "is missing"
             raise UserError(f"{path / name} {state}; the index says {size:,}: copy it again")
     notes = (f"shards of: {index['layout']}", f"{len(expected):,} tar files, {sum(expected.values()) / 2**20:,.1f} MiB")
-    roles = ordinary_roles(splits)
+    roles = default_roles(splits)
     return LoadedDataset("tar shards", path, whole, whole.part, roles, notes=notes)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from train.data.base import SPLITS, LoadedDataset, Request, Splits, Subset, count_table, draw_stratified, printable
+from train.data.base import SPLITS, LoadedDataset, Request, Splits, Subset, count_table, printable, stratified_sample
 from train.errors import UserError
 
 Counts = Mapping[str, tuple[int, ...]]
@@ -37,10 +37,10 @@ def verdict(counts: Counts, official: Counts, dataset: str, class_names: Sequenc
         return f"matches {dataset}, official split"
     differences = []
     for name in dict.fromkeys((*official, *counts)):
-        ours, theirs = counts.get(name, ()), official.get(name, ())
-        if sum(ours) != sum(theirs):
-            differences.append(f"{name} has {sum(ours):,} images (official {sum(theirs):,})")
-        elif ours != theirs:
+        counted, published = counts.get(name, ()), official.get(name, ())
+        if sum(counted) != sum(published):
+            differences.append(f"{name} has {sum(counted):,} images (official {sum(published):,})")
+        elif counted != published:
             differences.append(f"{name} has other counts per class")
     hint = order_hint(counts, official, class_names)
     return f"does not match {dataset}, official split: " + ", ".join(differences) + (f"\n{hint}" if hint else "")
@@ -48,13 +48,13 @@ def verdict(counts: Counts, official: Counts, dataset: str, class_names: Sequenc
 
 def order_hint(counts: Counts, official: Counts, class_names: Sequence[str]) -> str:
     """What to say where the official counts are all there, but under other classes' names; else nothing."""
-    for name, theirs in official.items():
-        ours = counts.get(name, ())
-        if ours != theirs and sorted(ours) == sorted(theirs) and len(set(theirs)) == len(theirs):
+    for name, published in official.items():
+        counted = counts.get(name, ())
+        if counted != published and sorted(counted) == sorted(published) and len(set(published)) == len(published):
             moved = [
-                f"{class_names[at]} has the count of {class_names[theirs.index(count)]}"
-                for at, count in enumerate(ours)
-                if theirs.index(count) != at
+                f"{class_names[at]} has the count of {class_names[published.index(count)]}"
+                for at, count in enumerate(counted)
+                if published.index(count) != at
             ]
             return f"the labels look like another order of the classes: in {name}, {', '.join(moved)}"
     return ""
@@ -78,7 +78,7 @@ def make_splits(dataset: LoadedDataset, request: Request) -> Splits:
     for role in ("test", "validation"):
         if parts[role]:
             continue
-        chosen = draw_stratified(whole.labels[indices["train"]], request.validation_fraction, request.seed)
+        chosen = stratified_sample(whole.labels[indices["train"]], request.validation_fraction, request.seed)
         indices[role], indices["train"] = indices["train"][chosen], np.delete(indices["train"], chosen)
         held_out.append(role)
         of = use["train"] if role == "test" or len(held_out) == 1 else "the rest"
@@ -88,11 +88,11 @@ def make_splits(dataset: LoadedDataset, request: Request) -> Splits:
         if not len(members):
             raise UserError(f"{dataset.source}: {layout} without a {'training' if role == 'train' else role} image")
     train, validation, test = (Subset(whole, indices[role].astype(np.int64), role) for role in SPLITS)
-    said = ", ".join(f"{role} = {use[role]}" for role in SPLITS)
-    return Splits(train, validation, test, layout, f"{describe(dataset)}\n{said}")
+    roles = ", ".join(f"{role} = {use[role]}" for role in SPLITS)
+    return Splits(train, validation, test, layout, f"{describe(dataset)}\n{roles}")
 
 
-def ordinary_roles(parts: Sequence[str]) -> dict[str, str]:
+def default_roles(parts: Sequence[str]) -> dict[str, str]:
     """The roles of parts called "train", "validation" and "test": of the last two, one alone serves for testing."""
     roles = {name: name for name in SPLITS if name in parts}
     if set(roles) == {"train", "validation"}:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from train.bars import bar
 from train.data.base import FaceDataset, GreyArray, Subset, digest
 from train.disk import expand
 from train.errors import UserError
@@ -60,6 +61,21 @@ def cached_dir(name: str, make: Callable[[Path], None]) -> Path | None:
     return target
 
 
+def load_cached(name: str, make: Callable[[Path], None], load: Callable[[Path], T]) -> T | None:
+    """What `load` reads from the folder of `cached_dir`; None where that cannot be written.
+
+    A folder that cannot be read, after a power cut say, is made anew.
+    """
+    for _ in range(2):
+        if (folder := cached_dir(name, make)) is None:
+            break
+        try:
+            return load(folder)
+        except (OSError, ValueError, EOFError, TypeError, KeyError):
+            shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
 def map_samples(
     dataset: FaceDataset, look: Callable[[FaceDataset, int], T], start: int = 0, processes: int | None = None
 ) -> Iterator[tuple[range, list[T]]]:
@@ -70,10 +86,11 @@ def map_samples(
     chunks = [range(at, min(at + CHUNK, len(dataset))) for at in range(start, len(dataset), CHUNK)]
     processes = min(default_processes() if processes is None else processes, len(chunks) // 2)
 
-    def look_at(chunk: range) -> list[T]:
+    def read_chunk(chunk: range) -> list[T]:
         return [look(dataset, index) for index in chunk]
 
-    yield from zip(chunks, map_in_processes(look_at, chunks, processes, "reading images"), strict=True)
+    results = map_in_processes(read_chunk, chunks, processes, "reading images")
+    yield from zip(chunks, bar(results, "reading images", total=len(chunks)), strict=True)
 
 
 def fault(dataset: FaceDataset, index: int) -> str | None:
@@ -97,13 +114,13 @@ def unreadable(dataset: FaceDataset) -> dict[int, str]:
 
     if isinstance(dataset, GreyArray):
         return {}
-    folder = cached_dir(f"unreadable-{digest(dataset.stamp, '1')}", scan)
-    if folder is None:
-        return look()
-    return {
-        int(index): reason
-        for index, reason in json.loads((folder / "unreadable.json").read_text(encoding="utf-8")).items()
-    }
+
+    def load(folder: Path) -> dict[int, str]:
+        stored = json.loads((folder / "unreadable.json").read_text(encoding="utf-8"))
+        return {int(index): reason for index, reason in stored.items()}
+
+    cached = load_cached(f"unreadable-{digest(dataset.stamp, '1')}", scan, load)
+    return look() if cached is None else cached
 
 
 def without(dataset: FaceDataset, left_out: dict[int, str]) -> FaceDataset:

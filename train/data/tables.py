@@ -75,6 +75,6 @@ def find_csv(path: Path, name: str, columns: Sequence[str], ordered: bool = Fals
     file = path / name if path.is_dir() else path
     if file.suffix.lower() != ".csv" or not file.is_file():
         return None
-    wanted = [column.lower() for column in columns]
-    there = [column for column in map(str.lower, header(file)) if column in wanted]
-    return file if there == wanted or (not ordered and sorted(there) == sorted(wanted)) else None
+    required = [column.lower() for column in columns]
+    present = [column for column in map(str.lower, header(file)) if column in required]
+    return file if present == required or (not ordered and sorted(present) == sorted(required)) else None

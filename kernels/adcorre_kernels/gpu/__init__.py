@@ -1,10 +1,9 @@
 """The Ad-Corre loss on GPUs: class statistics, terms and gradient as fused Triton kernels.
 
 `statistics`, `terms`, `gradient`, `logits_sums` and `logits_gradient` are the five steps of a backend of `adcorre`,
-`pair_values` and `pair_gradient` its FD over all pairs of samples; `whole_loss`, `loss_from_sums`, `sample_terms` and
-`gradients` are several steps in one; `why_unsupported`, `terms_supported` and
-`logits_supported` tell what they can take.
-ImportError where Triton is missing. See kernels/README.md.
+`pair_values` and `pair_gradient` its FD over all pairs of samples. `whole_loss`, `loss_from_sums`, `sample_terms` and
+`gradients` combine several steps. `why_unsupported`, `terms_supported` and `logits_supported` tell which inputs they
+support. Raises ImportError if Triton is missing. See kernels/README.md.
 """
 
 from adcorre_kernels.gpu.ops import (

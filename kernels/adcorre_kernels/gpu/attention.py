@@ -1,7 +1,7 @@
 """Device code: one step of the Adaptive Attention Map (Eqs. 7 and 8), from the sums of the programs over the logits.
 
-It writes into `values`, which hold fd, md, ed, nfd and ce; w (C,); of each class the samples predicted right (C,) and
-seen (C,) in this step; the sums of cross-entropies and of weights.
+It writes into `values`, which hold fd, md, ed, nfd and ce; w (C,); for each class this step's samples predicted right
+(C,) and samples (C,); the sums of cross-entropies and of weights.
 """
 
 import triton
@@ -10,8 +10,8 @@ import triton.language as tl
 from adcorre_kernels.gpu.logits import add_partials
 
 CE = tl.constexpr(4)
-ATTENTION = tl.constexpr(5)  # where w begins
-CE_SUMS = tl.constexpr(3)  # times C, from there: the sums
+ATTENTION = tl.constexpr(5)  # offset of w in `values`
+CE_SUMS = tl.constexpr(3)  # the sums are at ATTENTION + CE_SUMS C
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def attention_step(
 ):
     """By one program. `counts` (window, 2, C) and `position` (1,) are the map's; without them only sums are written.
 
-    COUNT: this step's counts are in w, in place of those at `position`. RECORD: in the map too.
+    COUNT: w uses this step's counts instead of those at `position`. RECORD: the map stores them.
     """
     column = tl.arange(0, BC)
     inside = column < C
@@ -50,16 +50,16 @@ def attention_step(
             all_seen += seen.to(tl.int64)
         for step in range(window):
             row = counts_ptr + step * 2 * C + column
-            kept = inside
+            included = inside
             if COUNT:
-                kept = column < tl.where(step == position, 0, C)
-            all_correct += tl.load(row, mask=kept, other=0)
-            all_seen += tl.load(row + C, mask=kept, other=0)
+                included = column < tl.where(step == position, 0, C)
+            all_correct += tl.load(row, mask=included, other=0)
+            all_seen += tl.load(row + C, mask=included, other=0)
         share = all_correct.to(tl.float64) / tl.maximum(all_seen, 1).to(tl.float64)
         w = 1.0 - share + tl.full((), 1e-6, tl.float64)
         tl.store(values_ptr + ATTENTION + column, w.to(dtype), mask=inside)
         if RECORD:
-            tl.debug_barrier()  # the whole program has read the position
+            tl.debug_barrier()  # all threads have read the position
             row = counts_ptr + position * 2 * C + column
             tl.store(row, correct.to(tl.int64), mask=inside)
             tl.store(row + C, seen.to(tl.int64), mask=inside)

@@ -13,7 +13,7 @@ from triton.compiler import CompiledKernel
 
 
 class KernelOptions(dict[str, Any]):
-    """The constexprs and compiler options that a plan fixes for a kernel, and the kernels compiled with them."""
+    """The constexprs and compiler options of a kernel in a plan, and the kernels compiled with them."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(options)
@@ -25,8 +25,8 @@ def cached_launch(
 ) -> None:
     """kernel[grid](*arguments, **options), on the device of the first argument, a tensor.
 
-    key: every property of the arguments that selects a compiled variant and that the plan behind `options` does not
-    fix: `specialization_key` of each tensor, and integers that Triton specialises or that may not fit in 32 bits.
+    key: every property of the arguments that selects a compiled variant and is not determined by the plan of `options`:
+    `specialization_key` of each tensor, and integers that Triton specializes or that may not fit in 32 bits.
     """
     if (cached := options.compiled.get(key)) is not None:
         compiled, constexprs = cached
@@ -39,5 +39,5 @@ def cached_launch(
 
 
 def specialization_key(tensor: Tensor | None) -> Hashable:
-    """What Triton specialises on in a tensor: its dtype, and whether its address is a multiple of 16 bytes."""
+    """The properties of a tensor that Triton specializes on: dtype, and whether the address is a multiple of 16."""
     return None if tensor is None else (tensor.dtype, tensor.data_ptr() % 16 == 0)

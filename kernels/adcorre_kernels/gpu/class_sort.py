@@ -1,19 +1,21 @@
 """Device code: a counting sort of the samples by class, cut into steps of one class each.
 
-A step is BS samples: BS entries of `order`, -1 where a class's last step has fewer. Two kinds, in int32 scratch:
+A step is BS samples: BS entries of `order`, padded with -1 in a class's last step. There are two kinds, in int32
+scratch memory:
 
-LOCAL, for few samples: a program sorts the samples of one class in its chunk, in a buffer of its own. A buffer is
-`order`, then the class's count, then whether a label of the chunk was bad. No launch of its own.
+LOCAL, for few samples: each program sorts the samples of one class in its chunk into its own buffer: `order`, then the
+class's count, then whether a label of the chunk is bad. This needs no extra launch.
 
-Else one order of all samples serves all programs, and each takes `chunk` steps of it: `order`; `run_class`, the class
-of each step; `run_end`, for each class the step after its last; `count`, samples of each class; `bad`. Up to 32 classes
-two launches make it, `count_labels` and `place_samples`; beyond, `torch.sort`. No atomics: the same bits every time.
+Otherwise one order of all samples is shared by all programs, and each processes `chunk` steps of it: `order`;
+`run_class`, the class of each step; `run_end`, for each class the step after its last; `count`, samples of each class;
+`bad`. It is computed by two launches for up to 32 classes, `count_labels` and `place_samples`, and by `torch.sort` for
+more. There are no atomics, so that the result is deterministic.
 """
 
 import triton
 import triton.language as tl
 
-from adcorre_kernels.gpu.rows import UNSPECIALISED, labels_of
+from adcorre_kernels.gpu.rows import DO_NOT_SPECIALIZE, labels_of
 
 
 @triton.jit
@@ -25,7 +27,7 @@ def sort_buffers(scratch_ptr, C, capacity, BS: tl.constexpr):
 
 
 @triton.jit
-def own_buffers(scratch_ptr, program, capacity, BS: tl.constexpr):
+def program_buffers(scratch_ptr, program, capacity, BS: tl.constexpr):
     """Pointers to order and count (then bad) of a program's own order."""
     order_ptr = scratch_ptr + tl.cast(program, tl.int64) * (capacity * BS + 2)
     return order_ptr, order_ptr + capacity * BS
@@ -35,8 +37,8 @@ def own_buffers(scratch_ptr, program, capacity, BS: tl.constexpr):
 def sort_class(
     targets_ptr, scratch_ptr, program, low, high, c, ignore_index, C, capacity, BL: tl.constexpr, BS: tl.constexpr
 ):
-    """List the samples of class c among [low, high): a pointer to the list, and its number of steps."""
-    order_ptr, count_ptr = own_buffers(scratch_ptr, program, capacity, BS)
+    """List the samples of class c in [low, high). Returns a pointer to the list, and its number of steps."""
+    order_ptr, count_ptr = program_buffers(scratch_ptr, program, capacity, BS)
     lanes = tl.arange(0, BL)
     count = 0
     bad = tl.zeros((BL,), tl.int32)
@@ -52,15 +54,15 @@ def sort_class(
     tl.store(order_ptr + rest, -1, mask=rest < steps * BS)
     tl.store(count_ptr, count)
     tl.store(count_ptr + 1, tl.max(bad, 0))
-    tl.debug_barrier()  # the whole program reads what single threads wrote
+    tl.debug_barrier()  # all threads read what single threads wrote
     return order_ptr, steps
 
 
-@triton.jit(do_not_specialize=[*UNSPECIALISED, "share"])
+@triton.jit(do_not_specialize=[*DO_NOT_SPECIALIZE, "share"])
 def count_labels(
     targets_ptr, scratch_ptr, n, share, ignore_index, C, capacity, BC: tl.constexpr, BL: tl.constexpr, BS: tl.constexpr
 ):
-    """Behind the order, one row a program: its samples of each class (C,), and whether a label was bad."""
+    """After the order, write one row per program: its samples of each class (C,), and whether a label is bad."""
     classes = tl.arange(0, BC)
     lanes = tl.arange(0, BL)
     low = tl.program_id(0) * share
@@ -77,7 +79,7 @@ def count_labels(
     tl.store(row + C, tl.max(bad, 0))
 
 
-@triton.jit(do_not_specialize=[*UNSPECIALISED, "share"])
+@triton.jit(do_not_specialize=[*DO_NOT_SPECIALIZE, "share"])
 def place_samples(
     targets_ptr,
     scratch_ptr,
@@ -98,8 +100,8 @@ def place_samples(
     order_ptr, run_class_ptr, run_end_ptr, count_ptr, bad_ptr = sort_buffers(scratch_ptr, C, capacity, BS)
     other = tl.arange(0, BP)
     row = bad_ptr + 1 + other * (C + 1)
-    there = other < tl.num_programs(0)
-    counts = tl.load(row[:, None] + classes[None, :], mask=there[:, None] & (classes < C)[None, :], other=0)
+    valid = other < tl.num_programs(0)
+    counts = tl.load(row[:, None] + classes[None, :], mask=valid[:, None] & (classes < C)[None, :], other=0)
     count = tl.sum(counts, 0)
     before = tl.sum(tl.where((other < program)[:, None], counts, 0), 0)
     steps = tl.cdiv(count, BS)
@@ -108,7 +110,7 @@ def place_samples(
     if program == 0:
         tl.store(run_end_ptr + classes, end, mask=classes < C)
         tl.store(count_ptr + classes, count, mask=classes < C)
-        tl.store(bad_ptr, tl.max(tl.load(row + C, mask=there, other=0), 0))
+        tl.store(bad_ptr, tl.max(tl.load(row + C, mask=valid, other=0), 0))
         rest = (begin + count)[:, None] + tl.arange(0, BS)[None, :]
         tl.store(order_ptr + rest, -1, mask=rest < (end * BS)[:, None])
     position = begin + before

@@ -1,4 +1,4 @@
-"""What is known of each family of GPUs: its limits, and the launch settings of the kernels on it.
+"""Limits and launch settings for each family of GPUs.
 
 To tune the kernels for a family, change its entries in `STREAMING` and `PAIR_TILES`; for a new family, add it to
 `FAMILIES`, to both tables and to `family`.
@@ -16,12 +16,12 @@ AMD = ("gfx90a", "gfx94", "gfx95")
 
 
 class Family(NamedTuple):
-    """Limits of a multiprocessor. 0: not known here."""
+    """Limits of a multiprocessor. 0: unknown."""
 
-    shared: int  # bytes of shared memory that a program may have
+    shared: int  # bytes of shared memory available to a program
     warps: int = 0
     programs: int = 0
-    matrix_flops: int = 0  # a cycle, in bfloat16
+    matrix_flops: int = 0  # per cycle, in bfloat16
 
 
 FAMILIES = {
@@ -34,7 +34,7 @@ FAMILIES = {
 
 
 class Model(NamedTuple):
-    """A GPU on the market: bytes per second that a copy reaches, multiprocessors, cycles per second under load."""
+    """A GPU model: bytes per second of a copy, multiprocessors, cycles per second under load."""
 
     family: str
     bandwidth: float
@@ -42,11 +42,11 @@ class Model(NamedTuple):
     clock: float
 
     def cycles(self, nbytes: float) -> float:
-        """Cycles that the memory takes for so many bytes of each multiprocessor's work."""
+        """Cycles to transfer `nbytes` per multiprocessor."""
         return nbytes / (self.bandwidth / self.multiprocessors) * self.clock
 
 
-# Bandwidth: 90 % of the data sheets', about what copies reach (H200: as published measurements of kernels have it).
+# Bandwidth: 90 % of the data sheet, about what copies reach (H200: from published measurements of kernels).
 MODELS = {
     "H100": Model("sm_90", 3.0e12, 132, 1.755e9),
     "H200": Model("sm_90", 4.3e12, 132, 1.755e9),
@@ -57,10 +57,10 @@ MODELS = {
 class GramSettings(NamedTuple):
     """Launch settings of `gram_per_sample`, whose programs are single warps."""
 
-    width: int = 32  # entries W of a tile: 64 spill
-    stages: int = 5  # of the pipeline that copies samples to shared memory: two steps are on their way
-    programs: int = 8  # of the statistics, for each multiprocessor
-    sample_numbers: int = 2048  # entries of a sample, all embeddings, whose sums fit the registers of a warp
+    width: int = 32  # entries W of a tile; 64 would spill
+    stages: int = 5  # stages of the pipeline that copies samples to shared memory: two steps are in flight
+    programs: int = 8  # programs of the statistics per multiprocessor
+    sample_elements: int = 2048  # maximum entries k d of a sample: its sums fit the registers of a warp
 
 
 class StreamingSettings(NamedTuple):
@@ -69,24 +69,24 @@ class StreamingSettings(NamedTuple):
     With a warp per sample a tile is BS samples x W entries of one embedding; else BK embeddings x W entries.
     """
 
-    max_width: int  # most entries W of a tile of `warp_per_sample`
-    row_numbers: int  # most entries of its BS samples' rows in one tile
+    max_width: int  # maximum entries W of a tile of `warp_per_sample`
+    row_elements: int  # maximum entries BS W of such a tile
     look_ahead: bool  # load the next samples before computing on these
     warps: int = 4
-    sample_numbers: int = 8192  # entries of BS samples, all embeddings, that fit the registers of those warps
-    program_numbers: int = 8192  # entries of a sample that one program of `program_per_sample` can hold
-    small_numbers: int = 2048  # up to here such a program has 4 warps, beyond 8
-    programs: int = 2  # of the statistics, for each multiprocessor
-    small_programs: int = 4  # the same where a program of `program_per_sample` has 4 warps
-    gradient_steps: int = 16  # most steps of a program that keeps nothing: the gradient's and `program_embedding`'s
-    gradient_programs: int = 32  # for each multiprocessor, before such a program gets a second step
+    sample_elements: int = 8192  # maximum entries BS k d of its samples: they fit the registers of those warps
+    program_elements: int = 8192  # maximum entries of a sample that a program of `program_per_sample` holds
+    small_elements: int = 2048  # up to this size such a program has 4 warps, above 8
+    programs: int = 2  # programs of the statistics per multiprocessor
+    small_programs: int = 4  # the same for programs of `program_per_sample` with 4 warps
+    gradient_steps: int = 16  # maximum steps of a program without state between steps (gradient, `program_embedding`)
+    gradient_programs: int = 32  # such programs per multiprocessor before a program gets a second step
     gram: GramSettings | None = None  # None: no `gram_per_sample`
 
 
-# float32 has enough bytes in flight without look-ahead, and no register to spare.
-_BYTES_4 = StreamingSettings(max_width=128, row_numbers=512, look_ahead=False)
-_BYTES_2 = StreamingSettings(max_width=256, row_numbers=1024, look_ahead=True, gram=GramSettings())
-_BYTES_2_WARP = _BYTES_2._replace(gram=None)  # sm_120 would spill; on AMD nothing has run
+# float32 has enough bytes in flight without look-ahead, and no free registers.
+_BYTES_4 = StreamingSettings(max_width=128, row_elements=512, look_ahead=False)
+_BYTES_2 = StreamingSettings(max_width=256, row_elements=1024, look_ahead=True, gram=GramSettings())
+_BYTES_2_WARP = _BYTES_2._replace(gram=None)  # sm_120 would spill; not tested on AMD
 # (family, bytes of an element) -> settings.
 STREAMING = {
     ("sm_80", 4): _BYTES_4, ("sm_80", 2): _BYTES_2,
@@ -98,25 +98,31 @@ STREAMING = {
 
 
 class PairTile(NamedTuple):
-    """BM rows x BN columns, BN dividing BM or 128; BK entries of a row at a time. KEPT: the program's rows are loaded
-    once, all of their chunks. Else a program of the gradient has BV entries of a row."""
+    """BM rows x BN columns, BN dividing BM or 128; BK entries of a row at a time. RESIDENT: the program loads its whole
+    rows once. Otherwise a program of the gradient computes BV entries of a row."""
 
     BM: int
     BN: int
     BK: int
-    KEPT: bool
+    RESIDENT: bool
     STAGES: int
     warps: int
     BV: int = 256
 
     def options(self, columns: int) -> dict[str, Any]:
-        tile = {"BM": self.BM, "BN": self.BN, "BK": min(self.BK, columns), "KEPT": self.KEPT, "STAGES": self.STAGES}
+        tile = {
+            "BM": self.BM,
+            "BN": self.BN,
+            "BK": min(self.BK, columns),
+            "RESIDENT": self.RESIDENT,
+            "STAGES": self.STAGES,
+        }
         return {**tile, "num_warps": self.warps, "enable_fp_fusion": True}
 
 
-# (family, pieces of the tables) -> tiles of values and of the gradient, within the family's shared memory and without
-# spills. The 512 columns of sm_100's tensor memory hold three accumulators a chain of three products (Triton 3.6).
-# Where kept rows would lie in registers (mma.sync), two pieces do not fit.
+# (family, pieces of the tables) -> tiles of the values and of the gradient that fit the family's shared memory without
+# spills. The 512 columns of sm_100's tensor memory hold three accumulators per chain of three products (Triton 3.6).
+# With mma.sync, resident rows are in registers, where two pieces do not fit.
 PAIR_TILES = {
     ("sm_80", 1): (PairTile(128, 128, 256, True, 2, 8), PairTile(128, 64, 256, True, 2, 8)),
     ("sm_80", 2): (PairTile(128, 128, 32, False, 2, 8), PairTile(64, 64, 32, False, 3, 8)),
@@ -129,7 +135,7 @@ PAIR_TILES = {
     ("gfx942", 1): (PairTile(128, 128, 64, False, 2, 8), PairTile(64, 64, 64, False, 2, 4)),
     ("gfx942", 2): (PairTile(128, 128, 32, False, 2, 8), PairTile(64, 64, 32, False, 2, 4)),
 }
-# The same for rows that are too long to be kept.
+# The same for rows that are too long to be resident.
 _LONG_ROWS = (PairTile(128, 64, 32, False, 2, 8), PairTile(64, 32, 32, False, 2, 8))
 PAIR_TILES_LONG_ROWS = dict.fromkeys(FAMILIES, _LONG_ROWS) | {
     "sm_100": (PairTile(128, 64, 32, False, 2, 8), PairTile(128, 32, 64, False, 2, 8, 128))
@@ -138,7 +144,7 @@ PAIR_TILES_LONG_ROWS = dict.fromkeys(FAMILIES, _LONG_ROWS) | {
 
 @lru_cache(maxsize=64)
 def family(device: torch.device) -> str:
-    """The family whose settings a GPU uses; an A100's where there is no GPU."""
+    """The family whose settings a GPU uses; that of an A100 without a GPU."""
     if device.type != "cuda":
         return "sm_80"
     if torch.version.hip is not None:
@@ -149,5 +155,5 @@ def family(device: torch.device) -> str:
 
 @lru_cache(maxsize=64)
 def multiprocessors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; an H100's where there is none, so that tests run its grids."""
+    """Multiprocessors of a GPU; those of an H100 without a GPU, so that tests use its grids."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132

@@ -1,45 +1,45 @@
 """The statistics in half precision for the paper's sizes: k from 5 to 16, k d up to 2,048, aligned rows.
 
-Products of two half-precision numbers are exact in float32, so matrix units give the Gram matrix x x^T of a sample's
-embeddings: its diagonal has the squared lengths, and |sum_l z_l|^2 needs nothing else. A program is one warp. A tile is
-16 rows, those of SB = 16 / PK samples of PK embeddings (k padded), x W entries.
+Matrix units compute the Gram matrix x x^T of a sample's embeddings: products of two half-precision numbers are exact in
+float32. Its diagonal has the squared lengths, and |sum_l z_l|^2 follows from it too. A program is one warp. A tile is
+16 rows x W entries: SB = 16 / PK samples of PK embeddings (k padded).
 
-A vector whose mean is longer than what remains would lose bits in x x^T - d mean mean^T. The steps that have one are
-left to a second loop, which reads them again and centres them first.
+For a vector whose mean is longer than its centred part, x x^T - d mean mean^T would cancel. Steps with such a vector
+are deferred to a second loop, which reads them again and centres them first.
 """
 
 import triton
 import triton.language as tl
 
 from adcorre_kernels.gpu.class_sort import sort_buffers, sort_class
-from adcorre_kernels.gpu.rows import UNSPECIALISED, dot, inverse_length
+from adcorre_kernels.gpu.rows import DO_NOT_SPECIALIZE, dot, inverse_length
 
 ROWS = tl.constexpr(16)
 
 
 @triton.jit
 def _rows(x_ptr, index, sn, sk, K: tl.constexpr, PK: tl.constexpr):
-    """Pointers to the embeddings of the samples `index`, one entry a row (16,), and which rows are to be read."""
+    """Pointers to the embeddings of the samples `index`, one per row (16,), and the mask of rows to read."""
     embedding = tl.arange(0, ROWS) % PK
     row_ptr = x_ptr + (index.to(tl.int64) * sn + embedding.to(tl.int64) * sk)
     return row_ptr, (index >= 0) & (embedding < K)
 
 
 @triton.jit
-def _load(row_ptr, there, h, D: tl.constexpr, W: tl.constexpr):
-    """Entries [W h, W (h + 1)) of the rows (16, W); zeros where there are none."""
+def _load(row_ptr, valid, h, D: tl.constexpr, W: tl.constexpr):
+    """Entries [W h, W (h + 1)) of the rows (16, W); zeros outside."""
     entry = h * W + tl.arange(0, W)
-    return tl.load(row_ptr[:, None] + entry[None, :], mask=there[:, None] & (entry < D)[None, :], other=0.0)
+    return tl.load(row_ptr[:, None] + entry[None, :], mask=valid[:, None] & (entry < D)[None, :], other=0.0)
 
 
 @triton.jit
 def _gram(tiles, D: tl.constexpr):
     """Means of the rows (16,), and (x - mean)(x - mean)^T (16, 16) by way of x x^T."""
-    ones = tl.full((tiles[0].shape[1], 8), 1.0, tl.float32).to(tiles[0].dtype)  # Triton 3.6 cannot interpret bfloat16's
+    ones = tl.full((tiles[0].shape[1], 8), 1.0, tl.float32).to(tiles[0].dtype)  # no bfloat16 ones in the interpreter
     products = dot(tiles[0], tl.trans(tiles[0]), tl.zeros((ROWS, ROWS), tl.float32))
     sums = dot(tiles[0], ones, tl.zeros((ROWS, 8), tl.float32))
     for h in tl.static_range(1, len(tiles)):
-        # Matrix units round running sums towards zero: each tile's starts from zero and is added outside.
+        # Matrix units round running sums towards zero: start each tile from zero and add outside.
         products += dot(tiles[h], tl.trans(tiles[h]), tl.zeros((ROWS, ROWS), tl.float32))
         sums = dot(tiles[h], ones, sums)
     mean = tl.sum(sums, 1) * (1.0 / (8 * D))
@@ -48,7 +48,7 @@ def _gram(tiles, D: tl.constexpr):
 
 @triton.jit
 def _means(tiles, D: tl.constexpr):
-    """Means of the rows (PK,) of tiles (PK, W) that hold zeros from entry D on."""
+    """Means of the rows (PK,) of tiles (PK, W) that are zero from entry D on."""
     total = tiles[0]
     for h in tl.static_range(1, len(tiles)):
         total += tiles[h]
@@ -56,22 +56,22 @@ def _means(tiles, D: tl.constexpr):
 
 
 @triton.jit
-def _centred(row_ptr, there, mean, h, D: tl.constexpr, W: tl.constexpr):
+def _centred(row_ptr, valid, mean, h, D: tl.constexpr, W: tl.constexpr):
     """The same entries as `_load`, centred."""
-    tile = _load(row_ptr, there, h, D, W).to(tl.float32) - mean[:, None]
+    tile = _load(row_ptr, valid, h, D, W).to(tl.float32) - mean[:, None]
     return tl.where((h * W + tl.arange(0, W) < D)[None, :], tile, 0.0)
 
 
 @triton.jit
-def _centred_length(row_ptr, there, D: tl.constexpr, W: tl.constexpr):
-    """Means and 1 / |x - mean| (16,) as `rows.centre` has them, from rows that are read tile by tile."""
+def _centred_length(row_ptr, valid, D: tl.constexpr, W: tl.constexpr):
+    """Means and 1 / |x - mean| (16,) as in `rows.centre`, reading the rows tile by tile."""
     total = tl.zeros((ROWS, W), tl.float32)
     for h in range((D + W - 1) // W):
-        total += _load(row_ptr, there, h, D, W).to(tl.float32)
+        total += _load(row_ptr, valid, h, D, W).to(tl.float32)
     mean = tl.sum(total, 1) * (1.0 / D)
     squares = tl.zeros((ROWS, W), tl.float32)
     for h in range((D + W - 1) // W):
-        tile = _centred(row_ptr, there, mean, h, D, W)
+        tile = _centred(row_ptr, valid, mean, h, D, W)
         squares += tile * tile
     inverse, _length = inverse_length(tl.sum(squares, 1), mean, D)
     return mean, inverse
@@ -88,11 +88,11 @@ def _by_sample(values, PK: tl.constexpr):
 
 @triton.jit
 def _deferred(index):
-    """Samples to an order's entries that mark them as deferred, and back; -1 stays -1, samples become negative."""
+    """Mark the samples of an order as deferred, by negative numbers, or undo it; -1 stays -1."""
     return tl.where(index == -1, -1, -2 - index)
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
+@triton.jit(do_not_specialize=DO_NOT_SPECIALIZE)
 def gram_statistics(
     x_ptr,
     targets_ptr,
@@ -116,7 +116,7 @@ def gram_statistics(
     LOCAL: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """As `warp_statistics` at ED's target -1, with slots of one row."""
+    """`warp_statistics` for ED's target -1, with slots of one row."""
     H: tl.constexpr = (D + W - 1) // W
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     row = tl.arange(0, ROWS)
@@ -154,10 +154,10 @@ def gram_statistics(
         for s in tl.range(step, run_end, num_stages=STAGES):
             sample_ptr = order_ptr + (s * BS + row // PK)
             index = tl.load(sample_ptr)
-            row_ptr, there = _rows(x_ptr, index, sn, sk, K, PK)
+            row_ptr, valid = _rows(x_ptr, index, sn, sk, K, PK)
             tiles = ()
             for h in tl.static_range(H):
-                tiles = tiles + (_load(row_ptr, there, h, D, W),)
+                tiles = tiles + (_load(row_ptr, valid, h, D, W),)
             mean, gram = _gram(tiles, D)
             squared = tl.sum(tl.where(same_row, gram, 0.0), 1)
             off_centre = tl.max((mean * mean * D > squared).to(tl.int32), 0)
@@ -188,15 +188,15 @@ def gram_statistics(
             tl.store(at + K * D, x_sum[h] - x_mean[:, None], mask=inside)
         tl.store(slot_ptr + 2 * K * D + embedding, tl.sum(_by_sample(norm_sum, PK), 0), mask=embedding < K)
         if deferred > 0:
-            tl.debug_barrier()  # the whole program reads what single threads wrote
+            tl.debug_barrier()  # all threads read what single threads wrote
             for s in tl.range(step, run_end, num_stages=1):
                 index = _deferred(tl.load(order_ptr + (s * BS + row // PK)))
                 if tl.max(index, 0) >= 0:
-                    row_ptr, there = _rows(x_ptr, index, sn, sk, K, PK)
-                    mean, inverse = _centred_length(row_ptr, there, D, W)
+                    row_ptr, valid = _rows(x_ptr, index, sn, sk, K, PK)
+                    mean, inverse = _centred_length(row_ptr, valid, D, W)
                     square_sum += tl.where(inverse == 0, 0.0, 1.0)
                     for tile in range(H):
-                        z = _by_sample(_centred(row_ptr, there, mean, tile, D, W) * inverse[:, None], PK)
+                        z = _by_sample(_centred(row_ptr, valid, mean, tile, D, W) * inverse[:, None], PK)
                         total = tl.sum(z, 1)
                         far_squares += tl.sum(tl.sum(total * total, 1), 0)
                         column = tile * W + tl.arange(0, W)

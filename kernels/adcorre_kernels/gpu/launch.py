@@ -1,4 +1,4 @@
-"""Host code: buffers and launches. Everything follows from shapes; no value is read back."""
+"""Host code: buffers and launches. They depend on shapes only; no value is read back."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
     sums = torch.empty(launches.sums, dtype=torch.float32, device=device)
     flat = torch.empty(launches.flat, dtype=torch.float32, device=device)
     key = (device.index, specialization_key(x), specialization_key(targets), x.stride(0), x.stride(1), ignore_index)
-    add_up(launches, x, targets, scratch, sums, flat, num_classes, ignore_index, key)
+    launch_statistics(launches, x, targets, scratch, sums, flat, num_classes, ignore_index, key)
     return flat
 
 
-def add_up(
+def launch_statistics(
     launches: plan.StatisticsPlan,
     x: Tensor,
     targets: Tensor,
@@ -49,9 +49,9 @@ def add_up(
     flat_offset: int = 0,
     attention: tuple[Any, ...] = (None, None, None, None, 0, 0),
 ) -> None:
-    """The launches of `statistics`, into given buffers; with `attention_step`'s arguments, its step too.
+    """The launches of `statistics`, into given buffers. attention: the arguments of `attention_step`, to run it too.
 
-    `flat` begins `flat_offset` numbers behind its beginning.
+    The result is written to `flat` from element `flat_offset` on.
     """
     n, sn, sk = x.shape[0], x.stride(0), x.stride(1)
     if launches.sort:
@@ -86,7 +86,7 @@ def terms(
 ) -> tuple[Tensor, Tensor]:
     """values (4,) = (fd, md, ed, nfd), and the tables G and H (C, k, d) and 2 / (n k^2): one launch, C <= 32.
 
-    `between_target` None: fd, nfd and G are those of the pairs within classes.
+    With `between_target` None, fd, nfd and G include only the pairs within classes.
     """
     num_classes = attention.shape[0]
     values, tables = flat.new_empty(4), flat.new_empty(2 * num_classes * k * d + 1)
@@ -144,7 +144,7 @@ def logits_sums(
     label_smoothing: float,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """counts (2, C) int64, of each class samples predicted right and seen; ce (2,), of cross-entropies and weights.
+    """counts (2, C) int64, for each class samples predicted right and samples; ce (2,), sums of losses and weights.
 
     One pass over the logits, C <= 1,024, and one over the programs' sums.
     """
@@ -195,13 +195,13 @@ def readable(tensor: Tensor | None) -> Any:
 
 
 def _layout(x: Tensor) -> tuple[int, bool, str, int]:
-    """What launch settings depend on beside shapes: element size, alignment, the GPU's family and multiprocessors."""
+    """The inputs of launch settings beside shapes: element size, alignment, the GPU's family and multiprocessors."""
     return x.element_size(), _aligned(x), gpus.family(x.device), gpus.multiprocessors(x.device)
 
 
 def _aligned(x: Tensor) -> bool:
-    """Whether rows of x and of the tables begin at multiples of 16 bytes, and Triton's specialisation says so."""
-    return all(number % 16 == 0 for number in (x.shape[2], x.stride(0), x.stride(1), x.data_ptr()))
+    """Whether rows of x and of the tables begin at multiples of 16 bytes, as known from Triton's specialization."""
+    return all(size % 16 == 0 for size in (x.shape[2], x.stride(0), x.stride(1), x.data_ptr()))
 
 
 def _labels(targets: Tensor) -> Tensor:
@@ -210,19 +210,19 @@ def _labels(targets: Tensor) -> Tensor:
 
 
 def _class_or_last(targets: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Labels in a short dtype, `num_classes` for samples that take no part; and whether a label is bad."""
+    """Labels in a short dtype, `num_classes` for ignored samples; and whether a label is bad."""
     in_range = (targets >= 0) & (targets < num_classes)
     ignored = targets == ignore_index
     return torch.where(in_range & ~ignored, targets, num_classes).to(torch.int16), ~(in_range | ignored).all()
 
 
 def _sort_by_class(targets: Tensor, num_classes: int, ignore_index: int, step: int, capacity: int) -> Tensor:
-    """One order of all samples, as `adcorre_kernels.gpu.class_sort` describes it."""
+    """One order of all samples, as described in `adcorre_kernels.gpu.class_sort`."""
     n, device = targets.shape[0], targets.device
     labels, bad = _class_or_last(targets, num_classes, ignore_index)
     labels, permutation = torch.sort(labels, stable=True)
     classes = torch.arange(num_classes + 1, dtype=torch.int16, device=device)
-    begin = torch.searchsorted(labels, classes)  # the last one: samples that take part
+    begin = torch.searchsorted(labels, classes)  # the last entry is the number of samples that take part
     count = begin.diff()
     steps = (count + (step - 1)) // step
     run_end = steps.cumsum(0)

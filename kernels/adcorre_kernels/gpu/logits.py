@@ -1,19 +1,19 @@
-"""The steps over the logits: predictions counted and cross-entropy summed, and the gradient of that sum.
+"""The steps over the logits: prediction counts and the sum of cross-entropies, and the gradient of that sum.
 
-A tile is BN samples x BC classes. Programs write partial sums, (P, 2 C + 2) float64: of each class the samples that
-were predicted right and those that were seen, then the sums of cross-entropies and of weights, the latter NaN if a
-label is bad. They are added in the order of the programs: no atomics, the same bits every time.
+A tile is BN samples x BC classes. Programs write partial sums, (P, 2 C + 2) float64: for each class the samples
+predicted right and the samples, then the sums of cross-entropies and of weights, the latter NaN if a label is bad. They
+are added in the order of the programs, without atomics: the result is deterministic.
 """
 
 import triton
 import triton.language as tl
 
-from adcorre_kernels.gpu.rows import UNSPECIALISED, labels_of
+from adcorre_kernels.gpu.rows import DO_NOT_SPECIALIZE, labels_of
 
 
 @triton.jit
 def _logits(logits_ptr, index, label, stride, C, BC: tl.constexpr, WORK: tl.constexpr):
-    """(BN, BC): -inf beyond C and where a sample takes no part."""
+    """(BN, BC): -inf beyond C and for ignored samples."""
     column = tl.arange(0, BC)
     at = logits_ptr + index.to(tl.int64)[:, None] * stride + column[None, :]
     inside = (label >= 0)[:, None] & (column < C)[None, :]
@@ -40,7 +40,7 @@ def _weights(weight_ptr, C, BC: tl.constexpr, WORK: tl.constexpr):
 
 @triton.jit
 def _predicted(logits, BC: tl.constexpr):
-    """(BN,), as `torch.argmax`: the first of the largest, NaN counting as the largest."""
+    """(BN,), as `torch.argmax`: the first of the largest; NaN counts as the largest."""
     column = tl.arange(0, BC)[None, :]
     is_nan = logits != logits
     any_nan = tl.max(is_nan.to(tl.int32), 1)[:, None] > 0
@@ -48,7 +48,7 @@ def _predicted(logits, BC: tl.constexpr):
     return tl.min(tl.where(tl.where(any_nan, is_nan, logits == largest), column, BC), 1)
 
 
-@triton.jit(do_not_specialize=[*UNSPECIALISED, "share"])
+@triton.jit(do_not_specialize=[*DO_NOT_SPECIALIZE, "share"])
 def logits_sums_kernel(
     logits_ptr,
     targets_ptr,
@@ -106,7 +106,7 @@ def logits_sums_kernel(
 
 @triton.jit
 def add_partials(partials_ptr, programs, C, BC: tl.constexpr, BP: tl.constexpr):
-    """Over all programs, in float64: samples predicted right and seen (BC,), sums of cross-entropies and weights."""
+    """Sums over all programs, float64: samples predicted right and samples (BC,); sums of cross-entropies, weights."""
     column = tl.arange(0, BC)
     correct = tl.zeros((BP, BC), tl.float64)
     seen = tl.zeros((BP, BC), tl.float64)
@@ -135,7 +135,7 @@ def reduce_logits(partials_ptr, counts_ptr, ce_ptr, programs, C, BC: tl.constexp
     tl.store(ce_ptr + 1, divisor.to(ce_ptr.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=["upstream_ptr"])
+@triton.jit(do_not_specialize=DO_NOT_SPECIALIZE, do_not_specialize_on_alignment=["upstream_ptr"])
 def logits_gradient_kernel(
     logits_ptr,
     targets_ptr,

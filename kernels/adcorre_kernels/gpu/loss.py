@@ -1,6 +1,6 @@
-"""Host code of Eq. 12 as a whole: four launches forward (six for many samples), two backward, each way one operator.
+"""Host code of Eq. 12 as a whole: four launches forward (six for many samples), two backward, one operator each.
 
-What a call cannot change is decided once, in a plan that is remembered by settings, shapes, strides and alignments.
+Everything that depends only on settings, shapes, strides and alignments is computed once, in a cached plan.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from torch import Tensor
 
 from adcorre_kernels.gpu import gpus, plan
 from adcorre_kernels.gpu.cached_launch import KernelOptions, cached_launch, specialization_key
-from adcorre_kernels.gpu.launch import add_up, readable
+from adcorre_kernels.gpu.launch import launch_statistics, readable
 from adcorre_kernels.gpu.logits import logits_gradient_kernel, logits_sums_kernel
 from adcorre_kernels.gpu.program_per_sample import program_gradient
 from adcorre_kernels.gpu.terms import terms_kernel
 from adcorre_kernels.gpu.warp_per_sample import warp_gradient
 from adcorre_kernels.settings import Settings
 
-KEY = ()  # a plan fixes all that selects a compiled variant
+KEY = ()  # a plan determines the compiled variant
 
 
 class LossPlan(NamedTuple):
-    """Launches, and the sizes of buffers. `statistics` with the step of the attention map in its last launch."""
+    """Launches and buffer sizes. The last launch of `statistics` includes the step of the attention map."""
 
     logits: plan.LogitsPlan
     statistics: plan.StatisticsPlan
     terms: KernelOptions
     gradient: plan.GradientPlan
-    partials: int  # where, in the scratch behind slots and `flat`, are the partial sums over the logits, in float64
-    order: int  # and where the order of the samples is, in int32
-    scratch: int  # numbers of 4 bytes
+    partials: int  # offset in scratch of the partial sums over the logits, in float64 elements
+    order: int  # offset in scratch of the order of the samples, in int32 elements
+    scratch: int  # size in elements of 4 bytes
     values: int
     dtype: torch.dtype  # of loss and values
     tables: int
 
 
 def _layout(tensor: Tensor | None) -> Any:
-    """What launches depend on in a tensor."""
+    """The properties of a tensor that launches depend on."""
     if tensor is None:
         return None
     return tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % 16
@@ -47,8 +47,8 @@ def _layout(tensor: Tensor | None) -> Any:
 
 @lru_cache(maxsize=1024)
 def _terms_options(settings: Settings, k: int, d: int, num_classes: int) -> KernelOptions:
-    aims = (settings.between_target, settings.mean_target, settings.embedding_target)
-    options = KernelOptions(**plan.plan_terms(k, d, num_classes, *aims))
+    term_targets = (settings.between_target, settings.mean_target, settings.embedding_target)
+    options = KernelOptions(**plan.plan_terms(k, d, num_classes, *term_targets))
     options.update(FD=settings.fd, MD=settings.md, ED=settings.ed, NAIVE=settings.naive)
     return options
 
@@ -63,31 +63,31 @@ def _plan(
     logits: Any,
     num_classes: int,
     family: str,
-    processors: int,
+    multiprocessors: int,
     *_others: Any,
 ) -> LossPlan:
-    """`_others`: layouts of other tensors, each combination of which has compiled variants of its own."""
+    """_others: layouts of the other tensors. Each combination of layouts has its own compiled variants."""
     dtype, (n, k, d), (sn, sk, _), address = x
-    aligned = all(number % 16 == 0 for number in (d, sn, sk, address))
-    layout = (n, k, d, num_classes, settings.embedding_target, dtype.itemsize, aligned, family, processors)
+    aligned = all(size % 16 == 0 for size in (d, sn, sk, address))
+    layout = (n, k, d, num_classes, settings.embedding_target, dtype.itemsize, aligned, family, multiprocessors)
     statistics, gradient = plan.plan_statistics(*layout), plan.plan_gradient(*layout)
     double = logits is not None and logits[0] == torch.float64
-    over_logits = plan.plan_logits(n, num_classes, settings.label_smoothing, double)
+    logits_plan = plan.plan_logits(n, num_classes, settings.label_smoothing, double)
     reduce = KernelOptions(**statistics.reduce)
     groups, columns = statistics.reduce_grid
     if logits is not None:
         reduce.update(
-            {"BC": over_logits.reduce["BC"], "BL": over_logits.reduce["BP"], "COUNT": count, "RECORD": record}
+            {"BC": logits_plan.reduce["BC"], "BL": logits_plan.reduce["BP"], "COUNT": count, "RECORD": record}
         )
         groups += 1
     sort = statistics.sort
     if sort is not None:
         sort = sort._replace(counting=KernelOptions(**sort.counting), placing=KernelOptions(**sort.placing))
     partials = plan.round_up(statistics.sums + statistics.flat, 32)
-    order = partials + plan.round_up(over_logits.programs * (2 * num_classes + 2) * 2 if logits is not None else 0, 32)
+    order = partials + plan.round_up(logits_plan.programs * (2 * num_classes + 2) * 2 if logits is not None else 0, 32)
     return LossPlan(
-        logits=over_logits._replace(
-            sums=KernelOptions(**over_logits.sums), gradient=KernelOptions(**over_logits.gradient)
+        logits=logits_plan._replace(
+            sums=KernelOptions(**logits_plan.sums), gradient=KernelOptions(**logits_plan.gradient)
         ),
         statistics=statistics._replace(
             sort=sort,
@@ -107,7 +107,7 @@ def _plan(
     )
 
 
-def _plan_of(
+def _get_plan(
     settings: Settings, count: bool, record: bool, x: Tensor, logits: Tensor | None, num_classes: int, *others: Any
 ) -> LossPlan:
     device = x.device
@@ -133,33 +133,35 @@ def forward(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """Eq. 12: loss (), values, tables. Without logits: None, fd, md, ed and nfd, and the tables of the terms.
 
-    w is `attention` (C,), or that of an attention map whose counts (window, 2, C) and position (1,) are given: COUNT
-    and RECORD as in `attention.attention_step`. `values` as there.
+    w is `attention` (C,), or computed from an attention map's counts (window, 2, C) and position (1,). count, record
+    and `values`: as in `attention.attention_step`.
     """
     given = (x, logits, targets, ce_weight, adjustment, attention)
     x, logits, targets, ce_weight, adjustment, attention = map(readable, given)
     num_classes = logits.shape[1] if logits is not None else attention.shape[0]
     others = (targets, ce_weight, adjustment, attention, counts, position, lambd_tensor)
-    made = _plan_of(settings, count, record, x, logits, num_classes, *others)
+    loss_plan = _get_plan(settings, count, record, x, logits, num_classes, *others)
     device, (n, k, _), ignore_index = x.device, x.shape, settings.ignore_index
-    scratch = torch.empty(made.scratch, dtype=torch.float32, device=device)
-    order = scratch.view(torch.int32)[made.order :]
-    values = torch.empty(made.values, dtype=made.dtype, device=device)
-    tables = torch.empty(made.tables, dtype=torch.float32, device=device)
+    scratch = torch.empty(loss_plan.scratch, dtype=torch.float32, device=device)
+    order = scratch.view(torch.int32)[loss_plan.order :]
+    values = torch.empty(loss_plan.values, dtype=loss_plan.dtype, device=device)
+    tables = torch.empty(loss_plan.tables, dtype=torch.float32, device=device)
     step: tuple[Any, ...] = (None, None, None, None, 0, 0)
     loss = None
     if logits is not None:
-        loss = torch.empty((), dtype=made.dtype, device=device)
-        partials = scratch.view(torch.float64)[made.partials :]
+        loss = torch.empty((), dtype=loss_plan.dtype, device=device)
+        partials = scratch.view(torch.float64)[loss_plan.partials :]
         tensors = (logits, targets, ce_weight, adjustment, partials)
-        programs = made.logits.programs
-        arguments = (*tensors, logits.stride(0), n, made.logits.share, ignore_index, num_classes)
-        cached_launch(logits_sums_kernel, (programs,), arguments, made.logits.sums, KEY)
+        programs = loss_plan.logits.programs
+        arguments = (*tensors, logits.stride(0), n, loss_plan.logits.share, ignore_index, num_classes)
+        cached_launch(logits_sums_kernel, (programs,), arguments, loss_plan.logits.sums, KEY)
         step = (partials, counts, position, values, programs, 0 if counts is None else counts.shape[0])
-    flat_offset = made.statistics.sums
-    add_up(made.statistics, x, targets, order, scratch, scratch, num_classes, ignore_index, KEY, flat_offset, step)
+    flat_offset = loss_plan.statistics.sums
+    launch_statistics(
+        loss_plan.statistics, x, targets, order, scratch, scratch, num_classes, ignore_index, KEY, flat_offset, step
+    )
     results = (lambd, lambd_tensor, 1.0, values, loss, tables, flat_offset, num_classes)
-    cached_launch(terms_kernel, (k + 1,), (scratch, attention, None, *results), made.terms, KEY)
+    cached_launch(terms_kernel, (k + 1,), (scratch, attention, None, *results), loss_plan.terms, KEY)
     return loss, values, tables
 
 
@@ -174,9 +176,9 @@ def from_sums(
     d: int,
     settings: Settings,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`forward` from a batch's sums: `flat` as of `statistics`, ce (2,) as of `logits_sums`, and w. One launch.
+    """`forward` from a batch's sums: `flat` from `statistics`, ce (2,) from `logits_sums`, and w. One launch.
 
-    factor: what the tables, hence the gradient, are multiplied by.
+    factor: factor of the tables, and so of the gradient.
     """
     num_classes, device = attention.shape[0], flat.device
     flat, ce, attention = map(readable, (flat, ce, attention))
@@ -199,31 +201,31 @@ def backward(
     md: Tensor | None,
     ed: Tensor | None,
     tables: Tensor,
-    of_x: bool,
+    needs_x: bool,
     num_classes: int,
     settings: Settings,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of logits and x; `fd`, `md`, `ed` () are upstream gradients, of the loss with logits: all the same.
+    """The gradients of logits and x, None for logits None and if `needs_x` is False.
 
-    None for logits that are None, and where `of_x` is False.
+    fd, md, ed: () upstream gradients of the terms; with logits, each is the upstream gradient of the loss.
     """
     x, logits, targets, ce_weight, adjustment = map(readable, (x, logits, targets, ce_weight, adjustment))
-    made = _plan_of(settings, False, False, x, logits, num_classes, targets, ce_weight, adjustment)
+    loss_plan = _get_plan(settings, False, False, x, logits, num_classes, targets, ce_weight, adjustment)
     device, n, ignore_index = x.device, x.shape[0], settings.ignore_index
-    of_logits = None
+    dlogits = None
     if logits is not None:
-        of_logits = torch.empty(logits.shape, dtype=logits.dtype, device=device)
-        tensors = (logits, targets, ce_weight, adjustment, fd, tables, of_logits)
+        dlogits = torch.empty(logits.shape, dtype=logits.dtype, device=device)
+        tensors = (logits, targets, ce_weight, adjustment, fd, tables, dlogits)
         if n:
-            arguments = (*tensors, made.tables - 1, logits.stride(0), n, ignore_index, num_classes)
-            cached_launch(logits_gradient_kernel, (made.logits.tiles,), arguments, made.logits.gradient, KEY)
-    if not of_x:
-        return of_logits, None
+            arguments = (*tensors, loss_plan.tables - 1, logits.stride(0), n, ignore_index, num_classes)
+            cached_launch(logits_gradient_kernel, (loss_plan.logits.tiles,), arguments, loss_plan.logits.gradient, KEY)
+    if not needs_x:
+        return dlogits, None
     gradient = torch.empty(x.shape, dtype=x.dtype, device=device)
     if n:
-        launch = made.gradient
+        launch = loss_plan.gradient
         kernel = warp_gradient if launch.warp_per_sample else program_gradient
         samples = (x, targets, targets, fd, md, ed, tables, None, None, gradient)
         numbers = (x.stride(0), x.stride(1), n, launch.chunk, ignore_index, num_classes)
         cached_launch(kernel, launch.grid, (*samples, *numbers), launch.options, (fd is None, md is None, ed is None))
-    return of_logits, gradient
+    return dlogits, gradient

@@ -1,8 +1,8 @@
 """The five steps, and FD over all pairs, as `torch.library` operators.
 
-They are opaque to `torch.compile`: nothing in them could be fused with more.
-They carry no autograd formula: `adcorre` puts functions around them that know which gradients exist. Registered below
-every wrapper (autocast, autograd), so that half precision goes in as it comes and statistics stay float32.
+They are opaque to `torch.compile`, which could not fuse them further. They have no autograd formula: `adcorre` wraps
+them in autograd functions. They are registered below autocast and autograd, so that half-precision inputs are not
+converted and statistics stay float32.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _LIBRARY = torch.library.Library("adcorre_kernels", "DEF")
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 
-def _on_its_device(implementation: Callable[..., Any]) -> Callable[..., Any]:
-    """Triton launches on the current device, whichever the tensors are on."""
+def _on_tensor_device(implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the first argument's device current: Triton launches on the current device."""
 
     @wraps(implementation)
     def run(first: Tensor, *rest: Any) -> Any:
@@ -37,7 +37,7 @@ def _on_its_device(implementation: Callable[..., Any]) -> Callable[..., Any]:
 def _register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=_TAGS)
-    _LIBRARY.impl(name, _on_its_device(implementation), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, _on_tensor_device(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"adcorre_kernels::{name}", fake, lib=_LIBRARY)
 
 
@@ -101,7 +101,7 @@ _SETTINGS = (
     "float fd_weight, float md_weight, float ed_weight, bool naive"
 )
 _SAMPLES = "Tensor targets, Tensor? ce_weight, Tensor? adjustment"
-_UPSTREAM = "Tensor? fd, Tensor? md, Tensor? ed, Tensor tables, bool of_x, SymInt num_classes"
+_UPSTREAM = "Tensor? fd, Tensor? md, Tensor? ed, Tensor tables, bool needs_x, SymInt num_classes"
 
 
 def _fake_loss(x: Tensor, logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,8 +137,8 @@ def _with_settings(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _fake_gradients(x: Tensor, logits: Tensor | None, *rest: Any) -> list[Tensor]:
-    wanted = (logits, x if rest[7] else None)
-    return [torch.empty_like(one, memory_format=torch.contiguous_format) for one in wanted if one is not None]
+    expected = (logits, x if rest[7] else None)
+    return [torch.empty_like(one, memory_format=torch.contiguous_format) for one in expected if one is not None]
 
 
 _register(
@@ -183,7 +183,7 @@ pair_gradient = torch.ops.adcorre_kernels.pair_gradient.default
 
 
 def terms(flat: Tensor, attention: Tensor, k: int, d: int, *targets: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `launch.terms`: values, G, H and 2 / (n k^2) ()."""
+    """`launch.terms`, returning values, G, H and 2 / (n k^2) ()."""
     values, tables = torch.ops.adcorre_kernels.terms.default(flat, attention, k, d, *targets)
     return values, *split_tables(tables, attention.shape[0], k, d)
 
@@ -195,17 +195,17 @@ def split_tables(tables: Tensor, num_classes: int, k: int, d: int) -> tuple[Tens
 
 
 def gradient(x: Tensor, targets: Tensor, upstream: Tensor, *rest: Any) -> Tensor:
-    """As `launch.gradient`, of the upstream gradients (4,) of `terms`' values."""
+    """`launch.gradient` with the upstream gradients (4,) of the values of `terms`."""
     fd, md, ed, _ = upstream.unbind()
     return torch.ops.adcorre_kernels.gradient.default(x, targets, fd, md, ed, *rest)
 
 
 def _direct(operator: Any, implementation: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator, or its implementation itself where nothing would look on: a dispatch costs as much as a launch.
+    """The implementation in plain eager mode, else the operator: a dispatch costs as much as a launch.
 
     The last argument is a `Settings`.
     """
-    run = _on_its_device(implementation)
+    run = _on_tensor_device(implementation)
 
     def call(x: Tensor, *rest: Any) -> Any:
         if (

@@ -1,4 +1,4 @@
-"""Host code of FD over all pairs: buffers and launches. Everything follows from shapes; no value is read back."""
+"""Host code of FD over all pairs: buffers and launches. They depend on shapes only; no value is read back."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adcorre_kernels.gpu import gpus, pair_plan, pairs
 from adcorre_kernels.gpu.launch import _aligned, _labels, readable
 from adcorre_kernels.gpu.pair_plan import PairPlan
 
-_LARGEST_WEIGHT = 128.0  # in the gradient's left factor, whose pieces are float16
+_LARGEST_WEIGHT = 128.0  # for the gradient's left factor, whose pieces are float16
 
 
 def pair_values(
@@ -25,7 +25,8 @@ def pair_values(
 ) -> Tensor:
     """(2,): sums over rows i, all j != i and all l of (w_i + w_j) |Phi - c| and of |Phi - c|.
 
-    Of pairs of different classes, or of all if `complete` (the tests' form). With all rows each pair is computed once.
+    Over pairs of different classes, or over all pairs if `complete` (used by tests). If the rows are all samples, each
+    pair is computed once.
     """
     plan = _plan(x, between_target, precision, complete, row_start, row_stop)
     if row_start == row_stop:

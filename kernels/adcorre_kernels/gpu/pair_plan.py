@@ -10,14 +10,14 @@ import torch
 from adcorre_kernels.gpu import gpus
 from adcorre_kernels.gpu.plan import ceil_div, power_of_2, round_up
 
-# What the tables hold: two pieces of float16 keep 22 bits, two of bfloat16 16, one of bfloat16 8.
+# Dtype and pieces of the tables: two pieces of float16 have 22 bits, two of bfloat16 16, one of bfloat16 8.
 _TABLES = {
     "highest": (torch.float16, 2),
     "high": (torch.bfloat16, 2),
     "medium": (torch.bfloat16, 1),
 }
-LONGEST_KEPT = 256  # entries of a row that registers or shared memory can hold beside a tile
-ROWS = 128  # tables end at a multiple of it; every tile has so many rows or a part of them
+MAX_RESIDENT_D = 256  # maximum entries of a row that fits in registers or shared memory beside a tile
+ROWS = 128  # tables are padded to a multiple of this; the rows of every tile divide it
 
 
 class PairPlan(NamedTuple):
@@ -28,8 +28,8 @@ class PairPlan(NamedTuple):
     table: tuple[int, int, int, int]
     tables_grid: tuple[int, int]
     tables: dict[str, Any]
-    tiles: int  # blocks a side
-    group: int  # tiles a side of a block
+    tiles: int  # blocks per side
+    group: int  # tiles per side of a block
     values_grid: tuple[int, int]
     values: dict[str, Any]
     gradient_grid: tuple[int, int, int]
@@ -51,12 +51,12 @@ def plan_pairs(
     family: str,
 ) -> PairPlan:
     dtype, pieces = _TABLES[precision]
-    kept = d <= LONGEST_KEPT
-    values, gradient = gpus.PAIR_TILES[family, pieces] if kept else gpus.PAIR_TILES_LONG_ROWS[family]
-    columns = max(64, power_of_2(d)) if kept else round_up(d, 64)
+    resident = d <= MAX_RESIDENT_D
+    values, gradient = gpus.PAIR_TILES[family, pieces] if resident else gpus.PAIR_TILES_LONG_ROWS[family]
+    columns = max(64, power_of_2(d)) if resident else round_up(d, 64)
     rows = row_stop - row_start
     whole = rows == n
-    padded = round_up(n, ROWS) + (ROWS if row_start % ROWS else 0)  # rows' tiles start at row_start
+    padded = round_up(n, ROWS) + (ROWS if row_start % ROWS else 0)  # tiles of rows start at row_start
     strips = ceil_div(rows, values.BM)
     group = 1 << max(0, min(3, strips.bit_length() - 4))
     tiles = ceil_div(padded, values.BM * group)
@@ -65,7 +65,7 @@ def plan_pairs(
     samples = max(1, 4096 // width)
     streaming = {"D": d, "W": width, "BS": samples, "num_warps": 4}  # fusion: see `plan.SampleTile.options`
     common = {"DP": columns, "PIECES": pieces, "TARGET": between_target, "COMPLETE": complete}
-    block = columns if gradient.KEPT else min(columns, gradient.BV)
+    block = columns if gradient.RESIDENT else min(columns, gradient.BV)
     return PairPlan(
         dtype=dtype,
         padded=padded,

@@ -1,9 +1,9 @@
-"""FD over all pairs of samples: tiles of the correlation matrix that live in registers alone.
+"""FD over all pairs of samples: tiles of the correlation matrix that exist only in registers.
 
-`pair_tables` writes z in one or two pieces of half precision, hi = z rounded and lo = z - hi rounded, so that matrix
-units multiply it: c = hi.hi + hi.lo + lo.hi. Numbers are scaled by powers of two (SCALE) to stay clear of float16's
-subnormals. `pair_values` walks over tiles of c, `pair_gradient` multiplies each tile's signs and weights by the
-tables again, `pair_project` takes dL/dz back to x. Derivations: kernels/README.md.
+`pair_tables` writes z in one or two pieces of half precision, hi = z rounded and lo = z - hi rounded, for matrix units:
+c = hi.hi + hi.lo + lo.hi. Values are scaled by powers of two (SCALE) to avoid float16's subnormals. `pair_values`
+loops over tiles of c, `pair_gradient` multiplies each tile's signs and weights by the tables, `pair_project` turns
+dL/dz into dL/dx. Derivations: kernels/README.md.
 """
 
 import triton
@@ -11,14 +11,14 @@ import triton.language as tl
 
 from adcorre_kernels.gpu.rows import centre, dot, labels_of, zeros
 
-# Launch arguments whose value must not choose a compiled variant.
-UNSPECIALISED = ["n", "row_start", "row_stop", "padded", "tiles", "group", "ignore_index", "C"]
-SCALE = tl.constexpr(1024.0)  # of z in the tables: |z| <= 1, float16 ends at 65,504
+# Launch arguments that must not select a compiled variant.
+DO_NOT_SPECIALIZE = ["n", "row_start", "row_stop", "padded", "tiles", "group", "ignore_index", "C"]
+SCALE = tl.constexpr(1024.0)  # scale of z in the tables: |z| <= 1, the largest float16 is 65,504
 
 
 @triton.jit
 def _direction(x_ptr, index, takes_part, l, sn, sk, D: tl.constexpr, W: tl.constexpr):
-    """z (BS, W) and 1 / |x - mean| (BS,) of embedding l of samples `index`; zeros where they take no part."""
+    """z (BS, W) and 1 / |x - mean| (BS,) of embedding l of samples `index`; zeros for ignored samples."""
     entry = tl.arange(0, W)
     at = x_ptr + index.to(tl.int64)[:, None] * sn + (l.to(tl.int64) * sk + entry)[None, :]
     x = tl.load(at, mask=takes_part[:, None] & (entry < D)[None, :], other=0.0)
@@ -26,7 +26,7 @@ def _direction(x_ptr, index, takes_part, l, sn, sk, D: tl.constexpr, W: tl.const
     return centred[0] * inverse[:, None], inverse
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
+@triton.jit(do_not_specialize=DO_NOT_SPECIALIZE)
 def pair_tables(
     x_ptr,
     targets_ptr,
@@ -48,7 +48,7 @@ def pair_tables(
 ):
     """table (k, PIECES, padded, DP), labels and weights (padded,) of samples [BS p, BS (p + 1)), embedding p_1.
 
-    A sample that takes no part, or lies beyond n: zeros, label -1, weight 0; weight NaN if its label is bad.
+    Samples that are ignored or beyond n: zeros, label -1, weight 0; weight NaN for a bad label.
     """
     index = tl.program_id(0) * BS + tl.arange(0, BS)
     l = tl.program_id(1)
@@ -72,7 +72,7 @@ def pair_tables(
 
 @triton.jit
 def _pieces(base_ptr, row, start, piece, DP: tl.constexpr, PIECES: tl.constexpr, B: tl.constexpr):
-    """PIECES tiles (R, B) of rows `row`, entries from `start` on; `piece` numbers lie between pieces."""
+    """PIECES tiles (R, B) of rows `row`, entries from `start` on; `piece` is the stride between pieces."""
     entry = start + tl.arange(0, B)
     at = base_ptr + (row * DP)[:, None] + entry[None, :]
     tiles = ()
@@ -95,10 +95,10 @@ def _chunks(base_ptr, row, piece, DP: tl.constexpr, PIECES: tl.constexpr, B: tl.
 
 @triton.jit
 def _multiply(a, b, c):
-    """c + a b, from pieces: the smallest products first; lo.lo is below what they keep.
+    """c + a b, from pieces, the smallest products first; lo.lo is below their precision.
 
-    Matrix units round every running sum towards zero. One piece has larger errors of its own; two pieces keep nearly
-    float32's bits, so that their sums start from zero each time and are added up outside, where rounding is to nearest.
+    Matrix units round every running sum towards zero. With two pieces, which have nearly the precision of float32, the
+    sums start from zero and are added outside, where rounding is to nearest. One piece has larger errors anyway.
     """
     if len(a) == 2:
         part = dot(a[1], b[0], tl.zeros_like(c))
@@ -117,7 +117,7 @@ def _transposed(tiles):
 
 
 @triton.jit
-def _correlations_of_kept(own, other, BM: tl.constexpr, BN: tl.constexpr):
+def _resident_correlations(own, other, BM: tl.constexpr, BN: tl.constexpr):
     """z z^T SCALE^2 (BM, BN) of whole rows in chunks."""
     c = tl.zeros((BM, BN), tl.float32)
     for h in tl.static_range(len(own)):
@@ -130,7 +130,7 @@ def _correlations(
     own_ptr, other_ptr, piece, DP: tl.constexpr, PIECES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """z z^T SCALE^2 (BM, BN) where a row is too long to be kept: BK entries at a time."""
+    """z z^T SCALE^2 (BM, BN) for rows that are too long to be resident: BK entries at a time."""
     c = tl.zeros((BM, BN), tl.float32)
     for start in tl.range(0, DP, BK, num_stages=STAGES):
         a = _pieces(own_ptr, tl.arange(0, BM), start, piece, DP, PIECES, BK)
@@ -141,15 +141,15 @@ def _correlations(
 
 @triton.jit
 def _excess(c, row, column, row_label, label, TARGET: tl.constexpr, COMPLETE: tl.constexpr):
-    """c - Phi, times SCALE^2, and which pairs count."""
+    """(c - Phi) SCALE^2, and the mask of pairs."""
     same = row_label[:, None] == label[None, :]
     if COMPLETE:
-        aim = tl.where(same, SCALE * SCALE, TARGET * SCALE * SCALE)
-        return c - aim, row[:, None] != column[None, :]
+        target = tl.where(same, SCALE * SCALE, TARGET * SCALE * SCALE)
+        return c - target, row[:, None] != column[None, :]
     return c - TARGET * SCALE * SCALE, same == 0
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
+@triton.jit(do_not_specialize=DO_NOT_SPECIALIZE)
 def pair_values(
     table_ptr,
     labels_ptr,
@@ -168,14 +168,14 @@ def pair_values(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    KEPT: tl.constexpr,
+    RESIDENT: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """Sums over rows i and columns j of (w_i + w_j) |Phi - c| and of |Phi - c|: one pair of numbers a program.
+    """Sums over rows i and columns j of (w_i + w_j) |Phi - c| and of |Phi - c|: two numbers per program.
 
-    A block is `group` x `group` tiles of BM x BM pairs; a program takes one row of a block's tiles. WHOLE: blocks on
-    and above the diagonal, `tiles` of them a side, folded to a rectangle; tiles above it count twice. Else: `tiles`
-    blocks a row, and every tile counts once.
+    A block is `group` x `group` tiles of BM x BM pairs; a program computes one row of a block's tiles. WHOLE: blocks on
+    and above the diagonal, `tiles` per side, folded to a rectangle; tiles above the diagonal count twice. Otherwise
+    there are `tiles` blocks per row, and every tile counts once.
     """
     within = tl.program_id(0) % group
     block = tl.program_id(0) // group
@@ -201,23 +201,23 @@ def pair_values(
     counts = own_row < row_stop
     base_ptr = table_ptr + (l * PIECES).to(tl.int64) * padded * DP
     piece = padded.to(tl.int64) * DP
-    own_ptr = base_ptr + tl.minimum(first_row, padded - BM).to(tl.int64) * DP  # of no use if there are no rows
+    own_ptr = base_ptr + tl.minimum(first_row, padded - BM).to(tl.int64) * DP  # not used if there are no rows
     row_label = tl.load(labels_ptr + own_row, mask=counts, other=-1)
     plain = tl.zeros((BM,), tl.float32)
     weighted = tl.zeros((BM,), tl.float32)
-    if KEPT:
+    if RESIDENT:
         own = _chunks(own_ptr, tl.arange(0, BM), piece, DP, PIECES, BK)
-    for start in tl.range(first, last, BN, num_stages=STAGES if KEPT else 1):
+    for start in tl.range(first, last, BN, num_stages=STAGES if RESIDENT else 1):
         other_ptr = base_ptr + tl.cast(start, tl.int64) * DP
-        if KEPT:
-            c = _correlations_of_kept(own, _chunks(other_ptr, tl.arange(0, BN), piece, DP, PIECES, BK), BM, BN)
+        if RESIDENT:
+            c = _resident_correlations(own, _chunks(other_ptr, tl.arange(0, BN), piece, DP, PIECES, BK), BM, BN)
         else:
             c = _correlations(own_ptr, other_ptr, piece, DP, PIECES, BM, BN, BK, STAGES)
         column = start + tl.arange(0, BN)
         label = tl.load(labels_ptr + column)
         weight = tl.load(sample_weights_ptr + column)
         times = tl.where(start < first_row + BM, 1.0, 2.0) if WHOLE else 1.0
-        present = tl.where(label >= 0, times, weight * 0.0)  # NaN: a bad label
+        present = tl.where(label >= 0, times, weight * 0.0)  # NaN for a bad label
         excess, pair = _excess(c, own_row, column, row_label, label, TARGET, COMPLETE)
         deviation = tl.where(pair, tl.abs(excess), 0.0)
         plain += tl.sum(deviation * present[None, :], 1)
@@ -229,7 +229,7 @@ def pair_values(
     tl.store(out + 1, tl.sum(present * plain, 0) * (1.0 / (SCALE * SCALE)))
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
+@triton.jit(do_not_specialize=DO_NOT_SPECIALIZE)
 def pair_gradient(
     table_ptr,
     labels_ptr,
@@ -246,15 +246,15 @@ def pair_gradient(
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
-    KEPT: tl.constexpr,
+    RESIDENT: tl.constexpr,
     BV: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """sum_j (w_i + w_j) sgn(c_ij - Phi_ij) z_j, times SCALE, for BM rows and BV entries: to out (rows, k, d).
 
-    Rows of samples that take no part hold numbers of no use.
+    Rows of ignored samples are undefined.
     """
-    BC: tl.constexpr = BK if KEPT else BV  # entries of a row that one accumulator holds
+    BC: tl.constexpr = BK if RESIDENT else BV  # entries of a row in one accumulator
     l = tl.program_id(1)
     first_row = row_start + tl.program_id(0) * BM
     start_v = tl.program_id(2) * BV
@@ -264,21 +264,21 @@ def pair_gradient(
     own_ptr = base_ptr + first_row.to(tl.int64) * DP
     row_label = tl.load(labels_ptr + own_row)
     row_weight = tl.load(sample_weights_ptr + own_row)
-    if KEPT:
+    if RESIDENT:
         own = _chunks(own_ptr, tl.arange(0, BM), piece, DP, PIECES, BK)
     total = zeros(BV // BC, BM, BC)
-    for start in tl.range(0, padded, BN, num_stages=STAGES if KEPT else 1):
+    for start in tl.range(0, padded, BN, num_stages=STAGES if RESIDENT else 1):
         other_ptr = base_ptr + tl.cast(start, tl.int64) * DP
-        if KEPT:
+        if RESIDENT:
             other = _chunks(other_ptr, tl.arange(0, BN), piece, DP, PIECES, BK)
-            c = _correlations_of_kept(own, other, BM, BN)
+            c = _resident_correlations(own, other, BM, BN)
         else:
             c = _correlations(own_ptr, other_ptr, piece, DP, PIECES, BM, BN, BK, STAGES)
         column = start + tl.arange(0, BN)
         label = tl.load(labels_ptr + column)
         weight = tl.load(sample_weights_ptr + column)
         excess, pair = _excess(c, own_row, column, row_label, label, TARGET, COMPLETE)
-        # Columns that take no part need no mask: their z is 0.
+        # Ignored columns need no mask: their z is 0.
         sign = tl.where(pair & (excess > 0), 1.0, 0.0) - tl.where(pair & (excess < 0), 1.0, 0.0)
         signed = (row_weight[:, None] + weight[None, :]) * sign
         hi = signed.to(table_ptr.dtype.element_ty)
@@ -287,7 +287,7 @@ def pair_gradient(
             left = left + ((signed - hi.to(tl.float32)).to(table_ptr.dtype.element_ty),)
         new_total = ()
         for h in tl.static_range(BV // BC):
-            if KEPT:
+            if RESIDENT:
                 new_total = new_total + (_multiply(left, other[h], total[h]),)
             else:
                 right = _pieces(other_ptr, tl.arange(0, BN), start_v + h * BC, piece, DP, PIECES, BC)
@@ -300,7 +300,7 @@ def pair_gradient(
         tl.store(out_ptr + out_row[:, None] * D + entry[None, :], total[h], mask=inside)
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
+@triton.jit(do_not_specialize=DO_NOT_SPECIALIZE)
 def pair_project(
     x_ptr,
     targets_ptr,
@@ -318,7 +318,7 @@ def pair_project(
     W: tl.constexpr,
     BS: tl.constexpr,
 ):
-    """In place: g -> scale size (g - z (z.g)) / |x - mean|; 0 scale for samples that take no part."""
+    """In place: g -> scale size (g - z (z.g)) / |x - mean|; 0 scale for ignored samples."""
     index = row_start + tl.program_id(0) * BS + tl.arange(0, BS)
     l = tl.program_id(1)
     entry = tl.arange(0, W)

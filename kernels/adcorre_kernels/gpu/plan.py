@@ -11,23 +11,23 @@ from typing import Any, NamedTuple
 from adcorre_kernels.gpu import gpus
 from adcorre_kernels.gpu.cached_launch import KernelOptions
 
-COUNTED_CLASSES = 32  # up to here counting orders the samples; beyond, a sort does
-LOCAL_SAMPLES = 8192  # up to here, and so few classes, a program orders its own samples, of one class: one launch less
-GATHERED_CLASSES = 256  # up to here the backward pass takes the samples as they lie and the tables out of the caches
-SLOT_NUMBERS = 1 << 24  # up to 64 MiB of slots, a slot has a row for each sample of a step
+COUNTED_CLASSES = 32  # up to this number of classes a counting sort orders the samples, above `torch.sort`
+LOCAL_SAMPLES = 8192  # up to this n, and COUNTED_CLASSES, each program sorts its own samples of one class: no launch
+GATHERED_CLASSES = 256  # up to this number of classes the backward pass reads samples unsorted, with tables in cache
+SLOT_ELEMENTS = 1 << 24  # up to this total (64 MiB), a slot has a row for each sample of a step
 SORT_PROGRAMS = 256  # programs that order all samples
-SORT_TILE = 2048  # labels x classes that such a program ranks at a time
-TERMS_TILE = 8192  # numbers of k embeddings x C classes x d entries that the program of the values can hold
+SORT_TILE = 2048  # labels x classes that such a program ranks at once
+TERMS_TILE = 8192  # embeddings x classes x entries in a tile of the terms' kernel
 GRAM_ROWS = 16  # rows of a tile of `gram_per_sample`
-LABELS = 256  # that a program with one class looks at at a time
-LOGITS_TILE = 2048  # numbers of samples x classes that a program over the logits holds
+LABELS = 256  # labels that a program with one class reads at once
+LOGITS_TILE = 2048  # samples x classes in a tile of logits
 LOGITS_PROGRAMS = 256  # programs that sum over the logits
 
 
 class SampleTile(NamedTuple):
-    """How the streaming kernels cut a sample: with a warp per sample (BK = 0) in H tiles of W entries an embedding, BS
-    samples at once; with a program per sample in tiles of BK embeddings x W entries; for matrix units (PK > 0) in tiles
-    of 16 rows x W entries, PK rows a sample."""
+    """The tiles of a sample in the streaming kernels. Warp per sample (BK = 0): H tiles of W entries per embedding, BS
+    samples at once. Program per sample: tiles of BK embeddings x W entries. Matrix units (PK > 0): tiles of 16 rows x W
+    entries, PK rows per sample."""
 
     W: int
     BS: int
@@ -36,9 +36,10 @@ class SampleTile(NamedTuple):
     PK: int = 0
 
     def options(self, aligned: bool) -> dict[str, Any]:
-        """`aligned`: every row begins at a multiple of 16 bytes, known to the compiler, so that a lane has several
-        neighbouring entries of a row. A lane with a single one must not fuse: its product would enter the first sum
-        across lanes unrounded and the other lane's rounded, and sums that must agree would not, in the last bit.
+        """Constexprs and compiler options. aligned: the compiler knows that every row begins at a multiple of 16 bytes,
+        so that a lane has several adjacent entries of a row. If a lane has a single entry, fusion must be off: in the
+        first sum across lanes one product would be rounded and the other not, and equal sums would differ in the last
+        bit.
         """
         tile = {"BD": self.W, "BK": self.BK} if self.BK else {"W": self.W, "BS": self.BS}
         if self.PK:
@@ -50,7 +51,7 @@ class SortPlan(NamedTuple):
     """Launches of `count_labels` and `place_samples`."""
 
     grid: tuple[int]
-    share: int  # samples a program
+    share: int  # samples per program
     counting: KernelOptions
     placing: KernelOptions
 
@@ -61,14 +62,14 @@ class StatisticsPlan(NamedTuple):
     tile: SampleTile
     local: bool
     sort: SortPlan | None
-    grid: tuple[int, int, int]  # chunks of samples, classes if each has programs of its own, blocks of embeddings
+    grid: tuple[int, int, int]  # chunks of samples, classes if each has its own programs, blocks of embeddings
     chunk: int  # samples if local, else steps
     capacity: int  # steps of a sorted list
-    scratch: int  # int32 numbers
+    scratch: int  # int32 elements
     embeddings: int  # partial sums of ED
     embedding_chunk: int
-    offset: int  # of the slots
-    sums: int  # float32 numbers
+    offset: int  # offset of the slots
+    sums: int  # float32 elements
     flat: int
     streaming: KernelOptions
     embedding: KernelOptions
@@ -89,23 +90,23 @@ class GradientPlan(NamedTuple):
 def sample_tile(k: int, d: int, settings: gpus.StreamingSettings, pairs: bool, aligned: bool) -> SampleTile:
     """The tile for k embeddings of d entries; `pairs` if ED's target is not -1.
 
-    With a warp per sample a row of a tile lies within a warp, whose lanes load 16 bytes each. Matrix units take k from
-    5 on: with fewer embeddings sums over the samples of a tile would cross lanes.
+    With a warp per sample, a row of a tile belongs to one warp, whose lanes load 16 bytes each. Matrix units are used
+    for k >= 5: with fewer embeddings, sums over the samples of a tile would cross lanes.
     """
     gram = settings.gram
     if gram and aligned and not pairs and 4 < k <= GRAM_ROWS and d >= 32:
         width, rows = gram.width, power_of_2(k)
-        if rows * round_up(d, width) <= gram.sample_numbers:
+        if rows * round_up(d, width) <= gram.sample_elements:
             return SampleTile(width, GRAM_ROWS // rows, 0, 1, rows)
     width = min(max(16, power_of_2(d)), settings.max_width)
-    samples = min(settings.sample_numbers // (k * ceil_div(d, width) * width), settings.row_numbers // width, 16)
+    samples = min(settings.sample_elements // (k * ceil_div(d, width) * width), settings.row_elements // width, 16)
     if samples >= 4 and k <= (8 if pairs else 16):
         return SampleTile(width, 1 << (samples.bit_length() - 1), 0, settings.warps)
     width = max(16, power_of_2(d))
     block = power_of_2(k)
-    if block * width > settings.program_numbers:
-        block = settings.program_numbers // 2 // width
-    return SampleTile(width, 1, block, 4 if width * block <= settings.small_numbers else 8)
+    if block * width > settings.program_elements:
+        block = settings.program_elements // 2 // width
+    return SampleTile(width, 1, block, 4 if width * block <= settings.small_elements else 8)
 
 
 @lru_cache(maxsize=1024)
@@ -118,7 +119,7 @@ def plan_statistics(
     itemsize: int,
     aligned: bool,
     family: str,
-    processors: int,
+    multiprocessors: int,
 ) -> StatisticsPlan:
     settings = gpus.STREAMING[family, itemsize]
     tile = sample_tile(k, d, settings, embedding_target != -1.0, aligned)
@@ -128,10 +129,10 @@ def plan_statistics(
     slot = round_up(2 * k * (d + 1), 32)
     if tile.PK:
         assert settings.gram is not None
-        per_processor = settings.gram.programs
+        per_multiprocessor = settings.gram.programs
     else:
-        per_processor = settings.small_programs if tile.BK and tile.warps == 4 else settings.programs
-    resident = per_processor * processors // blocks
+        per_multiprocessor = settings.small_programs if tile.BK and tile.warps == 4 else settings.programs
+    resident = per_multiprocessor * multiprocessors // blocks
     sort = None
     if local:
         groups = num_classes
@@ -150,8 +151,8 @@ def plan_statistics(
         if counted:
             sort = _plan_sort(n, num_classes, tile.BS)
             scratch += sort.grid[0] * (num_classes + 1)
-    rows = 1 if tile.PK or slots * slot * tile.BS > SLOT_NUMBERS else tile.BS
-    embedding_chunk = _chunk_of_samples(n, processors, 1, settings)
+    rows = 1 if tile.PK or slots * slot * tile.BS > SLOT_ELEMENTS else tile.BS
+    embedding_chunk = _chunk_of_samples(n, multiprocessors, 1, settings)
     embeddings = programs * groups if blocks == 1 else ceil_div(n, embedding_chunk)
     offset = round_up(embeddings, 32)
     constants = {"K": k, "D": d}
@@ -217,11 +218,11 @@ def plan_gradient(
     itemsize: int,
     aligned: bool,
     family: str,
-    processors: int,
+    multiprocessors: int,
 ) -> GradientPlan:
     settings = gpus.STREAMING[family, itemsize]
     tile = sample_tile(k, d, settings._replace(gram=None), embedding_target != -1.0, aligned)
-    chunk = _chunk_of_samples(n, processors, tile.BS, settings)
+    chunk = _chunk_of_samples(n, multiprocessors, tile.BS, settings)
     by_class = num_classes > GATHERED_CLASSES
     options = KernelOptions(K=k, D=d, TARGET=embedding_target, SORTED=by_class, **tile.options(aligned))
     if not tile.BK:
@@ -235,7 +236,7 @@ def plan_terms(
 ) -> KernelOptions:
     rows = power_of_2(max(8, num_classes))
     columns = min(max(16, power_of_2(d)), 4096 // rows)
-    # Away from -1 a class meets every other, and registers hold one embedding at a time.
+    # At targets other than -1 each class is compared with every other: registers hold one embedding at a time.
     embeddings = TERMS_TILE // (rows * columns) if between_target in (-1.0, None) and mean_target == -1.0 else 1
     tile = {"BK": max(1, min(power_of_2(k), embeddings)), "BC": rows, "BD": columns}
     targets = {"BETWEEN": between_target, "MEAN": mean_target, "EMBEDDING": embedding_target}
@@ -248,7 +249,7 @@ class LogitsPlan(NamedTuple):
     """Launches of the steps over the logits."""
 
     programs: int
-    share: int  # samples a program
+    share: int  # samples per program
     tiles: int  # programs of the gradient
     sums: KernelOptions
     reduce: KernelOptions
@@ -274,9 +275,9 @@ def plan_logits(n: int, num_classes: int, label_smoothing: float, double: bool) 
     )
 
 
-def _chunk_of_samples(n: int, processors: int, samples: int, settings: gpus.StreamingSettings) -> int:
-    """Samples of a program that keeps nothing: some waves of programs, but not a launch per step of `samples`."""
-    steps = n // (settings.gradient_programs * samples * processors)
+def _chunk_of_samples(n: int, multiprocessors: int, samples: int, settings: gpus.StreamingSettings) -> int:
+    """Samples per program for programs without state between steps, for a few waves of programs."""
+    steps = n // (settings.gradient_programs * samples * multiprocessors)
     return samples * max(1, min(settings.gradient_steps, steps))
 
 

@@ -1,15 +1,15 @@
 """The two streaming passes for every size beyond `warp_per_sample`: a program processes one sample at a time.
 
-A tile is BK embeddings x BD entries of one sample. Up to 8,192 entries (k d <= 4,096, padded) it holds the sample,
-which is then read once. Larger samples go by in blocks of BK embeddings: the class sums of each block by a program of
-its own, ED by `program_embedding`, and the gradient in two walks over the sample, the second of them out of the cache.
+A tile is BK embeddings x BD entries of one sample. Up to 8,192 entries (k d <= 4,096, padded) it holds the whole
+sample, which is then read once. Larger samples are processed in blocks of BK embeddings: each block's class sums by its
+own program, ED by `program_embedding`, and the gradient in two passes over the sample, the second one from the cache.
 """
 
 import triton
 import triton.language as tl
 
 from adcorre_kernels.gpu.class_sort import sort_buffers, sort_class
-from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, number, sign, table_pointers
+from adcorre_kernels.gpu.rows import DO_NOT_SPECIALIZE, centre, labels_of, load_scalar, sign, table_pointers
 
 
 @triton.jit
@@ -57,7 +57,7 @@ def _signed_sum(
     return others
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
+@triton.jit(do_not_specialize=DO_NOT_SPECIALIZE)
 def program_statistics(
     x_ptr,
     targets_ptr,
@@ -80,7 +80,7 @@ def program_statistics(
     TARGET: tl.constexpr,
     LOCAL: tl.constexpr,
 ):
-    """As `warp_statistics`; the third axis of the grid is the block of embeddings."""
+    """`warp_statistics` for larger samples; the third axis of the grid is the block of embeddings."""
     block = tl.program_id(2)
     program = (block * tl.num_programs(0) + tl.program_id(0)) * tl.num_programs(1) + tl.program_id(1)
     row = block * BK + tl.arange(0, BK)
@@ -101,7 +101,7 @@ def program_statistics(
     slots_ptr = sums_ptr + offset + first_slot.to(tl.int64) * SLOT
     squares = tl.zeros((BD,), tl.float32)
     deviations = tl.zeros((BK,), tl.float32)
-    coming = _load(x_ptr, tl.load(order_ptr + step, mask=step < last_step, other=-1), block, sn, sk, K, D, BK, BD)
+    next_vectors = _load(x_ptr, tl.load(order_ptr + step, mask=step < last_step, other=-1), block, sn, sk, K, D, BK, BD)
     while step < last_step:
         slot_ptr = slots_ptr
         run_end = last_step
@@ -114,9 +114,9 @@ def program_statistics(
         norm_sum = tl.zeros((BK,), tl.float32)
         square_sum = tl.zeros((BK,), tl.float32)
         for s in tl.range(step, run_end, num_stages=1):
-            x = coming
+            x = next_vectors
             index = tl.load(order_ptr + s + 1, mask=s + 1 < last_step, other=-1)
-            coming = _load(x_ptr, index, block, sn, sk, K, D, BK, BD)
+            next_vectors = _load(x_ptr, index, block, sn, sk, K, D, BK, BD)
             centred, inverse, length = centre((x,), D, BD)
             z = centred[0] * inverse[:, None]
             direction_sum += z
@@ -141,7 +141,7 @@ def program_statistics(
         tl.store(sums_ptr + program, tl.sum(squares, 0) + tl.sum(deviations, 0))
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
+@triton.jit(do_not_specialize=DO_NOT_SPECIALIZE)
 def program_embedding(
     x_ptr,
     targets_ptr,
@@ -176,7 +176,7 @@ def program_embedding(
     tl.store(sums_ptr + tl.program_id(0), result)
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=["fd_ptr", "md_ptr", "ed_ptr"])
+@triton.jit(do_not_specialize=DO_NOT_SPECIALIZE, do_not_specialize_on_alignment=["fd_ptr", "md_ptr", "ed_ptr"])
 def program_gradient(
     x_ptr,
     targets_ptr,
@@ -201,14 +201,14 @@ def program_gradient(
     TARGET: tl.constexpr,
     SORTED: tl.constexpr,
 ):
-    """As `warp_gradient`."""
+    """`warp_gradient` for larger samples."""
     entry = tl.arange(0, BD)
     low = tl.program_id(0) * chunk
     mean_ptr, scale_ptr = table_pointers(feature_ptr, mean_ptr, scale_ptr, C, K * D)
     scale = tl.load(scale_ptr)
-    to_feature = number(fd_ptr)
-    to_mean = number(md_ptr)
-    to_total = number(ed_ptr) * scale
+    to_feature = load_scalar(fd_ptr)
+    to_mean = load_scalar(md_ptr)
+    to_total = load_scalar(ed_ptr) * scale
     for position in tl.range(low, tl.minimum(low + chunk, n), num_stages=1):
         index = position
         if SORTED:

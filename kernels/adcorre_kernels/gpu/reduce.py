@@ -1,10 +1,10 @@
-"""Adds the programs' slots up, in the order of the programs: the same bits every time."""
+"""Adds the programs' slots, in the order of the programs: the result is deterministic."""
 
 import triton
 import triton.language as tl
 
 from adcorre_kernels.gpu.attention import attention_step
-from adcorre_kernels.gpu.class_sort import own_buffers, sort_buffers
+from adcorre_kernels.gpu.class_sort import program_buffers, sort_buffers
 
 
 @triton.jit
@@ -52,14 +52,14 @@ def _reduce_class(
         p = slot_row // ROWS
         used = p < last
         if LOCAL:
-            _, count_ptr = own_buffers(scratch_ptr, p * C + c, capacity, BS)
+            _, count_ptr = program_buffers(scratch_ptr, p * C + c, capacity, BS)
             count = tl.load(count_ptr, mask=used, other=0)
             samples += tl.where(slot_row % ROWS == 0, count, 0)
             bad += tl.load(count_ptr + 1, mask=used, other=0)
             used = count > 0
         slot = (p.to(tl.int64) * (C if LOCAL else 1) + c) * ROWS + slot_row % ROWS
         slot = sums_ptr + offset + slot[:, None] * SLOT
-        padded = used[:, None] & (entry < SLOT)[None, :]  # a mask that lets lanes load whole vectors
+        padded = used[:, None] & (entry < SLOT)[None, :]  # with this mask lanes load whole vectors
         total += tl.load(slot + entry[None, :], mask=padded, other=0.0)
         if b == 0:
             squares += tl.load(
@@ -119,8 +119,8 @@ def reduce_slots(
     COUNT: tl.constexpr,
     RECORD: tl.constexpr,
 ):
-    """`ClassStatistics.flat`: programs (c, b) add up a class's slots. With `partials`, program (C, 0) takes a step of
-    the attention map. `flat` begins `flat_offset` behind its pointer."""
+    """`ClassStatistics.flat`: programs (c, b) add the slots of class c. With `partials`, program (C, 0) does the step
+    of the attention map. The result is written to `flat` from element `flat_offset` on."""
     if tl.program_id(0) < C:
         _reduce_class(
             sums_ptr, scratch_ptr, flat_ptr + flat_offset, programs, embeddings, chunk, C, capacity, offset,

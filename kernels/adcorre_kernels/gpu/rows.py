@@ -4,8 +4,8 @@ import triton
 import triton.language as tl
 from triton import knobs
 
-# Launch arguments whose value must not choose a compiled variant: they change from batch to batch.
-UNSPECIALISED = ["n", "chunk", "ignore_index", "C", "capacity"]
+# Launch arguments that must not select a compiled variant: they change from batch to batch.
+DO_NOT_SPECIALIZE = ["n", "chunk", "ignore_index", "C", "capacity"]
 _INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
 
@@ -37,7 +37,7 @@ def centre(tiles, D: tl.constexpr, W: tl.constexpr):
 
 @triton.jit
 def inverse_length(squared, mean, D: tl.constexpr):
-    """1 / |x - mean| and |x| of vectors with squared = |x - mean|^2; the first is 0 and NaN where `centre` says so."""
+    """1 / |x - mean| and |x| of vectors with squared = |x - mean|^2; 0 and NaN as described in `centre`."""
     squared_x = squared + mean * mean * D
     constant = squared <= tl.maximum(squared_x * 1.4551915228366852e-11, 1.1754943508222875e-38)  # (32 eps)^2
     inverse = tl.where(constant, 0.0, tl.rsqrt(squared))
@@ -63,8 +63,8 @@ def zeros(count: tl.constexpr, R: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def number(pointer):
-    """The number there, float32; 0 without a pointer."""
+def load_scalar(pointer):
+    """The float32 value at a pointer; 0 if it is None."""
     value = tl.full((), 0.0, tl.float32)
     if pointer is not None:
         value = tl.load(pointer).to(tl.float32)
@@ -73,7 +73,7 @@ def number(pointer):
 
 @triton.jit
 def table_pointers(feature_ptr, mean_ptr, scale_ptr, C, KD: tl.constexpr):
-    """Where H and the scale are; behind G if they have no pointers."""
+    """Pointers to H and to the scale; after G if they are None."""
     if mean_ptr is None:
         mean_ptr = feature_ptr + C.to(tl.int64) * KD
         scale_ptr = mean_ptr + C.to(tl.int64) * KD
@@ -88,7 +88,7 @@ def sign(x):
 
 @triton.jit
 def labels_of(targets_ptr, index, valid, ignore_index, C):
-    """Labels as int32, -1 for a sample that takes no part; and whether a label is bad."""
+    """Labels as int32, -1 for an ignored sample; and whether a label is bad."""
     label = tl.load(targets_ptr + index, mask=valid, other=0).to(tl.int64)
     in_range = (label >= 0) & (label < C)
     ignored = label == ignore_index

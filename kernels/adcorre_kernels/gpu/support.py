@@ -1,4 +1,4 @@
-"""What the kernels can compute, told from the host without a look at any value."""
+"""Which inputs the kernels support, decided on the host without reading any value."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from triton import knobs
 from adcorre_kernels.gpu import gpus
 
 MAX_K = 64
-MAX_K_OF_PAIRS = 16  # where ED's target is not -1, a sample's k x k correlations are taken one by one
+MAX_K_OF_PAIRS = 16  # for ED's targets other than -1: a sample's k x k correlations are computed one by one
 D_RANGE = (2, 4096)
 MAX_C = 10_000
 MAX_C_OF_TERMS = 32
-MAX_C_OF_LOGITS = 1024  # classes that a tile of logits holds
-MAX_N = 2**30  # indices of samples, and what programs add to them, stay in 32 bits
+MAX_C_OF_LOGITS = 1024  # classes in a tile of logits
+MAX_N = 2**30  # sample indices, with the offsets that programs add, fit in 32 bits
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Whether launches on CPU tensors work: in Triton's interpreter, or where a test has put a machine of its own in the
-# GPU's place.
+# Whether launches on CPU tensors work: in Triton's interpreter, or if a test replaces the GPU driver.
 cpu_tensors: bool = knobs.runtime.interpret
 
 
 def why_unsupported(x: Tensor, num_classes: int, k: int, embedding_target: float) -> str | None:
-    """None if the kernels take x (n, k, d) or (n, d), else a sentence that says what came and what is supported."""
+    """None if the kernels support x (n, k, d) or (n, d), else a message with the given and the supported values."""
     if not (x.is_cuda or (cpu_tensors and x.device.type == "cpu")):
         return (
             f"embeddings on {x.device}; the Triton kernels take CUDA and ROCm tensors (TRITON_INTERPRET=1: CPU tensors)"
@@ -53,28 +52,28 @@ def why_unsupported(x: Tensor, num_classes: int, k: int, embedding_target: float
 
 @torch.compiler.assume_constant_result
 def _why_unsupported_gpu(index: int) -> str | None:
-    return _of_gpu(index)
+    return _check_gpu(index)
 
 
 @cache
-def _of_gpu(index: int) -> str | None:
+def _check_gpu(index: int) -> str | None:
     properties = torch.cuda.get_device_properties(index)
     if torch.version.hip is not None:
         architecture = properties.gcnArchName.partition(":")[0]
         supported = architecture.startswith(gpus.AMD)
-        wanted = ", ".join(f"{prefix}*" for prefix in gpus.AMD)
+        expected = ", ".join(f"{prefix}*" for prefix in gpus.AMD)
     else:
         architecture = f"sm_{properties.major}{properties.minor}"
         supported = (properties.major, properties.minor) >= gpus.OLDEST_CUDA
-        wanted = "sm_80 or newer"
-    return None if supported else f"GPU {properties.name} ({architecture}); the Triton kernels take {wanted}"
+        expected = "sm_80 or newer"
+    return None if supported else f"GPU {properties.name} ({architecture}); the Triton kernels take {expected}"
 
 
 def terms_supported(num_classes: int, k: int, d: int) -> bool:
-    """Whether `terms` takes these shapes. Beyond, plain operations on the statistics serve as well."""
+    """Whether `terms` supports these shapes. For larger ones, whole-tensor operations are as fast."""
     return num_classes <= MAX_C_OF_TERMS and k <= MAX_K and d <= D_RANGE[1]
 
 
 def logits_supported(logits: Tensor) -> bool:
-    """Whether the steps over the logits take these. Beyond, PyTorch's operations serve as well."""
+    """Whether the steps over the logits support these. For more classes, PyTorch's operations are as fast."""
     return logits.shape[1] <= MAX_C_OF_LOGITS and logits.dtype in (*DTYPES, torch.float64)

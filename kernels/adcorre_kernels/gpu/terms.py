@@ -1,8 +1,8 @@
 """The terms, Eq. 12 and the gradient tables from the class statistics, in one launch, for up to 32 classes.
 
-Programs 0 to k - 1 write the tables of one embedding each; program k takes all embeddings, BK at a time, and writes the
-values, so that no program waits for another. Sums over d are float32; where large numbers cancel, the arithmetic is
-float64. Tiles are (BK embeddings, BC classes, BD entries).
+Programs 0 to k - 1 write the tables of one embedding each. Program k reads all embeddings, BK at a time, and writes the
+values. No program waits for another. Sums over d are float32; where large numbers cancel, the arithmetic is float64.
+Tiles are (BK embeddings, BC classes, BD entries).
 """
 
 import triton
@@ -35,11 +35,11 @@ def _row(base_ptr, b, l, start, K: tl.constexpr, D: tl.constexpr, BD: tl.constex
 def _inverse_lengths(
     centred_ptr, norm_ptr, present, l, C, K: tl.constexpr, D: tl.constexpr, BC: tl.constexpr, BD: tl.constexpr
 ):
-    """1 / |M[a, l]| (BK, BC); 0 where the class is absent or its mean is constant up to rounding."""
+    """1 / |M[a, l]| (BK, BC); 0 if the class is absent or its mean is constant up to rounding."""
     a = tl.arange(0, BC)
-    there = (a < C)[None, :] & (l < K)[:, None]
+    inside = (a < C)[None, :] & (l < K)[:, None]
     scale = tl.load(
-        norm_ptr + a[None, :] * K + l[:, None], mask=there, other=0.0
+        norm_ptr + a[None, :] * K + l[:, None], mask=inside, other=0.0
     )  # >= |M|: no square over- or underflows
     to_scale = tl.where(scale > 0, 1.0 / scale, 0.0)
     squared = tl.zeros_like(scale)
@@ -70,8 +70,8 @@ def _combine(base_ptr, weight, l, start, C, K: tl.constexpr, D: tl.constexpr, BC
     column = tl.arange(0, BC)[None, None, :]
     total = tl.zeros((l.shape[0], BC, BD), tl.float32)
     for b in range(C):
-        of_b = tl.sum(tl.where(column == b, weight, 0.0), 2)
-        total += of_b[:, :, None] * _row(base_ptr, b, l, start, K, D, BD)
+        weight_b = tl.sum(tl.where(column == b, weight, 0.0), 2)
+        total += weight_b[:, :, None] * _row(base_ptr, b, l, start, K, D, BD)
     return total
 
 
@@ -103,21 +103,21 @@ def terms_kernel(
 ):
     """flat -> values (fd, md, ed, nfd) and the tables: G and H (C, k, d), then 2 / (n k^2).
 
-    BETWEEN None: FD and G of the pairs within classes. NAIVE: w is 1/2.
+    BETWEEN None: FD and G include only the pairs within classes. NAIVE: w is 1/2.
 
-    With `loss_ptr`: Eq. 12 too, and `values` as `attention.py` describes them, where w and the sums of cross-entropies
-    stand if their pointers are None. The tables are then those of the loss: multiplied by lambda, by the terms' weights
-    FD, MD and ED and by `factor`; behind them, `factor` / the divisor of cross-entropy. `lambd` is not read if it has a
-    pointer.
+    With `loss_ptr`: Eq. 12 too, and `values` as described in attention.py; w and the sums of cross-entropies are read
+    from `values` if their pointers are None. The tables are then those of the loss: multiplied by lambda, by the terms'
+    weights FD, MD and ED and by `factor`; after them, `factor` / the divisor of cross-entropy. If `lambd_ptr` is given,
+    `lambd` is not used.
     """
-    OF_CLASSES: tl.constexpr = False if BETWEEN is None else BETWEEN != -1
+    MEAN_OF_CLASSES: tl.constexpr = False if BETWEEN is None else BETWEEN != -1
     a = tl.arange(0, BC)
     size = C * K * D
     flat_ptr += flat_offset
     centred_ptr = flat_ptr + size
     norm_ptr = centred_ptr + size
     square_ptr = norm_ptr + C * K
-    GIVEN: tl.constexpr = attention_ptr is not None
+    HAS_ATTENTION: tl.constexpr = attention_ptr is not None
     if attention_ptr is None:
         attention_ptr = values_ptr + ATTENTION
     if NAIVE:
@@ -128,8 +128,8 @@ def terms_kernel(
     present = count > 0
     pairs = (present[:, None] & present[None, :] & (a[:, None] != a[None, :]))[None]
     n = tl.sum(count.to(tl.float64), 0)
-    at_least_one = tl.where(n < 1, 1.0, n)  # a NaN stays
-    not_a_number = (n * 0).to(tl.float32)  # 0, or NaN if a label is bad
+    at_least_one = tl.where(n < 1, 1.0, n)  # NaN stays NaN
+    nan_if_bad = (n * 0).to(tl.float32)  # 0, or NaN if a label is bad
     pair_weight = (w[:, None] + w[None, :])[None]
     half_to_h = tl.where(C == 1, 0.0, 1.0 / (K * C.to(tl.float32) * C.to(tl.float32)))
     to_g = (1.0 / (K * at_least_one * at_least_one)).to(tl.float32)
@@ -148,7 +148,7 @@ def terms_kernel(
 
     if tl.program_id(0) < K:
         l = tl.program_id(0) + tl.arange(0, 1)
-        if OF_CLASSES:
+        if MEAN_OF_CLASSES:
             products = _correlations(flat_ptr, tl.full((1, BC), 1.0, tl.float32), l, C, K, D, BC, BD)
             excess = tl.where(pairs, products - BETWEEN * (count[:, None] * count[None, :])[None], 0.0)
             feature_weight = 2 * pair_weight * sign(excess)
@@ -174,7 +174,7 @@ def terms_kernel(
                 g = 2 * both - 8 * weighted
             else:
                 g = -4 * weighted
-                if OF_CLASSES:
+                if MEAN_OF_CLASSES:
                     g += _combine(flat_ptr, feature_weight, l, start, C, K, D, BC, BD)
             tl.store(tables_ptr + at, g * to_g, mask=inside)
             direction = _tile(centred_ptr, l, start, C, K, D, BC, BD) * inverse[:, :, None]
@@ -182,10 +182,10 @@ def terms_kernel(
                 h = tl.sum(direction, 1)[:, None, :]
             else:
                 h = _combine(centred_ptr, mean_weight, l, start, C, K, D, BC, BD)
-            h = (h - direction * along[:, :, None]) * (inverse[:, :, None] * to_h) + not_a_number
+            h = (h - direction * along[:, :, None]) * (inverse[:, :, None] * to_h) + nan_if_bad
             tl.store(mean_ptr + at, h, mask=inside)
     else:
-        q = tl.zeros((BK,), tl.float64)  # FD's and the naive FD's sums over pairs, NFD doubled to carry w = 1
+        q = tl.zeros((BK,), tl.float64)  # sums over pairs of FD and of the naive FD, the latter doubled (w = 1)
         naive_q = tl.zeros((BK,), tl.float64)
         md = tl.zeros((BK,), tl.float64)
         squared_length = tl.zeros((BK, BC), tl.float64)
@@ -207,7 +207,7 @@ def terms_kernel(
                     md += tl.sum(total * total, 1).to(tl.float64)
                     md -= tl.sum(tl.sum(direction * direction, 2), 1).to(tl.float64)
             squared_length += own.to(tl.float64)
-            if OF_CLASSES:
+            if MEAN_OF_CLASSES:
                 products = _correlations(flat_ptr, tl.full((BK, BC), 1.0, tl.float32), l, C, K, D, BC, BD)
                 expected = ((BETWEEN * count[:, None]).to(tl.float64) * count[None, :].to(tl.float64))[None]
                 counted = pairs & (l < K)[:, None, None]
@@ -246,7 +246,7 @@ def terms_kernel(
         if K == 1:
             ed = n * 0
         ed = ed / (at_least_one * (K * K))
-        md_value += not_a_number
+        md_value += nan_if_bad
         to_ed = 2.0 / (at_least_one * (K * K))
         tl.store(values_ptr, fd.to(values_ptr.dtype.element_ty))
         tl.store(values_ptr + 1, md_value.to(values_ptr.dtype.element_ty))
@@ -261,6 +261,6 @@ def terms_kernel(
             tl.store(loss_ptr, loss.to(loss_ptr.dtype.element_ty))
             tl.store(scale_ptr + 1, (factor / divisor).to(tl.float32))
             to_ed *= to_loss * ED
-            if GIVEN or NAIVE:
+            if HAS_ATTENTION or NAIVE:
                 tl.store(values_ptr + ATTENTION + a, w.to(values_ptr.dtype.element_ty), mask=a < C)
         tl.store(scale_ptr, to_ed.to(tl.float32))

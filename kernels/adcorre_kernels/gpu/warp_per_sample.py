@@ -1,19 +1,20 @@
 """The two streaming passes for the paper's sizes: k d of a few thousand at most, k small.
 
 One warp processes a sample: a tile is BS samples x W entries of one embedding, and the k embeddings, H tiles each, are
-unrolled. So k is never padded, row sums stay inside a warp, u = sum_l z_l needs no exchange, and no loop has a barrier.
+unrolled. Therefore k is not padded, row sums stay inside a warp, u = sum_l z_l needs no exchange, and loops have no
+barrier.
 """
 
 import triton
 import triton.language as tl
 
 from adcorre_kernels.gpu.class_sort import sort_buffers, sort_class
-from adcorre_kernels.gpu.rows import UNSPECIALISED, centre, labels_of, number, sign, table_pointers, zeros
+from adcorre_kernels.gpu.rows import DO_NOT_SPECIALIZE, centre, labels_of, load_scalar, sign, table_pointers, zeros
 
 
 @triton.jit
 def _load(x_ptr, index, sn, sk, K: tl.constexpr, D: tl.constexpr, W: tl.constexpr):
-    """K tuples of H tiles (BS, W) in x's dtype: samples `index` (BS,), zeros where it is negative."""
+    """K tuples of H tiles (BS, W) in x's dtype: samples `index` (BS,), zeros for a negative index."""
     H: tl.constexpr = (D + W - 1) // W
     entry = tl.arange(0, W)
     row = x_ptr + index.to(tl.int64)[:, None] * sn + entry[None, :]
@@ -28,7 +29,7 @@ def _load(x_ptr, index, sn, sk, K: tl.constexpr, D: tl.constexpr, W: tl.constexp
     return vectors
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
+@triton.jit(do_not_specialize=DO_NOT_SPECIALIZE)
 def warp_statistics(
     x_ptr,
     targets_ptr,
@@ -53,12 +54,12 @@ def warp_statistics(
     LOCAL: tl.constexpr,
     PREFETCH: tl.constexpr,
 ):
-    """Sums over the program's samples, one slot a class: S (k, d), M (k, d), sums of |x| and of |z|^2 (k,) each.
+    """Sums over the program's samples, one slot per class: S (k, d), M (k, d), sums of |x| and of |z|^2 (k,) each.
 
-    In `sums`: ED's sum, one entry a program; from `offset` the slots, (p, c) at p C + c if each program has one class
-    (LOCAL), at p + c where an order of all samples gives it a range of them. A slot of a class that the program did not
-    meet is not written. ROWS: a slot has a row for each of the BS samples of a step, so that no warp waits for another
-    at the end of a run; or one row, their sum.
+    `sums` holds ED's sum, one entry per program, and from `offset` on the slots: slot (p, c) is at p C + c if each
+    program has one class (LOCAL), and at p + c if it has a range of the order of all samples. The slot of a class
+    without samples in the program is not written. ROWS: rows of a slot: BS, one for each sample of a step, so that no
+    warp waits for another at the end of a run; or 1, their sum.
     """
     H: tl.constexpr = (D + W - 1) // W
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
@@ -80,7 +81,7 @@ def warp_statistics(
     deviation_sum = tl.zeros((BS,), tl.float32)
     if PREFETCH:
         index = tl.load(order_ptr + step * BS + lane, mask=step + 0 * lane < last_step, other=-1)
-        coming = _load(x_ptr, index, sn, sk, K, D, W)
+        next_vectors = _load(x_ptr, index, sn, sk, K, D, W)
     while step < last_step:
         slot_ptr = slots_ptr
         run_end = last_step
@@ -94,14 +95,14 @@ def warp_statistics(
         square_sum = tl.zeros((BS,), tl.float32)
         for s in tl.range(step, run_end, num_stages=1):
             if PREFETCH:
-                vectors = coming
+                vectors = next_vectors
                 index = tl.load(order_ptr + (s + 1) * BS + lane, mask=s + 1 + 0 * lane < last_step, other=-1)
-                coming = _load(x_ptr, index, sn, sk, K, D, W)
+                next_vectors = _load(x_ptr, index, sn, sk, K, D, W)
             else:
                 index = tl.load(order_ptr + s * BS + lane)
                 vectors = _load(x_ptr, index, sn, sk, K, D, W)
             total = zeros(H, BS, W)
-            kept = ()
+            normalized = ()
             new_directions = ()
             new_centred = ()
             new_norms = ()
@@ -116,7 +117,7 @@ def warp_statistics(
                 new_norms = new_norms + (norm_sum[l] + length[:, None],)
                 square_sum += tl.where(inverse == 0, 0.0, 1.0)
                 if TARGET != -1:
-                    kept = kept + ((centred, inverse),)
+                    normalized = normalized + ((centred, inverse),)
             direction_sum = new_directions
             centred_sum = new_centred
             norm_sum = new_norms
@@ -129,7 +130,7 @@ def warp_statistics(
                 present = tl.load(order_ptr + s * BS + lane) >= 0
                 for l in tl.static_range(K):
                     for m in tl.static_range(l):
-                        deviation = tl.abs(_correlation(kept[l], kept[m]) - TARGET)
+                        deviation = tl.abs(_correlation(normalized[l], normalized[m]) - TARGET)
                         deviation_sum += tl.where(present, 2 * deviation, 0.0)
         for l in tl.static_range(K):
             for h in tl.static_range(H):
@@ -148,7 +149,7 @@ def warp_statistics(
 
 @triton.jit
 def _store_sums(out_ptr, sums, inside, ROWS: tl.constexpr, SLOT: tl.constexpr):
-    """(BS, w) to the rows of a slot from out_ptr on, or to its one row."""
+    """Store (BS, w) to the rows of a slot from out_ptr on, or their sum to its one row."""
     entry = tl.arange(0, sums.shape[1])
     if ROWS == 1:
         tl.store(out_ptr + entry, tl.sum(sums, 0), mask=inside)
@@ -168,7 +169,7 @@ def _correlation(a, b):
 
 @triton.jit
 def _sample(targets_ptr, order_ptr, position, high, ignore_index, C, SORTED: tl.constexpr):
-    """Samples at `position` (BS,), whether there are such, and their labels, -1 for one that takes no part."""
+    """Samples at `position` (BS,), the mask of existing ones, and their labels, -1 for an ignored sample."""
     valid = position < high
     index = position
     if SORTED:
@@ -177,7 +178,7 @@ def _sample(targets_ptr, order_ptr, position, high, ignore_index, C, SORTED: tl.
     return index, valid, label
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED, do_not_specialize_on_alignment=["fd_ptr", "md_ptr", "ed_ptr"])
+@triton.jit(do_not_specialize=DO_NOT_SPECIALIZE, do_not_specialize_on_alignment=["fd_ptr", "md_ptr", "ed_ptr"])
 def warp_gradient(
     x_ptr,
     targets_ptr,
@@ -203,10 +204,10 @@ def warp_gradient(
     SORTED: tl.constexpr,
     PREFETCH: tl.constexpr,
 ):
-    """dL/dx of samples [chunk p, chunk (p + 1)), as they lie or, SORTED, as `order` has them.
+    """dL/dx of samples [chunk p, chunk (p + 1)), in their order in x or, with SORTED, in `order`.
 
-    Few classes' tables stay in L1, where every sample finds its two rows; the rows of many need a sample's neighbours
-    to be of its class.
+    The tables of few classes stay in L1. With many classes, samples are sorted so that consecutive samples read the
+    same rows of the tables.
     """
     H: tl.constexpr = (D + W - 1) // W
     low = tl.program_id(0) * chunk
@@ -214,47 +215,47 @@ def warp_gradient(
     lane = tl.arange(0, BS)
     mean_ptr, scale_ptr = table_pointers(feature_ptr, mean_ptr, scale_ptr, C, K * D)
     scale = tl.load(scale_ptr)
-    blank = scale * 0.0  # the gradient of a sample that takes no part: NaN if a label is bad
-    to_feature = number(fd_ptr)
-    to_mean = number(md_ptr)
-    to_total = number(ed_ptr) * scale
+    ignored_gradient = scale * 0.0  # zero, or NaN if a label is bad
+    to_feature = load_scalar(fd_ptr)
+    to_mean = load_scalar(md_ptr)
+    to_total = load_scalar(ed_ptr) * scale
     high = tl.minimum(low + chunk, n)
     if PREFETCH:
         next_index, next_valid, next_label = _sample(targets_ptr, order_ptr, low + lane, high, ignore_index, C, SORTED)
-        coming = _load(x_ptr, tl.where(next_label >= 0, next_index, -1), sn, sk, K, D, W)
+        next_vectors = _load(x_ptr, tl.where(next_label >= 0, next_index, -1), sn, sk, K, D, W)
     for start in tl.range(low, high, BS, num_stages=1):
         if PREFETCH:
-            index, valid, label, vectors = next_index, next_valid, next_label, coming
+            index, valid, label, vectors = next_index, next_valid, next_label, next_vectors
             next_index, next_valid, next_label = _sample(
                 targets_ptr, order_ptr, start + BS + lane, high, ignore_index, C, SORTED
             )
-            coming = _load(x_ptr, tl.where(next_label >= 0, next_index, -1), sn, sk, K, D, W)
+            next_vectors = _load(x_ptr, tl.where(next_label >= 0, next_index, -1), sn, sk, K, D, W)
         else:
             index, valid, label = _sample(targets_ptr, order_ptr, start + lane, high, ignore_index, C, SORTED)
             vectors = _load(x_ptr, tl.where(label >= 0, index, -1), sn, sk, K, D, W)
         takes_part = label >= 0
         total = zeros(H, BS, W)
-        kept = ()
+        normalized = ()
         for l in tl.static_range(K):
             centred, inverse, _ = centre(vectors[l], D, W)
             new_total = ()
             for h in tl.static_range(H):
                 new_total = new_total + (total[h] + centred[h] * inverse[:, None],)
             total = new_total
-            kept = kept + ((centred, inverse),)
+            normalized = normalized + ((centred, inverse),)
         row = tl.maximum(label, 0).to(tl.int64)[:, None] * (K * D) + entry[None, :]
         out = out_ptr + index.to(tl.int64)[:, None] * (K * D) + entry[None, :]
         for l in tl.static_range(K):
-            centred, inverse = kept[l]
+            centred, inverse = normalized[l]
             others = total
             if TARGET != -1:
                 others = zeros(H, BS, W)
                 for m in tl.static_range(K):
                     if m != l:
-                        weight = sign(_correlation(kept[l], kept[m]) - TARGET) * kept[m][1]
+                        weight = sign(_correlation(normalized[l], normalized[m]) - TARGET) * normalized[m][1]
                         new_others = ()
                         for h in tl.static_range(H):
-                            new_others = new_others + (others[h] + weight[:, None] * kept[m][0][h],)
+                            new_others = new_others + (others[h] + weight[:, None] * normalized[m][0][h],)
                         others = new_others
             g = ()
             products = tl.zeros((BS, W), tl.float32)
@@ -269,6 +270,6 @@ def warp_gradient(
                 inside = (h * W + entry < D)[None, :]
                 mean = tl.load(mean_ptr + row + (l * D + h * W), mask=inside, other=0.0)
                 gradient = to_mean * mean + (g[h] * inverse[:, None] - centred[h] * along[:, None])
-                gradient = tl.where(takes_part[:, None], gradient, blank)
+                gradient = tl.where(takes_part[:, None], gradient, ignored_gradient)
                 at = out + (l * D + h * W)
                 tl.store(at, gradient.to(out_ptr.dtype.element_ty), mask=valid[:, None] & inside, cache_modifier=".cs")

@@ -1,4 +1,4 @@
-"""Drawn logits, and the kernels over them against PyTorch's cross-entropy and argmax."""
+"""Random logits, and a comparison of the kernels over them with PyTorch's cross-entropy and argmax."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.kernels.launched import tools
 
 
 def draw(n: int, num_classes: int, dtype: torch.dtype, *, ignored: bool = True, seed: int = 0) -> tuple[Tensor, ...]:
-    """Logits, targets, class weights of which one is zero, and an adjustment of the logits."""
+    """Logits, targets, class weights (one of them zero), and a logit adjustment."""
     rng = torch.Generator().manual_seed(seed)
     logits = 4 * torch.randn(n, num_classes, generator=rng, dtype=torch.float64)
     targets = torch.randint(0, num_classes, (n,), generator=rng)
@@ -28,14 +28,14 @@ def draw(n: int, num_classes: int, dtype: torch.dtype, *, ignored: bool = True, 
 def compare(
     logits: Tensor, targets: Tensor, weight: Tensor | None, adjustment: Tensor | None, smoothing: float
 ) -> None:
-    """Sums, counts and gradient: no further from float64 than PyTorch in the working dtype, and a little."""
-    num_classes, kept = logits.shape[1], targets != -100
+    """Sums, counts and gradient are about as close to float64 as PyTorch's in the working dtype."""
+    num_classes, valid = logits.shape[1], targets != -100
     counts, ce = gpu.logits_sums(logits, targets, weight, adjustment, smoothing, -100)
     upstream = torch.tensor(0.37, device=tools.DEVICE, dtype=ce.dtype)
     gradient = gpu.logits_gradient(logits, targets, upstream, weight, adjustment, smoothing, -100)
 
     def plain(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        own = logits.detach().to(dtype).where(kept[:, None], 0).requires_grad_()
+        own = logits.detach().to(dtype).where(valid[:, None], 0).requires_grad_()
         scores = own if adjustment is None else own + adjustment.to(dtype)
         w = None if weight is None else weight.to(dtype)
         total = cross_entropy(scores, targets, w, reduction="sum", label_smoothing=smoothing)
@@ -46,7 +46,7 @@ def compare(
     ce_allowed = 2 * (in_float[0] - truth[0]).abs() + 8 * eps * (truth[0] + len(logits))
     assert bool((ce[0].double() - truth[0]).abs() <= ce_allowed)
     used = torch.ones(num_classes, device=tools.DEVICE) if weight is None else weight
-    torch.testing.assert_close(ce[1].double(), used.double()[targets[kept]].sum(), rtol=4 * eps, atol=0)
+    torch.testing.assert_close(ce[1].double(), used.double()[targets[valid]].sum(), rtol=4 * eps, atol=0)
     half = torch.finfo(logits.dtype)
     allowed = (
         2 * (in_float[1] - truth[1]).abs()
@@ -56,5 +56,5 @@ def compare(
     assert gradient.dtype == logits.dtype
     assert gradient.is_contiguous()
     assert bool(((gradient.double() - truth[1]).abs() <= allowed).all())
-    predicted = torch.bincount(targets[kept & (logits.argmax(1) == targets)], minlength=num_classes)
-    assert torch.equal(counts, torch.stack((predicted, torch.bincount(targets[kept], minlength=num_classes))))
+    predicted = torch.bincount(targets[valid & (logits.argmax(1) == targets)], minlength=num_classes)
+    assert torch.equal(counts, torch.stack((predicted, torch.bincount(targets[valid], minlength=num_classes))))

@@ -50,7 +50,7 @@ def test_embeddings_without_their_axis() -> None:
 
 
 def test_float16_gradient_under_a_grad_scaler() -> None:
-    """65,536 times a gradient that float16 could not hold by itself."""
+    """The gradient times 65,536, without which it would underflow in float16."""
     problem, x = rounded(draw(20, 7, 64, 7), torch.float16)
     problem = problem._replace(upstream=torch.full((3,), 65536.0).double())
     got = launch(problem, x)
@@ -60,13 +60,13 @@ def test_float16_gradient_under_a_grad_scaler() -> None:
     assert got[1].abs().max() > 1
 
 
-@pytest.mark.parametrize("wanted", [(True, False, False), (False, True, False), (False, False, True)])
-def test_each_term_alone(wanted) -> None:
+@pytest.mark.parametrize("expected", [(True, False, False), (False, True, False), (False, False, True)])
+def test_each_term_alone(expected) -> None:
     problem, x = rounded(draw(12, 3, 8, 4), torch.float32)
     x.requires_grad_()
     terms = adcorre_terms(x, problem.targets.to(DEVICE), problem.attention.float().to(DEVICE), backend="triton")
-    sum(term for term, on in zip(terms, wanted, strict=True) if on).backward()
-    alone = problem._replace(upstream=torch.tensor(wanted).double())
+    sum(term for term, on in zip(terms, expected, strict=True) if on).backward()
+    alone = problem._replace(upstream=torch.tensor(expected).double())
     torch.testing.assert_close(x.grad.cpu().double(), run_on_cpu(alone, "reference")[1], rtol=1e-5, atol=1e-7)
 
 
@@ -181,7 +181,7 @@ def test_autocast_leaves_statistics_in_float32() -> None:
         (torch.zeros(4, 2, 8), 10_001, -1, "10001 classes"),
     ],
 )
-def test_what_is_outside_says_so(x, num_classes, target, words) -> None:
+def test_inputs_that_the_kernels_do_not_support_raise_an_error(x, num_classes, target, words) -> None:
     targets, attention = torch.zeros(4, dtype=torch.long), torch.ones(num_classes)
     inputs = (x.to(DEVICE), targets.to(DEVICE), attention.to(DEVICE))
     with pytest.raises(ValueError, match=words):
@@ -189,8 +189,8 @@ def test_what_is_outside_says_so(x, num_classes, target, words) -> None:
     adcorre_terms(*inputs, backend="auto", embedding_target=target)
 
 
-def test_no_value_comes_back_to_the_host(monkeypatch) -> None:
-    """Bad labels, targets' values and the upstream gradient are looked at by kernels alone."""
+def test_no_value_is_read_on_the_host(monkeypatch) -> None:
+    """Only kernels read invalid labels, the term targets and the upstream gradient."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("a value was read on the host")

@@ -1,4 +1,4 @@
-"""More classes than the kernel of the terms takes: the streaming kernels' statistics, the torch backend's terms."""
+"""More classes than the terms kernel supports: statistics by the streaming kernels, terms by the torch backend."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.loss.tools import Problem, run
 
 
 @pytest.mark.parametrize("target", [-1, "simplex"])
-def test_the_public_function_takes_them(target) -> None:
+def test_the_public_function_uses_them(target) -> None:
     problem, x = rounded(draw(40, 3, 16, 60, between=target, mean=target), torch.float32)
     assert not terms_supported(60, 3, 16)
     on_device = Problem(x, *(part.to(DEVICE) for part in problem[1:4]), problem.options)

@@ -1,4 +1,4 @@
-"""pairs="sample" as users call it, on the kernels: three computations of one number, dtypes, errors, compilation."""
+"""pairs="sample" through the public API on the kernels: three ways to compute it, dtypes, errors, compilation."""
 
 import pytest
 import torch
@@ -13,25 +13,25 @@ SAMPLE = {"pairs": "sample"}
 
 @pytest.mark.parametrize("target", [-1.0, 1.0])
 def test_three_computations_of_one_number(target) -> None:
-    """From class sums, pair by pair with the pairs of a class from sums, and every pair through the tiles."""
+    """From class sums; pair by pair, with same-class pairs from sums; every pair through the tiles."""
     problem, x = rounded(draw(40, 3, 32, 5, seed=1, between=target), torch.float32)
     by_class, by_sample = launch(problem, x), check(problem, **SAMPLE)
     torch.testing.assert_close(by_sample, by_class, rtol=2e-6, atol=2e-6)
     attention = problem.attention.float().to(DEVICE)
-    asked = (x, problem.targets.to(DEVICE), attention)
+    tensors = (x, problem.targets.to(DEVICE), attention)
     n, k, _ = x.shape
     options = (target, -100, "highest", 0, n, True)
-    values = pair_launch.pair_values(*asked, *options).cpu() / (k * n**2)
+    values = pair_launch.pair_values(*tensors, *options).cpu() / (k * n**2)
     torch.testing.assert_close(values[0], by_class[0][0], rtol=2e-6, atol=0)
     scale = problem.upstream[0].float() / (k * n**2)
-    gradient = pair_launch.pair_gradient(*asked, scale.to(DEVICE), *options).cpu()
+    gradient = pair_launch.pair_gradient(*tensors, scale.to(DEVICE), *options).cpu()
     only_fd = problem._replace(upstream=problem.upstream * torch.tensor([1.0, 0, 0]).to(problem.upstream))
     torch.testing.assert_close(gradient, launch(only_fd, x)[1], rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
 
 
 @pytest.mark.parametrize("shape", [(33, 3, 17, 5), (9, 2, 300, 3), (1, 2, 8, 3), (0, 2, 8, 3), (12, 1, 16, 40)])
-def test_at_other_targets_it_is_the_reference(shape) -> None:
-    """The linear part from the kernels too; 40 classes are beyond those of `terms`."""
+def test_other_targets_equal_the_reference(shape) -> None:
+    """The linear part also comes from the kernels; 40 classes are more than `terms` supports."""
     check(draw(*shape, between=0.3, mean=0.1, embedding=0.2), **SAMPLE)
 
 
@@ -58,7 +58,7 @@ def test_at_a_kink_the_subgradient_is_zero() -> None:
     assert not torch.autograd.grad(terms.fd, x)[0].any()
 
 
-def test_what_the_kernels_cannot_do_is_said() -> None:
+def test_float64_raises_an_error() -> None:
     x = torch.randn(4, 2, 8, dtype=torch.float64, device=DEVICE)
     with pytest.raises(ValueError, match='backend="triton": embeddings are float64'):
         adcorre_terms(x, torch.zeros(4, dtype=torch.int64, device=DEVICE), torch.ones(3, device=DEVICE),
@@ -77,23 +77,23 @@ def test_no_double_backward() -> None:
 
 def test_ops() -> None:
     problem, x = rounded(draw(12, 2, 20, 3), torch.float32)
-    asked = (x, problem.targets.to(DEVICE), problem.attention.float().to(DEVICE))
+    tensors = (x, problem.targets.to(DEVICE), problem.attention.float().to(DEVICE))
     scale = torch.tensor(0.5, device=DEVICE)
     for rows in ((0, 12), (3, 7)):
         options = (0.0, -100, "high", *rows)
-        torch.library.opcheck(gpu.pair_values, (*asked, *options))
-        torch.library.opcheck(gpu.pair_gradient, (*asked, scale, *options))
+        torch.library.opcheck(gpu.pair_values, (*tensors, *options))
+        torch.library.opcheck(gpu.pair_gradient, (*tensors, scale, *options))
     for name in ("pair_values", "pair_gradient"):
-        ours, theirs = getattr(gpu, name), getattr(pairs, name)._opoverload
-        words = [[(a.name, str(a.type)) for a in op._schema.arguments] for op in (ours, theirs)]
+        operator, reference = getattr(gpu, name), getattr(pairs, name)._opoverload
+        words = [[(a.name, str(a.type)) for a in op._schema.arguments] for op in (operator, reference)]
         assert words[0] == words[1]
 
 
 def test_it_compiles_whole() -> None:
     problem, x = rounded(draw(12, 2, 20, 3, between=0.0), torch.float32)
     x.requires_grad_()
-    asked = (x, problem.targets.to(DEVICE), problem.attention.float().to(DEVICE))
+    tensors = (x, problem.targets.to(DEVICE), problem.attention.float().to(DEVICE))
     options = {"between_target": 0.0, "backend": "triton", "validate": False, **SAMPLE}
     compiled = torch.compile(adcorre_terms, fullgraph=True, backend="aot_eager")
-    got, wanted = (torch.autograd.grad(sum(terms(*asked, **options)), x)[0] for terms in (compiled, adcorre_terms))
-    torch.testing.assert_close(got, wanted)
+    got, expected = (torch.autograd.grad(sum(terms(*tensors, **options)), x)[0] for terms in (compiled, adcorre_terms))
+    torch.testing.assert_close(got, expected)

@@ -1,4 +1,4 @@
-"""Drawn problems on the device under test, and the error budget."""
+"""Random inputs on the device under test, and the error budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INTERPRETED = DEVICE.type == "cpu"
 
 
 def launch(problem: Problem, x: Tensor, **overrides: object) -> tuple[Tensor, Tensor]:
-    """(values (3,), dL/dx) on the CPU, computed by the kernels on DEVICE; x as it comes, strides and all."""
+    """(values (3,), dL/dx) on the CPU, computed by the kernels on DEVICE; x keeps its strides."""
     options = {**problem.options, "ignore_index": -100, **overrides}
     x = x.detach().requires_grad_()
     values = torch.stack(
@@ -30,7 +30,7 @@ def launch(problem: Problem, x: Tensor, **overrides: object) -> tuple[Tensor, Te
 
 
 def rounded(problem: Problem, dtype: torch.dtype) -> tuple[Problem, Tensor]:
-    """The problem with x as `dtype` holds it, and that x on DEVICE."""
+    """The inputs with x rounded to `dtype`, and that x on DEVICE."""
     x = problem.x.to(dtype)
     return problem._replace(x=x.double(), attention=problem.attention.float().double()), x.to(DEVICE)
 
@@ -88,11 +88,11 @@ def steps(problem: Problem, x: Tensor, ignore_index: int = -100) -> tuple[Tensor
     num_classes, (_, k, d) = problem.attention.shape[0], x.shape
     options = resolve_options(x, num_classes, "triton", *problem.options.values(), ignore_index)
     targets = problem.targets.to(DEVICE)
-    aims = (options.between_target, options.mean_target, options.embedding_target)
+    term_targets = (options.between_target, options.mean_target, options.embedding_target)
     flat = gpu.statistics(x, targets, num_classes, ignore_index, options.embedding_target)
     attention = problem.attention.float().to(DEVICE)
     of_terms = gpu if gpu.terms_supported(num_classes, k, d) else torch_backend
-    values, feature, mean, scale = of_terms.terms(flat, attention, k, d, *aims)
+    values, feature, mean, scale = of_terms.terms(flat, attention, k, d, *term_targets)
     upstream = torch.cat((problem.upstream.float(), torch.zeros(1))).to(DEVICE)
     gradient = gpu.gradient(x, targets, upstream, feature, mean, scale, ignore_index, options.embedding_target)
     return flat, values, feature, mean, scale, gradient

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from train.bars import bar
 from train.data.base import SPLITS, Labels, digest, png
 from train.data.labels import CLASS_NAMES
 from train.data.synthetic.drawing import draw_face
@@ -74,7 +75,8 @@ class SyntheticFaces:
             if processes is None:
                 processes = min(default_processes(), len(self) // 100)
             parts = [range(start, min(start + 50, len(self))) for start in range(0, len(self), 50)]
-            self._drawn = np.concatenate([*map_in_processes(self._draw_all, parts, processes, "drawing faces")])
+            parts_drawn = map_in_processes(self._draw_all, parts, processes, "drawing faces")
+            self._drawn = np.concatenate([*bar(parts_drawn, f"drawing faces, {self.split}", total=len(parts))])
         return self._drawn
 
     def person(self, index: int, /) -> Person:
