@@ -1,4 +1,4 @@
-"""For every test: seeds, hypothesis' settings, the sampling of long matrices, the skip without a C++ compiler."""
+"""For every test: seeds, hypothesis settings, sampling of long test matrices, the skip without a C++ compiler."""
 
 import os
 import random
@@ -18,7 +18,7 @@ SAMPLE = "ADCORRE_SAMPLE"
 
 
 def can_compile() -> bool:
-    """Whether Inductor can build C++: it needs a compiler and Python's headers, which a bare machine has not."""
+    """Whether Inductor can build C++: it needs a compiler and Python's headers."""
     compilers = (os.environ.get("CXX"), "g++", "clang++", "c++")
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     return any(name and shutil.which(name) for name in compilers) and headers.exists()
@@ -35,7 +35,7 @@ def seed_of_commit() -> int:
 
 
 def pytest_configure() -> None:
-    """Set one number for all of this run's processes. A GPU is fast enough for every case."""
+    """Set one seed for all processes of this run. A GPU is fast enough to run every case."""
     os.environ.setdefault(SAMPLE, "all" if "ADCORRE_DEVICE" in os.environ else str(seed_of_commit()))
 
 
@@ -44,7 +44,7 @@ def pytest_report_header() -> str:
 
 
 def left_out(items: list[pytest.Item], seed: int) -> list[pytest.Item]:
-    """Of a test marked sample(m), shuffle the cases and leave out all but each m-th, starting at `seed`."""
+    """Shuffle the cases of each test marked sample(m) and keep every m-th, starting at `seed`; return the others."""
     tests: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("sample"):
@@ -52,7 +52,7 @@ def left_out(items: list[pytest.Item], seed: int) -> list[pytest.Item]:
     cases = []
     for test, own in tests.items():
         [m] = own[0].get_closest_marker("sample").args  # type: ignore[union-attr]
-        random.Random(test).shuffle(own)  # in order, m could divide the number of dtypes and select one of them alone
+        random.Random(test).shuffle(own)  # taken in order, every m-th case could always have the same dtype
         cases += [item for place, item in enumerate(own) if (place - seed) % m]
     return cases
 

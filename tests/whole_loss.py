@@ -95,7 +95,7 @@ def close(got: list[Tensor], truth: list[Tensor], dtype: torch.dtype = torch.flo
 
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_values_and_gradients_of_a_run_are_the_references(settings, backend) -> None:
-    """More steps than the window, then eval mode, batches of any size."""
+    """More steps than the window, then eval mode; batches of several sizes."""
     loss, truth = pair(backend, **SETTINGS[settings])
     for seed, n in enumerate([20, 1, 33, 0, 9, 20, 12]):
         if seed == 5:
@@ -182,7 +182,7 @@ def test_checkpointing_has_the_gradient_of_the_plain_step(backend) -> None:
 
 
 class Own(torch.nn.Module):
-    """An attention map of the user's own."""
+    """A user-defined attention map."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ def test_each_gradient_alone_and_a_second_backward_pass(backend) -> None:
 
 
 def test_saved_tensors_that_come_back_elsewhere(backend) -> None:
-    """A hook may bring a saved tensor back with other strides."""
+    """A hook may return a saved tensor with different strides."""
     logits, x, targets = draw()
     loss = AdCorreLoss(C, backend=backend).to(DEVICE).eval()
     x = x.transpose(0, 1).contiguous().transpose(0, 1)
@@ -293,7 +293,7 @@ def test_transforms(backend) -> None:
 
 @pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.compiles)])
 def test_compiled_equals_eager(compiler, backend) -> None:
-    """The ring too, which is mutated within."""
+    """The ring buffer too, which is mutated inside."""
     torch._dynamo.reset()
     eager = AdCorreLoss(C, backend=backend, window=2).to(DEVICE)
     module = copy.deepcopy(eager)

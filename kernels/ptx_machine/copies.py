@@ -17,8 +17,10 @@ def issue(warps: Warps, copy: Copy) -> None:
     source_bytes = copy.source_bytes
     reading = good & (source_bytes > 0)
     if reading.any():
-        lanes, asked = copy.lanes[reading], source_bytes[reading]
-        source = grant(warps, Request("global", copy.pc, copy.of[reading], lanes, copy.nbytes, asked=asked))
+        lanes, requested_bytes = copy.lanes[reading], source_bytes[reading]
+        source = grant(
+            warps, Request("global", copy.pc, copy.of[reading], lanes, copy.nbytes, requested_bytes=requested_bytes)
+        )
         granted = np.zeros(warps.lanes, bool)
         if source is not None:
             granted[source.lanes] = True

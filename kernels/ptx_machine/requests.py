@@ -38,13 +38,15 @@ class Request:
     strong: bool = False  # volatile, relaxed or acquire
     atomic: bool = False
     copy: str = ""  # cp.async: "issued", or "arrived" when its data come
-    asked: np.ndarray | None = None  # bytes, where cp.async takes fewer
+    requested_bytes: np.ndarray | None = None  # bytes, where cp.async takes fewer
 
     def without(self, bad: np.ndarray) -> Request:
         """The same without the lanes at fault."""
         good = ~bad
-        values, asked = (None if x is None else x[good] for x in (self.values, self.asked))
-        return replace(self, addresses=self.addresses[good], lanes=self.lanes[good], values=values, asked=asked)
+        values, requested_bytes = (None if x is None else x[good] for x in (self.values, self.requested_bytes))
+        return replace(
+            self, addresses=self.addresses[good], lanes=self.lanes[good], values=values, requested_bytes=requested_bytes
+        )
 
 
 class Access:
@@ -147,8 +149,8 @@ def _global(warps: Warps, request: Request, pattern: Pattern | None) -> Access |
             text = warps.describe(request.pc)[1]
             raise MachineError(f"one request of {warps.entry.name} goes to several tensors: {text}")
         bad = offsets_outside(window, offsets, nbytes)
-        if request.asked is not None and bad.any():
-            bad = (offsets < window.low) | (offsets + request.asked > window.high)
+        if request.requested_bytes is not None and bad.any():
+            bad = (offsets < window.low) | (offsets + request.requested_bytes > window.high)
         if bad.any():
             size = f"{window.high - window.low} bytes" + (" and gaps in between" if window.inside is not None else "")
             message = f"{nbytes} bytes at offset {int(offsets[bad][0]) - window.low} of {window.name}, which has {size}"

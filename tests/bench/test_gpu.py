@@ -43,7 +43,7 @@ def test_parts_run_once_and_continue_where_they_stopped(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_every_part(tmp_path) -> None:
-    """Of the parts that run a file of tests one: tests/kernels/test_interpreted.py runs them all."""
+    """One of the parts that run test files; tests/kernels/test_interpreted.py runs all of them."""
     from bench.gpu import PARTS
 
     files = [part for part in PARTS if part.startswith("tests-")]

@@ -1,4 +1,4 @@
-"""The benchmarks at tiny sizes: every contender agrees before it is timed, walls are rows, nothing is run twice."""
+"""The benchmarks at tiny sizes: contenders are checked before they are timed, walls are rows, nothing runs twice."""
 
 import csv
 import re

@@ -32,7 +32,7 @@ def test_settings_are_in_use_within_and_restored_after() -> None:
 
 
 def test_dry_compiles_ranks_and_prints_rows(monkeypatch, capsys) -> None:
-    """The settings with fewer cycles win; here the family's own, of which a variant spills or takes longer."""
+    """The settings with fewer cycles win; here the built-in ones, since the variants spill or take longer."""
     current = gpus.STREAMING["sm_90", 4]
     worse = current._replace(row_elements=256)  # half as many samples at once
     monkeypatch.setattr(tune, "candidates", lambda given: iter([worse, given]))

@@ -1,4 +1,4 @@
-"""Tables and pictures of the benchmarks: every figure of a line is of one run."""
+"""Tables and pictures of the benchmarks: all figures of a line come from one run."""
 
 from functools import partial
 from pathlib import Path
@@ -51,7 +51,7 @@ def test_cells_of_a_row_come_from_one_run(results: Path, other: dict[str, object
     append(COMPLETE[1:])
     append([loss_row("torch", 600, **LATER, **other), loss_row("reference", 600, **LATER, **other, times_slower=7)])
     append([loss_row("supcon", 600, **LATER, **other, times_slower=8)])
-    line = report.write("speed").splitlines()[-1]  # three figures in both runs: the newer one
+    line = report.write("speed").splitlines()[-1]  # in both runs: the newer run's three values count
     assert line.startswith("| 600 | 1 ms | 1 ms (7x) | 1 ms (8x) |")
     assert "(4x)" not in report.write("speed")
     assert report.missing(False).endswith("--n 600 --contenders numba reference supcon multi-similarity")

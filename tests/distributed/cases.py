@@ -61,7 +61,7 @@ def slow(function: Callable[[int, int], None]) -> Callable[[int, int], None]:
 
 
 def shares(n: int, world: int, kind: str = "uneven") -> list[slice]:
-    """Which samples of n each rank has: rank r about r + 1 parts; "empty": the last rank (of several) none."""
+    """Split n samples over the ranks: rank r gets about r + 1 parts; "empty": the last of several ranks gets none."""
     sized = world - 1 if kind == "empty" and world > 1 else world
     edges = [n * r * (r + 1) // (sized * (sized + 1)) for r in range(sized + 1)]
     parts = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
@@ -109,7 +109,7 @@ def equals_a_single_process(rank: int, world: int) -> None:
 
 @case
 def virtual_batches(rank: int, world: int) -> None:
-    """Another number of chunks on each rank: one on the first, so that it runs an ordinary step beside the others."""
+    """A different number of chunks on each rank; the first has one, so that it runs an ordinary step."""
     for settings in SETTINGS:
         for keep_graphs in (False, True):
             plain, local = Model().double(), Model().double()
@@ -129,7 +129,7 @@ def virtual_batches(rank: int, world: int) -> None:
 
 @case
 def distributed_data_parallel(rank: int, world: int) -> None:
-    """DDP reduces by itself, once a step; steps enough for it to lay out its buckets anew."""
+    """DDP reduces gradients once per step; enough steps for it to rebuild its buckets."""
     for kind, settings in (("uneven", {}), ("empty", {}), ("empty", PAIRS)):
         plain, local = Model().double(), DistributedDataParallel(Model().double(), bucket_cap_mb=0.001)
         plain_loss = AdCorreLoss(CLASSES, **settings)
@@ -146,7 +146,7 @@ def distributed_data_parallel(rank: int, world: int) -> None:
 
 @case
 def distributed_data_parallel_with_virtual_batches(rank: int, world: int) -> None:
-    """Ranks with one chunk, with many and with none; gradients are reduced once, and in one order on all ranks."""
+    """Ranks with one, many and no chunks; gradients are reduced once, in the same order on all ranks."""
     for keep_graphs in (False, True):
         for kind, settings in (("uneven", {}), ("empty", {}), ("uneven", PAIRS)):
             plain, local = Model().double(), DistributedDataParallel(Model().double(), bucket_cap_mb=0.001)
@@ -166,7 +166,7 @@ def distributed_data_parallel_with_virtual_batches(rank: int, world: int) -> Non
 
 
 def count_gradient_reductions(model: DistributedDataParallel) -> Callable[[], int]:
-    """How many gradients DDP has reduced since, by a communication hook set once."""
+    """Count the gradients that DDP reduces from now on, by a communication hook."""
     if not hasattr(model, "reduced"):
         model.reduced = 0
 
@@ -182,7 +182,7 @@ def count_gradient_reductions(model: DistributedDataParallel) -> Callable[[], in
 
 @case
 def batch_norm_under_ddp(rank: int, world: int) -> None:
-    """Buffers and gradients are those of plain accumulation: DDP hands out rank 0's buffers before a step, once."""
+    """Buffers and gradients are those of plain accumulation: DDP broadcasts rank 0's buffers once before a step."""
     accumulated, local = (DistributedDataParallel(Model(norm=True, dropout=0.2).double()) for _ in range(2))
     with_graphs = DistributedDataParallel(Model(norm=True, dropout=0.2).double())
     for seed in range(3):
@@ -208,7 +208,7 @@ def batch_norm_under_ddp(rank: int, world: int) -> None:
 
 @case
 def eval_mode(rank: int, world: int) -> None:
-    """The loss of the whole batch there too; the attention map stays as it is."""
+    """In eval mode too it is the loss of the whole batch; the attention map does not change."""
     images, targets = draw(29)
     share = shares(29, world)[rank]
     loss = AdCorreLoss(CLASSES, process_group="world").eval()
@@ -219,7 +219,7 @@ def eval_mode(rank: int, world: int) -> None:
 
 @case
 def one_all_reduce_of_a_known_size(rank: int, world: int) -> None:
-    """The payload is that of docs/scale.md, whatever n is: one collective a step, none in the backward pass."""
+    """The payload is that of docs/scale.md for any n: one collective per step, none in the backward pass."""
     sent: list[int] = []
     all_reduce = dist.all_reduce
 
@@ -244,7 +244,7 @@ def one_all_reduce_of_a_known_size(rank: int, world: int) -> None:
 
 @case
 def what_pairs_of_samples_cost(rank: int, world: int) -> None:
-    """Every rank's embeddings in their dtype and its labels, padded to the largest rank's; 2 numbers more to add up."""
+    """Every rank's embeddings in their dtype and its labels, padded to the largest rank, and a sum of 2 numbers."""
     sent: list[int] = []
     originals = {name: getattr(dist, name) for name in ("all_reduce", "all_gather_into_tensor")}
 
@@ -274,7 +274,7 @@ def what_pairs_of_samples_cost(rank: int, world: int) -> None:
 
 @case
 def a_bad_label_on_one_rank(rank: int, world: int) -> None:
-    """Every rank hears of it after the one all-reduce: none is left waiting, none counts the batch."""
+    """Every rank raises after the one all-reduce: none waits forever, none counts the batch."""
     images, targets = draw(29)
     share = shares(29, world)[rank]
     images, targets = images[share], targets[share].clone()
@@ -316,7 +316,7 @@ def nobody_has_a_sample(rank: int, world: int) -> None:
 
 @case
 def copies_and_checkpoints(rank: int, world: int) -> None:
-    """A copy shares the group; a second run under checkpointing is no second step, on any rank; no learned lambda."""
+    """A copy shares the group; recomputation under checkpointing is no second step on any rank; no learned lambda."""
     images, targets = draw(29)
     share = shares(29, world)[rank]
     x, labels = images[share].flatten(1)[:, : K * D].unflatten(1, (K, D)), targets[share]
@@ -342,7 +342,7 @@ def copies_and_checkpoints(rank: int, world: int) -> None:
 
 @case
 def groups_within_the_world(rank: int, world: int) -> None:
-    """Each group is a batch of its own; who is no member of a group cannot use it."""
+    """Each group is a batch of its own; a rank outside of a group cannot use it."""
     groups = [dist.new_group([r for r in range(world) if r % 2 == parity]) for parity in range(min(2, world))]
     local = groups[rank % 2] if world > 1 else groups[0]
     n, members = 24, dist.get_world_size(local)
@@ -363,7 +363,7 @@ def groups_within_the_world(rank: int, world: int) -> None:
 
 @case
 def half_precision(rank: int, world: int) -> None:
-    """Statistics travel in float32; each rank's gradient comes back in its embeddings' dtype."""
+    """Statistics are reduced in float32; each rank's gradient has the dtype of its embeddings."""
 
     class Half(Model):
         def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -384,7 +384,7 @@ def half_precision(rank: int, world: int) -> None:
 
 @case
 def a_copy_of_the_module(rank: int, world: int) -> None:
-    """ "world" is a name, so that the module is copied and saved as any other."""
+    """ "world" is a string, so the module can be copied and pickled."""
     loss = copy.deepcopy(AdCorreLoss(CLASSES, process_group="world"))
     images, targets = draw(8)
     assert bool(plain_step(Model().double(), loss, images, targets).loss.isfinite())
@@ -392,7 +392,7 @@ def a_copy_of_the_module(rank: int, world: int) -> None:
 
 @case
 def other_chunks_on_one_rank(rank: int, world: int) -> None:
-    """It raises there, before any gradient is reduced."""
+    """That rank raises before any gradient is reduced."""
     images, targets = draw(28, seed=rank)
     model, loss = Model().double(), AdCorreLoss(CLASSES, process_group="world")
     order = torch.Generator().manual_seed(0)
@@ -436,7 +436,7 @@ def compiled_model_in_ddp(rank: int, world: int) -> None:
 
 @slow
 def fully_sharded(rank: int, world: int) -> None:
-    """FSDP averages too. It communicates in every forward pass: as many chunks on each rank."""
+    """FSDP averages too. It communicates in every forward pass, so each rank needs the same number of chunks."""
     from torch.distributed.fsdp import fully_shard
 
     images, targets = draw(20 * world)

@@ -1,4 +1,4 @@
-"""A rank is killed in the middle of a run; torchrun starts all anew, and they go on from the checkpoint."""
+"""A rank is killed during a run; torchrun restarts all ranks, and they continue from the checkpoint."""
 
 import os
 import subprocess
@@ -15,12 +15,12 @@ RUN = (*QUICK, "--batch-size", "4", "--virtual-batch", "2", "--epochs", "3", "--
 
 
 def torchrun(tmp_path: Path, data: Path, run: Path, die_after: int) -> str:
-    """What both ranks of a run printed."""
+    """The output of both ranks of a run."""
     paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
     environment |= {"GLOO_SOCKET_IFNAME": "lo", "ADCORRE_CACHE": str(tmp_path / "cache")}
     launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    # Else ranks may read the addresses that the killed ones left in torchrun's store, and Gloo cannot connect.
+    # Otherwise ranks may read addresses of killed ranks from torchrun's store, and Gloo cannot connect.
     environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     script = ("--max-restarts", "1", "--", "tests/distributed/killed.py", die_after)  # `--`: --d is one of ours
     options = ("--data", data, "--out", run, "--resume", "auto", *RUN)

@@ -33,7 +33,7 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def seen(counts: torch.Tensor) -> list[int]:
-    """Samples that each step of the window has counted."""
+    """The number of samples counted in each step of the window."""
     return sorted(counts[:, 1].sum(1).tolist())
 
 

@@ -91,7 +91,7 @@ FAULTS = [
 
 
 def verdict(fault: Fault) -> str:
-    """ "found", "missed", or what else pytest ended with."""
+    """ "found", "missed", or pytest's other exit status."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(PACKAGE, Path(folder) / PACKAGE.name)
         path = Path(folder) / PACKAGE.name / "gpu" / fault.file

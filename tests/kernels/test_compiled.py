@@ -1,4 +1,4 @@
-"""Every kernel compiled ahead of time for every target, held to bench/limits.csv."""
+"""Every kernel compiled ahead of time for every target, checked against bench/limits.csv."""
 
 import os
 from dataclasses import fields
@@ -40,7 +40,7 @@ def assert_within_limits(case: str, dtype: str, target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("case, dtype", QUICK)
 def test_every_kernel_compiles_within_its_limits(case, dtype, target) -> None:
-    """Between them these cases launch all kernels of Eq. 12, its terms linear."""
+    """Together these cases launch all kernels of Eq. 12 with linear terms."""
     assert_within_limits(case, dtype, target)
 
 
@@ -70,7 +70,7 @@ def test_every_kernel_is_listed() -> None:
 @pytest.mark.parametrize("n", [0, 1, 60, 600, 10_000, 1 << 20, 1 << 22])
 @pytest.mark.parametrize("num_classes", [1, 7, 16])
 def test_three_launches_forward_or_five_and_one_backward(n, num_classes) -> None:
-    """Five where one order serves all programs."""
+    """Five launches if one sorted order serves all programs."""
     order = ["count_labels", "place_samples"] if n > plan.LOCAL_SAMPLES else []
     for dtype, statistics in [(torch.float32, "warp_statistics"), (torch.bfloat16, "gram_statistics")]:
         forward = [*order, statistics, "reduce_slots", "terms_kernel"]
@@ -79,7 +79,7 @@ def test_three_launches_forward_or_five_and_one_backward(n, num_classes) -> None
 
 
 def test_buffers_stay_small() -> None:
-    """Beyond inputs and dL/dx: 64 MiB at n = 1,048,576, C = 7."""
+    """Memory besides inputs and dL/dx: 64 MiB at n = 1,048,576, C = 7."""
     launches = loss_launches(1 << 20, 7, 256, 7, torch.float32)
     buffers = {}
     for launch in launches[:-1]:
@@ -127,7 +127,7 @@ def test_the_readme_quotes_the_table() -> None:
     """kernels/README.md's figures for sm_90 are those of bench/results/static.csv."""
     rows = {
         (row["kernel"].removeprefix("warp_").removeprefix("gram_"), row["dtype"]): row
-        for row in static.read()  # the rows of a kernel's successor stand behind its own
+        for row in static.read()  # the rows of a kernel's successor follow its own
         if row["case"] == "paper" and row["target"] == "sm_90"
     }
     readme = (static.LIMITS.parents[1] / "kernels" / "README.md").read_text()

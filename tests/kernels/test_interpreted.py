@@ -40,7 +40,7 @@ def test_slow_tests_in_the_interpreter(file: str) -> None:
 @pytest.mark.sample(6)
 @pytest.mark.parametrize("share", range(6))
 def test_planted_faults_are_found(share: int) -> None:
-    """Each of the faults planted in the kernels' source text makes the test named beside it fail."""
+    """Each fault planted in the kernels' source text makes the test named for it fail."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((".", "kernels"))}
     environment = {name: value for name, value in environment.items() if not name.startswith(("PYTEST_", "ADCORRE_"))}
     command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.planted", str(share)]

@@ -1,4 +1,4 @@
-"""Which GPUs the kernels take, told without one: fake tensors on a device that is made up."""
+"""Which GPUs the kernels support, tested without one: fake tensors on a mocked device."""
 
 import re
 from types import SimpleNamespace

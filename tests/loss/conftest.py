@@ -7,7 +7,7 @@ from adcorre_kernels.cpu import host
 
 
 class _Filled:
-    """torch, whose fresh buffers hold NaN, and -1 where they hold integers: what no kernel has written shows."""
+    """torch, with new buffers filled with NaN (integers: -1), so that an element never written is noticed."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(torch, name)

@@ -1,4 +1,4 @@
-"""The Adaptive Attention Map against scikit-learn's confusion matrix, and its life as module state."""
+"""The Adaptive Attention Map against scikit-learn's confusion matrix, and as module state."""
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ def batches(count: int, num_classes: int, seed: int = 0) -> list[tuple[torch.Ten
 
 
 def test_weights_are_those_of_the_windows_confusion_matrix() -> None:
-    """Batches of any size, samples ignored, classes not seen; more steps than the window."""
+    """Batches of several sizes, ignored samples, absent classes; more steps than the window."""
     attention = AdaptiveAttentionMap(6, window=3)
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     for logits, targets in batches(10, 6):

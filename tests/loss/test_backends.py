@@ -1,4 +1,4 @@
-"""The linear-time backends against the reference, in float64: values and gradients, to 1e-12."""
+"""The linear-time backends against the reference in float64: values and gradients to 1e-12."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_equals_the_reference(backend, problem) -> None:
 @settings(max_examples=300)
 @given(problem=problems)
 def test_plain_path_equals_reference(problem) -> None:
-    """What the torch backend runs on any device but a CPU."""
+    """The path of the torch backend on devices other than a CPU."""
     assert_close(problem, run(problem, "plain"), run(problem, "reference"))
 
 
@@ -97,7 +97,7 @@ def test_order_scale_and_shift_change_nothing(backend, problem, seed) -> None:
     shift = torch.randn(shape, generator=rng, dtype=torch.float64)
     moved, _ = run(problem, backend, x=problem.x * scale + shift)
     assert moved[[0, 2]].tolist() == pytest.approx(values[[0, 2]].tolist(), abs=1e-10)
-    # MD: to a shift of each vector and a common scale.
+    # MD: invariant to a shift of each vector and a common scale.
     moved, _ = run(problem, backend, x=problem.x * 3 + shift)
     assert moved.tolist() == pytest.approx(values.tolist(), abs=1e-10)
 
@@ -116,7 +116,7 @@ def pairwise_fd(x: torch.Tensor, targets: torch.Tensor, attention: torch.Tensor,
 
 
 def test_class_level_fd_is_a_lower_bound_of_the_pairwise_one() -> None:
-    """And equal to it where classes are compact."""
+    """Equal to it if classes are compact."""
     problem = draw(30, 2, 6, 4, between=0.2)
     compact = torch.randn(4, 2, 6, dtype=torch.float64)[problem.targets]
     for backend in (*LINEAR, "reference"):
@@ -130,7 +130,7 @@ def test_class_level_fd_is_a_lower_bound_of_the_pairwise_one() -> None:
     "expected", [(True, False, False), (False, True, False), (False, False, True), (True, True, False)]
 )
 def test_each_term_alone(expected) -> None:
-    """Upstream gradients of some terms only, as a loss with switched-off components has them."""
+    """Upstream gradients of some terms only, as in a loss with fewer components."""
     problem = draw(20, 3, 8, 4)
     gradients = []
     for backend in (*LINEAR, "reference"):

@@ -64,7 +64,7 @@ def test_inductor(backend) -> None:
 
 @pytest.mark.compiles
 def test_the_plain_path_fuses_under_inductor() -> None:
-    """What the torch backend runs off the CPU: plain operations, equal to the streamed passes when compiled."""
+    """The path of the torch backend off the CPU: plain operations, when compiled equal to the streamed passes."""
     torch._dynamo.reset()
     problem = draw(40, 3, 8, 4, dtype=torch.float32)
     for embedding_target in (-1.0, 0.1):

@@ -1,4 +1,4 @@
-"""Batches that have no pair, no class, no direction, or a label that is wrong: zero or NaN as documented."""
+"""Batches without a pair, a class or a direction, or with an invalid label: zero or NaN as documented."""
 
 import pytest
 import torch
@@ -66,14 +66,14 @@ def test_without_a_pair_the_terms_are_zero(path) -> None:
     assert gradient.abs().max() == 0
     x = empty.x.requires_grad_()
     if path != "plain":
-        sum(adcorre_terms(x, empty.targets, empty.attention, backend=path)).backward()  # a graph stands behind the zero
+        sum(adcorre_terms(x, empty.targets, empty.attention, backend=path)).backward()  # the zero has a graph
         assert x.grad.abs().max() == 0
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_one_vector_and_one_class_give_zero_terms(path, dtype) -> None:
-    """No pair: the term is zero itself, not what rounding leaves of it."""
+    """No pair: the term is exactly zero, without rounding noise."""
     assert float(run(draw(40, 1, 8, 3, dtype=dtype), path)[0][2]) == 0
     assert float(run(draw(40, 3, 8, 1, dtype=dtype), path)[0][1]) == 0
 
@@ -81,7 +81,7 @@ def test_one_vector_and_one_class_give_zero_terms(path, dtype) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("path", PATHS[:-1])
 def test_constant_vectors_have_no_direction(path, target) -> None:
-    """z = 0: their correlations are 0, their gradients from FD and ED too; |z|^2 is not counted as 1."""
+    """z = 0: their correlations and their gradients of FD and ED are 0; |z|^2 is not counted as 1."""
     problem = draw(12, 3, 8, 3, between=target, mean=target, embedding=target)
     problem.x[2, 1] = 5.0
     problem.x[3] = -1.0
@@ -98,7 +98,7 @@ def test_constant_vectors_have_no_direction(path, target) -> None:
 
 @pytest.mark.parametrize("path", PATHS[:-1])
 def test_a_class_mean_that_cancels_has_no_direction(path) -> None:
-    """Vectors that cancel leave noise that is large against their sum: measured against the mean of |x|."""
+    """The rounding noise of vectors that cancel is large relative to their sum; it is compared with the mean of |x|."""
     problem = draw(6, 2, 8, 3)
     problem.targets.copy_(torch.tensor([0, 0, 0, 1, 1, 2]))
     problem.x[2] = -(problem.x[0] + problem.x[1])
@@ -113,7 +113,7 @@ def test_a_class_mean_that_cancels_has_no_direction(path) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_ignored_samples_touch_nothing(path) -> None:
-    """n counts the others; a NaN in an ignored sample stays there and gets gradient 0."""
+    """n counts the others; a NaN in an ignored sample has no effect and gets gradient 0."""
     problem = draw(14, 3, 8, 4)
     keep = torch.ones(14, dtype=torch.bool)
     keep[[0, 5, 13]] = False
@@ -123,7 +123,7 @@ def test_ignored_samples_touch_nothing(path) -> None:
     values, gradient = run(expected, "reference")
     problem.targets[keep] = expected.targets
     problem.x[5] = torch.nan
-    got = run(problem, path, ignore_index=2)  # an ignore_index within range too
+    got = run(problem, path, ignore_index=2)  # an ignore_index within the class range
     assert got[0].tolist() == pytest.approx(values.tolist(), abs=1e-14)
     torch.testing.assert_close(got[1][keep], gradient, rtol=1e-12, atol=1e-15)
     assert got[1][~keep].abs().max() == 0
@@ -164,7 +164,7 @@ def test_vectors_too_long_to_square_give_nan(path) -> None:
 
 @pytest.mark.parametrize("path", PATHS[:-1])
 def test_kinks_have_subgradient_zero(path) -> None:
-    """Correlations exactly at the target: +-1 and 0, which float64 holds exactly."""
+    """Correlations exactly at the target: +-1 and 0, which are exact in float64."""
     rows = torch.tensor([[1.0, -1, 0, 0], [0, 0, 1, -1], [1, -1, 0, 0], [1, -1, 1, -1]], dtype=torch.float64)
     problem = draw(4, 2, 4, 4, between=0, mean=0, embedding=0)
     problem.targets.copy_(torch.arange(4))

@@ -1,4 +1,4 @@
-"""Bad input: one clear error that says what came and what was expected."""
+"""Invalid input: one clear error that names the value and what was expected."""
 
 from fractions import Fraction
 
@@ -130,7 +130,7 @@ def test_a_refused_batch_leaves_the_attention_map_alone(logits, x, y, error, wor
 @pytest.mark.parametrize("convert, words", [(lambda t: t.numpy(), r"numpy\.ndarray"), (lambda t: t.tolist(), "list")])
 @pytest.mark.parametrize("name", ["logits", "embeddings", "targets", "attention"])
 def test_objects_that_are_no_tensor_are_named(name, convert, words) -> None:
-    """A NumPy array's dtype reads as a tensor's: "expected int64, got int64" helps nobody."""
+    """A NumPy dtype prints like a tensor's, so "expected int64, got int64" must not appear."""
     given = {"logits": LOGITS, "embeddings": X, "targets": Y, "attention": W}
     given[name] = convert(given[name])
     words = rf"{name}: expected a torch.Tensor, got {words}; convert it with torch.as_tensor"

@@ -1,4 +1,4 @@
-"""Free vectors under each target end at the geometry that the mathematics derives."""
+"""Freely optimized vectors reach, for each target, the geometry that the derivation predicts."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_fd_separates_classes_at_the_target(target, expected) -> None:
 
 
 def test_fd_at_minus_one_asks_only_that_the_classes_sum_to_zero() -> None:
-    """At the same minimum of the loss, pairs of classes stand anywhere."""
+    """At the same minimum of the loss, the correlations of class pairs can differ."""
     results = [optimise((10, 20, 5, 15), EQUAL, weights=FD, seed=seed) for seed in (0, 1)]
     assert max(result.resultant for result in results) < 1e-6
     assert results[0].loss == pytest.approx(results[1].loss, rel=1e-9)

@@ -1,4 +1,4 @@
-"""Eq. 12: the module and its functional form, cross-entropy as torch has it, switches, lambda, dtypes, autocast."""
+"""Eq. 12: module and functional form, PyTorch's cross-entropy, components, lambda, dtypes, autocast."""
 
 import pytest
 import torch
@@ -140,7 +140,7 @@ def test_autocast_keeps_statistics_in_float32() -> None:
         gradients = torch.autograd.grad(expected.loss, (logits, x))
         with torch.autocast("cpu", torch.bfloat16):
             out = AdCorreLoss(4, backend=backend)(logits, x, y)
-            if backend != "reference":  # a backward pass inside autocast is discouraged, and still right
+            if backend != "reference":  # a backward pass inside autocast is discouraged, but must be right
                 torch.testing.assert_close(torch.autograd.grad(out.loss, x, retain_graph=True)[0], gradients[1])
         got = torch.autograd.grad(out.loss, (logits, x))
         torch.testing.assert_close(out, expected)

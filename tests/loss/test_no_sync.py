@@ -1,4 +1,4 @@
-"""No host sync: on the meta device there is no value to wait for, and whoever asks for one gets an error."""
+"""No host sync: on the meta device there are no values, so reading one raises."""
 
 import pytest
 import torch

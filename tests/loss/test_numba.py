@@ -30,6 +30,13 @@ def test_many_classes(target) -> None:
     assert_close(problem, run(problem, "numba"), run(problem, "reference"))
 
 
+@pytest.mark.parametrize("k", [*range(1, 11), 12, 13, 17])
+def test_many_embeddings(k) -> None:
+    """The kernels add up a sample's k directions four or eight at a time."""
+    problem = draw(14, k, 12, 3)
+    assert_close(problem, run(problem, "numba"), run(problem, "reference"))
+
+
 @pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.1, "ignore_index": 2}, {"ce_weight": True}])
 def test_the_whole_loss(settings) -> None:
     """Loss, both gradients, counts and attention weights over two steps, with labels that are ignored."""

@@ -66,7 +66,7 @@ def test_elsewhere_the_class_form_is_a_lower_bound() -> None:
 
 
 def test_ranges_of_rows_add_to_the_whole() -> None:
-    """More than one tile either way; the gradient of a range is that of the whole sum."""
+    """More than one tile in both directions; the gradient of a range is that of the whole sum."""
     x, targets, attention = inputs(1300, 1, 8, 4)
     common, n = (0.3, -100, "highest"), x.shape[0]
     ranges = ((0, 501), (501, 501), (501, n))
@@ -131,7 +131,7 @@ def test_a_bad_label_and_a_nan_give_nan() -> None:
 
 
 def test_overflow_and_upstream_nan_give_nan() -> None:
-    """In the pairs' part itself: a length that overflows, and an upstream NaN for samples that take no part too."""
+    """In the sum over pairs itself: a length that overflows, and an upstream NaN, also for samples not in the sum."""
     x, targets, attention = inputs(20, 2, 8, 3, torch.float32)
     targets[5] = -100
     tensors, common = (x.detach(), targets, attention), (0.0, -100, "highest", 0, 20)

@@ -1,4 +1,4 @@
-"""The five steps: both steps over the logits by hand against autograd, sums that add, and other attention maps."""
+"""The five steps: the steps over the logits against autograd, sums that add up, and other attention maps."""
 
 import pytest
 import torch
@@ -84,12 +84,12 @@ def test_each_input_alone(expected) -> None:
 
 @pytest.mark.parametrize("backend", [*LINEAR, "reference"])
 def test_each_component_has_its_weight(backend) -> None:
-    """By hand from the terms; in a virtual batch as in a plain one."""
+    """Computed from the terms; the same in a virtual batch and a plain one."""
     components = {"ed": 0.1, "nfd": 2.0, "md": 0.0}
     logits, x, y = batch()
     out = AdCorreLoss(4, lambd=0.7, components=components, backend=backend)(logits, x, y)
     torch.testing.assert_close(out.loss.detach(), out.ce + 0.7 * (2 * out.nfd + 0.1 * out.ed))
-    torch.testing.assert_close(out.fd, out.nfd)  # as it enters the loss; reported without its weight
+    torch.testing.assert_close(out.fd, out.nfd)  # times its weight in the loss; reported without it
     function = adcorre_loss(logits, x, y, out.attention, lambd=0.7, components=components, backend=backend)
     torch.testing.assert_close(function.loss, out.loss)
     gradient = torch.autograd.grad(out.loss, x)[0]
@@ -108,7 +108,7 @@ def test_each_component_has_its_weight(backend) -> None:
 
 
 def test_parts_add_up_to_the_batch() -> None:
-    """What is public: sums of parts, added, give the whole loss."""
+    """The public API: the added sums of parts give the whole loss."""
     logits, x, y = batch()
     loss, whole = AdCorreLoss(4), AdCorreLoss(4)
     expected = whole(logits, x, y)
@@ -139,7 +139,7 @@ def test_class_statistics_of_samples(backend) -> None:
 
 
 class MovingAverage(nn.Module):
-    """w = 1 - recall, from counts that fade."""
+    """w = 1 - recall, from counts that decay."""
 
     faded: Tensor
 
@@ -161,7 +161,7 @@ class MovingAverage(nn.Module):
 
 class Half(nn.Module):
     def record(self, counts: Tensor) -> None:
-        """Nothing to remember."""
+        """An attention map without state."""
 
     def weights(self, counts: Tensor | None = None) -> Tensor:
         return torch.full((4,), 0.5, dtype=torch.float64)

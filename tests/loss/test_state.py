@@ -1,4 +1,4 @@
-"""The loss as state: what is recorded and what is not, checkpointing, copies, modules built on the meta device."""
+"""The state of the loss: what is recorded, checkpointing, copies, modules built on the meta device."""
 
 import copy
 
@@ -39,7 +39,7 @@ def test_activation_checkpointing_is_one_step_with_the_same_weights(reentrant, p
             values.append(total.detach())
             total.backward()
             gradients.append([leaf.grad for leaf in leaves])
-        if reentrant and pending == 2:  # no first run was recorded when the second began: its window lacks the first
+        if reentrant and pending == 2:  # the first run was not recorded when the second began, so its window lacks it
             continue
         assert torch.equal(*values)
         assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
@@ -95,7 +95,7 @@ def test_a_copy_is_independent_and_shares_the_group() -> None:
 
 
 def test_built_on_the_meta_device() -> None:
-    """Materialised, the window is empty and settings are what they were; one without a value is loud."""
+    """After materializing, the window is empty and the settings are unchanged; a missing setting raises."""
     weight = torch.rand(4)
     with torch.device("meta"):
         loss = AdCorreLoss(4, ce_weight=weight)
@@ -127,7 +127,7 @@ NARROW = (
 @pytest.mark.parametrize("dtype, num_classes, labels, ignored", NARROW)
 @pytest.mark.parametrize("backend", [*LINEAR, "reference"])
 def test_narrow_labels_are_the_wide_ones(dtype, num_classes, labels, ignored, backend) -> None:
-    """Comparisons with C and ignore_index wrap around in a dtype that does not hold them."""
+    """Comparisons with C and ignore_index would wrap around in a dtype that cannot hold them."""
     if backend == "reference" and num_classes > 1000:
         num_classes, labels = 1000, labels
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""The streamed passes on a CPU: chunk borders, statistics that add, precision in each dtype, opcheck."""
+"""The streamed passes on a CPU: chunk borders, statistics that add up, precision in each dtype, opcheck."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def statistics(x, targets, num_classes, embedding_target=-1.0) -> ClassStatistic
     return ClassStatistics(flat, num_classes, x.shape[1], x.shape[2], embedding_target)
 
 
-# One chunk of 8 samples less one, exactly one, one more, several with a tail; 64 x C rounded additions are passed.
+# A chunk of 8 samples: one sample less, exactly one chunk, one more, several and a tail; more than 64 x C rounded sums.
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 16, 45])
 def test_chunk_borders(n, monkeypatch) -> None:
     monkeypatch.setattr(streaming, "CHUNK_ELEMENTS", 8 * 3 * 6)
@@ -101,7 +101,7 @@ def test_error_budget(dtype, backend, shape, shift, target) -> None:
 
 @pytest.mark.parametrize("backend", LINEAR)
 def test_float16_gradient_under_a_grad_scaler(backend) -> None:
-    """65,536 times a gradient that float16 could not hold by itself."""
+    """The gradient times 65,536, without which it would underflow in float16."""
     problem = draw(60, 7, 64, 7)
     half = problem.x.half()
     x = half.clone().requires_grad_()
@@ -143,7 +143,7 @@ def test_opcheck(dtype, embedding_target) -> None:
 
 
 def test_many_classes_and_blocks_of_them(monkeypatch) -> None:
-    """Other targets walk pairs of classes block by block: on a CPU of those with samples, elsewhere of all."""
+    """Other targets loop over class pairs in blocks: on a CPU over classes with samples, elsewhere over all."""
     from adcorre import statistics as module
 
     monkeypatch.setattr(module, "BLOCK_ELEMENTS", 300)

@@ -36,7 +36,7 @@ def draw(
     shift: float = 0.0,
     dtype: torch.dtype = torch.float64,
 ) -> Problem:
-    """Vectors with |x - mean| in sqrt(d) [0.5, 2], labels, weights and upstream gradients.
+    """Vectors with |x - mean| in sqrt(d) [0.5, 2] and means of their own, labels, weights and upstream gradients.
 
     With |shift| <= 300 every |x - mean| is above 1e-3 |x|, where float64's rounding leaves 1e-12 to compare.
     """
@@ -44,10 +44,11 @@ def draw(
     x = torch.randn(n, k, d, generator=rng, dtype=torch.float64)
     x = x - x.mean(-1, keepdim=True)
     length = (0.5 + 1.5 * torch.rand(n, k, 1, generator=rng, dtype=torch.float64)) * d**0.5
-    x = (x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)).nan_to_num() * length + shift  # d = 1: constant
+    x = (x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)).nan_to_num() * length  # d = 1: constant
     targets = torch.randint(0, num_classes, (n,), generator=rng)
     attention = torch.rand(num_classes, generator=rng, dtype=torch.float64)
     upstream = torch.randn(3, generator=rng, dtype=torch.float64)
+    x = x + shift + 0.5 * torch.randn(n, k, 1, generator=rng, dtype=torch.float64)
     options = {"between_target": between, "mean_target": mean, "embedding_target": embedding}
     return Problem(x.to(dtype), targets, attention.to(dtype), upstream.to(dtype), options)
 

@@ -1,4 +1,4 @@
-"""Without pytorch-metric-learning the loss is a plain module; `import adcorre` does not import it where it is."""
+"""Without pytorch-metric-learning the loss is a plain module; `import adcorre` never imports that library."""
 
 import subprocess
 import sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -175,7 +176,7 @@ def test_state_of_the_map() -> None:
         step(loss, x, labels)
     restored = with_map()
     restored.load_state_dict(loss.state_dict())
-    copied = copy.deepcopy(loss)
+    copied, unpickled = copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))
     before = {name: value.clone() for name, value in loss.state_dict().items()}
     with torch.no_grad():
         loss(x, labels)
@@ -183,9 +184,9 @@ def test_state_of_the_map() -> None:
     for name, value in loss.state_dict().items():
         assert torch.equal(value, before[name]), name
     following = step(loss.train(), x, labels)
-    for other in (restored, copied):
+    for other in (restored, copied, unpickled):
         assert_same(step(other, x, labels), (following[0].double(), following[1].double()), 0)
-    assert bool((loss.attention_map.weights() < 0.1).all())  # by now every sample is nearest to its own mean
+    assert bool((loss.attention_map.weights() < 0.1).all())  # now every sample is nearest to its class's mean
     with torch.device("meta"):
         empty = ClassMeans(3, 2, 8)
     assert not empty.to_empty(device="cpu").means.any()

@@ -1,4 +1,4 @@
-"""At home in pytorch-metric-learning: its trainer, tester, miner and wrappers; and a plain module without it."""
+"""With pytorch-metric-learning's trainer, tester, miner and wrappers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checkout agrees with itself: versions, licences, requirements, and nothing of the machine it was written on."""
+"""The checkout is consistent: versions, licenses, requirements, and no paths of a developer's machine."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 REQUIREMENTS = [f"requirements{name}.txt" for name in ("", "-oldest", "-docs", "-uv")]
-# Spelt so that this file does not match itself.
+# Written so that this file does not match itself.
 REGISTRIES = (
     r"py[p]i\.org|pythonhosted[.]org|download\.py[t]orch\.org|anac[o]nda\.org|[-]-(extra-)?index-url|[-]-find-links"
 )

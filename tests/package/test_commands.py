@@ -17,7 +17,7 @@ WITHOUT_DEVICE = (
 
 
 def commands() -> list[str]:
-    """What is meant for `python -m`: modules under train/ and bench/, and the names that two of them dispatch."""
+    """All commands for `python -m`: modules under train/ and bench/, and the subcommands of two of them."""
     names = [f"bench {name}" for name in COMMANDS] + OF_DATA
     for folder in ("train", "bench"):
         for file in sorted((ROOT / folder).rglob("*.py")):

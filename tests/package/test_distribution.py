@@ -1,4 +1,4 @@
-"""What the wheel and the sdist hold. Both are built without network, from a copy that no earlier build has touched."""
+"""The contents of wheel and sdist. Both are built without network from a clean copy."""
 
 import shutil
 import zipfile

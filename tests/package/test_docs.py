@@ -1,4 +1,4 @@
-"""The documentation site: its pages are in its navigation, its generated pages follow from the code."""
+"""The documentation site: all pages are in the navigation; generated pages match the code."""
 
 import json
 import re

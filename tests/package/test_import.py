@@ -1,8 +1,8 @@
-"""`import adcorre` needs no Triton, asks nothing of a device or the network, and drags nothing heavy in."""
+"""`import adcorre` needs no Triton, uses no device or network, and imports nothing heavy."""
 
 import pytest
 
-# As where it is not installed: PyTorch itself looks for Triton with find_spec, which must answer None and not raise.
+# As if it were not installed: PyTorch looks for Triton with find_spec, which must return None and not raise.
 BLOCK_TRITON = """
 import sys
 from importlib.machinery import PathFinder
@@ -51,6 +51,6 @@ assert "triton" not in sys.modules
     "prelude, step", [("import sys\n", ""), (BLOCK_TRITON, STEP)], ids=["as it is", "triton blocked"]
 )
 def test_import(run, prelude: str, step: str) -> None:
-    """And where there is no Triton the loss trains."""
+    """Without Triton the loss trains."""
     result = run("python", "-c", prelude + NO_NETWORK + IMPORT + step)
     assert result.returncode == 0, result.stderr

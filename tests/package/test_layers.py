@@ -1,4 +1,4 @@
-"""The floors of the project: nothing imports from a floor above it, and no modules import each other in a circle."""
+"""The layers of the project: no module imports from a higher layer, and there are no import cycles."""
 
 import ast
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What each part may import of the project, beside itself.
+# What each part may import from the project, besides itself.
 BELOW = {
     "adcorre_kernels": set(),
     "ptx_machine": set(),
@@ -31,7 +31,7 @@ MODULES = {
 
 
 def imported(tree: ast.AST, *, at_import: bool = False) -> Iterator[str]:
-    """The modules that are imported anywhere, or only those that are where the module itself is (not for types)."""
+    """The modules imported anywhere, or only at the top level (not for types)."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.ImportFrom) and node.module and not node.level:
             inside = {f"{node.module}.{alias.name}" for alias in node.names}  # modules of a package, or its names

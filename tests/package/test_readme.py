@@ -1,4 +1,4 @@
-"""README.md and docs/ promise only what works: their Python runs as printed, their commands and options exist."""
+"""README.md and docs/ are correct: their Python runs as printed, their commands and options exist."""
 
 import random
 import re
@@ -18,7 +18,7 @@ from train.settings import resolve
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
-# Installing and moving about: the wheel's tests build what `pip install` would.
+# Installing and changing folders: the wheel's tests build what `pip install` would.
 UNTESTED = ("cd ", "git clone ", "pip install ", "python -m venv ", "source ")
 
 
@@ -37,7 +37,7 @@ def targets() -> set[str]:
 
 
 def each(find: Callable[[Path], list[str]]) -> list[Any]:
-    """(page, what was found on it), with readable names."""
+    """(page, item found on it), with readable names."""
     named = [(page, text) for page in PAGES for text in find(page)]
     return [pytest.param(page, text, id=f"{page.name}: {text.strip().splitlines()[0]}") for page, text in named]
 
@@ -96,7 +96,7 @@ def tiny(words: list[str], folder: Path) -> list[str]:
     return [*words, *size, "--device", "cpu", "--out", str(folder / "run")]
 
 
-# A thread of gloo's that lets go of its last tensor while Python shuts down ends the process, rarely:
+# Rarely, a Gloo thread that frees its last tensor while Python shuts down kills the process:
 # github.com/pytorch/pytorch/pull/179291.
 ABORTED = "terminate called without an active exception"
 

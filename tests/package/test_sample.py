@@ -1,4 +1,4 @@
-"""Tests marked sample(m) run every m-th case: which ones, ADCORRE_SAMPLE says."""
+"""Tests marked sample(m) run every m-th case; ADCORRE_SAMPLE selects which."""
 
 from types import SimpleNamespace
 

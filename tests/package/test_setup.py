@@ -1,4 +1,4 @@
-""".ci/setup with a stand-in for uv, which notes its arguments; its environments are a link to Python."""
+""".ci/setup with a fake uv that records its arguments; its environments are a link to Python."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ fi
 
 
 class Checkout:
-    """A checkout with only what setting up reads, and a PATH with only stand-ins and the system's tools."""
+    """A checkout with only the files that setup reads, and a PATH with only fakes and system tools."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "a checkout"
@@ -54,7 +54,7 @@ class Checkout:
         )
 
     def calls(self) -> list[str]:
-        """What uv was asked since the last time."""
+        """The calls of uv since the last time."""
         log = self.folder / "uv.log"
         lines = log.read_text().splitlines() if log.exists() else []
         log.unlink(missing_ok=True)
@@ -135,7 +135,7 @@ def test_moved_checkout_is_installed_again(checkout: Checkout) -> None:
 
 
 def test_broken_python_shims_are_skipped(checkout: Checkout) -> None:
-    """A version manager leaves names on PATH whose version is not chosen."""
+    """A version manager may leave commands on PATH for versions that are not active."""
     checkout.program("python3", "#!/bin/sh\necho 'no version chosen' >&2\nexit 127\n")
     checkout.program("python3.12", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     assert checkout.setup().returncode == 0

@@ -1,4 +1,4 @@
-"""A user's type checker sees the public API: right use passes `mypy --strict`, wrong use does not."""
+"""A user's type checker sees the public API: correct use passes `mypy --strict`, incorrect use does not."""
 
 from pathlib import Path
 

@@ -22,7 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:  # type: ignore[no-untyped-def]
-    """In the process that hears of every test, whichever process ran it."""
+    """In the process that receives all test reports."""
     path = config.getoption("--ptx-table", None)
     if path is None or not terminalreporter.stats.get("passed"):
         return

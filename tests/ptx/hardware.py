@@ -34,7 +34,7 @@ from tests.ptx.package import DTYPES, FEW, SHAPES, Case, problem_of
 RESULTS = Path(__file__).parents[2] / "bench" / "results" / "ptx_hardware.csv"
 COLUMNS = ("gpu", "triton", "case", "kernel", "argument", "numbers", "other bits", "worst ulps", "worst of the largest",
            "runs that differ")  # fmt: skip
-AGAIN = 5  # runs of each launch whose bits are compared on the GPU
+AGAIN = 5  # runs of each launch on the GPU, compared bit for bit
 PAIRS = [(60, 2, 256, 7), (33, 3, 17, 5), (9, 2, 300, 3)]  # n, k, d, C
 
 
@@ -42,7 +42,7 @@ PAIRS = [(60, 2, 256, 7), (33, 3, 17, 5), (9, 2, 300, 3)]  # n, k, d, C
 
 
 def record(path: Path, chosen: list[str]) -> None:
-    """`chosen`: beginnings of names of cases; none for all."""
+    """`chosen`: prefixes of case names; none means all."""
     assert torch.cuda.is_available(), "record needs a GPU"
     assert tools.DEVICE.type == "cuda", "set ADCORRE_DEVICE=cuda"
     torch.use_deterministic_algorithms(True, warn_only=True)  # fresh buffers hold NaN
@@ -220,7 +220,7 @@ def tensor(how: dict[str, Any], storage: Tensor) -> Tensor:
 
 
 def ordered(x: Tensor) -> Tensor:
-    """Integers that count a float format's numbers in their order: their differences are ulps."""
+    """Floats mapped to integers in order, so that differences are ulps."""
     if not x.is_floating_point():
         return x.long()
     bits = x.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]).long()

@@ -58,7 +58,7 @@ class Row(NamedTuple):
     kind: str
     case: str
     kernel: str
-    code: str  # a digest of the kernel's PTX, places left out
+    code: str  # a digest of the kernel's PTX without source positions
     place: str
     before: str
     after: str
@@ -104,7 +104,7 @@ def main() -> int:
 
 
 def side_by_side(options: argparse.Namespace) -> int:
-    """A process a case, as many at a time as there are cores; then their tables in one."""
+    """Run one process per case, one per core at a time; then merge their tables."""
     parts = {case: options.output.with_suffix(f".{case}.csv") for case in options.cases}
     known = read(options.output)
 
@@ -140,7 +140,7 @@ def write(path: Path, rows: dict[int, Row]) -> None:
 
 
 def remarked(row: Row) -> Row:
-    """A mutant that was missed, with what a reader found: the proof that it changes nothing, or what is missing."""
+    """A missed mutant with a remark: the proof that it changes nothing, or the check that is missing."""
     if row.verdict != "missed":
         return row
     with REMARKS.open(newline="") as file:
@@ -151,7 +151,7 @@ def remarked(row: Row) -> Row:
 
 
 def jobs(count: int, seed: int, cases: Iterable[int]) -> Iterator[Job]:
-    """In the order of their numbers: 1000 a case."""
+    """In the order of their numbers: 1000 per case."""
     for number in cases:
         share = count // len(CASES) + (number < count % len(CASES))
         planted = _weakened() if number == len(CASES) else draw_mutants(number, share, seed)
@@ -160,7 +160,7 @@ def jobs(count: int, seed: int, cases: Iterable[int]) -> Iterator[Job]:
 
 
 def draw_mutants(number: int, count: int, seed: int) -> Iterator[Job]:
-    """`count` mutants of a case, and behind them all else that is planted in it."""
+    """`count` mutants of a case, then all other faults planted in it."""
     case, rng = CASES[number], random.Random(1000 * seed + number)
     steps = steps_of(case)
     kernels = kernels_of(case, steps)
@@ -235,7 +235,7 @@ def _arguments(case: Case | PairCase, steps: list[Step], kernel: str) -> list[st
 
 
 def _misaligned(case: Case | PairCase, steps: list[Step], kernels: dict[str, Kernel]) -> Iterator[Job]:
-    """Code that was compiled for aligned rows of x, given rows that are not."""
+    """Code compiled for aligned rows of x, given unaligned rows."""
     shift = {"x one element on": (1, 0), "rows of x one element longer": (0, 1)}
     for name, kernel in kernels.items():
         if "x_ptr" not in _arguments(case, steps, name) or not _takes_several(kernel):  # x is their first argument
@@ -272,7 +272,7 @@ def _takes_several(kernel: Kernel) -> bool:
 
 
 def _weakened() -> Iterator[Job]:
-    """The machine's own kernel whose last program adds up what all have left: with less order than it needs."""
+    """A kernel in which the last program adds up all partial results, with a synchronization too weak for it."""
     for target in ("sm_80", "sm_90", "sm_120"):
         for semantics in ("relaxed", "acquire", "release", "a block's scope", "no barrier"):
 

@@ -17,8 +17,8 @@ from tests.loss.tools import Problem, draw
 from tests.loss.tools import run as run_on_cpu
 
 FEW = 4  # processors: small grids
-LOCAL = 30  # samples that programs order by themselves; beyond, launches of their own make one order
-# n, k, d, C, by what takes them.
+LOCAL = 30  # up to this many samples, programs sort by themselves; beyond, separate launches sort once
+# n, k, d, C, by the kernels that take them.
 SHAPES = {
     "narrow, the paper's": (20, 7, 256, 7),
     "narrow, aligned": (21, 3, 64, 6),
@@ -49,7 +49,7 @@ PAIR_SHAPES = {
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TARGETS = ("sm_80", "sm_90", "sm_120")
 BATCHES = ("plain", "strides", "ignored", "bad label", "other aims")
-PAIR_TARGETS = ("sm_80", "sm_120")  # what Triton makes for sm_90 and sm_100, wgmma and tcgen05, the machine lacks
+PAIR_TARGETS = ("sm_80", "sm_120")  # the machine lacks wgmma and tcgen05, which Triton emits for sm_90 and sm_100
 PAIR_BATCHES = ("plain", "strides", "ignored", "bad label", "complete", "some rows", "bfloat16")
 
 

@@ -1,4 +1,4 @@
-"""Faults planted in the package's kernels: what to run around each, and what gives it away.
+"""Faults planted in the package's kernels: what to run for each, and how it is detected.
 
 A kernel is run by its operator alone (statistics, terms or gradient), on inputs that unmutated code made. Found: a
 finding, an error of the machine, or an output outside of its budget: twice the error of plain float32 operations, plus
@@ -51,7 +51,7 @@ class Output(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One operator of one problem: how to run it, and what should come out."""
+    """One operator on one problem: how to run it, and the expected outputs."""
 
     operator: str
     x: Tensor
@@ -63,7 +63,7 @@ class Step(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """A compiled kernel: its text, how it is launched, where a fault is worth planting, warp instructions it takes."""
+    """A compiled kernel: its text, its launch, where to plant faults, and how many warp instructions it runs."""
 
     name: str
     ptx: str
@@ -74,7 +74,7 @@ class Kernel(NamedTuple):
 
     @property
     def code(self) -> str:
-        """A digest of the code: places and debug sections, which hold the checkout's path, left out."""
+        """A digest of the code without source positions and debug sections, which contain the checkout's path."""
         text = re.sub(r"\n\s*\.(loc|file)[^\n]*|//[^\n]*|\$L__tmp\d+:", "", self.ptx.partition("\n\t.section")[0])
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
@@ -87,7 +87,7 @@ class Variant(NamedTuple):
 
 
 def variants(case: Case) -> list[Variant]:
-    """Problems that the same compiled code takes."""
+    """Problems that run the same compiled code."""
     n, k, d, num_classes = SHAPES[case.shape]
     term_targets = {"between": "simplex", "mean": 0.3, "embedding": 0.2 if k <= 16 else -1}
     term_targets = term_targets if case.batch == "other aims" else {}
@@ -123,7 +123,7 @@ def variants(case: Case) -> list[Variant]:
         targets[:] = num_classes - 1
 
     if k * d < 500:
-        add(301, ignored=0, multiprocessors=20)  # two programs order these, one the others
+        add(301, ignored=0, multiprocessors=20)  # two programs sort these, one the others
     add(n, plain_one)
     add(2 * n + 9, absent, ignored=2)
     add(n + 3, constant, ignored=1, multiprocessors=1)
@@ -132,8 +132,8 @@ def variants(case: Case) -> list[Variant]:
     add(1)
     if num_classes <= plan.COUNTED_CLASSES:
         add(5, classes=1)
-        add(n, classes=plan.power_of_2(max(8, num_classes)))  # as many as the code has room for
-        add(530, nearly_all_ignored, multiprocessors=1)  # more labels than a program looks at at a time
+        add(n, classes=plan.power_of_2(max(8, num_classes)))  # the maximum that the code supports
+        add(530, nearly_all_ignored, multiprocessors=1)  # more labels than a program reads at a time
         add(530, nearly_all_ignored, multiprocessors=40)
     return problems
 
@@ -149,8 +149,8 @@ def steps_of(case: Case | PairCase) -> list[Step]:
         term_targets = (options.between_target, options.mean_target, options.embedding_target)
         targets, w = problem.targets, problem.attention
 
-        local = 0 if SHAPES[case.shape][0] > LOCAL else 1 << 20  # one way to order samples for all variants
-        steps = 3 if multiprocessors == 1 else 1  # of a program that keeps nothing
+        local = 0 if SHAPES[case.shape][0] > LOCAL else 1 << 20  # one way to sort samples for all variants
+        steps = 3 if multiprocessors == 1 else 1  # of a program that keeps nothing on chip
         settings = {
             "LOCAL_SAMPLES": local,
             "SORT_PROGRAMS": 2 if k * d < 500 else 1,
@@ -166,7 +166,7 @@ def steps_of(case: Case | PairCase) -> list[Step]:
         with machine(case.target, lockstep=True):
             (flat,) = statistics(x)
         results.append(Step("statistics", x, statistics, _flat(x, targets, num_classes, ignored, term_targets[2])))
-        if len(x) > 500:  # for the order of many labels; the other operators have seen all that is in it
+        if len(x) > 500:  # for sorting many labels; the other operators cover all else in it
             continue
         tables = torch_backend.terms(flat, w.float(), k, d, *term_targets)[1:]
         if gpu.terms_supported(num_classes, k, d):
@@ -196,7 +196,7 @@ def patched_plans(settings: dict[str, Any], multiprocessors: int) -> Iterator[No
 
 
 def pair_steps(case: PairCase) -> list[Step]:
-    """`pair_values` and `pair_gradient` of several problems that the same compiled code takes."""
+    """`pair_values` and `pair_gradient` of several problems that run the same compiled code."""
     results = []
     shape = PAIR_SHAPES[case.shape]
     sizes = {"plain": shape[0], "ignored": shape[0] + 100, "constant": shape[0] + 31, "bad label": shape[0]}
@@ -268,7 +268,7 @@ def _terms(flat: Tensor, w: Tensor, k: int, d: int, term_targets: tuple[float, f
     c = len(w)
     lengths = torch.linalg.vector_norm(flat.double()[c * k * d : 2 * c * k * d].view(c * k, d), dim=-1)
     steepest = (1 / lengths[lengths > 1e-3]).max() if bool((lengths > 1e-3).any()) else torch.zeros(())
-    scales = (None, 2 / (k * c) * steepest, None)  # H: what is left of h after its projection may be nothing
+    scales = (None, 2 / (k * c) * steepest, None)  # H: the remainder of h after its projection may be zero
     for name, a, b, scale in zip(("G", "H", "2 / n k^2"), truth[1:], single[1:], scales, strict=True):
         outputs.append(Output(name, a, _around(a, b, 16, scale)))
     return outputs
@@ -300,7 +300,7 @@ def kernels_of(case: Case | PairCase, steps: list[Step]) -> dict[str, Kernel]:
     texts: dict[str, str] = {}
     counts: dict[str, list[ptx_machine.LaunchCounts]] = {}
 
-    is_first_variant: list[bool] = []  # of a step's launches, whether they run the kernel's first variant
+    is_first_variant: list[bool] = []  # for a step's launches: do they run the kernel's first variant?
 
     def keep(ptx: str) -> str:
         match = _NAME.search(ptx)
@@ -333,7 +333,7 @@ def kernels_of(case: Case | PairCase, steps: list[Step]) -> dict[str, Kernel]:
 
 
 def verdict(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: str, seeds: int = 1) -> str:
-    """What gives the changed text away, or ""."""
+    """How the changed text is detected, or ""."""
 
     def rewrite(ptx: str) -> str:
         return changed if ptx == kernel.ptx else ptx
@@ -356,7 +356,7 @@ def verdict(case: Case | PairCase, steps: list[Step], kernel: Kernel, changed: s
 
 
 def machine_code(ptx: str) -> bytes | None:
-    """What ptxas makes of it; None if it refuses."""
+    """The output of ptxas; None if it rejects the text."""
     tools_at = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     arch = re.search(r"\.target\s+(\w+)", ptx)
     assert arch is not None

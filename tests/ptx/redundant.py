@@ -28,7 +28,7 @@ Footprints = dict[tuple[int, int], set[int]]  # instruction and warp -> bytes of
 
 @contextmanager
 def watched(kernel: str) -> Iterator[Footprints]:
-    """Within, which bytes of shared memory each instruction of a kernel touches in each warp."""
+    """Records which bytes of shared memory each instruction touches in each warp."""
     seen_footprints: Footprints = defaultdict(set)
     look = requests._shared
 
@@ -43,7 +43,7 @@ def watched(kernel: str) -> Iterator[Footprints]:
 
 
 def why_redundant(program: Program, at: int, footprints: Callable[[], Footprints]) -> str:
-    """Why the barrier at `at` orders nothing, or ""."""
+    """Why the barrier at `at` is redundant, or ""."""
     if any(
         step.control == "bar" and program.entry.instructions[i].operands != ("0",)
         for i, step in enumerate(program.steps)
@@ -73,7 +73,7 @@ def why_redundant(program: Program, at: int, footprints: Callable[[], Footprints
 
 
 def _around(program: Program, at: int) -> tuple[set[int], set[int]]:
-    """Accesses between the barrier and the barriers before it, and behind it."""
+    """Accesses between the barrier and the barriers before and after it."""
     following = {i: program.successors(i) for i in range(len(program.steps))}
     preceding: dict[int, list[int]] = defaultdict(list)
     for i, targets in following.items():
@@ -94,7 +94,7 @@ def _around(program: Program, at: int) -> tuple[set[int], set[int]]:
 
 
 def _touches(program: Program, at: int) -> list[tuple[str, bool, set[int]]]:
-    """(space, whether it writes, arguments that its address may come from) of an instruction."""
+    """(address space, whether it writes, arguments that its address may derive from) of an instruction."""
     source: Instruction = program.entry.instructions[at]
     parts = {part.split("::")[0] for part in source.parts[1:]}
     if source.name in ("ldmatrix", "stmatrix"):
@@ -127,7 +127,7 @@ def _of_the_thread_alone(program: Program) -> set[str]:
 
 
 def _plain(program: Program, at: int, alone: set[str]) -> bool:
-    """Whether an access is one of loads and stores whose address, and whose predicate, hang on the thread alone."""
+    """Whether address and predicate of a load or store depend only on the thread."""
     source = program.entry.instructions[at]
     if source.name not in ("ld", "st", "ldmatrix", "stmatrix"):
         return False

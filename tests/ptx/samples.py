@@ -60,7 +60,7 @@ def pipelined(x, out, n, d, B: tl.constexpr, STAGES: tl.constexpr):
 
 @triton.jit
 def last_one_sums(x, partial, counter, out, n, B: tl.constexpr, P: tl.constexpr, SEM: tl.constexpr):
-    """Whoever comes last adds up what all have left: right only if the counter orders it."""
+    """The last program adds up all partial results: correct only if the counter synchronizes."""
     program, i = tl.program_id(0), tl.arange(0, B)
     v = tl.load(x + program * B + i, mask=program * B + i < n, other=0.0)
     tl.store(partial + program, tl.sum(v, 0))
@@ -72,7 +72,7 @@ def last_one_sums(x, partial, counter, out, n, B: tl.constexpr, P: tl.constexpr,
 
 @triton.jit
 def atomics(x, out, n, B: tl.constexpr):
-    """A histogram by atomics, extremes, an exchange and a compare-and-swap. No order is needed: none is asked for."""
+    """A histogram by atomics, min and max, an exchange and a compare-and-swap, all relaxed."""
     i = tl.program_id(0) * B + tl.arange(0, B)
     v = tl.load(x + i, mask=i < n, other=0)
     tl.atomic_add(out + v, 1, mask=i < n, sem="relaxed")
@@ -94,7 +94,7 @@ def scans(x, total, ordered, gathered, counts, B: tl.constexpr):
 
 @triton.jit
 def walk(x, out, n, B: tl.constexpr):
-    """A while loop whose trips hang on data, with a branch and integer divisions."""
+    """A while loop with a data-dependent number of iterations, a branch and integer divisions."""
     i, total = tl.load(x + tl.program_id(0)), 0
     while i < n:
         step = tl.load(x + i)
@@ -146,7 +146,7 @@ def neighbours(x, out, B: tl.constexpr, OVERLAP: tl.constexpr):
 
 @triton.jit
 def uneven_dots(a, b, c, trips, M: tl.constexpr):
-    """As many products a program as `trips` says: programs part, and whole warps of them wait."""
+    """`trips` products per program: programs diverge, and whole warps wait."""
     program, i = tl.program_id(0), tl.arange(0, M)
     at = i[:, None] * M + i[None, :]
     total = tl.zeros((M, M), tl.float32)

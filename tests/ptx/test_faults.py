@@ -1,4 +1,4 @@
-"""Faults planted in kernels of our own: each must be found, most of them though values stay right."""
+"""Faults planted in sample kernels: each must be found, though most leave the values correct."""
 
 import re
 
@@ -58,7 +58,7 @@ def dot() -> torch.Tensor:
     return out
 
 
-# Barriers that order nothing: in front of the first use of shared memory, or with no use since the one before.
+# Redundant barriers: before the first use of shared memory, or with no use since the previous barrier.
 IDLE = {"dot": 1, "rows": 1, "transposed": 1}
 
 
@@ -88,7 +88,7 @@ def test_dropped_waits(arch: str, launch) -> None:
 
 
 def test_a_wait_for_too_few(arch: str) -> None:
-    """Two groups under way where one may be: the data of one iteration come an iteration late."""
+    """Two groups in flight instead of one: the data of an iteration arrive one iteration late."""
     with ptx_machine.target(arch, rewrite=lambda ptx: ptx.replace("wait_group \t1", "wait_group \t2")) as report:
         pipelined()
     assert "early" in kinds(report)
@@ -97,7 +97,7 @@ def test_a_wait_for_too_few(arch: str) -> None:
 
 @pytest.mark.parametrize("semantics", ["relaxed", "acquire", "release"])
 def test_weakened_orderings(arch: str, semantics: str) -> None:
-    """Values stay right in most schedules; the order is missing in all."""
+    """Values are correct in most schedules; the synchronization is missing in all."""
     x = torch.randn(500)
     for seed in range(3):
         partial, out, counter = torch.full((8,), NAN), torch.full((1,), NAN), torch.zeros(1, dtype=torch.int32)

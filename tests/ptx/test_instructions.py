@@ -1,4 +1,4 @@
-"""Each instruction of single lanes against plain Python, on drawn operands and on all pairs of edges."""
+"""Each single-lane instruction against plain Python, on random operands and all pairs of edge values."""
 
 import math
 from collections.abc import Callable

@@ -77,7 +77,7 @@ def test_pipelined(arch: str, dtype: torch.dtype, n: int) -> None:
     out = torch.full((504,), NAN)
     report = everywhere(arch, lambda: samples.pipelined[(1,)](x, out, n, 504, B=512, STAGES=3), out)
     assert torch.allclose(out, x.float().sum(0), atol=1e-5)
-    if dtype == F32 and n != 1:  # n = 1 is compiled in, and no loop is left
+    if dtype == F32 and n != 1:  # n = 1 is a compile-time constant, and no loop is left
         assert report.counts[0].instructions["async copy"] > 0
 
 
@@ -143,7 +143,7 @@ def test_through_memory(arch: str) -> None:
 
 
 def test_a_slice_and_its_neighbours(arch: str) -> None:
-    """A column block of a matrix: what lies between its rows is not the tensor's."""
+    """A column block of a matrix: memory between its rows does not belong to the tensor."""
     whole = torch.randn(6, 96)
     x, index = whole[:, 32:64], torch.tensor([5, 0, 3])
     out = torch.full((3, 96), NAN)

@@ -7,7 +7,7 @@ from adcorre import AdCorreLoss
 from tests import whole_loss as tools
 from tests.ptx.package import DTYPES, TARGETS, complete, machine
 
-# Programs that order their own samples, of one class and of several each, and launches that order all samples.
+# Programs that sort their own samples, of one or several classes each, and launches that sort all samples.
 SIZES = (9, 20, 40)
 FACTORS = (TARGETS, SIZES, tuple(tools.SETTINGS), DTYPES, (True, False))  # in the last step training or eval mode
 
@@ -15,7 +15,7 @@ FACTORS = (TARGETS, SIZES, tuple(tools.SETTINGS), DTYPES, (True, False))  # in t
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("target, n, settings, dtype, training", complete([], FACTORS))
 def test_values_gradients_and_ring_are_the_references(target, n, settings, dtype, training) -> None:
-    """Over these cases every pair of values occurs. The ring is recorded, counted or read; lambda may be a tensor."""
+    """Pairwise coverage of all options. The ring is recorded, counted or read; lambda may be a tensor."""
     loss, truth = tools.pair("triton", **tools.SETTINGS[settings])
     for seed in range(2):
         loss.train(training or seed == 0), truth.train(training or seed == 0)

@@ -1,4 +1,4 @@
-"""Twenty drawn mutants of kernels that run quickly are found; what is missed, `make ptx-mutants` tells."""
+"""Twenty random mutants of fast kernels are found; `make ptx-mutants` runs all and lists the missed ones."""
 
 import itertools
 from pathlib import Path
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 2], ids=lambda number: str(CASES[number]))
 def test_drawn_mutants_are_found(number: int) -> None:
-    """One of ten may change nothing: to prove that is a reader's work."""
+    """One of ten may change nothing, which must be proved by hand."""
     verdicts = []
     for row, judge in itertools.islice(draw_mutants(number, 10, 1), 10):
         verdicts.append(remarked(row._replace(verdict=judge())))
@@ -23,7 +23,7 @@ def test_drawn_mutants_are_found(number: int) -> None:
 
 
 def test_the_committed_table() -> None:
-    """95 % of what changes something is found, a tenth at most proved away, nothing missed without a remark."""
+    """95 % of the effective mutants are found, at most a tenth are proved equivalent, each missed one has a remark."""
     rows = list(read(RESULTS).values())
     verdicts = [row.verdict for row in rows]
     detected = sum(verdict.startswith("found: ") for verdict in verdicts)

@@ -107,7 +107,7 @@ def test_traffic_is_three_passes(dtype: torch.dtype) -> None:
     n, k, d, num_classes = 8256, 7, 256, 7
     problem, x = tools.rounded(package.draw(n, k, d, num_classes), dtype)
     with machine("sm_90", lockstep=True) as report:
-        gpus.multiprocessors = lambda device: 1  # programs of as many samples as at n = 1,048,576 on an H100
+        gpus.multiprocessors = lambda device: 1  # programs with as many samples each as at n = 1,048,576 on an H100
         plan.LOCAL_SAMPLES = 8192
         tools.launch(problem, x)
     report.raise_if_any()
@@ -119,10 +119,10 @@ def test_traffic_is_three_passes(dtype: torch.dtype) -> None:
     assert gradient.distinct_bytes == pytest.approx(2 * one, rel=0.02)
     assert 32 * statistics.global_sectors["x_ptr read"] == one
     assert 32 * gradient.global_sectors["x_ptr read"] == 32 * gradient.global_sectors["out_ptr write"] == one
-    # The rest of kernels/README.md's model: labels twice, the order, slots (a row a warp; neighbours share a class).
+    # The rest of kernels/README.md's model: labels twice, the order, slots (a row per warp; neighbours share a class).
     flat, tables = 4 * num_classes * k * (2 * d + 1), 4 * 2 * num_classes * k * d
     by_matrix = statistics.kernel == "gram_statistics"
-    programs, rows, step = (8, 1, 2) if by_matrix else (2, 4, 4)  # programs of one warp or of four; samples a step
+    programs, rows, step = (8, 1, 2) if by_matrix else (2, 4, 4)  # programs of one or four warps; samples per step
     slots = 4 * (num_classes + programs - 1) * rows * 2 * k * (d + 1)
     ordering = moved["count_labels"].distinct_bytes + moved["place_samples"].distinct_bytes
     assert ordering == pytest.approx(n * (2 * 8 + 4 + 4 / step), rel=0.02)

@@ -1,4 +1,4 @@
-"""What a dropped barrier is said to order: nothing only where the text shows it."""
+"""A barrier is called redundant only if the text proves it."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,9 @@ from tests.ptx.assembly import entry
 from tests.ptx.redundant import Footprints, watched, why_redundant
 
 OWN = "shl.b32 %r1, %r100, 2;\nmov.b32 %r2, global_smem;\nadd.s32 %r3, %r2, %r1;\n"  # a word of each thread's own
-OTHER = "xor.b32 %r4, %r100, 32;\nshl.b32 %r5, %r4, 2;\nadd.s32 %r6, %r2, %r5;\n"  # that of a thread of another warp
+OTHER = (
+    "xor.b32 %r4, %r100, 32;\nshl.b32 %r5, %r4, 2;\nadd.s32 %r6, %r2, %r5;\n"  # the same of a thread of another warp
+)
 SAME_WARP = "xor.b32 %r4, %r100, 1;\nshl.b32 %r5, %r4, 2;\nadd.s32 %r6, %r2, %r5;\n"
 STORE, LOAD = "st.shared.b32 [%r3], %r100;\n", "ld.shared.b32 %r7, [%r6];\n"
 BAR = "bar.sync 0;\n"
@@ -19,7 +21,7 @@ OUT = "mul.wide.u32 %rd1, %r100, 4;\nadd.s64 %rd2, %rd100, %rd1;\nadd.s64 %rd3, 
 COPY = "cp.async.ca.shared.global [%r3], [%rd2], 4;\ncp.async.commit_group;\n"
 WAIT = "cp.async.wait_group 0;\n"
 
-# Body and which of its barriers to look at; the words that its reason holds, or "".
+# Body, index of the barrier, and words of the reason, or "".
 BODIES = {
     "another warp's word": (OWN + OTHER + STORE + BAR + LOAD, 0, ""),
     "a word of the same warp": (OWN + SAME_WARP + STORE + BAR + LOAD, 0, "no two warps"),

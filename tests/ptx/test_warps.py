@@ -1,4 +1,4 @@
-"""What lanes, warps and blocks do together, in PTX written by hand."""
+"""Interactions of lanes, warps and blocks, in hand-written PTX."""
 
 import numpy as np
 import pytest
@@ -64,7 +64,7 @@ def test_votes_on_a_predicate(negated: str) -> None:
 
 
 def test_activemask_and_elect() -> None:
-    """activemask in code that a part of the lanes takes; elect in code that all take."""
+    """activemask in divergent code; elect in code that all lanes run."""
     out = np.zeros(32, np.uint32)
     body = AT.replace("add.s64 %rd61, %rd101, %rd50;\n", "") + "setp.ge.u32 %p1, %r100, 5;\n@%p1 bra OVER;\n"
     body += "activemask.b32 %r1;\nst.global.b32 [%rd60], %r1;\nOVER:\n"
@@ -76,7 +76,7 @@ def test_activemask_and_elect() -> None:
 
 @pytest.mark.parametrize("kind, k", [("bf16", 16), ("bf16", 8), ("f16", 16), ("tf32", 8), ("tf32", 4), ("s8", 32)])
 def test_matrices(kind: str, k: int) -> None:
-    """Fragments laid out lane by lane as the ISA's figures have them; small whole numbers, so the result is exact."""
+    """Fragments laid out lane by lane as in the ISA's figures; small integers, so the result is exact."""
     rng = np.random.default_rng(1)
     a, b = rng.integers(-4, 5, (16, k)), rng.integers(-4, 5, (k, 8))
     c = rng.integers(-9, 10, (16, 8))
@@ -126,7 +126,7 @@ def test_matrices(kind: str, k: int) -> None:
 
 @pytest.mark.parametrize("size, sum_of_all", [(2.0**-24, 1 + 2.0**-20), (2.0**-26, 1.0)])
 def test_sums_of_products_are_cut(size: float, sum_of_all: float) -> None:
-    """Sixteen products beside 1: 25 bits below it all of them count, further down none does; nothing rounds up."""
+    """Sixteen products added to 1: down to 25 bits below it all count, below that none; nothing rounds up."""
     left, right = np.full((1, 16, 16), size), np.ones((1, 16, 8))
     for sign in (1, -1):
         assert (_as_hardware_sums(np.full((1, 16, 8), 1.0 * sign), sign * left, right) == sign * sum_of_all).all()
@@ -172,24 +172,24 @@ def test_stmatrix(count: int, trans: str) -> None:
     assert (out.reshape(count, 8, 8) == (want.transpose(0, 2, 1) if trans else want)).all()
 
 
-@pytest.mark.parametrize("by, found", [("%r1, 0", set()), ("%r1, %r100", {"race"})])
-def test_two_warps_store_one_matrix(by: str, found: set[str]) -> None:
-    """The same bits from both: no harm. Others: a race."""
+@pytest.mark.parametrize("by, expected", [("%r1, 0", set()), ("%r1, %r100", {"race"})])
+def test_two_warps_store_one_matrix(by: str, expected: set[str]) -> None:
+    """Both store the same bits: no race. Different bits: a race."""
     body = f"mov.b32 %r1, 17;\nadd.s32 %r2, {by};\nmov.b32 %r3, global_smem;\nand.b32 %r4, %r100, 7;\n"
     body += "shl.b32 %r4, %r4, 4;\nadd.s32 %r3, %r3, %r4;\n"
     body += "stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r3], {%r2};\n"
-    assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2, shared=128)) == found
+    assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2, shared=128)) == expected
 
 
-@pytest.mark.parametrize("warps, blocks, found", [(2, 1, set()), (1, 2, {"race"})])
-def test_equal_bits_in_one_place(warps: int, blocks: int, found: set[str]) -> None:
-    """From one block: replicated numbers. From two: programs that nothing orders."""
+@pytest.mark.parametrize("warps, blocks, expected", [(2, 1, set()), (1, 2, {"race"})])
+def test_equal_bits_in_one_place(warps: int, blocks: int, expected: set[str]) -> None:
+    """From one block: replicated values. From two blocks: a race, since nothing synchronizes them."""
     body = "mov.b32 %r1, 7;\nst.global.b32 [%rd100], %r1;\n"
-    assert kinds(run(body, np.zeros(1, np.uint32), num_warps=warps, blocks=blocks)) == found
+    assert kinds(run(body, np.zeros(1, np.uint32), num_warps=warps, blocks=blocks)) == expected
 
 
 def test_lanes_diverge_and_reconverge() -> None:
-    """A loop of as many trips as the lane's number, then a shuffle that needs all."""
+    """A loop with as many iterations as the lane's index, then a shuffle over all lanes."""
     out, x = np.zeros(32, np.uint32), np.arange(32, dtype=np.uint32)
     body = AT + "ld.global.b32 %r1, [%rd61];\nmov.b32 %r2, 0;\nLOOP:\nsetp.ge.u32 %p1, %r2, %r1;\n@%p1 bra DONE;\n"
     body += "add.s32 %r2, %r2, 1;\nbra LOOP;\nDONE:\n"
@@ -222,7 +222,7 @@ def test_a_barrier_that_one_warp_does_not_reach() -> None:
 
 
 def test_barriers_of_a_part_of_the_block() -> None:
-    """Named barriers: warps 0 and 1 exchange words, warp 2 has nothing to do with it."""
+    """Named barriers: warps 0 and 1 exchange words; warp 2 does not take part."""
     out = np.zeros(96, np.uint32)
     body = AT.replace("add.s64 %rd61, %rd101, %rd50;\n", "") + SHARED
     body += "setp.ge.u32 %p1, %r100, 64;\n@%p1 bra OVER;\nst.shared.b32 [%r3], %r100;\n"
@@ -243,10 +243,10 @@ def test_shared_memory_out_of_bounds() -> None:
 
 
 def test_bytes_are_the_unit() -> None:
-    """Two warps write the halves of the same words: no race; the same bytes: one."""
+    """Two warps write different halves of the same words: no race; the same bytes: a race."""
     prologue = "mov.b32 %r1, global_smem;\nand.b32 %r2, %r100, 31;\nshl.b32 %r2, %r2, 2;\nadd.s32 %r3, %r1, %r2;\n"
     prologue += "shr.u32 %r4, %r100, 5;\nshl.b32 %r5, %r4, 1;\nadd.s32 %r6, %r3, %r5;\ncvt.u16.u32 %rs1, %r100;\n"
-    for address, found in (("%r6", set()), ("%r3", {"race"})):
+    for address, expected in (("%r6", set()), ("%r3", {"race"})):
         for seed in range(3):
             report = run(
                 prologue + f"st.shared.b16 [{address}], %rs1;\n",
@@ -255,11 +255,11 @@ def test_bytes_are_the_unit() -> None:
                 shared=128,
                 seed=seed,
             )
-            assert kinds(report) == found
+            assert kinds(report) == expected
 
 
 def test_the_same_bits_written_by_two_warps() -> None:
-    """Replicated layouts do that in one instruction. In two, or over what was read, an order is missing."""
+    """Replicated layouts do this in one instruction. In two, or over data that were read, it is a race."""
     body = "mov.b32 %r1, global_smem;\nand.b32 %r2, %r100, 31;\nshl.b32 %r2, %r2, 2;\nadd.s32 %r3, %r1, %r2;\n"
     write, read, memory = "st.shared.b32 [%r3], %r2;\n", "ld.shared.b32 %r5, [%r3];\n", np.zeros(1, np.uint32)
     for seed in range(4):
@@ -286,11 +286,11 @@ def test_read_before_a_later_write() -> None:
         assert {finding.warp, finding.other_warp} == {0, 1}
 
 
-@pytest.mark.parametrize("first, second, found", [
+@pytest.mark.parametrize("first, second, expected", [
     ("release", "acquire", set()), ("acq_rel", "acq_rel", set()),
     ("relaxed", "acquire", {"race"}), ("release", "relaxed", {"race"}),
 ])  # fmt: skip
-def test_message_passing(first: str, second: str, found: set[str]) -> None:
+def test_message_passing(first: str, second: str, expected: set[str]) -> None:
     """Block 0 writes a word and raises a flag; block 1 waits for the flag and reads the word."""
     body = "mov.u32 %r1, %ctaid.x;\nmov.b32 %r7, 1;\nmov.b32 %r8, 0;\nsetp.ne.s32 %p1, %r100, 0;\n@%p1 bra OVER;\n"
     body += "setp.eq.s32 %p2, %r1, 1;\n@%p2 bra WAIT;\nst.global.b32 [%rd100], %r7;\n"
@@ -300,7 +300,7 @@ def test_message_passing(first: str, second: str, found: set[str]) -> None:
     for seed in range(3):
         memory = np.zeros(3, np.uint32)
         report = run(body, memory, blocks=2, seed=seed)
-        assert kinds(report) == found
+        assert kinds(report) == expected
         assert memory.tolist() == [1, 1, 1]
 
 
@@ -330,7 +330,7 @@ def test_atomics(name: str, kind: type, start: float, operand: float, want: floa
 
 
 def test_registers_never_written() -> None:
-    """Lanes without a value are harmless until one shows."""
+    """Lanes without a value are harmless until one is used."""
     body = (
         AT + "setp.lt.u32 %p1, %r100, 8;\n@%p1 ld.global.b32 %r1, [%rd61];\nshfl.sync.bfly.b32 %r2, %r1, 4, 31, -1;\n"
     )
@@ -367,7 +367,7 @@ def test_bytes_that_are_not_copied_may_be_out_of_bounds() -> None:
 
 
 def test_half_of_a_register_never_written() -> None:
-    """Packed arithmetic on one number and nothing; only the number is used."""
+    """Packed arithmetic on one value and an undefined one; only the value is used."""
     body = AT + "ld.global.b32 %r1, [%rd61];\nmov.b64 %rd1, {%r1, %r9};\nadd.f32x2 %rd2, %rd1, %rd1;\n"
     body += "mov.b64 {%r2, %r3}, %rd2;\nst.global.b32 [%rd60], %r2;\n"
     x = np.arange(32, dtype=np.float32)
@@ -379,14 +379,14 @@ def test_half_of_a_register_never_written() -> None:
     }
 
 
-@pytest.mark.parametrize("barrier, found", [("bar.sync 0;\n", set()), ("", {"race"})])
-def test_shared_memory_overwritten_after_a_read(barrier: str, found: set[str]) -> None:
-    """All read one word, then warp 1 writes it: a race in whichever order they come."""
+@pytest.mark.parametrize("barrier, expected", [("bar.sync 0;\n", set()), ("", {"race"})])
+def test_shared_memory_overwritten_after_a_read(barrier: str, expected: set[str]) -> None:
+    """All read one word, then warp 1 writes it: a race in any order."""
     body = "mov.b32 %r1, global_smem;\nsetp.eq.s32 %p1, %r100, 0;\n@%p1 st.shared.b32 [%r1], %r100;\nbar.sync 0;\n"
     body += "ld.shared.b32 %r2, [%r1];\n" + barrier
     body += "setp.eq.s32 %p2, %r100, 40;\n@%p2 st.shared.b32 [%r1], %r100;\n"
     for seed in range(6):
-        assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2, shared=4, seed=seed)) == found
+        assert kinds(run(body, np.zeros(1, np.uint32), num_warps=2, shared=4, seed=seed)) == expected
 
 
 def test_a_plain_write_beside_a_strong_read() -> None:

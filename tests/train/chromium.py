@@ -70,7 +70,7 @@ class Page:
         return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
     def wait_for(self, expression: str, timeout: float = 60) -> Any:
-        """The value of the expression as soon as it is true."""
+        """The value of the expression once it is truthy."""
         deadline = time.monotonic() + timeout
         while not (value := self.value(expression)):
             assert time.monotonic() < deadline, f"{expression} was never true; the page says {self.text()!r}"
@@ -86,7 +86,7 @@ class Page:
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
 
     def screenshot(self, file: Path, whole: bool = False) -> None:
-        """PNG of what is seen, or of the `whole` page."""
+        """PNG of the viewport, or of the `whole` page."""
         picture = self.call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
         file.write_bytes(base64.b64decode(picture))
 

@@ -1,4 +1,4 @@
-"""Small generated datasets in the layouts of FER-2013. Every picture is a pattern of its class and noise."""
+"""Small generated datasets in the layouts of FER-2013. Every image is a pattern of its class plus noise."""
 
 import os
 import signal
@@ -71,7 +71,7 @@ def write_icml_csv(file: Path, counts: Counts) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What is kept between runs goes to a folder of the tests' own."""
+    """Caches go to a folder of the tests."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ADCORRE_CACHE", str(folder))

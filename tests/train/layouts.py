@@ -1,4 +1,4 @@
-"""Small generated copies of every dataset's layouts. A picture's grey is that of its class: `GREY`, in label order."""
+"""Small generated copies of every dataset's layouts. Each class has its own gray: `GREY`, in label order."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ _written = [0]
 
 
 def pixels(label: int, side: int = 24) -> np.ndarray:
-    """(side, side) uint8 of the class's grey; no two are equal."""
+    """(side, side) uint8 with the gray of the class; no two are equal."""
     _written[0] += 1
     rng = np.random.default_rng(_written[0])
     return (GREY[label] + rng.integers(-6, 7, (side, side))).astype(np.uint8)

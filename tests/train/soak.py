@@ -127,7 +127,7 @@ class Soak:
         self.check_processes(process.pid or 0, context)
 
     def check_processes(self, group: int, context: str) -> None:
-        """None of the command's is left: the workers of a killed one notice it within seconds."""
+        """No process of the command is left: workers of a killed one notice within seconds."""
         deadline = time.monotonic() + 40
         while time.monotonic() < deadline:
             try:

@@ -1,4 +1,4 @@
-"""`python -m train.ablate`: the comparison against SciPy, the studies, and what it does with runs that are there."""
+"""`python -m train.ablate`: the comparison against SciPy, the studies, and existing runs."""
 
 import csv
 import json
@@ -117,7 +117,7 @@ def test_the_digest_covers_options(tmp_path: Path) -> None:
 
 
 def fake_training(accuracy: Any) -> Any:
-    """Leaves what a run leaves; `accuracy` is a function of its settings."""
+    """Writes the files of a finished run; `accuracy` is a function of its settings."""
 
     def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
         folder = Path(settings.run.out)
@@ -185,7 +185,7 @@ def test_tables_of_made_up_runs(trained: list[Path], tmp_path: Path, capsys: pyt
 
     trained.clear()
     capsys.readouterr()
-    assert main([*command, "--seeds", "4"]) == 0  # one seed more: only its runs are trained
+    assert main([*command, "--seeds", "4"]) == 0  # one more seed: only its runs are trained
     assert [folder.name for folder in trained] == ["seed-4"] * 4
     assert "16 runs, 4 of them to train" in capsys.readouterr().out
 
@@ -301,7 +301,7 @@ def test_real_runs_stopped_and_resumed(
 
 @pytest.mark.slow
 def test_every_loss_trains(fer_folders: Path, tmp_path: Path) -> None:
-    """A few epochs of each on generated pictures: cross-entropy falls."""
+    """A few epochs of each on generated images: cross-entropy falls."""
     learning = ("--epochs", "4", "--lr", "0.003", "--rotation", "0", "--crop", "1", "--dropout", "0", "--k", "2")
     command = ["losses", "control", "--data", str(fer_folders), "--out", str(tmp_path), "--seeds", "1"]
     assert main([*command, *QUICK, *learning]) == 0
@@ -314,7 +314,7 @@ def test_every_loss_trains(fer_folders: Path, tmp_path: Path) -> None:
 def test_a_time_budget_stops_runs_and_they_continue(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Two runs end in time and have their rows; the two after them are stopped, and trained by the next call."""
+    """Two runs end in time and get rows; the next two are stopped, and finished by the next call."""
     quick = fake_training(lambda settings: 0.5 + settings.loss.lambd / 10)
 
     def slow(settings: Settings, chosen: Mapping[str, Any]) -> None:
@@ -339,7 +339,7 @@ def test_a_time_budget_stops_runs_and_they_continue(
         {"λ = 0.5": 0.55, "λ = 0.01": 0.501, "λ = 0.1": 0.51, "λ = 1": 0.6}
     )
     whole = (tmp_path / "rows.csv").read_bytes()
-    (tmp_path / "rows.csv").write_bytes(whole[: whole.rindex(b",")])  # the disk was full, or a kill came
+    (tmp_path / "rows.csv").write_bytes(whole[: whole.rindex(b",")])  # the disk was full, or the process was killed
     assert main(command) == 0
     assert "4 runs, 1 of them to train" in capfd.readouterr().out
     assert [row for row in rows(tmp_path / "rows.csv") if None not in row.values()] == again

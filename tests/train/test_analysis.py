@@ -1,4 +1,4 @@
-"""Correlations, intervals and the pass over a split, against what they mean pair by pair and sample by sample."""
+"""Correlations, intervals and the pass over a split, against their definitions pair by pair and sample by sample."""
 
 import itertools
 import math
@@ -61,7 +61,7 @@ def test_no_pair_has_no_correlation() -> None:
 
 
 class Network(nn.Module):
-    """Embeddings are the images; dropout in training mode, or it would go unnoticed that the mode is eval."""
+    """Embeddings are the images; has dropout, so that a forward pass in training mode is noticed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a terminal shows: bars, log lines above them, long lines broken at its width."""
+"""Terminal output: bars, log lines above them, long lines wrapped at its width."""
 
 import logging
 import sys

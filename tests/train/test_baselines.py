@@ -1,4 +1,4 @@
-"""Each baseline against its paper's definition, written out sample by sample; values, gradients and what moves."""
+"""Each baseline against its paper's definition, computed sample by sample: values, gradients, learned state."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ COUNTS = torch.tensor([500, 90, 30, 4])
 
 
 def random_batch(n: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """float64 logits, L2-normalized embeddings and targets; class 3 does not occur."""
+    """float64 logits, L2-normalized embeddings and targets; class 3 is absent."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, K, D, generator=generator, dtype=torch.float64)
     x = torch.nn.functional.normalize(x, dim=2)
@@ -180,7 +180,7 @@ def test_logit_adjustment(components: tuple[str, ...]) -> None:
     assert output.ce.item() == pytest.approx(expected.item(), rel=1e-6)
     for name in ("fd", "md", "ed", "nfd"):
         assert getattr(output, name).item() == pytest.approx(getattr(without, name).item(), rel=1e-12)
-    assert torch.equal(output.attention, without.attention)  # its predictions are those of the logits themselves
+    assert torch.equal(output.attention, without.attention)  # the predictions are those of the unadjusted logits
     assert torch.equal(adjusted.attention_map.counts, plain.attention_map.counts)
     terms = without.loss - cross_entropy(logits, y)
     expected_gradients = torch.autograd.grad(expected + terms, (logits, x), allow_unused=True)

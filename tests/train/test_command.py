@@ -1,4 +1,4 @@
-"""`python -m train` from end to end at tiny size, and what it says to users who got something wrong."""
+"""`python -m train` from end to end at tiny size, and its errors for users' mistakes."""
 
 import csv
 import json
@@ -51,7 +51,7 @@ def test_fer_folders_end_to_end(
     assert "test (21 images)" in done.stdout
     assert all(line.startswith("adcorre: ") for line in done.stderr.splitlines())  # of a first use of Numba
     step_lines = [line for line in done.stdout.splitlines() if "  step " in line]
-    assert len(step_lines) == 4  # 42 images in batches of 16: 3 steps an epoch
+    assert len(step_lines) == 4  # 42 images in batches of 16: 3 steps per epoch
     for figure in ("ce", "fd", "md", "ed", "nfd", "mean weight"):
         assert all(f"  {figure} " in line for line in step_lines)
 
@@ -109,7 +109,7 @@ def test_drawn_faces_end_to_end(train: Train, tmp_path: Path) -> None:
 
 
 def test_learns_a_small_dataset_from_csv(fer_csv: Path, tmp_path: Path) -> None:
-    """Far above chance (1/7) on waves that a linear look at the spectrum tells apart; the paper's protocol."""
+    """Accuracy far above chance (1/7) on waves that are separable by their spectrum; the paper's protocol."""
     options = ("--lr", "0.003", "--rotation", "0", "--crop", "1", "--dropout", "0", "--d", "32")
     run = ("--data", str(fer_csv), "--out", str(tmp_path / "run"), *TINY, *options, "--device", "cpu")
     assert main([*run, "--epochs", "12", "--protocol", "paper", "--validation-fraction", "0.2"]) == 0

@@ -1,4 +1,4 @@
-"""`python -m train.data check`: what it finds in sets that were damaged on purpose, and nothing in a clean one."""
+"""`python -m train.data check`: finds planted damage in datasets, and nothing in a clean one."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def test_equal_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     shutil.copy(root / "train/x/0.png", root / "train/x/again.png")  # within a part
     shutil.copy(root / "train/x/1.png", root / "test/x/leak.png")  # across parts
     shutil.copy(root / "train/x/2.png", root / "train/y/other.png")  # another label
-    with Image.open(root / "train/x/3.png") as picture:  # equal as decoded, in another kind of file
+    with Image.open(root / "train/x/3.png") as picture:  # the same pixels in another file format
         picture.save(root / "train/x/3.bmp")
     content = check_json(root, capsys, 1)
     assert kinds(content) == ["duplicates across parts", "conflicting labels", "duplicates"]
@@ -103,7 +103,7 @@ def test_counts_beside_the_official_ones(layout: str, tmp_path: Path, capsys: py
 
 
 def test_another_order_of_the_labels() -> None:
-    """Alphabetical positions taken for labels: the counts are all there, under other names."""
+    """Alphabetical positions used as labels: the right counts under wrong names."""
     names = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
     alphabetical = sorted(range(7), key=lambda label: ("Anger", *sorted(set(names) - {"Anger"})).index(names[label]))
     wrong = {part: tuple(row[label] for label in alphabetical) for part, row in OFFICIAL_COUNTS.items()}

@@ -99,7 +99,7 @@ HAS_CASCADE = hasattr(cv2, "CascadeClassifier") and (Path(cv2.data.haarcascades)
 
 @pytest.mark.skipif(not HAS_CASCADE, reason="this OpenCV comes without the cascade")
 def test_the_cascade_of_opencvs_wheel() -> None:
-    """It is of real faces: drawn ones it finds now and then, a grey picture never."""
+    """It detects real faces; it finds drawn ones sometimes, and none in a gray picture."""
     faces = SyntheticFaces("test", size=160, count=30)
     actual = [face_box(faces.image(index), haar(), 0.0) for index in range(30)]
     assert sum(box is not None for box in actual) >= 1

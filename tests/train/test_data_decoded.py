@@ -1,4 +1,4 @@
-"""The cache of decoded images: the same pixels, made once, whatever happens on the way."""
+"""The cache of decoded images: the same pixels, decoded once, whatever interrupts it."""
 
 import multiprocessing
 import os
@@ -66,7 +66,7 @@ def test_cached_until_a_file_changes(faces: FaceDataset, tmp_path: Path, capsys:
 
 @pytest.mark.parametrize("suffix", ["u8", "json"])
 def test_made_again_where_it_is_damaged(faces: FaceDataset, tmp_path: Path, suffix: str) -> None:
-    """After a power cut, or where a part of the folder was copied."""
+    """After a power cut, or if only a part of the folder was copied."""
     decode(faces, tmp_path / "cache", 64)
     [file] = (tmp_path / "cache").glob(f"*.{suffix}")
     os.truncate(file, 7)

@@ -1,4 +1,4 @@
-"""Folders as people have them: every odd picture trains, or is named with what is wrong with it."""
+"""Realistic messy folders: every odd picture is used, or reported with what is wrong with it."""
 
 import io
 import os

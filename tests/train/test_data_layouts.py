@@ -1,4 +1,4 @@
-"""FERPlus, RAF-DB, AffectNet and class folders: recognised, mapped into one label order, and refused where damaged."""
+"""FERPlus, RAF-DB, AffectNet and class folders: recognized, mapped to one label order, rejected if damaged."""
 
 import csv
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_ferplus_joins_the_pictures_row_by_row(ferplus: tuple[Path, list[list[st
     folder, rows = ferplus
     rows[0][1] = ""  # unusable
     rows[1][2:] = ["4", "4", *"00000002"]  # undecided by either rule
-    rows[2][2:] = ["4", "3", "1", "1", "1", *"00000"]  # a majority of what is left of seven only
+    rows[2][2:] = ["4", "3", "1", "1", "1", *"00000"]  # a majority only of the remaining seven
     rows[3][2:] = [*"0000000", "10", "0", "0"]  # contempt
     rows[4][2:] = [*"000000000", "10"]  # no face
     write_votes(folder, rows)

@@ -1,4 +1,4 @@
-"""Tar shards: what was written is what is read, by us and by webdataset; streams over ranks and workers."""
+"""Tar shards: what was written is read, by the kit and by webdataset; streams over ranks and workers."""
 
 import json
 import os
@@ -168,7 +168,7 @@ def test_workers_read_what_the_order_gives_them(sharded: Path) -> None:
     """Through the loader: each worker of each rank opens its own shards only."""
 
     class Noting:
-        """The faces, each picture's grey being the process that loaded it."""
+        """The faces; each image's gray is the process that loaded it."""
 
         def __init__(self, faces: Any) -> None:
             self.faces, self.labels, self.class_names = faces, faces.labels, faces.class_names
@@ -195,9 +195,9 @@ def test_workers_read_what_the_order_gives_them(sharded: Path) -> None:
         for number, images in enumerate(batches):
             for index, process in images.tolist():
                 seen.append(index)
-                if number < 8:  # the last ones mix what is left
+                if number < 8:  # the last ones mix the remaining images
                     by_process.setdefault(process, set()).add(index // 5)
         assert len(by_process) == 2
         first, second = by_process.values()
         assert len(first & second) <= 1
-    assert len(seen) == len(set(seen)) == 40  # a last step of one image a rank is left out
+    assert len(seen) == len(set(seen)) == 40  # a last step with one image per rank is left out

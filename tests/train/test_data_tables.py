@@ -109,7 +109,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
 
 
 def test_csv_copies_with_other_columns_and_cells(tmp_path: Path) -> None:
-    """Each is the table that it was: an added column, other capitals or order, pixels as a list or in quotes."""
+    """Each is the same table: with another column, capitals or order, pixels as a list or in quotes."""
     file = write_fer2013_csv(tmp_path / "fer2013.csv", even(2, 1, 1))
     [_, *rows] = csv.reader(io.StringIO(file.read_text()))
     expected = load(file).train
@@ -235,7 +235,7 @@ def test_one_file_in_two_places(tmp_path: Path) -> None:
 
 
 def test_one_class_under_two_names(tmp_path: Path) -> None:
-    """macOS writes an accent as a letter of its own; people write capitals as they come."""
+    """macOS stores an accent as a separate character; capitals vary."""
     train, test = {"caf\u00e9": (1, 9), "tea": (2, 9)}, {"cafe\u0301": (1, 9), "tea": (2, 9)}
     splits = load(layouts.class_folders(tmp_path / "a", {"train": train, "test": test}))
     assert splits.test.class_names == ("caf\u00e9", "tea")

@@ -1,4 +1,4 @@
-"""`python -m train.demo`: what the page shows of a picture, and the page itself in a browser."""
+"""`python -m train.demo`: what the page shows for a picture, and the page in a browser."""
 
 import os
 import socket
@@ -85,7 +85,7 @@ def test_a_port_that_is_taken() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium")
 def test_the_page_in_a_browser(finished_run: Path, tmp_path: Path) -> None:
-    """A drawn face is dropped; its classes and neighbours appear, and nothing is asked of another machine."""
+    """A drawn face is dropped; its classes and neighbors appear, with no request to another machine."""
     pytest.importorskip("gradio")
     SyntheticFaces("test", size=96, count=1).image(0).save(tmp_path / "face.png")
     paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))

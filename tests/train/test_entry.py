@@ -1,4 +1,4 @@
-"""Where commands begin and end: terminals, pipes, notebooks, machines that lack something, mistyped options."""
+"""Entry and exit of commands: terminals, pipes, notebooks, restricted machines, mistyped options."""
 
 import errno
 import os
@@ -54,12 +54,12 @@ def test_a_closed_stdout_pipe(words: tuple[str, ...], unbuffered: str) -> None:
     done = command(*words, shell="| true; exit ${PIPESTATUS[0]}", PYTHONUNBUFFERED=unbuffered)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
-    assert done.returncode in (0, 2, 141)  # as it happens, all was written before
+    assert done.returncode in (0, 2, 141)  # here everything was written before
 
 
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-"])
 def test_streams_that_were_closed(closed: str, tmp_path: Path) -> None:
-    """Files that are opened must not take the place of stdout, which libraries write to by its number."""
+    """Opened files must not get stdout's file descriptor, which libraries write to by number."""
     file = str(tmp_path / "f")
     script = f"""
 import os

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn's, and every sample counted."""
+"""Metrics against scikit-learn's; every sample is counted."""
 
 import csv
 import json

@@ -101,7 +101,7 @@ def test_correlations_and_pictures(folder: Path) -> None:
 
 
 def test_retrieval(folder: Path, finished_run: Path, tmp_path: Path) -> None:
-    """Of 21 faces, three a class, whose embeddings cluster; of 15 of them the t-SNE is drawn."""
+    """For 21 faces, three per class, with clustered embeddings; the t-SNE shows 15 of them."""
     actual = read(folder / "metrics.json")["retrieval"]
     assert actual.pop("samples") == 21
     assert set(actual) == {"precision_at_1", "r_precision", "map_at_r"}

@@ -33,7 +33,7 @@ def broken_folders(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, set[str]]:
-    """(run, data, the names that it was trained on), of class folders without parts, broken pictures left out."""
+    """(run, data, names of its training images): class folders without splits; broken images are left out."""
     folder = tmp_path_factory.mktemp("own")
     data = broken_folders(folder / "data")
     assert train(["--data", str(data), "--out", str(folder / "run"), "--on-broken", "skip", *QUICK]) == 0
@@ -98,7 +98,7 @@ def test_data_that_changed_are_refused(
 def test_a_new_run_is_not_tested_on_what_its_parent_was_trained_on(
     own: tuple[Path, Path, set[str]], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """--init-from with another seed draws other splits of the same pictures."""
+    """--init-from with another seed splits the same pictures differently."""
     run, data, learnt = own
     child = ["--init-from", str(run), "--data", str(data), "--on-broken", "skip", *QUICK[6:]]
     other = load_data(str(data), Request(image_size=32, on_broken="skip", seed=1))
@@ -182,7 +182,7 @@ def test_a_report_shows_no_other_data(
 def test_other_data_with_other_classes_are_mapped_by_name(
     own: tuple[Path, Path, set[str]], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Labels are the model's, whatever the folders are called; what it has no class for is left out."""
+    """Labels are the model's, whatever the folders' names; images of unknown classes are left out."""
     run, _, _ = own  # Happy, Sad, Fear
     names = {"Sadness": (2, 20), "contempt": (6, 20), "fearful": (4, 20)}
     data = layouts.class_folders(tmp_path / "other", {"train": names, "test": names})

@@ -1,4 +1,4 @@
-"""`python -m train.export`: what comes out gives PyTorch's logits, in the hands of whoever loads it."""
+"""`python -m train.export`: an exported model gives PyTorch's logits wherever it is loaded."""
 
 import json
 import logging
@@ -66,7 +66,7 @@ def test_an_opset_that_was_not_written_is_refused(
     written = torch.onnx.export
 
     def export(*arguments: Any, opset_version: int, **options: Any) -> Any:
-        """Writes opset 18 whatever it is asked for, as PyTorch's does where its converter fails."""
+        """Writes opset 18 whatever is requested, as PyTorch does when its converter fails."""
         return written(*arguments, opset_version=18, **options)
 
     assert main([str(finished_run), str(tmp_path / "newer"), "--to", "onnx", "--opset", "20"]) == 0

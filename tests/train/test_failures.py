@@ -1,4 +1,4 @@
-"""What goes wrong in a run ends in one message, and nothing is lost."""
+"""Every failure of a run ends in one message, and nothing is lost."""
 
 import errno
 import os
@@ -58,7 +58,7 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
 
 def test_other_classes_are_refused(stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = write_folders(tmp_path / "other", even(6, 2, 3))
-    for part in ("train", "test"):  # now no set of expressions: classes by their folders' names
+    for part in ("train", "test"):  # now not the seven expressions: classes are named by their folders
         for folder in list((other / part).iterdir()):
             folder.rename(folder.with_name(f"class-{folder.name}"))
     resumes(stopped, "--data", other, code=2)
@@ -162,7 +162,7 @@ def test_no_checkpoint_is_promised_where_there_is_none(
 
 
 def test_a_file_size_limit_is_handled_like_a_full_disk(tmp_path: Path) -> None:
-    """What PyTorch makes of a write that fails half way is the disk's error again, and leaves nothing behind."""
+    """PyTorch's error of a write that fails half way is reported as a full disk, and no file is left behind."""
     state = {"epoch": 1, "done": 1, "step": 1, "model": torch.zeros(500_000)}
     pid = os.fork()
     if not pid:
@@ -209,6 +209,6 @@ def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
         "epoch00001-step000000003-",
     ]
     assert len(list((tmp_path / "checkpoints").iterdir())) == 2
-    # Gone back to: what came after it is of another history.
+    # Training went back to this checkpoint: later ones belong to another history.
     write_checkpoint(tmp_path, {"epoch": 1, "done": 1, "step": 3})
     assert [path.name[:25] for path in checkpoints(tmp_path)] == ["epoch00001-step000000003-"]

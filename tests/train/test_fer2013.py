@@ -22,7 +22,7 @@ from train.data.labels import CLASS_NAMES, FER_CSV_CODES, FOLDER_NAMES
 from train.data.splitting import verdict
 from train.errors import UserError
 
-# Different for every class, so that swapping two classes anywhere changes a count.
+# A different count for each class, so that swapping two classes changes a count.
 UNEVEN: Counts = {
     "Training": dict(zip(CANONICAL, (4, 5, 6, 7, 8, 2, 3), strict=True)),
     "PublicTest": dict(zip(CANONICAL, (3, 2, 1, 4, 5, 6, 7), strict=True)),

@@ -1,4 +1,4 @@
-"""docs/fidelity.md: its example prints what stands below it, and what it names is there."""
+"""docs/fidelity.md: its example prints the output shown, and every name in it exists."""
 
 import contextlib
 import io

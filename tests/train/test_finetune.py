@@ -1,4 +1,4 @@
-"""--init-from, --freeze backbone and --lr-backbone: what a new run takes over, and its exact resume."""
+"""--init-from, --freeze backbone and --lr-backbone: what a new run inherits, and its exact resume."""
 
 import json
 import signal
@@ -23,7 +23,7 @@ def weights(run: Path, name: str = "best") -> dict[str, torch.Tensor]:
 
 
 def moved(run: Path, parent: Path) -> set[str]:
-    """ "backbone" and "head", as far as a tensor of them is another one than the parent's."""
+    """Which of "backbone" and "head" have a tensor that differs from the parent's."""
     child, original = weights(run, "last"), weights(parent)
     return {key.split(".")[0] for key in child if not torch.equal(child[key], original[key])}
 

@@ -1,4 +1,4 @@
-"""Class names in letters that matplotlib's own font lacks: another font has them, or one line says so."""
+"""Class names in letters that matplotlib's default font lacks: another font is used, or one line warns."""
 
 import matplotlib
 import pytest

@@ -1,4 +1,4 @@
-"""Batches: every sample in its place whatever the workers, entered anywhere, balanced where asked for."""
+"""Batches: the same order for any number of workers, started at any step, balanced if requested."""
 
 from collections import Counter
 from pathlib import Path
@@ -22,12 +22,12 @@ from train.transforms import DRAWS, BatchAugmentation, Preprocessing
 
 
 def noisy(image: Image.Image) -> Tensor:
-    """The sample's number, and a random part below a half."""
+    """The sample's index plus a random number below 0.5."""
     return to_tensor(image).double() + torch.rand((), dtype=torch.float64) / 2
 
 
 def epoch_of(steps: TrainSteps, epoch: int, start: int = 0) -> list[list[float]]:
-    """The images of each chunk, in the order in which they are trained on."""
+    """The images of each chunk, in training order."""
     steps.set_epoch(epoch, start)
     return [images.tolist() for chunks, _ in steps for images, _ in chunks()]
 
@@ -130,7 +130,7 @@ def test_without_augmentation_equals_evaluation(side: int, size: int) -> None:
 
 
 def test_shift_and_scale() -> None:
-    """Of a picture of three quarters of its size, and one moved by a quarter; what comes from beyond it is black."""
+    """A picture scaled to three quarters, and one shifted by a quarter; pixels from outside are black."""
     plain = augmented(DataSettings(**OFF), torch.rand(1, DRAWS))[0]
     mean, std = torch.tensor([0.5, 0.4, 0.3])[:, None, None], torch.tensor([0.5, 0.25, 0.2])[:, None, None]
     ends = torch.tensor([[0.5] * 8 + [0.5, 1.0, 0.0], [0.5] * 8 + [0.0, 0.5, 0.5]])
@@ -144,7 +144,7 @@ def test_shift_and_scale() -> None:
 
 @pytest.mark.parametrize("way", ["loading", "batch"])
 def test_erasing(way: str) -> None:
-    """A rectangle of 2 to 33 % of about half of the images, in the mean colour, the same for a seed."""
+    """In about half of the images a rectangle of 2 to 33 % gets the mean color; the same seed gives the same."""
     preprocessing, settings = Preprocessing(32, (0.2,) * 3, (0.5,) * 3), DataSettings(**OFF | {"erasing": 0.5})
     face = Image.new("RGB", (32, 32), "white")
     if way == "loading":
@@ -170,7 +170,7 @@ def test_erasing(way: str) -> None:
 def test_each_augmentation_alone() -> None:
     plain = augmented(DataSettings(**OFF), torch.rand(1, DRAWS))[0]
     half, ends = torch.full((1, DRAWS), 0.5), torch.tensor([[0.0] * DRAWS, [1.0] * DRAWS])
-    # A quarter turn is a permutation of the pixels: which way round is how v2 turns for the same angle's sign.
+    # A quarter turn permutes the pixels; its direction must match torchvision v2's for the same sign.
     turned = augmented(DataSettings(**OFF | {"rotation": 90.0}), ends)
     assert (turned[0] - plain.rot90(1, (1, 2))).abs().max() < 1e-4 or (
         turned[0] - plain.rot90(-1, (1, 2))
@@ -191,7 +191,7 @@ def test_each_augmentation_alone() -> None:
 
 
 def test_crops_take_the_share_that_is_asked_for() -> None:
-    """Of a ramp across, the range that a crop sees is its width; of one down, its height."""
+    """The range of a horizontal ramp within a crop is the crop's width; of a vertical ramp, its height."""
     draws = torch.rand(2000, DRAWS, generator=torch.Generator().manual_seed(0))
     ramp = torch.linspace(64, 255, 64).to(torch.uint8)
     preprocessing = Preprocessing(64, (0.0,) * 3, (1.0,) * 3)

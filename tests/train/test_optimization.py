@@ -46,7 +46,7 @@ def test_the_step_schedule() -> None:
 
 
 def test_the_plateau_schedule() -> None:
-    """Epochs of two steps: the rate drops after two without a better figure, for each group by its scale."""
+    """Epochs of two steps: after two epochs without improvement the rate drops, scaled for each group."""
     settings = OptimizerSettings(
         lr=0.4, lr_backbone=0.04, schedule="plateau", lr_drop=0.5, lr_drop_epochs=2, warmup_epochs=0.5
     )
@@ -79,7 +79,7 @@ def test_fused_optimizers_and_what_decays(name: str) -> None:
 
 
 def test_the_running_average_begins_quickly_and_gets_slow() -> None:
-    """With the warm-up of its decay, the average of weights that jump from 0 to 1 follows at once, and later hardly."""
+    """With decay warm-up, the average of weights that jump from 0 to 1 follows at once early, and slowly later."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(model.weight)
     ema = ModelEmaV3(model, 0.999, use_warmup=True)

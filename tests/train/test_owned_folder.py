@@ -97,7 +97,7 @@ def test_an_overwritten_run_keeps_what_is_the_users(stopped: Path, fer_folders: 
 
 
 def test_a_run_that_ended_meanwhile_is_not_replaced(stopped: Path) -> None:
-    """Two are started at once in one new folder; the second has its data when the first has ended."""
+    """Two runs start at once in one new folder; the second has loaded its data when the first has ended."""
     before = contents_of(stopped)
     with pytest.raises(UserError, match="is not empty: choose another folder, or replace the run in it by --overwrite"):
         RunFolder(stopped, {})
@@ -195,7 +195,7 @@ def test_models_replace_each_other_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_tensors_that_share_memory_are_saved(tmp_path: Path) -> None:
-    """As in timm's coat_*: the same layers under two names."""
+    """As in timm's coat_*: two names for the same layers."""
     run = RunFolder(tmp_path, {})
     model, preprocessing = build_model(ModelSettings("test_resnet", k=2, d=8), 3, 32)
     model.backbone.again = model.backbone.layer1  # type: ignore[assignment]

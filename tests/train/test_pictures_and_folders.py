@@ -42,7 +42,7 @@ def test_pictures_are_read_as_in_training(finished_run: Path, tmp_path: Path) ->
         "float.tiff": Image.fromarray(pixels.astype(np.float32) / 255),
         "colour.bmp": upright.convert("RGB"),
         "palette.gif": upright.convert("P"),
-        "alpha.png": Image.fromarray(see_through, "LA"),  # black and transparent where white is meant
+        "alpha.png": Image.fromarray(see_through, "LA"),  # transparent black where white is meant
         "lossless.webp": upright.convert("RGBA"),
     }
     for name, image in written.items():

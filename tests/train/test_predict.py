@@ -26,7 +26,7 @@ def picture(seed: int, mode: str = "RGB", size: tuple[int, int] = (50, 40)) -> I
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """Six pictures, one broken one, and what is none."""
+    """Six pictures, a broken one, and a file that is no picture."""
     folder = tmp_path / "faces"
     (folder / "inside").mkdir(parents=True)
     picture(0).save(folder / "a.png")
@@ -73,7 +73,7 @@ def test_probabilities_are_the_models(
     names = "a.png.png", "b.jpg.png", "c.webp.png", "inside/a.gif.png", "inside/a.png.png", "turned.png.png"
     assert pictures == {*names}
     with Image.open(out / "pictures/turned.png.png") as image:
-        assert image.size == (320, 400 + 22 * 7 + 8)  # 40 x 50, upright, enlarged; a bar a class
+        assert image.size == (320, 400 + 22 * 7 + 8)  # 40 x 50, upright, enlarged; one bar per class
 
 
 def test_flip_is_the_mean_of_both(finished_run: Path, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_flip_is_the_mean_of_both(finished_run: Path, tmp_path: Path) -> None:
 def test_faces_are_found_in_pictures(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows are of each face's own pixels; a box that is small beside the largest one is left out."""
+    """Each row is of one face's pixels; a box much smaller than the largest is left out."""
     boxes = {100: [(10.0, 10.0, 20.0, 20.0), (40.0, 30.0, 40.0, 40.0), (0.0, 0.0, 5.0, 5.0)], 70: [(0, 0, 50, 50)]}
     monkeypatch.setattr("train.data.crop.haar", lambda: lambda pixels: boxes.get(pixels.shape[1], []))
     photos = tmp_path / "photos"

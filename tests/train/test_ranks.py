@@ -1,4 +1,4 @@
-"""Several processes and virtual batches: every image on one rank once, one log, and an end to all when one fails."""
+"""Several processes and virtual batches: each image on one rank once, one log, and all stop when one fails."""
 
 import csv
 import json
@@ -50,7 +50,7 @@ def test_each_image_is_in_one_chunk_of_one_rank(n: int, batch: int, chunks: int,
         assert all(2 <= len(chunk) <= max(3, batch) for chunk in local)
         seen += [draw.sample for chunk in local for draw in chunk]
     assert len(seen) == len(set(seen)) == sum(steps)
-    # Step by step too: all ranks work on the same part of one order, which is that of a single process.
+    # In each step all ranks work on the same part of one order, that of a single process.
     order = [draw.sample for chunk in samplers(n, batch, chunks, 1)[0] for draw in chunk]
     firsts = [list(s)[: s.chunks(steps[0])] for s in samplers(n, batch, chunks, world)]
     assert {draw.sample for local in firsts for chunk in local for draw in chunk} == set(order[: steps[0]])
@@ -88,7 +88,7 @@ def test_virtual_batches(fer_folders: Path, tmp_path: Path, capsys: pytest.Captu
 
 @pytest.mark.parametrize("virtual_batch", ["1", "2"])
 def test_deviations_of_every_pair_of_samples(fer_folders: Path, tmp_path: Path, virtual_batch: str) -> None:
-    """At a target within the correlations' spread their mean deviates less than they do."""
+    """At a target within the spread of the correlations, their mean deviates less than they do."""
     options = (*QUICK, "--batch-size", "8", "--epochs", "1", "--between-target", "0", "--virtual-batch", virtual_batch)
     fd = {}
     for pairs in ("class", "sample"):
@@ -114,7 +114,7 @@ def start_torchrun(processes: int, *command: str | Path, log: IO[str], cwd: Path
 
 
 def torchrun(processes: int, *command: str | Path) -> subprocess.CompletedProcess[str]:
-    """The finished process, with all it printed in both `stdout` and `stderr`."""
+    """The finished process, with its whole output in both `stdout` and `stderr`."""
     with tempfile.TemporaryFile("w+") as log:
         process = start_torchrun(processes, *command, log=log)
         try:
@@ -127,7 +127,7 @@ def torchrun(processes: int, *command: str | Path) -> subprocess.CompletedProces
 
 
 def test_two_processes_end_to_end(fer_folders: Path, tmp_path: Path) -> None:
-    """One log and one set of files; the figures are those of every image once, as a single process finds them."""
+    """One log and one set of files; the metrics count every image once, as in a single process."""
     run = tmp_path / "run"
     options = ("--epochs", "2", "--log-every", "1", "--device", "cpu", "--batch-size", "4", "--virtual-batch", "2")
     done = torchrun(2, *MODULE, "--data", fer_folders, "--out", run, *TINY, *options)
@@ -200,7 +200,7 @@ def test_one_process_under_torchrun_is_as_without(train: Train, fer_folders: Pat
 
 @pytest.mark.slow
 def test_a_signal_to_all_processes_and_a_resume(fer_folders: Path, tmp_path: Path) -> None:
-    """As torchrun passes it on: every process stops after the same step, and the run goes on bit for bit."""
+    """As torchrun sends it: every process stops after the same step, and the resumed run is equal bit for bit."""
     options = (*TINY, "--epochs", "3", "--log-every", "1", "--device", "cpu", "--batch-size", "4", "--amp", "none")
     options += ("--channels-last", "no", "--checkpoint-minutes", "0")
     whole, run = tmp_path / "whole", tmp_path / "run"

@@ -43,7 +43,7 @@ def test_a_recipe_resolves_and_says_how_it_is_run(name: str) -> None:
 
 @pytest.mark.parametrize("data", DATASETS)
 def test_the_papers_recipes_are_the_papers(data: str) -> None:
-    """Section IV-B; which is what the defaults are too."""
+    """Section IV-B of the paper; the defaults are the same."""
     settings = resolved("--data", "somewhere", "--recipe", f"{data}-paper")
     plain = resolved("--data", "somewhere")
     assert settings.optimizer.epochs == (20 if data == "affectnet" else 60)

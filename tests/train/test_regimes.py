@@ -20,7 +20,7 @@ def test_labels_are_redrawn_in_training_alone(faces: str) -> None:
     plain = load_data(faces, Request())
     noisy = load_data(faces, Request(label_noise=0.5))
     changed = plain.train.labels != noisy.train.labels
-    # 140 of 280 are redrawn, and one in seven of these draws its own label: 120 with a deviation of 4.1.
+    # 140 of 280 labels are redrawn, one in seven to the same label: 120 change, with a deviation of 4.1.
     assert 100 <= changed.sum() <= 140
     assert (noisy.test.fingerprint, noisy.validation.fingerprint) == (
         plain.test.fingerprint,

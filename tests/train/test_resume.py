@@ -1,4 +1,4 @@
-"""A run that was stopped, by whatever, and goes on: the same weights bit for bit, and nothing lost on the way."""
+"""A run that is stopped, however, and resumed: the same weights bit for bit, and nothing lost."""
 
 import os
 import random
@@ -26,7 +26,7 @@ from train.stopping import Watch, ignore_in_worker
 
 
 def kill_and_resume(data: Path, run: Path, kills: int, seed: int) -> str:
-    """Everything printed by a run that is killed with -9 at random moments, until it has ended all the same."""
+    """The output of a run that is killed with SIGKILL at random moments and resumed until it ends."""
     rng = random.Random(seed)
     log = run.with_suffix(".log")
     for _ in range(kills):
@@ -60,7 +60,7 @@ def test_a_signal_leaves_a_checkpoint(
     number: signal.Signals, fer_folders: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    slow = ("--checkpoint-every", "0")  # so that only the signal writes one
+    slow = ("--checkpoint-every", "0")  # so that only the signal causes a checkpoint
     process = trainer.start(log, "--data", fer_folders, "--out", run, *RUN, *slow)
     deadline = time.monotonic() + 200
     while steps_in(run) < 3 and process.is_alive() and time.monotonic() < deadline:
@@ -102,7 +102,7 @@ def test_stopped_and_resumed_with(options: tuple[str, ...], fer_folders: Path, t
 
 @pytest.mark.parametrize("forget", [False, True])
 def test_the_plateau_schedule_is_resumed(forget: bool, fer_folders: Path, tmp_path: Path) -> None:
-    """Stopped in epoch 3, after one epoch without a better figure; a run that forgets it drops the rate too late."""
+    """Stopped in epoch 3, after one epoch without improvement; a run that forgets this drops the rate too late."""
     run = (*QUICK, "--data", str(fer_folders), "--batch-size", "8", "--epochs", "4", "--log-every", "1")
     run += ("--schedule", "plateau", "--lr-drop-epochs", "2", "--lr-drop", "0.5")
     with pytest.MonkeyPatch.context() as patch:
@@ -159,7 +159,7 @@ def leave_out(piece: str, patch: pytest.MonkeyPatch) -> None:
 def test_each_piece_of_the_state_is_needed(
     piece: str, stopped: Path, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The control of exact resume: with one piece left out the weights are others."""
+    """The control of exact resume: with one piece left out, the weights differ."""
     torch.manual_seed(77)
     with pytest.MonkeyPatch.context() as patch:
         if piece:
@@ -171,7 +171,7 @@ def test_each_piece_of_the_state_is_needed(
 
 
 def test_on_another_number_of_processes(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Steps are not the same there, the test of the best model is."""
+    """The steps differ; the best model's test metrics do not."""
     state = read_checkpoint(stopped)
     write_checkpoint(stopped, {**state, "processes": 2, "random": state["random"] * 2})
     resumes(stopped, code=2)
@@ -255,7 +255,7 @@ def test_workers_outlive_a_signal_to_their_group_but_not_for_long(monkeypatch: p
 def test_resume_auto_needs_no_more_than_the_folder(
     stopped: Path, undisturbed: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What was not named is the run's, the drawn faces' recipe too."""
+    """Options that are not given are the run's, the recipe of the drawn faces included."""
     assert main(["--out", str(stopped), "--resume", "auto"]) == 0
     assert_same(outcome(stopped), undisturbed)
     assert main(["--out", str(stopped), "--resume", "auto", "--recipe", "fer2013-modern"]) == 2

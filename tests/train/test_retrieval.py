@@ -26,7 +26,7 @@ def by_definition(similarity: Tensor, labels: Tensor) -> dict[str, float]:
 
 @pytest.mark.parametrize("similarity", ["correlation", "cosine"])
 def test_matches_the_definition(similarity: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of queries of which the last is short, labels beyond float32, a class of one sample, a shift over d."""
+    """Blocks of queries (the last is short), labels not exact in float32, a class of one sample, a shift along d."""
     monkeypatch.setattr(retrieval, "QUERIES", 16)
     x = torch.randn(45, 3, 6) + 2
     labels = torch.randint(0, 4, (45,)) + 2**40

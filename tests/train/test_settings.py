@@ -1,4 +1,4 @@
-"""The command line: defaults are the paper's, layers win in order, errors are one message."""
+"""The command line: defaults are the paper's, sources override in order, errors are one message."""
 
 import json
 

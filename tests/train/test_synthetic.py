@@ -162,7 +162,7 @@ def sitter() -> tuple[Person, View]:
     return person, replace(straight, occluder="none", asymmetry=0.0, grey=False, **plain)
 
 
-# Rows of a 100-pixel picture of the sitter: forehead and brows, eyes, nose, mouth and chin.
+# Rows of a 100-pixel face: forehead and brows, eyes, nose, mouth and chin.
 REGIONS = {"brows": slice(0, 38), "eyes": slice(38, 52), "nose": slice(52, 66), "mouth": slice(66, 100)}
 MOVES = {
     1: {"brows"},
@@ -200,7 +200,7 @@ def test_a_unit_changes_the_part_of_the_face_that_it_moves(unit: int, sitter: tu
 
 
 def features(sitter: tuple[Person, View], **intensities: float) -> dict[str, float]:
-    """Where the brows and lips are, in pixels (y down), and how much is seen of lips, eyes and the open mouth."""
+    """The positions of brows and lips in pixels (y down), and the visible areas of lips, eyes and open mouth."""
     person, view = sitter
     paint: dict[str, Any] = {
         "skin": (200, 0, 200),

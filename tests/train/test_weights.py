@@ -1,4 +1,4 @@
-"""`--weights`: by name, in order, what is refused, and ImageNet's weights on two photographs."""
+"""`--weights`: by name, in order, what is rejected, and ImageNet weights on two photographs."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A function over items in processes: in order, with its errors; and no child, alive or dead, holds up the parent."""
+"""A function over items in processes: ordered results, errors, and no child, alive or dead, blocks the parent."""
 
 import os
 import signal
@@ -64,7 +64,7 @@ def test_an_exception_is_the_parents_too(error: Exception) -> None:
 @pytest.mark.usefixtures("no_new_child")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
 def test_a_killed_child_is_named(number: signal.Signals) -> None:
-    """Under `Watch`, whose handlers a child has to forget."""
+    """Under `Watch`, whose handlers a child must not inherit."""
 
     def work(item: range) -> int:
         if item.start == 50:
@@ -80,7 +80,7 @@ def test_a_killed_child_is_named(number: signal.Signals) -> None:
 
 @pytest.mark.usefixtures("no_new_child")
 def test_a_child_that_dies_while_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half an answer is in the pipe: whoever waits for the rest waits for ever where others hold its end open."""
+    """Half a result is in the pipe: reading the rest would block forever if others held the pipe open."""
     from multiprocessing.connection import Connection
 
     def send_half(self: Connection, data: bytes) -> None:
@@ -132,7 +132,7 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_the_drawing_ends_it_at_once(number: signal.Signals, tmp_path: Path) -> None:
-    """Within two seconds, with no process left."""
+    """It ends within two seconds, and no process is left."""
     code = "import os, sys, train.data.synthetic.dataset as s, train.entry, train.__main__\n"
     code += "real = s.SyntheticFaces._draw_all\n"
     code += "def draw(*a):\n    os.write(1, b'drawing %d\\n' % os.getpid())\n    return real(*a)\n"
@@ -160,7 +160,7 @@ def test_a_signal_during_the_drawing_ends_it_at_once(number: signal.Signals, tmp
 
 @pytest.mark.slow
 def test_starts_beside_a_busy_machine() -> None:
-    """As many as $ADCORRE_STARTS says; the whole is `python -m tests.train.starts --count 200`."""
+    """$ADCORRE_STARTS starts; the full test is `python -m tests.train.starts --count 200`."""
     count = os.environ.get("ADCORRE_STARTS", "2")
     done = subprocess.run(
         [sys.executable, "-m", "tests.train.starts", "--count", count, "--draws", "20"], cwd=starts.ROOT

@@ -27,7 +27,7 @@ _context.set_forkserver_preload(["train.loop", "tests.train.trainer"])
 def start(log: Path, *arguments: str | Path) -> BaseProcess:
     """A training process that writes to the file `log`."""
     before = dict(os.environ)
-    paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))  # the fork server takes its environment from here
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))  # the fork server copies its environment from here
     os.environ |= {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     try:
         process = _context.Process(target=_train, args=(str(log), [str(argument) for argument in arguments]))
@@ -55,7 +55,7 @@ def _train(log: str, arguments: list[str]) -> None:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """Everything of a run that has to be the same: not the times."""
+    """Everything of a run that must be reproduced; times are left out."""
 
     def table(name: str, *left_out: str) -> list[dict[str, str]]:
         return [{key: row[key] for key in row if key not in left_out} for row in rows(run / f"{name}.csv")]
@@ -95,7 +95,7 @@ def steps_in(run: Path) -> int:
 
 
 def stop_after(steps: int, patch: pytest.MonkeyPatch) -> None:
-    """As if SIGTERM came in step `steps` of this process's next run."""
+    """Simulate SIGTERM in step `steps` of this process's next run."""
     seen = [0]
 
     def poll(self: Watch) -> tuple[int, bool]:

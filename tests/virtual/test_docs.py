@@ -1,4 +1,4 @@
-"""What docs/scale.md says: its first example runs, its payloads are those that a rank packs."""
+"""docs/scale.md: its first example runs, and its payload sizes are those that a rank packs."""
 
 import re
 from pathlib import Path

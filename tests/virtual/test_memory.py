@@ -48,7 +48,7 @@ else:
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
-    """The kernels in their cache: compiling them takes more memory than a batch."""
+    """Compile the kernels into their cache: compiling takes more memory than a batch."""
     peak(60)
 
 
@@ -67,14 +67,14 @@ def peak(n: int, mode: str = "replay", device: str = "cpu") -> int:
 
 
 def test_a_hundred_chunks_take_the_memory_of_two() -> None:
-    """Not of one, which takes other kernels: theirs take 60 MiB."""
+    """Not the memory of one chunk, which uses other kernels, of 60 MiB."""
     two, hundred = peak(120), peak(6000)
     assert hundred <= max(1.1 * two, two + 64 * MIB), f"{hundred / MIB:.0f} MiB against {two / MIB:.0f} MiB"
 
 
 @pytest.mark.slow
 def test_keeping_the_graphs_takes_more() -> None:
-    """What the test above would show if graphs were kept: it can fail."""
+    """Shows that the test above can fail: it would if graphs were kept."""
     one, twenty = peak(60), peak(1200, "keep")
     assert twenty > max(1.1 * one, one + 64 * MIB), f"{twenty / MIB:.0f} MiB against {one / MIB:.0f} MiB"
 

@@ -44,7 +44,7 @@ def make_loss(name: str) -> AdCorreMetricLoss:
 @pytest.mark.parametrize("form", ["tensor", "callable", "once", "one chunk", "graphs kept"])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_equals_the_ordinary_batch(name: str, form: str) -> None:
-    """Over two steps, the second of which sees what the first left in an attention map; labels of one chunk alone."""
+    """Over two steps, so that the second uses the attention map of the first; some labels are in one chunk only."""
     images, labels = draw(31)
     labels = labels * 7 + (torch.arange(31) > 20) * 9
     plain, chunked = Embedder().double(), Embedder().double()

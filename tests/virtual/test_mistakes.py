@@ -1,4 +1,4 @@
-"""Chunks that change between the passes, bad labels, and inputs in no known form: nothing is left half done."""
+"""Chunks that change between the passes, invalid labels and malformed inputs: nothing is left half done."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def state(model: Model, loss: AdCorreLoss) -> list[torch.Tensor]:
 
 
 def refused(model: Model, loss: AdCorreLoss, inputs: object, error: type[Exception], words: str, **options) -> None:
-    """It raises, buffers and attention map are as before, and no gradient is left: not even an earlier one."""
+    """It raises, buffers and attention map are unchanged, and no gradient is left, not even an earlier one."""
     images, targets = draw(20)
     plain_step(model, loss, images.to(next(model.parameters()).dtype), targets)
     before = state(model, loss)
@@ -30,13 +30,13 @@ def test_a_loader_that_shuffles_again_raises_an_error(dtype) -> None:
     loader = DataLoader(TensorDataset(images, targets), batch_size=7, shuffle=True, generator=order)
     model, loss = Model(norm=True).to(dtype), AdCorreLoss(CLASSES)
     refused(model, loss, lambda: iter(loader), RuntimeError, "chunk 0 of 5 has other labels in the second pass")
-    VirtualBatch(model, loss)(loader)  # as an iterable it is read once
+    VirtualBatch(model, loss)(loader)  # an iterator can be read only once
 
 
 @pytest.mark.parametrize("shade", [1.0, 1.1])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_one_image_augmented_again(dtype, shade) -> None:
-    """In half precision it takes more than a shade to tell: what lies below moves the gradient as little."""
+    """In half precision only larger changes are detected; smaller ones hardly change the gradient."""
     shade = -1.0 if dtype == torch.bfloat16 and shade != 1 else shade
     images, targets = draw(63, dtype=dtype)
     opened = 0
@@ -89,7 +89,7 @@ def test_an_iterator_that_fills_the_same_tensors_again() -> None:
             yield staging
 
     refused(Model().double(), AdCorreLoss(CLASSES), chunks(), RuntimeError, "unless it fills the same tensors again")
-    VirtualBatch(Model().double(), AdCorreLoss(CLASSES))(chunks)  # called twice, it fills them alike
+    VirtualBatch(Model().double(), AdCorreLoss(CLASSES))(chunks)  # called twice, it fills them with the same values
 
 
 def test_random_numbers_from_a_generator_of_its_own() -> None:
@@ -119,7 +119,7 @@ def test_a_bad_label(keep_graphs, pairs) -> None:
 
 
 def test_nan_is_not_an_error() -> None:
-    """A run that diverged gives NaN, as an ordinary step does, and no word about chunks."""
+    """A run that diverged gives NaN, as an ordinary step does, and no error about chunks."""
     images, targets = draw(28)
     images[9] = torch.nan
     out = VirtualBatch(Model().double(), AdCorreLoss(CLASSES), 7)(images, targets)

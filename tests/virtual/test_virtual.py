@@ -1,4 +1,4 @@
-"""A virtual batch's gradient is one plain batch's, in every form the chunks may come in."""
+"""A virtual batch has the gradient of one plain batch, in every form that chunks may have."""
 
 import copy
 
@@ -120,7 +120,7 @@ def test_one_chunk_is_an_ordinary_step_bit_for_bit() -> None:
 
 
 def test_dropout_equals_keeping_the_graphs() -> None:
-    """Over the same random states, which both leave behind alike."""
+    """With the same random states; both leave the same state behind."""
     images, targets = draw(31)
     with_graphs, virtual = Model(norm=True, dropout=0.5).double(), Model(norm=True, dropout=0.5).double()
     torch.manual_seed(1)
@@ -163,7 +163,7 @@ def test_batch_norm_buffers_are_those_of_plain_accumulation(keep_graphs, momentu
 
 
 def test_buffers_that_the_forward_pass_reads() -> None:
-    """Spectral normalization moves its vectors in every training pass, and its output hangs on them."""
+    """Spectral normalization updates its vectors in every training pass, and its output depends on them."""
     images, targets = draw(31)
     models = [Model().double() for _ in range(2)]
     for model in models:
@@ -178,7 +178,7 @@ def test_buffers_that_the_forward_pass_reads() -> None:
 
 
 def test_a_loader_that_draws_from_the_default_generator_is_replayed() -> None:
-    """Reopened, it shuffles and augments alike: its random numbers are replayed too."""
+    """Opened again, it shuffles and augments in the same way: its random numbers are replayed too."""
     images, targets = draw(30)
     seen: list[torch.Tensor] = []
 
@@ -195,7 +195,7 @@ def test_a_loader_that_draws_from_the_default_generator_is_replayed() -> None:
 
 
 def test_an_iterator_that_draws_random_numbers_between_the_chunks() -> None:
-    """Its chunks are kept, so that in the second pass it draws nothing: each chunk has a random state of its own."""
+    """Its chunks are kept, so that the second pass draws nothing; each chunk has its own random state."""
     images, targets = draw(28)
 
     def chunks():
@@ -251,7 +251,7 @@ def test_chunks_without_samples_that_count() -> None:
 @pytest.mark.parametrize("pairs", ["class", "sample"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_and_a_gradient_scaler(dtype, pairs) -> None:
-    """Exactly what keeping the graphs gives, times the scale; near the float32 gradient."""
+    """Equal to the gradient with graphs kept, times the scale; close to the float32 gradient."""
     images, targets = draw(31, dtype=torch.float32)
     models = [Model(norm=True, dropout=0.3) for _ in range(3)]
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)

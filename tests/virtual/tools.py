@@ -1,4 +1,4 @@
-"""A small model, drawn images, and an ordinary step to compare a virtual batch with."""
+"""A small model, random images, and an ordinary step to compare a virtual batch with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class Model(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.conv = nn.Conv2d(2, 5, 3, bias=not norm)  # before BatchNorm a bias has no gradient but rounding
+            self.conv = nn.Conv2d(
+                2, 5, 3, bias=not norm
+            )  # before BatchNorm, a bias has only rounding noise as its gradient
             self.norm = nn.BatchNorm2d(5) if norm else nn.Identity()
             self.dropout = nn.Dropout(dropout)
             self.head = EmbeddingSpace(5 * 16, CLASSES, k=K, d=D, dropout=dropout)
@@ -50,7 +52,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
 
 
 def assert_equal_gradients(got: nn.Module, reference: nn.Module, tolerance: float = 1e-10) -> None:
-    """Against each parameter's largest entry."""
+    """Relative to each parameter's largest entry."""
     expected = gradients(reference)
     actual = gradients(got)
     assert actual.keys() == expected.keys()

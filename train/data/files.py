@@ -171,12 +171,14 @@ class ImageCollection:
         return np.array(self.parts, np.str_)
 
     def _check_links(self, root: Path) -> None:
-        """A test/ that is a link to train/ would be tested on what was trained on."""
+        """A test/ that is a link to train/ is tested on what was trained on. With boxes a file is several faces."""
+        if self.boxes:
+            return
         seen: dict[tuple[int, int], int] = {}
         for place, file in enumerate(self.files):
             first = seen.setdefault(file.identity, place) if file.identity[1] else place  # Windows may have no number
             several = self.parts[first] != self.parts[place]
-            differ = several or (self.labels[first] != self.labels[place] and not self.boxes)
+            differ = several or self.labels[first] != self.labels[place]
             if differ and _is_linked(root / self.files[first].name, root / file.name):
                 kind = "parts of the data" if several else "classes"
                 names = " and ".join(printable(self.files[at].name) for at in (first, place))
@@ -190,7 +192,7 @@ class ImageCollection:
         )
 
     def dataset(self, root: Path, class_names: tuple[str, ...]) -> ImageFiles:
-        """The files as one dataset, in their order. UserError for one file in two parts or, as a whole, two classes."""
+        """The files as one dataset, in their order. UserError for one file, without boxes, in two parts or classes."""
         self._check_links(root)
         corners = np.array(self.boxes, dtype=np.int64).reshape(len(self.files), 4) if self.boxes else None
         lines = [f"{file.name} {label} {file.bytes}" for file, label in zip(self.files, self.labels, strict=True)]

@@ -23,90 +23,138 @@ from adcorre_kernels.cpu.memory import (
     takes_part,
     view,
     widen,
+    widest_vectors,
 )
 
+PADDING = 3  # zeros behind a sample's means and inverse lengths, for rows that are added up four or eight at a time
 GROUP = 63  # samples: float32 sums of so many enter float64
 ORDER, SUM, FINISH, ALL = range(4)  # what a call of `statistics` does
 
 
 @njit(**SUMS)
-def _sum(row, zero):
-    total = zero
-    for j in range(row.shape[0]):
-        total += row[j]
+def _sum(row, d, zero):
+    widest_vectors()
+    x, total = view(row, d, zero), zero
+    for j in range(d):
+        total += x[j]
     return total
 
 
 @njit(**SUMS)
-def _dot(a, b, zero):
-    total = zero
-    for j in range(a.shape[0]):
-        total += a[j] * b[j]
-    return total
-
-
-@njit(**SUMS)
-def _squared_length(row, mean, zero):
-    total = zero
-    for j in range(row.shape[0]):
-        value = row[j] - mean
+def _squared_length(row, mean, d, zero):
+    widest_vectors()
+    x, total = view(row, d, zero), zero
+    for j in range(d):
+        value = x[j] - mean
         total += value * value
     return total
 
 
 @njit(**SUMS)
-def _squared_length_and_dot(row, mean, other, zero):
-    """Of x - mean: its squared length and its product with another row."""
-    total, dot = zero, zero
-    for j in range(row.shape[0]):
-        value = row[j] - mean
-        total += value * value
-        dot += value * other[j]
-    return total, dot
-
-
-@njit(**SUMS)
-def _centred_dot(a, mean_a, b, mean_b, zero):
-    total = zero
-    for j in range(a.shape[0]):
-        total += (a[j] - mean_a) * (b[j] - mean_b)
+def _dot(a, mean_a, b, mean_b, d, zero):
+    widest_vectors()
+    x, y, total = view(a, d, zero), view(b, d, zero), zero
+    for j in range(d):
+        total += (x[j] - mean_a) * (y[j] - mean_b)
     return total
 
 
 @njit(**SUMS)
-def _add(row, factor, total):
-    for j in range(row.shape[0]):
-        total[j] += factor * row[j]
+def _dot_with_pull(row, mean, feature, factor, sample_sum, scale, d, zero):
+    """Of x - mean with what FD and ED pull at."""
+    widest_vectors()
+    x, g, u, total = view(row, d, zero), view(feature, d, zero), view(sample_sum, d, zero), zero
+    for j in range(d):
+        total += (x[j] - mean) * (factor * g[j] + scale * u[j])
+    return total
 
 
 @njit(**SUMS)
-def _add_centred(row, mean, factor, total):
-    for j in range(row.shape[0]):
-        total[j] += factor * (row[j] - mean)
+def _project(row, mean, feature, factor, sample_sum, scale, along, class_mean, mean_factor, out, d, zero):
+    widest_vectors()
+    x, g, u, h, y = (
+        view(row, d, zero), view(feature, d, zero), view(sample_sum, d, zero), view(class_mean, d, zero),
+        view(out, d, zero),
+    )  # fmt: skip
+    for j in range(d):
+        pull = factor * g[j] + scale * u[j]
+        y[j] = pull - along * (x[j] - mean) + mean_factor * h[j]
 
 
 @njit(**SUMS)
-def _add_four_centred(a, b, c, d, mean, inverse, total):
-    for j in range(total.shape[0]):
-        total[j] += (inverse[0] * (a[j] - mean[0]) + inverse[1] * (b[j] - mean[1])) + (
-            inverse[2] * (c[j] - mean[2]) + inverse[3] * (d[j] - mean[3])
+def _add(row, total):
+    widest_vectors()
+    for j in range(row.shape[0]):
+        total[j] += row[j]
+
+
+@njit(**SUMS)
+def _add_centred(row, mean, factor, total, d, zero):
+    widest_vectors()
+    x, y = view(row, d, zero), view(total, d, zero)
+    for j in range(d):
+        y[j] += factor * (x[j] - mean)
+
+
+@njit(**SUMS)
+def _add_four_centred(rows, stride, last, mean, inverse, total, d, zero):
+    """Rows 0 to 3, where `last` stands for those beyond it; `mean` and `inverse` are addresses."""
+    widest_vectors()
+    a, b, c, e, y = (
+        view(rows, d, zero), view(rows + min(1, last) * stride, d, zero), view(rows + min(2, last) * stride, d, zero),
+        view(rows + min(3, last) * stride, d, zero), view(total, d, zero),
+    )  # fmt: skip
+    means, by = view(mean, 4, zero), view(inverse, 4, zero)
+    m0, m1, m2, m3, s0, s1, s2, s3 = means[0], means[1], means[2], means[3], by[0], by[1], by[2], by[3]
+    for j in range(d):
+        y[j] += (s0 * (a[j] - m0) + s1 * (b[j] - m1)) + (s2 * (c[j] - m2) + s3 * (e[j] - m3))
+
+
+@njit(**SUMS)
+def _add_eight_centred(rows, stride, last, mean, inverse, total, d, zero):
+    widest_vectors()
+    a, b, c, e, y = (
+        view(rows, d, zero), view(rows + min(1, last) * stride, d, zero), view(rows + min(2, last) * stride, d, zero),
+        view(rows + min(3, last) * stride, d, zero), view(total, d, zero),
+    )  # fmt: skip
+    f, g, h, i = (
+        view(rows + min(4, last) * stride, d, zero), view(rows + min(5, last) * stride, d, zero),
+        view(rows + min(6, last) * stride, d, zero), view(rows + min(7, last) * stride, d, zero),
+    )  # fmt: skip
+    means, by = view(mean, 8, zero), view(inverse, 8, zero)
+    m0, m1, m2, m3, m4, m5, m6, m7 = (
+        means[0], means[1], means[2], means[3], means[4], means[5], means[6], means[7],
+    )  # fmt: skip
+    s0, s1, s2, s3, s4, s5, s6, s7 = by[0], by[1], by[2], by[3], by[4], by[5], by[6], by[7]
+    for j in range(d):
+        y[j] += ((s0 * (a[j] - m0) + s1 * (b[j] - m1)) + (s2 * (c[j] - m2) + s3 * (e[j] - m3))) + (
+            (s4 * (f[j] - m4) + s5 * (g[j] - m5)) + (s6 * (h[j] - m6) + s7 * (i[j] - m7))
         )
 
 
 @njit(**SUMS)
-def _add_to_class(row, mean, inverse, direction_sum, centred_sum):
-    for j in range(row.shape[0]):
-        value = row[j] - mean
-        direction_sum[j] += value * inverse
-        centred_sum[j] += value
+def _add_to_class(row, mean, inverse, direction_sum, centred_sum, d, zero):
+    widest_vectors()
+    x, s, m = view(row, d, zero), view(direction_sum, d, zero), view(centred_sum, d, zero)
+    for j in range(d):
+        value = x[j] - mean
+        s[j] += value * inverse
+        m[j] += value
 
 
 @njit(**SUMS)
-def _add_three_to_class(a, b, c, mean_a, mean_b, mean_c, inverse_a, inverse_b, inverse_c, direction_sum, centred_sum):
-    for j in range(a.shape[0]):
+def _add_three_to_class(
+    row_a, row_b, row_c, mean_a, mean_b, mean_c, inverse_a, inverse_b, inverse_c, direction_sum, centred_sum, d, zero
+):
+    widest_vectors()
+    a, b, c, s, m = (
+        view(row_a, d, zero), view(row_b, d, zero), view(row_c, d, zero), view(direction_sum, d, zero),
+        view(centred_sum, d, zero),
+    )  # fmt: skip
+    for j in range(d):
         x, y, z = a[j] - mean_a, b[j] - mean_b, c[j] - mean_c
-        direction_sum[j] += x * inverse_a + y * inverse_b + z * inverse_c
-        centred_sum[j] += x + y + z
+        s[j] += x * inverse_a + y * inverse_b + z * inverse_c
+        m[j] += x + y + z
 
 
 @njit(**EXACT)
@@ -128,17 +176,37 @@ def _widen_sample(x, stride_k, dtype, k, d, rows, zero):
 
 
 @njit(**EXACT)
+def _measure(rows, stride, following, k, d, limit, mean, inverse, squared_length_of_x, zero):
+    """Means, inverse lengths and squared lengths of k rows. The k rows at `following` are fetched meanwhile.
+
+    Loops over the rows, each with one pass: their chains of operations run side by side.
+    """
+    for l in range(k):
+        prefetch(following + l * stride, d * size_of(zero))
+        mean[l] = _sum(rows + l * stride, d, zero) / cast(d, zero)
+    for l in range(k):
+        inverse[l] = _squared_length(rows + l * stride, mean[l], d, zero)
+    for l in range(k):
+        squared_length_of_x[l] = inverse[l] + cast(d, zero) * mean[l] * mean[l]
+        inverse[l] = _inverse_length(inverse[l], squared_length_of_x[l], limit, zero)
+
+
+@njit(**EXACT)
 def _sum_of_directions(rows, stride, k, d, mean, inverse, total, zero):
-    """u, four rows at a time; `mean` and `inverse` have three zeros behind the k numbers."""
-    fill(total, zero)
-    for l in range(0, k, 4):
-        a, b, c, e = (
-            view(rows + l * stride, d, zero),
-            view(rows + min(l + 1, k - 1) * stride, d, zero),
-            view(rows + min(l + 2, k - 1) * stride, d, zero),
-            view(rows + min(l + 3, k - 1) * stride, d, zero),
-        )
-        _add_four_centred(a, b, c, e, mean[l : l + 4], inverse[l : l + 4], total)
+    """u, eight or four rows at a time; at the addresses `mean` and `inverse` PADDING zeros follow the k numbers."""
+    fill(view(total, d, zero), zero)
+    bytes_, l = size_of(zero), 0
+    while l < k:
+        if k - l <= 4:
+            _add_four_centred(
+                rows + l * stride, stride, k - 1 - l, mean + l * bytes_, inverse + l * bytes_, total, d, zero
+            )
+            l += 4
+        else:
+            _add_eight_centred(
+                rows + l * stride, stride, k - 1 - l, mean + l * bytes_, inverse + l * bytes_, total, d, zero
+            )
+            l += 8
 
 
 @njit(**EXACT)
@@ -179,29 +247,16 @@ def _class_of(position, begin, num_classes):
 
 
 @njit(**EXACT)
-def _measure_sample(zero, rows, stride, following, k, d, embedding_target, limit, mean, inverse, totals, sample_sum):
-    """Means and inverse lengths of a sample, its lengths into `totals`; returns its part of ED's sum.
-
-    The sample at `following` is fetched meanwhile.
-    """
-    for l in range(k):
-        prefetch(following + l * stride, d * size_of(zero))
-        row = view(rows + l * stride, d, zero)
-        mean[l] = _sum(row, zero) / cast(d, zero)
-        squared_length = _squared_length(row, mean[l], zero)
-        squared_length_of_x = squared_length + cast(d, zero) * mean[l] * mean[l]
-        inverse[l] = _inverse_length(squared_length, squared_length_of_x, limit, zero)
-        totals[2 * k * d + l] += np.sqrt(squared_length_of_x)
-        totals[2 * k * d + k] += inverse[l] != 0
+def _embedding_sum(rows, stride, k, d, embedding_target, mean, inverse, sample_sum, zero):
+    """A sample's part of ED's sum."""
     if embedding_target == -1.0:
         _sum_of_directions(rows, stride, k, d, mean, inverse, sample_sum, zero)
-        return np.float64(_dot(sample_sum, sample_sum, zero))
-    total = 0.0
+        return np.float64(_dot(sample_sum, zero, sample_sum, zero, d, zero))
+    means, inverses, total = view(mean, k, zero), view(inverse, k, zero), 0.0
     for l in range(k):
         for m in range(l):
-            a, b = view(rows + l * stride, d, zero), view(rows + m * stride, d, zero)
-            correlation = _centred_dot(a, mean[l], b, mean[m], zero) * inverse[l] * inverse[m]
-            total += 2 * abs(correlation - embedding_target)
+            gram = _dot(rows + l * stride, means[l], rows + m * stride, means[m], d, zero)
+            total += 2 * abs(gram * inverses[l] * inverses[m] - embedding_target)
     return total
 
 
@@ -214,10 +269,12 @@ def _add_group(
 
     Three samples at a time, so that the class's rows are read and written a third as often.
     """
-    bytes_ = size_of(zero)
-    sample_sum, rows = view(scratch, d, zero), scratch + d * bytes_
-    means = view(rows + 3 * k * d * bytes_, 3 * (k + 3), zero)
-    inverses = view(rows + 3 * (k * d + k + 3) * bytes_, 3 * (k + 3), zero)
+    bytes_, padded = size_of(zero), k + PADDING
+    sample_sum, rows = scratch, scratch + d * bytes_
+    mean_address = rows + 3 * k * d * bytes_
+    inverse_address = mean_address + 3 * padded * bytes_
+    means, inverses = view(mean_address, 3 * padded, zero), view(inverse_address, 3 * padded, zero)
+    squared_length_of_x = view(inverse_address + 3 * padded * bytes_, k, zero)
     fill(means, zero)
     fill(inverses, zero)
     first = second = third = x
@@ -230,22 +287,25 @@ def _add_group(
                 x + order[p + t] * stride_n, stride_k, dtype, k, d, rows + t * k * d * bytes_, zero
             )
             first, second, third = second, third, own
-            embedding_sum += _measure_sample(
-                zero, own, stride, x + following * stride_n, k, d, embedding_target, limit,
-                means[t * (k + 3) : (t + 1) * (k + 3)], inverses[t * (k + 3) : (t + 1) * (k + 3)], totals, sample_sum,
-            )  # fmt: skip
+            offset = t * padded * bytes_
+            mean, inverse = view(mean_address + offset, k, zero), view(inverse_address + offset, k, zero)
+            _measure(own, stride, x + following * stride_n, k, d, limit, mean, inverse, squared_length_of_x, zero)
+            for l in range(k):
+                totals[2 * k * d + l] += np.sqrt(squared_length_of_x[l])
+                totals[2 * k * d + k] += inverse[l] != 0
+            embedding_sum += _embedding_sum(
+                own, stride, k, d, embedding_target, mean_address + offset, inverse_address + offset, sample_sum, zero
+            )
         for l in range(k):
-            offset = l * d * bytes_
-            s, m = view(direction_sum + offset, d, zero), view(centred_sum + offset, d, zero)
-            c = view(third + l * stride, d, zero)
+            offset, c = l * d * bytes_, third + l * stride
             if width == 3:
-                a, b = view(first + l * stride, d, zero), view(second + l * stride, d, zero)
                 _add_three_to_class(
-                    a, b, c, means[l], means[k + 3 + l], means[2 * (k + 3) + l],
-                    inverses[l], inverses[k + 3 + l], inverses[2 * (k + 3) + l], s, m,
+                    first + l * stride, second + l * stride, c, means[l], means[padded + l], means[2 * padded + l],
+                    inverses[l], inverses[padded + l], inverses[2 * padded + l],
+                    direction_sum + offset, centred_sum + offset, d, zero,
                 )  # fmt: skip
             else:
-                _add_to_class(c, means[l], inverses[l], s, m)
+                _add_to_class(c, means[l], inverses[l], direction_sum + offset, centred_sum + offset, d, zero)
         p += width
     return embedding_sum
 
@@ -310,7 +370,7 @@ def statistics(
                         direction_sum, centred_sum, totals, rows,
                     )  # fmt: skip
                     if not direct:
-                        _add(view(partial, 2 * k * d, zero), 1.0, totals)
+                        _add(view(partial, 2 * k * d, zero), totals)
                     p = group_end
                 if inside:
                     _write(zero, totals, flat, a, num_classes, k, d, direct)
@@ -321,20 +381,13 @@ def statistics(
             if begin[a] < begin[a + 1] and t < end:
                 fill(totals, 0.0)
                 while t <= end:
-                    _add(view(slots + 8 * size * (2 * t + (begin[a] >= t * share)), size, 0.0), 1.0, totals)
+                    _add(view(slots + 8 * size * (2 * t + (begin[a] >= t * share)), size, 0.0), totals)
                     t += 1
                 _write(zero, totals, flat, a, num_classes, k, d, False)
         embedding_sum = 0.0
         for t in range(shares.shape[0]):
             embedding_sum += shares[t]
         view(rest + num_classes * bytes_, 1, zero)[0] = embedding_sum
-
-
-@njit(**SUMS)
-def _project(row, mean, feature, factor, sample_sum, scale, along, class_mean, mean_factor, out):
-    for j in range(out.shape[0]):
-        pull = factor * feature[j] + scale * sample_sum[j]
-        out[j] = pull - along * (row[j] - mean) + mean_factor * class_mean[j]
 
 
 def gradient(
@@ -346,13 +399,12 @@ def gradient(
     out_bytes = 2 if dtype <= BFLOAT16 else bytes_
     labels = view(targets, n * stride_targets, 0)
     rounded = scratch + d * bytes_  # a row of the result before it is rounded to half precision
-    sample_sum, buffer = view(scratch, d, zero), view(rounded, d, zero)
-    widened = scratch + 2 * d * bytes_
-    mean, inverse, along = (
-        view(widened + k * d * bytes_, k + 3, zero),
-        view(widened + (k * d + k + 3) * bytes_, k + 3, zero),
-        view(widened + (k * d + 2 * k + 6) * bytes_, k, zero),
-    )
+    buffer = view(rounded, d, zero)
+    widened, padded = scratch + 2 * d * bytes_, k + PADDING
+    mean_address = widened + k * d * bytes_
+    inverse_address = mean_address + padded * bytes_
+    mean, inverse = view(mean_address, padded, zero), view(inverse_address, padded, zero)
+    squared_length_of_x = view(inverse_address + padded * bytes_, k, zero)
     fill(mean, zero)
     fill(inverse, zero)
     factor, mean_factor = cast(up_fd, zero), cast(up_md, zero)
@@ -365,32 +417,27 @@ def gradient(
                 store(buffer, out + (i * k + l) * d * out_bytes, dtype)
             continue
         rows, stride = _widen_sample(x + i * stride_n, stride_k, dtype, k, d, widened, zero)
-        for l in range(k):
-            prefetch(x + min(i + 1, last - 1) * stride_n + l * stride_k, d * out_bytes)
-            row, g = view(rows + l * stride, d, zero), view(feature + (a * k + l) * d * bytes_, d, zero)
-            mean[l] = _sum(row, zero) / cast(d, zero)
-            squared_length, along[l] = _squared_length_and_dot(row, mean[l], g, zero)
-            squared_length_of_x = squared_length + cast(d, zero) * mean[l] * mean[l]
-            inverse[l] = _inverse_length(squared_length, squared_length_of_x, limit, zero)
+        following = x + min(i + 1, last - 1) * stride_n
+        _measure(rows, stride, following, k, d, limit, mean, inverse, squared_length_of_x, zero)
         if embedding_target == -1.0:
-            _sum_of_directions(rows, stride, k, d, mean, inverse, sample_sum, zero)
+            _sum_of_directions(rows, stride, k, d, mean_address, inverse_address, scratch, zero)
         for l in range(k):
-            row = view(rows + l * stride, d, zero)
+            row = rows + l * stride
             if embedding_target != -1.0:
-                fill(sample_sum, zero)
+                fill(view(scratch, d, zero), zero)
                 for m in range(k):
                     if m != l:
-                        other = view(rows + m * stride, d, zero)
-                        gram = _centred_dot(row, mean[l], other, mean[m], zero)
+                        other = rows + m * stride
+                        gram = _dot(row, mean[l], other, mean[m], d, zero)
                         sign = cast(np.sign(gram * inverse[l] * inverse[m] - embedding_target), zero)
-                        _add_centred(other, mean[m], sign * inverse[m], sample_sum)
-            dot = factor * along[l] + scale * _centred_dot(row, mean[l], sample_sum, zero, zero)
+                        _add_centred(other, mean[m], sign * inverse[m], scratch, d, zero)
             table = (a * k + l) * d * bytes_
+            dot = _dot_with_pull(row, mean[l], feature + table, factor, scratch, scale, d, zero)
             address = out + (i * k + l) * d * out_bytes
-            result = view(rounded if dtype <= BFLOAT16 else address, d, zero)
             _project(
-                row, mean[l], view(feature + table, d, zero), factor * inverse[l], sample_sum, scale * inverse[l],
-                dot * inverse[l] * inverse[l] * inverse[l], view(mean_table + table, d, zero), mean_factor, result,
+                row, mean[l], feature + table, factor * inverse[l], scratch, scale * inverse[l],
+                dot * inverse[l] * inverse[l] * inverse[l], mean_table + table, mean_factor,
+                rounded if dtype <= BFLOAT16 else address, d, zero,
             )  # fmt: skip
             if dtype <= BFLOAT16:
-                store(result, address, dtype)
+                store(buffer, address, dtype)

@@ -15,6 +15,7 @@ from adcorre_kernels.cpu.compiled import kernel
 from adcorre_kernels.cpu.threads import run, thread_count
 
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}  # as in memory.py
+PADDING = 3  # as in embeddings.py
 SHARE = (64, 512)  # samples of a share, at least and at most
 SHARES = 32
 HUGE_PAGE = 1 << 21  # bytes
@@ -37,7 +38,9 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
     compute = kernel("statistics", double)
 
     def call(part: int, first: int, last: int) -> None:
-        scratch = torch.empty(8 * size + ((5 * k + 1) * d + 6 * (k + 3)) * bytes_, dtype=torch.uint8, device="cpu")
+        scratch = torch.empty(
+            8 * size + ((5 * k + 1) * d + 6 * (k + PADDING) + k) * bytes_, dtype=torch.uint8, device="cpu"
+        )
         compute(
             0.0, part, x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size(), DTYPES[x.dtype],
             targets.data_ptr(), targets.stride(0), n, k, d, num_classes, ignore_index, embedding_target, _limit(dtype),
@@ -136,7 +139,7 @@ def gradient_of_x(
     compute = kernel("gradient", x.dtype == torch.float64)
 
     def call(first: int, last: int) -> None:
-        scratch = torch.empty(((k + 2) * d + 3 * (k + 3)) * bytes_, dtype=torch.uint8, device="cpu")
+        scratch = torch.empty(((k + 2) * d + 2 * (k + PADDING) + k) * bytes_, dtype=torch.uint8, device="cpu")
         compute(
             0.0, x.data_ptr(), x.stride(0) * x.element_size(), x.stride(1) * x.element_size(), DTYPES[x.dtype],
             targets.data_ptr(), targets.stride(0), n, k, d, num_classes, ignore_index, embedding_target, _limit(dtype),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
+from llvmlite.binding import get_host_cpu_name
 from numba import carray, njit, types
 from numba.extending import intrinsic, overload
 
@@ -62,6 +63,22 @@ def prefetch(address, size):
     """Asks for memory that is read soon: the hardware does not know which row follows."""
     for offset in range(0, size, 64):
         _prefetch(address + offset)
+
+
+@intrinsic
+def widest_vectors(typing):
+    """Lets the compiler use 512-bit vectors in the function that calls this; LLVM stops at 256 on Intel's CPUs.
+
+    Except on the first three with AVX-512, whose clock falls.
+    """
+
+    def generate(context, builder, signature, arguments):
+        if get_host_cpu_name() not in ("skylake-avx512", "cascadelake", "cooperlake"):
+            # The parent's `add` knows no attribute that has a value.
+            set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 @intrinsic

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from adcorre_kernels.cpu.memory import EXACT, SUMS, cast, fill, size_of, view
+from adcorre_kernels.cpu.memory import EXACT, SUMS, cast, fill, size_of, view, widest_vectors
 
 COUNT, RECORD, NAIVE = 1, 2, 4
 EPSILON = 1e-6
@@ -14,6 +14,7 @@ WITHIN, LINEAR, PAIRS = range(3)  # FD's pairs of two classes: none, at target -
 
 @njit(**SUMS)
 def _dot(a, b):
+    widest_vectors()
     total = 0.0
     for j in range(a.shape[0]):
         total += np.float64(a[j]) * np.float64(b[j])
@@ -22,12 +23,14 @@ def _dot(a, b):
 
 @njit(**SUMS)
 def _add(row, factor, total):
+    widest_vectors()
     for j in range(row.shape[0]):
         total[j] += factor * row[j]
 
 
 @njit(**SUMS)
 def _feature_row(row, own, w, total, weighted_total, factor, out):
+    widest_vectors()
     for j in range(row.shape[0]):
         out[j] = factor * (own * row[j] - w * total[j] - weighted_total[j])
 
@@ -35,6 +38,7 @@ def _feature_row(row, own, w, total, weighted_total, factor, out):
 @njit(**SUMS)
 def _mean_row(row, inverse, h, along, out):
     """(h - m (m . h)) / |M|, m = M / |M|."""
+    widest_vectors()
     for j in range(row.shape[0]):
         out[j] = (h[j] - row[j] * inverse * along) * inverse
 

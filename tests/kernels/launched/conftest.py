@@ -1,4 +1,4 @@
-"""Every fresh buffer is filled with NaN (integers: with their largest value), so that an element nobody wrote shows."""
+"""Every new buffer is filled with NaN (integers: their largest value), so that an element never written is noticed."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import torch
 
 from adcorre_kernels.gpu import gpus, loss, plan
 
-FEW = 4  # processors: small grids, since the interpreter runs one program after another
+FEW = 4  # multiprocessors: small grids, since the interpreter runs programs one after another
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def small_grids(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture(autouse=True)
 def fresh_plans() -> Iterator[None]:
-    """Tests change the numbers that plans are made from."""
+    """Clear cached launch plans: tests change the numbers that they depend on."""
     yield
     for remembered in (
         plan.plan_statistics,

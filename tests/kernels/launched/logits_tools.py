@@ -1,4 +1,4 @@
-"""Drawn logits, and the kernels over them against PyTorch's cross-entropy and argmax."""
+"""Random logits, and a comparison of the kernels over them with PyTorch's cross-entropy and argmax."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.kernels.launched import tools
 
 
 def draw(n: int, num_classes: int, dtype: torch.dtype, *, ignored: bool = True, seed: int = 0) -> tuple[Tensor, ...]:
-    """Logits, targets, class weights of which one is zero, and an adjustment of the logits."""
+    """Logits, targets, class weights (one of them zero), and a logit adjustment."""
     rng = torch.Generator().manual_seed(seed)
     logits = 4 * torch.randn(n, num_classes, generator=rng, dtype=torch.float64)
     targets = torch.randint(0, num_classes, (n,), generator=rng)
@@ -28,7 +28,7 @@ def draw(n: int, num_classes: int, dtype: torch.dtype, *, ignored: bool = True, 
 def compare(
     logits: Tensor, targets: Tensor, weight: Tensor | None, adjustment: Tensor | None, smoothing: float
 ) -> None:
-    """Sums, counts and gradient: no further from float64 than PyTorch in the working dtype, and a little."""
+    """Sums, counts and gradient are about as close to float64 as PyTorch's in the working dtype."""
     num_classes, valid = logits.shape[1], targets != -100
     counts, ce = gpu.logits_sums(logits, targets, weight, adjustment, smoothing, -100)
     upstream = torch.tensor(0.37, device=tools.DEVICE, dtype=ce.dtype)

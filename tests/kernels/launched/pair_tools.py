@@ -1,4 +1,4 @@
-"""Drawn problems of FD over all pairs, its truth as n x n matrices in float64, and each precision's error budget."""
+"""Random inputs for FD over all pairs, its exact values from n x n matrices in float64, and error budgets."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from adcorre_kernels.gpu import pair_launch
 from tests.kernels.launched import tools
 
 PRECISIONS = ("highest", "high", "medium")
-# Of a product of two entries of z: both factors rounded, and the product of what was rounded off.
+# Error of a product of two entries of z: both factors are rounded, and their rounding errors multiply.
 UNIT = {"highest": 2.0**-21, "high": 2.0**-16, "medium": 2.0**-7.5}
-# Times as much where the interpreter truncates to bfloat16: twice as much a piece, four times two pieces, all one way.
+# Larger where the interpreter truncates to bfloat16: twice for one piece, four times for two, all in one direction.
 TRUNCATED = {"highest": 1, "high": 12, "medium": 2}
 
 
 class Pairs(NamedTuple):
-    x: Tensor  # (n, k, d), as the kernels get it
+    x: Tensor  # (n, k, d), the shape passed to the kernels
     targets: Tensor
     attention: Tensor
     target: float
@@ -33,11 +33,11 @@ class Truth(NamedTuple):
     value_unit: Tensor
     gradient: Tensor
     gradient_unit: Tensor
-    nearest: float  # the least |c - Phi| among pairs that count
+    nearest: float  # the smallest |c - Phi| among the pairs in the sum
 
 
 def draw_pairs(n: int, k: int, d: int, num_classes: int, target: float, complete: bool = False, seed: int = 0) -> Pairs:
-    """No correlation near the target or 1, some on either side: two bundles of opposite vectors, and noise."""
+    """No correlation near the target or 1, but some on either side: two opposite bundles of vectors, plus noise."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -52,7 +52,7 @@ def draw_pairs(n: int, k: int, d: int, num_classes: int, target: float, complete
 
 
 def truth_of(problem: Pairs, dtype: torch.dtype = torch.float64, rows: slice = slice(None)) -> Truth:
-    """Eq. 9's sums as printed, no factoring, autograd."""
+    """The sums of Eq. 9 as printed, without factoring, and their gradient by autograd."""
     x = problem.x.detach().to(dtype).requires_grad_()
     targets, num_classes = problem.targets, problem.attention.shape[0]
     takes_part = (targets >= 0) & (targets < num_classes) & (targets != problem.ignore_index)
@@ -102,7 +102,7 @@ def launch_pairs(
 
 
 def assert_values_within_budget(truth: Truth, precision: str, values: Tensor) -> None:
-    """Off by no more than the rounding of every factor to the precision can explain, beside float32's own."""
+    """The error is at most what rounding the factors to the precision, and float32, can cause."""
     error = (values - truth.values).abs()
     allowed = unit_of(precision) * truth.value_unit + 2 * torch.finfo(torch.float32).eps * truth.values
     assert bool((error <= allowed).all()), f"values {values.tolist()}: off by {(error / allowed).tolist()} budgets"
@@ -115,7 +115,7 @@ def unit_of(precision: str) -> float:
 def assert_pairs_within_budget(
     problem: Pairs, precision: str, got: tuple[Tensor, Tensor], rows: slice = slice(None)
 ) -> None:
-    """Values and gradient; no sign may hang on rounding."""
+    """Check values and gradient; the inputs are such that rounding changes no sign."""
     truth = truth_of(problem, rows=rows)
     unit, eps = unit_of(precision), torch.finfo(torch.float32).eps
     assert_values_within_budget(truth, precision, got[0])

@@ -14,11 +14,11 @@ NARROW = [
     (33, 3, 17, 5),  # odd d: a masked tail, no aligned vectors
     (21, 16, 100, 3),  # the most embeddings
     (9, 1, 2, 3),  # the least d; k = 1
-    (13, 4, 300, 2),  # several tiles a vector, the last one part full
+    (13, 4, 300, 2),  # several tiles per vector, the last one partly full
     (1, 2, 32, 3),  # one sample
     (6, 3, 16, 32),  # most classes absent
 ]
-# Wide kernels: a program holds a sample, or walks over blocks of its embeddings.
+# Wide kernels: a program holds one sample, or loops over blocks of its embeddings.
 WIDE = [
     (10, 9, 300, 3),  # padded in k and d
     (6, 20, 130, 3),  # k > 16
@@ -26,7 +26,7 @@ WIDE = [
     (4, 3, 4096, 2),  # larger than a tile: blocks
     (3, 64, 72, 2),  # the largest k
 ]
-# In half precision, lengths by matrix units: one and two samples a tile; several tiles a row, the last one part full.
+# In half precision, lengths by matrix units: one or two samples per tile; several tiles per row, the last partly full.
 GRAM = [(9, 16, 48, 3), (11, 5, 80, 3)]
 MANY_CLASSES = [(40, 3, 20, 33), (12, 6, 32, 40), (20, 2, 16, 100), (5, 9, 130, 33)]  # one order of all samples
 
@@ -43,7 +43,7 @@ def test_terms_of_the_paper(shape, dtype) -> None:
 @pytest.mark.parametrize("shape", MANY_CLASSES)
 def test_many_classes(shape, dtype, monkeypatch) -> None:
     check(draw(*shape), dtype)
-    monkeypatch.setattr(plan, "GATHERED_CLASSES", 8)  # the backward pass in the order of the classes
+    monkeypatch.setattr(plan, "GATHERED_CLASSES", 8)  # the backward pass ordered by class
     check(draw(*shape, seed=1), dtype)
 
 
@@ -54,9 +54,9 @@ def test_vectors_far_from_centred(shape) -> None:
 
 @pytest.mark.parametrize("shape", [(50, 3, 32, 4), (12, 9, 130, 3), (23, 6, 32, 3)])
 def test_one_order_of_all_samples(shape, monkeypatch) -> None:
-    """The cut of large batches: two launches order all samples; a program walks over the runs of several classes."""
+    """The path for large batches: two launches sort all samples; a program loops over the runs of several classes."""
     monkeypatch.setattr(plan, "LOCAL_SAMPLES", 0)
-    monkeypatch.setattr(plan, "SORT_TILE", 128)  # 16 labels x 8 classes: several programs order
+    monkeypatch.setattr(plan, "SORT_TILE", 128)  # 16 labels x 8 classes: several programs sort
     for dtype in (F32, BF16):
         check(draw(*shape), dtype)
     monkeypatch.setattr(plan, "SORT_PROGRAMS", 2)  # several tiles a program

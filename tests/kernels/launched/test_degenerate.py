@@ -1,4 +1,4 @@
-"""Batches that have no pair, no class, no direction, or a label that is wrong: as in tests/loss, on the kernels."""
+"""Batches without a pair, a class or a direction, or with an invalid label: as in tests/loss, on the kernels."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ KERNELS = ("warp", "program", "blocks")
 
 @pytest.fixture
 def kernel(request, monkeypatch) -> str:
-    """Which kernels take a small sample, so that the interpreter has little to do."""
+    """The kernels that take a small sample; small inputs are fast in the interpreter."""
     changes = {
         "warp": {},
         "program": {"sample_elements": 0},
@@ -57,7 +57,7 @@ def test_all_samples_ignored(kernel, num_classes) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 @every_kernel
 def test_constant_vectors_have_no_direction(kernel, target) -> None:
-    """z = 0: their correlations are 0, their gradients from FD and ED too; |z|^2 is not counted as 1."""
+    """z = 0: their correlations and their gradients of FD and ED are 0; |z|^2 is not counted as 1."""
     problem = draw(6, 5, 10, 3, **all_targets(target))
     problem.x[2, 1] = 5.0
     problem.x[3] = -1.0
@@ -73,9 +73,9 @@ def test_constant_vectors_have_no_direction(kernel, target) -> None:
 
 
 def test_a_class_mean_that_cancels_has_no_direction() -> None:
-    problem = draw(6, 2, 11, 3)  # 1 / 11 is rounded: centring leaves noise
+    problem = draw(6, 2, 11, 3)  # 1 / 11 is rounded: centering leaves noise
     problem.targets.copy_(torch.tensor([0, 0, 0, 1, 1, 2]))
-    problem.x.copy_(problem.x.half().double())  # sums that float32 holds exactly
+    problem.x.copy_(problem.x.half().double())  # sums that are exact in float32
     problem.x[2] = -(problem.x[0] + problem.x[1])
     for mean_target in (-1, 0.3):
         only_mean = problem._replace(
@@ -90,7 +90,7 @@ def test_a_class_mean_that_cancels_has_no_direction() -> None:
     "kernel, num_classes", [("warp", 4), ("program", 4), ("blocks", 4), ("warp", 40)], indirect=["kernel"]
 )
 def test_ignored_samples_touch_nothing(kernel, num_classes) -> None:
-    """n counts the others; a NaN in an ignored sample stays there and gets gradient 0; ignore_index within range."""
+    """n counts the others; a NaN in an ignored sample has no effect and gets gradient 0; ignore_index within range."""
     problem = draw(9, 5, 10, num_classes)
     keep = torch.ones(9, dtype=torch.bool)
     keep[[0, 5, 8]] = False
@@ -110,7 +110,7 @@ def test_ignored_samples_touch_nothing(kernel, num_classes) -> None:
 @pytest.mark.parametrize("bad", [4, -1, 2**40, -(2**40)])
 @every_kernel
 def test_a_bad_label_makes_everything_nan(kernel, bad) -> None:
-    """And reads nothing out of bounds: tables and slots end where the buffers end."""
+    """It reads nothing out of bounds: tables and slots end where the buffers end."""
     problem = draw(4, 5, 10, 4, **all_targets("simplex" if bad == -1 else -1))
     problem.targets[2] = bad
     problem.targets[3] = -100
@@ -143,7 +143,7 @@ def test_nan_embeddings_propagate(kernel) -> None:
 
 @every_kernel
 def test_vectors_too_long_to_square_give_nan(kernel) -> None:
-    """|x|^2 beyond float32: NaN, not the zeros of a constant vector."""
+    """|x|^2 overflows float32: NaN, not the zeros of a constant vector."""
     problem = draw(4, 5, 10, 2)
     x = problem.x.float()
     x[3] *= 1e25

@@ -1,4 +1,4 @@
-"""Half precision, where lengths come from a Gram matrix: what loses bits there is centred first."""
+"""Half precision computes lengths from a Gram matrix; vectors that would lose bits are centered first."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def assert_statistics(problem: Problem, x: torch.Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shift", [1.5, 30.0])
 def test_some_vectors_are_far_from_centred(dtype, shift) -> None:
-    """Two samples share a tile, and one vector far off sends both through the second loop."""
+    """Two samples share a tile; one vector far from centered sends both through the second loop."""
     problem = draw(*SHAPE)
     problem.x[::3, 2] += shift
     check(problem, dtype)

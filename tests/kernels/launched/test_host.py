@@ -50,7 +50,7 @@ def test_embeddings_without_their_axis() -> None:
 
 
 def test_float16_gradient_under_a_grad_scaler() -> None:
-    """65,536 times a gradient that float16 could not hold by itself."""
+    """The gradient times 65,536, without which it would underflow in float16."""
     problem, x = rounded(draw(20, 7, 64, 7), torch.float16)
     problem = problem._replace(upstream=torch.full((3,), 65536.0).double())
     got = launch(problem, x)
@@ -190,7 +190,7 @@ def test_inputs_that_the_kernels_do_not_support_raise_an_error(x, num_classes, t
 
 
 def test_no_value_is_read_on_the_host(monkeypatch) -> None:
-    """Bad labels, targets' values and the upstream gradient are looked at by kernels alone."""
+    """Only kernels read invalid labels, the term targets and the upstream gradient."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("a value was read on the host")

@@ -11,7 +11,7 @@ from tests.kernels.launched.logits_tools import compare, draw
 from tests.kernels.launched.tools import DEVICE
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# n, C: one sample, a tile and one more, several tiles a program, one class, padded classes, the most classes.
+# n, C: one sample, a tile plus one, several tiles per program, one class, padded classes, the maximum of classes.
 SHAPES = [(1, 3), (0, 4), (33, 7), (300, 7), (1030, 2), (5, 1), (40, 32), (9, 33), (7, 1000), (3, 1024)]
 
 
@@ -101,7 +101,7 @@ def test_ignore_index_may_be_a_class() -> None:
 
 
 def test_the_ring_is_that_of_the_attention_map() -> None:
-    """Counts of the kernel enter the window as those of `AdaptiveAttentionMap.count`."""
+    """The kernel's counts enter the window like those of `AdaptiveAttentionMap.count`."""
     loss, attention = AdCorreLoss(4, window=2, backend="triton").to(DEVICE), AdaptiveAttentionMap(4, 2).to(DEVICE)
     for seed in range(4):
         logits, targets, *_ = draw(30, 4, torch.float32, seed=seed)

@@ -30,7 +30,7 @@ def test_classes_without_samples(backend) -> None:
 
 
 def test_several_programs_over_the_logits(monkeypatch) -> None:
-    """Their partial sums, in float64, lie between the slots and the order of the samples."""
+    """Their partial sums, in float64, are stored between the slots and the sample order."""
     monkeypatch.setattr(plan, "LOGITS_TILE", 64)
     for n in (40, 90):
         batch = draw(n)
@@ -39,7 +39,7 @@ def test_several_programs_over_the_logits(monkeypatch) -> None:
 
 
 def test_the_factor_multiplies_the_gradient_alone() -> None:
-    """As ranks need it whose gradients are averaged."""
+    """Ranks need this when their gradients are averaged."""
     logits, x, targets = draw(9)
     weight, settings = torch.rand(C, device=DEVICE), gpu.Settings()
     flat, (_, ce) = gpu.statistics(x, targets, C, -100, -1.0), gpu.logits_sums(logits, targets, None, None, 0.0, -100)
@@ -52,7 +52,7 @@ def test_the_factor_multiplies_the_gradient_alone() -> None:
 @pytest.mark.parametrize("n, forward", [(20, 4), (60, 6)])
 @pytest.mark.parametrize("recorded", [True, False])
 def test_launches_and_nothing_else(monkeypatch, n, forward, recorded) -> None:
-    """Every operation of PyTorch in a step is an allocation or a view, which a GPU hears nothing of."""
+    """All other PyTorch operations of a step are allocations and views, which launch nothing."""
     monkeypatch.setattr(plan, "LOCAL_SAMPLES", 40)
     launches: list[str] = []
     for module in (host, host.launch_statistics.__globals__):

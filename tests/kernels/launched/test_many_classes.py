@@ -1,4 +1,4 @@
-"""More classes than the kernel of the terms takes: the streaming kernels' statistics, the torch backend's terms."""
+"""More classes than the terms kernel supports: statistics by the streaming kernels, terms by the torch backend."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""pairs="sample" as users call it, on the kernels: three computations of one number, dtypes, errors, compilation."""
+"""pairs="sample" through the public API on the kernels: three ways to compute it, dtypes, errors, compilation."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ SAMPLE = {"pairs": "sample"}
 
 @pytest.mark.parametrize("target", [-1.0, 1.0])
 def test_three_computations_of_one_number(target) -> None:
-    """From class sums, pair by pair with the pairs of a class from sums, and every pair through the tiles."""
+    """From class sums; pair by pair, with same-class pairs from sums; every pair through the tiles."""
     problem, x = rounded(draw(40, 3, 32, 5, seed=1, between=target), torch.float32)
     by_class, by_sample = launch(problem, x), check(problem, **SAMPLE)
     torch.testing.assert_close(by_sample, by_class, rtol=2e-6, atol=2e-6)
@@ -31,7 +31,7 @@ def test_three_computations_of_one_number(target) -> None:
 
 @pytest.mark.parametrize("shape", [(33, 3, 17, 5), (9, 2, 300, 3), (1, 2, 8, 3), (0, 2, 8, 3), (12, 1, 16, 40)])
 def test_other_targets_equal_the_reference(shape) -> None:
-    """The linear part from the kernels too; 40 classes are beyond those of `terms`."""
+    """The linear part also comes from the kernels; 40 classes are more than `terms` supports."""
     check(draw(*shape, between=0.3, mean=0.1, embedding=0.2), **SAMPLE)
 
 

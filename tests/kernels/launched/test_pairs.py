@@ -20,10 +20,10 @@ from tests.kernels.launched.tools import DEVICE, INTERPRETED
 
 # n, k, d, C.
 SHAPES = [
-    (60, 2, 256, 7),  # the paper's d: the longest row that is kept
+    (60, 2, 256, 7),  # the paper's d: the longest row that stays on chip
     (33, 3, 17, 5),  # odd d
     (200, 1, 24, 3),  # two tiles a side
-    (9, 2, 300, 3),  # a row in blocks, the last one part full
+    (9, 2, 300, 3),  # a row in blocks, the last one partly full
     (5, 1, 3, 3),
 ]
 
@@ -60,7 +60,7 @@ def test_tiles_of_every_family(family, monkeypatch) -> None:
 
 @pytest.mark.parametrize("n", [640, 2000, pytest.param(700, marks=pytest.mark.slow)])
 def test_blocks_of_tiles(n) -> None:
-    """An odd and an even number of tiles a side; several tiles a block."""
+    """An odd and an even number of tiles per side; several tiles per block."""
     problem = draw_pairs(n, 1, 8, 4, target=0.0)
     options = (0.0, -100, "highest", 0, n)
     plan = pair_plan.plan_pairs(n, 1, 8, "highest", 0.0, False, 0, n, "sm_80")
@@ -80,7 +80,7 @@ def test_targets_at_minus_one_and_one(target) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("likeness", [0.0, 1e-3, 1.0])
 def test_a_single_correlation(likeness, precision) -> None:
-    """One pair: no other pair's error hides its own. Vectors that are alike, nearly alike, and not."""
+    """One pair, so that no other pair's error hides its own. Equal, nearly equal and different vectors."""
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)
         x = torch.randn(1, 1, 256, generator=generator) + likeness * torch.randn(2, 1, 256, generator=generator)
@@ -90,7 +90,7 @@ def test_a_single_correlation(likeness, precision) -> None:
 @pytest.mark.parametrize("complete", [False, True])
 @pytest.mark.parametrize("precision", ["highest", "medium"])
 def test_ranges_of_rows(complete, precision) -> None:
-    """Rows by themselves: values add up, gradients are the whole one's rows. Aligned and not; none; one."""
+    """Ranges of rows: values add up, gradients are rows of the whole gradient. Aligned, unaligned, empty, one row."""
     problem = draw_pairs(300, 1, 20, 3, target=-0.2, complete=complete)
     whole = launch_pairs(problem, precision)
     total = torch.zeros(2)
@@ -98,7 +98,7 @@ def test_ranges_of_rows(complete, precision) -> None:
         values, gradient = launch_pairs(problem, precision, rows=rows)
         assert_pairs_within_budget(problem, precision, (values, gradient), slice(*rows))
         assert gradient.shape == (rows[1] - rows[0], 1, 20)
-        size = 1e-6 * float(whole[1].abs().max())  # an entry may be what is left of terms that cancel
+        size = 1e-6 * float(whole[1].abs().max())  # an entry may be the remainder of terms that cancel
         torch.testing.assert_close(gradient, whole[1][slice(*rows)], rtol=1e-5, atol=size)
         total += values
     torch.testing.assert_close(total, whole[0], rtol=1e-6, atol=0)
@@ -114,7 +114,7 @@ def test_without_pairs(n, num_classes) -> None:
 
 @pytest.mark.parametrize("complete", [False, True])
 def test_ignored_samples_touch_nothing(complete) -> None:
-    """With a NaN in one; ignore_index within range."""
+    """One of them holds NaN; ignore_index is within range."""
     problem = draw_pairs(40, 2, 20, 4, target=-0.2, complete=complete)
     problem.targets[problem.targets == 2] = 1
     problem.targets[::5] = 2
@@ -158,7 +158,7 @@ def test_constant_vectors_have_no_direction(complete) -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
 def test_nan_and_overflowing_lengths_give_nan(value) -> None:
-    """NaN and squares beyond float32 come out as NaN."""
+    """NaN, and squares that overflow float32, give NaN."""
     problem = draw_pairs(12, 2, 10, 3, target=-0.2)
     problem.x[3, 1, 2] = value
     values, gradient = launch_pairs(problem, "highest")
@@ -167,7 +167,7 @@ def test_nan_and_overflowing_lengths_give_nan(value) -> None:
 
 
 def test_kinks_have_subgradient_zero() -> None:
-    """Correlations exactly at the target 0, and at 1 where it is the target, at every precision."""
+    """Correlations exactly at the target 0 or 1, at every precision."""
     rows = torch.tensor([[1.0, -1, 0, 0], [0, 0, 1, -1], [1, -1, 0, 0], [1, -1, 1, -1]])
     problem = Pairs(rows[:, None], torch.arange(4), torch.ones(4), 0.0)
     for precision in PRECISIONS:

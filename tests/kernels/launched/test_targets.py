@@ -8,7 +8,7 @@ from tests.kernels.launched.tools import check, draw
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 
-# -1, the simplex' target, one that is neither, and 1; each with another in the terms beside it.
+# -1, the simplex target, another value, and 1; the other terms have different targets.
 @pytest.mark.sample(4)
 @pytest.mark.parametrize("targets", [("simplex", 0.3, -1), (0.3, 1, "simplex"), (1, "simplex", 0.3), (-1, 0, 0)])
 @pytest.mark.parametrize("shape", [(33, 3, 17, 5), (24, 8, 64, 7), (6, 9, 100, 3), (2, 3, 4096, 2), (1, 1, 8, 1)])

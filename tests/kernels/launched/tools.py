@@ -1,4 +1,4 @@
-"""Drawn problems on the device under test, and the error budget."""
+"""Random inputs on the device under test, and the error budget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INTERPRETED = DEVICE.type == "cpu"
 
 
 def launch(problem: Problem, x: Tensor, **overrides: object) -> tuple[Tensor, Tensor]:
-    """(values (3,), dL/dx) on the CPU, computed by the kernels on DEVICE; x as it comes, strides and all."""
+    """(values (3,), dL/dx) on the CPU, computed by the kernels on DEVICE; x keeps its strides."""
     options = {**problem.options, "ignore_index": -100, **overrides}
     x = x.detach().requires_grad_()
     values = torch.stack(
@@ -30,7 +30,7 @@ def launch(problem: Problem, x: Tensor, **overrides: object) -> tuple[Tensor, Te
 
 
 def rounded(problem: Problem, dtype: torch.dtype) -> tuple[Problem, Tensor]:
-    """The problem with x as `dtype` holds it, and that x on DEVICE."""
+    """The inputs with x rounded to `dtype`, and that x on DEVICE."""
     x = problem.x.to(dtype)
     return problem._replace(x=x.double(), attention=problem.attention.float().double()), x.to(DEVICE)
 
