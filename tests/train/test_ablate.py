@@ -327,7 +327,7 @@ def test_a_time_budget_stops_runs_and_they_continue(
     with monkeypatch.context() as patch:
         patch.setattr("train.ablation.runs.train_run", slow)
         assert main([*command, "--minutes", "0.05"]) == 0
-    assert "λ = 0.5, seed 0: validation accuracy 55.00 %, 0.0 min, about 0 min left" in capfd.readouterr().out
+    assert "λ = 0.5, seed 0: validation 55.00 %, 0.0 min, about 0 min left" in capfd.readouterr().out
     done = rows(tmp_path / "rows.csv")
     assert sorted(row["arm"] for row in done) == ["λ = 0.01", "λ = 0.5"]
     monkeypatch.setattr("train.ablation.runs.train_run", quick)

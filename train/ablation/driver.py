@@ -49,7 +49,7 @@ def train_all(
         if time.monotonic() >= deadline:
             return False
         run = remaining[number]
-        label = f"run {number + 1} of {len(remaining)}: {run.study}, {run.variant.name}, seed {run.seed}"
+        label = f"{number + 1}/{len(remaining)} {run.study}, {run.variant.name}, seed {run.seed}"
         since = time.monotonic()
         with _log(run):
             try:
@@ -64,7 +64,7 @@ def train_all(
         if ended:
             rows.append(file, run)
             clear(run.folder, CHECKPOINTS if models else CHECKPOINTS + MODEL)
-        figures = f"validation accuracy {100 * ended.validation_accuracy:.2f} %" if ended else run.failure
+        figures = f"validation {100 * ended.validation_accuracy:.2f} %" if ended else run.failure
         now = time.monotonic()
         rounds, ended_rounds = (math.ceil(count / processes) for count in (len(remaining), number + 1))
         seconds_left = min(deadline - now, (now - began) * (rounds / ended_rounds - 1))

@@ -19,7 +19,7 @@ from train import palette
 from train.bars import shorten
 from train.fonts import use_fonts_for
 
-LONGEST = 20  # letters of a name in a picture
+LONGEST = 24  # letters of a name in a picture
 VARIABLES = {hex: f"var(--c{index})" for index, hex in enumerate(palette.COLORS)}
 VARIABLES |= {palette.TEXT: "var(--dim)", palette.GRID: "var(--grid)"}
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from train.analysis.outputs import with_tta
-from train.bars import bar, warn
+from train.bars import bar, warn, wrap
 from train.command import device_of
 from train.data.base import broken, printable
 from train.data.crop import Corners, Detector, face_boxes, find_detector
@@ -110,7 +110,7 @@ def predict(
     shown = "" if whole else f", {count:,} face{'' if count == 1 else 's'}"
     shown += f", none seen in {seen.faceless:,} of them, taken whole" if seen.faceless else ""
     annotated = f", {out / 'pictures'}" if pictures else ""
-    print(f"{seen.read:,} pictures{left_out}{shown}; {out / TABLE}{annotated}")
+    print(wrap(f"{seen.read:,} pictures{left_out}{shown}; {out / TABLE}{annotated}"))
     return out
 
 
