@@ -123,7 +123,7 @@ def loss(rows: results.Rows, path: Path) -> None:
     log_axes(left, "time, forward + backward", show_seconds)
     log_axes(right, "share of a copy's bandwidth", show_percent)
     left.set_title("Time")
-    right.set_title("Bandwidth, for the least possible traffic")
+    right.set_title("Bandwidth, for the minimum traffic")
     walls = any(has_wall(rows, name) for name in names)
     figure.legend(loc="outside lower center", ncols=4, title=WALL if walls else None)
     figure.suptitle(f"The loss over the batch size ({device(rows)})")

@@ -8,7 +8,7 @@ from typing import Any
 COLORS = ("#1b1b1b", "#d8a800", "#0048a8", "#009000", "#a800f0", "#901800", "#f04878", "#00a8d8")
 DARK = ("#f0f0ee", "#f07830", "#0060f0", "#a8d800", "#d890f0", "#786000", "#c00078", "#00a8a8")
 DASHES = ("-", (0, (6, 2)), (0, (2, 2)), (0, (7, 2, 2, 2)))
-MARKERS = "o^sDvP"
+MARKERS = "o^sDvPX"
 TEXT, GRID = "#404040", "#d9d9d9"
 SHADES = ("#ffffff", COLORS[2])  # of shares, from 0 to 1
 RIGHT, WRONG = "#00694b", "#b3261e"
@@ -42,5 +42,5 @@ def dash(index: int) -> str | tuple[int, tuple[int, ...]]:
 
 
 def marker(index: int) -> str:
-    """No two of 48 share both colour and marker."""
-    return MARKERS[(index - index // len(COLORS)) % len(MARKERS)]
+    """No two of 56 share both colour and marker."""
+    return MARKERS[(index + index // len(COLORS)) % len(MARKERS)]
