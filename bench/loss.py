@@ -154,7 +154,7 @@ def measured(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, 
     row["forward"], row["backward"] = f"{forward:.4g}", f"{max(0.0, statistics.median(both) - forward):.4g}"
     if name != yardstick:
         row["times_slower"] = f"{measure.ratio(both, times[yardstick]):.4g}"
-    # The least possible traffic is 3 n k d elements: x read twice, dL/dx written once. A copy moves 2 n k d.
+    # The minimum traffic is 3 n k d elements: x read twice, dL/dx written once. A copy moves 2 n k d.
     row["gb_per_s"] = f"{3 * size / statistics.median(both) / 1e9:.4g}"
     row["copy_share"] = f"{1.5 * x.numel() / target.numel() / measure.ratio(both, times['copy']):.4g}"
     if device.type == "cuda":
