@@ -98,7 +98,7 @@ def gradients(
     num_classes: int,
     settings: Settings,
 ) -> list[Tensor]:
-    """Gradients of the logits, if given, and x, if `needs_x`. fd, md, ed: () upstream gradients, all equal for the loss."""
+    """Gradients of the logits, if given, and x, if `needs_x`. fd, md, ed: () upstream gradients, equal for the loss."""
     targets = targets.to(torch.int64)
     embedding_scale, *scales = _scales(tables).tolist()
     results = []
