@@ -200,16 +200,18 @@ class RunFolder:
         _write_evaluation(self.path / "test", test, f"test, epoch {results['epoch']}")
         write_json(self.path / "results.json", results)
 
-    def save(self, name: str, model: nn.Module, description: Mapping[str, Any]) -> None:
+    def save(self, name: str, model: nn.Module, description: Mapping[str, Any], same_as: str = "") -> None:
         """Write the model `name`, replacing an earlier one only once all of it is on disk.
 
+        The weights are a hard link to those of the model `same_as`, if any: no file of a run is changed in place.
         What else lies in its folder, an evaluation say, stays there.
         """
         partial, target, old = (self.path / f"{name}{end}" for end in (".partial", "", REPLACED))
         owned_folder.clear(self.path, (f"{partial.name}/{file}" for file in MODEL_FILES))
         partial.mkdir(exist_ok=True)
         try:
-            save_file(_weights(model), partial / WEIGHTS, metadata={"format": "pt"})
+            if not (same_as and _link(self.path / same_as / WEIGHTS, partial / WEIGHTS)):
+                save_file(_weights(model), partial / WEIGHTS, metadata={"format": "pt"})
         except SafetensorError as error:
             raise write_error(error) from error
         write_json(partial / DESCRIPTION, {"format": FORMAT, **description})
@@ -264,6 +266,15 @@ def load_trained(path: Path, device: torch.device | str = "cpu", name: str = "be
     except Exception as error:  # json, safetensors and torch each have their own
         raise UserError(f"{folder}: cannot read the checkpoint: {error}") from error
     return Trained(model.eval().to(device), class_names, preprocessing, description)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Whether the target could be made a hard link, which some file systems have none of."""
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
 
 
 def _weights(model: nn.Module) -> dict[str, torch.Tensor]:

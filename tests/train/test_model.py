@@ -146,6 +146,22 @@ def test_saving_again_replaces_the_checkpoint_and_leaves_nothing_else(tmp_path: 
     assert (trained.model.head.classifier.bias == 2).all()
 
 
+def test_equal_models_share_a_file_until_one_is_replaced(tmp_path: Path) -> None:
+    model, preprocessing = tiny()
+    folder = RunFolder(tmp_path / "run", {})
+    last, best = (tmp_path / f"run/{name}/model.safetensors" for name in ("last", "best"))
+    folder.save("best", model, description(preprocessing), same_as="last")  # not there: written
+    folder.save("last", model, description(preprocessing))
+    assert not last.samefile(best)
+    folder.save("best", model, description(preprocessing), same_as="last")
+    assert last.samefile(best)
+    before = best.read_bytes()
+    nn.init.constant_(model.head.classifier.bias, 7)
+    folder.save("last", model, description(preprocessing))
+    assert best.read_bytes() == before
+    assert (load_trained(tmp_path / "run", name="last").model.head.classifier.bias == 7).all()
+
+
 def test_a_kill_between_the_renames_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     model, preprocessing = tiny()
     RunFolder(tmp_path / "run", {}).save("last", model, description(preprocessing))
