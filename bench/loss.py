@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -243,7 +244,7 @@ def rows_of(
 
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("loss", __doc__, rows.RESULTS / "loss.csv")
-    names = ", ".join(CONTENDERS)
+    names = shlex.join(CONTENDERS)
     parser.add_argument(
         "--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"some of {names}; default: all"
     )
