@@ -137,7 +137,7 @@ CHECKS = RATIOS | EXACT
 
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("gate", __doc__)
-    parser.add_argument("--only", help="checks whose name contains this text")
+    parser.add_argument("--only", help="checks whose name contains this text; default: all")
     parser.add_argument("--update", action="store_true", help="write the measured figures next to the limits")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")

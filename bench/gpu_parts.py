@@ -234,7 +234,7 @@ def small(bench: Bench) -> None:
 
 
 def bandwidth(bench: Bench) -> None:
-    """Forward + backward against a device copy's bytes per second, counted on the least possible traffic, 3 n k d."""
+    """Forward + backward against a device copy's bytes per second, counted on the minimum traffic, 3 n k d."""
     from adcorre_kernels import gpu
 
     for dtype, target in (("float32", ">= 0.85"), ("bfloat16", ">= 0.80")):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -154,7 +155,7 @@ def measured(name: str, shape: Shape, options: argparse.Namespace) -> dict[str, 
     row["forward"], row["backward"] = f"{forward:.4g}", f"{max(0.0, statistics.median(both) - forward):.4g}"
     if name != yardstick:
         row["times_slower"] = f"{measure.ratio(both, times[yardstick]):.4g}"
-    # The least possible traffic is 3 n k d elements: x read twice, dL/dx written once. A copy moves 2 n k d.
+    # The minimum traffic is 3 n k d elements: x read twice, dL/dx written once. A copy moves 2 n k d.
     row["gb_per_s"] = f"{3 * size / statistics.median(both) / 1e9:.4g}"
     row["copy_share"] = f"{1.5 * x.numel() / target.numel() / measure.ratio(both, times['copy']):.4g}"
     if device.type == "cuda":
@@ -243,7 +244,7 @@ def rows_of(
 
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("loss", __doc__, rows.RESULTS / "loss.csv")
-    names = ", ".join(CONTENDERS)
+    names = shlex.join(CONTENDERS)
     parser.add_argument(
         "--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"some of {names}; default: all"
     )

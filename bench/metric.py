@@ -9,6 +9,7 @@ pytorch-metric-learning have their defaults and no miner. Many classes are numbe
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -175,10 +176,27 @@ def evaluate(model: nn.Module, data: Split) -> dict[str, float]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("metric", __doc__, rows.RESULTS / "metric.csv")
-    parser.add_argument("--data", help="FER-2013 in any of its layouts; without it fer2013 is left out")
-    parser.add_argument("--parts", nargs="+", choices=STEPS, default=list(STEPS), metavar="PART")
-    parser.add_argument("--contenders", nargs="+", choices=contenders(), metavar="NAME", help="default: all")
-    parser.add_argument("--steps", type=int, help=f"default: {STEPS}")
+    parser.add_argument("--data", help="FER-2013 in any of its layouts; default: leave fer2013 out")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=STEPS,
+        default=list(STEPS),
+        metavar="PART",
+        help=f"some of {shlex.join(STEPS)}; default: all",
+    )
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=contenders(),
+        metavar="NAME",
+        help=f"some of {shlex.join(contenders())}; default: all",
+    )
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help=f"optimizer steps; default: {', '.join(map('{} of {}'.format, STEPS.values(), STEPS))}",
+    )
     options = parser.parse_args(argv)
     session = rows.Session(parser, options, FIELDS, KEY)
     for part in options.parts:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bench import measure
-from train.entry import SuggestingParser
+from train.entry import ShowDefaults, SuggestingParser
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -115,15 +115,15 @@ def parser(command: str, description: str | None, results: Path | None = None) -
     parser = SuggestingParser(
         prog=f"python -m bench {command}",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=ShowDefaults,
     )
     if results is not None:
         add = parser.add_argument
         add(
             "--minutes", type=float, help="stop after this many minutes; rows measured so far remain; default: no limit"
         )
-        add("--again", action="store_true", help="measure again what is in the file already (default: skip it)")
-        add("--busy", action="store_true", help="measure although other processes use the CPU (default: stop)")
+        add("--again", action="store_true", help="measure again what is in the file already; default: skip it")
+        add("--busy", action="store_true", help="measure although other processes use the CPU; default: stop")
         add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
         add("--device", default="cpu", help="cpu, cuda or cuda:N")
         add("--seed", type=int, default=0, help="seed of the inputs")

@@ -13,7 +13,6 @@ are the matrix units', and the cycles that these take for a tile beside the cycl
 
 from __future__ import annotations
 
-import argparse
 import csv
 import re
 from dataclasses import asdict, dataclass, fields
@@ -36,7 +35,7 @@ from bench.compiled import (
     resources,
 )
 from bench.counted import counted, placed_code
-from train.entry import SuggestingParser
+from train.entry import ShowDefaults, SuggestingParser
 
 RESULTS = Path(__file__).parent / "results" / "static.csv"
 LIMITS = Path(__file__).parent / "limits.csv"
@@ -287,7 +286,7 @@ def main(argv: list[str]) -> int:
     parser = SuggestingParser(
         prog="python -m bench static",
         description=__doc__,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=ShowDefaults,
     )
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="architectures")
     parser.add_argument("--cases", nargs="+", choices=cases(), default=list(cases()), help="what to compile")

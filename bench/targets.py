@@ -6,7 +6,6 @@ weights of an attention map over FER-2013's class sizes.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from torch import Tensor
 from adcorre import adcorre_terms
 from adcorre.checks import Target
 from train import palette
-from train.entry import SuggestingParser
+from train.entry import ShowDefaults, SuggestingParser
 
 NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
 # A hundredth of FER-2013's training images per class, and w = 1 - recall of a network that finds fear and disgust hard.
@@ -129,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = SuggestingParser(
         prog="python -m bench targets",
         description="Optimize free vectors under FD at each between-class target and draw their class correlations.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=ShowDefaults,
     )
     parser.add_argument("--out", type=Path, default=Path("docs/targets.png"), help="picture to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial vectors")

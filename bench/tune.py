@@ -7,7 +7,6 @@ ranked by the static model: no stack, then the cycles of a sample's instructions
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,7 +19,7 @@ from adcorre_kernels.gpu import gpus, plan
 from bench import measure
 from bench.compiled import TARGETS, compile_launch, loss_launches, machine_code, resources
 from bench.static import STREAMING, streaming_loop
-from train.entry import SuggestingParser
+from train.entry import ShowDefaults, SuggestingParser
 
 DTYPES = {4: torch.float32, 2: torch.bfloat16}
 CHANGES: dict[str, tuple[Any, ...]] = {
@@ -95,9 +94,7 @@ def timed_rank(itemsize: int, n: int) -> Callable[[], tuple[float, ...]]:
 
 
 def main(argv: list[str]) -> int:
-    parser = SuggestingParser(
-        prog="python -m bench tune", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = SuggestingParser(prog="python -m bench tune", description=__doc__, formatter_class=ShowDefaults)
     nvidia = [name for name in TARGETS if name.startswith("sm_")]
     parser.add_argument("--family", choices=nvidia, help="default: the family of this machine's GPU")
     parser.add_argument("--bytes", type=int, nargs="+", choices=DTYPES, default=list(DTYPES), help="element sizes")

@@ -5,35 +5,18 @@ from __future__ import annotations
 import argparse
 import pkgutil
 import sys
-import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from train.disk import read_json
-from train.entry import Parser, exit_code
+from train.entry import Parser, ShowDefaults, exit_code
 from train.errors import UserError
 from train.options import add_options
 from train.settings import LARGEST_SEED
 
 if TYPE_CHECKING:
     import torch
-
-
-class _ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Each option's help ends with its default, unless the help itself says what it is. Line breaks stay."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        listed = indent + 14 * " "  # of a list's line, "  name        words"
-        return "\n".join(
-            textwrap.fill(line, width, subsequent_indent=listed * (line[:1] == " ")) for line in text.split("\n")
-        )
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        words = action.help or ""
-        if action.default is None or "default:" in words or action.required:
-            return words
-        return super()._get_help_string(action)
 
 
 class CommandParser(Parser):
@@ -43,7 +26,7 @@ class CommandParser(Parser):
             description=description,
             epilog=epilog,
             allow_abbrev=False,
-            formatter_class=_ShowDefaults,
+            formatter_class=ShowDefaults,
         )
 
     def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:

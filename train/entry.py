@@ -10,6 +10,7 @@ import os
 import re
 import select
 import sys
+import textwrap
 import tomllib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -27,6 +28,24 @@ WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")  # with one of 
 
 
 PACKAGES = {"cv2": "opencv-python-headless", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+
+
+class ShowDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Each option's help ends with its default, unless the help itself says what it is. Line breaks stay."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        listed = indent + 14 * " "  # of a list's line, "  name        words"
+        return "\n".join(
+            textwrap.fill(line, width, subsequent_indent=listed * (line[:1] == " ")) for line in text.split("\n")
+        )
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        words = action.help or ""
+        if action.default is None or "default:" in words or action.required:
+            return words
+        if isinstance(action.default, list):
+            return f"{words} (default: {' '.join(map(str, action.default))})"
+        return super()._get_help_string(action)
 
 
 class SuggestingParser(argparse.ArgumentParser):

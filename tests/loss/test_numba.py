@@ -37,6 +37,28 @@ def test_many_embeddings(k) -> None:
     assert_close(problem, run(problem, "numba"), run(problem, "reference"))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_as_bits(dtype) -> None:
+    """Every number is read as PyTorch reads it; results are rounded as PyTorch rounds them."""
+    from adcorre_kernels.cpu import memory
+
+    code = {torch.float16: memory.FLOAT16, torch.bfloat16: memory.BFLOAT16}[dtype]
+    numbers = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    row = torch.empty(2**16)
+    memory.widen(numbers.view(torch.uint16).numpy(), code, row.numpy())
+    torch.testing.assert_close(row, numbers.float(), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(row.signbit(), numbers.signbit())
+    # Halfway between two neighbours, and next to it on either side, over all exponents, infinity and NaN included.
+    exact = numbers.float()
+    halfway = (
+        exact.view(torch.int32) + torch.tensor([[-1], [0], [1]]) + (2**12 if dtype == torch.float16 else 2**15)
+    ).int()
+    values = torch.cat((exact, halfway.view(torch.float32).flatten(), exact * 0.37, exact * 1.5))
+    out = torch.empty(len(values), dtype=dtype)
+    memory.store(values.numpy(), out.data_ptr(), code)
+    torch.testing.assert_close(out, values.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
 @pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.1, "ignore_index": 2}, {"ce_weight": True}])
 def test_the_whole_loss(settings) -> None:
     """Loss, both gradients, counts and attention weights over two steps, with labels that are ignored."""

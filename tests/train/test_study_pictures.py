@@ -21,7 +21,7 @@ def file(tmp_path: Path) -> Path:
         writer.writeheader()
         for regime, arm, values in (
             ("clean", "paper", (0.4, 0.5)),
-            ("clean", "CE", (0.5, 0.7)),
+            ("clean", "CE", (0.5, 0.6, 0.7)),
             ("30 % n", "CE", (0,)),
         ):
             for seed, value in enumerate(values):
@@ -46,15 +46,15 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 
 def test_arms_from_rows(file: Path, tmp_path: Path, figures: dict[str, Figure]) -> None:
     assert main(["--rows", str(file), "--out", str(tmp_path / "out")]) == 0
-    assert set(figures) == {"study-clean.png", "study-30---n.png"}
+    assert set(figures) == {"study-clean.png", "study-30-n.png"}
     accuracy, *_ = figures["study-clean.png"].axes
     assert [label.get_text() for label in accuracy.get_yticklabels()] == ["CE", "paper"]
     centres = [bar.lines[0].get_xdata()[0] for bar in accuracy.containers]
     assert centres == pytest.approx([60, 45])
-    low, high = stats.t.interval(0.95, 1, loc=60, scale=stats.sem([50, 70]))
+    low, high = stats.t.interval(0.95, 2, loc=60, scale=stats.sem([50, 60, 70]))
     segment = accuracy.containers[0].lines[2][0].get_segments()[0]
     assert segment[:, 0] == pytest.approx([low, high])
-    assert mean_interval([3.0]) == (3.0, 0.0)
+    assert mean_interval([3.0, 5.0]) == (4.0, 0.0)
     with Image.open(tmp_path / "out/study-clean.png") as image:
         assert image.width > 500
 

@@ -1,12 +1,13 @@
 """`python -m train.ablation.pictures`: the pictures of docs/reproduction.md, from the study's rows and from runs.
 
-study-<regime>.png       accuracy, calibration error and MAP@R of each arm: means over seeds, 95 % intervals
+study-<regime>.png       accuracy, calibration error and MAP@R of each arm: every seed, means, 95 % intervals
 study-correlations.png   of each run, the correlations between its class means
 study-curves.png         of each run, its terms and, where it logged them, their gradients' norms
 study-tsne.png           of each run, its embeddings
 """
 
 import math
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -39,9 +40,9 @@ Values = Mapping[str, Sequence[float]]  # of each arm, by seed
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half the width of its 95 % interval (Student's t); 0 for a single value."""
+    """The mean, and half the width of its 95 % interval (Student's t); 0 below three values, where it says nothing."""
     mean = spread(values)
-    if mean.n < 2:
+    if mean.n < 3:
         return mean.mean, 0.0
     return mean.mean, float(mean.deviation / math.sqrt(mean.n) * stats.t.ppf(0.975, mean.n - 1))
 
@@ -76,7 +77,7 @@ def draw_arms(read: Sequence[Mapping[str, str]], split: str, out: Path) -> list[
                 values[row["regime"]][metric][row["arm"]].append((100 if metric in PERCENT else 1) * float(text))
     paths = []
     for regime, metrics in values.items():
-        name = "".join(letter if letter.isalnum() else "-" for letter in regime.lower()).strip("-")
+        name = re.sub(r"\W+", "-", regime.lower()).strip("-")
         paths.append(out / f"study-{name or 'rows'}.png")
         _draw_regime(paths[-1], regime, metrics)
     return paths
@@ -92,13 +93,14 @@ def _draw_regime(path: Path, regime: str, metrics: Mapping[str, Values]) -> None
         for index, arm in enumerate(arms):
             if values := metrics[metric].get(arm):
                 mean, half = mean_interval(values)
+                axes.plot(values, [index] * len(values), "o", ms=3, color=palette.TEXT, alpha=0.35)
                 axes.errorbar(mean, index, xerr=half or None, fmt="o", ms=4, capsize=2, color=palette.color(2))
         if control := metrics[metric].get("CE"):
             axes.axvline(mean_interval(control)[0], color=palette.TEXT, lw=1, ls=":")
         axes.set(title=title, ylim=(len(arms) - 0.5, -0.5))
         axes.grid(axis="x")
     panels[0].set_yticks(range(len(arms)), arms)
-    figure.suptitle(f"{regime}: means over seeds, 95 % intervals")
+    figure.suptitle(f"{regime}: seeds, their means, 95 % intervals from three seeds on")
     figure.savefig(path)
 
 

@@ -1,4 +1,4 @@
-"""Compiles the kernels, each for a fixed signature at its first use, and caches them on disk where that is possible."""
+"""Compiles each kernel for a fixed signature at its first use, and caches it on disk if possible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import RLock, Timer
 from typing import Any
 
-WAIT = 1.0  # seconds, from which on it is announced
+WAIT = 1.0  # seconds after which a message is logged
 logger = logging.getLogger("adcorre_kernels")
 
 # Of the arguments: t a number of the arithmetic's type, f float64, everything else int64.
@@ -28,7 +28,7 @@ KERNELS = {
 compiled: dict[tuple[str, bool], Callable[..., None]] = {}
 
 _lock = RLock()
-if hasattr(os, "register_at_fork"):  # no child begins with a lock that a thread of its parent holds
+if hasattr(os, "register_at_fork"):  # a child must not inherit a lock held by a thread of its parent
     os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
@@ -49,7 +49,7 @@ def why_unavailable() -> str | None:
 
 
 def kernel(name: str, double: bool = False) -> Callable[..., None]:
-    """The compiled kernel, float32 or float64: called with numbers only, it skips Numba's look at the arguments."""
+    """The compiled kernel, float32 or float64: called with numbers only, it skips Numba's type dispatch."""
     try:
         return compiled[name, double]
     except KeyError:
@@ -88,7 +88,7 @@ def _compile(name: str, double: bool) -> Callable[..., None]:
         # Numba's own stamp covers only the file that holds the kernel, and not memory.py, which each of them uses.
         dispatcher._cache._cache_file._source_stamp = _sources()
         dispatcher.compile(signature)
-    except Exception as error:  # no folder to write to, a full disk, a file that is damaged: Numba raises them all
+    except Exception as error:  # no writable folder, a full disk, a damaged file: Numba raises many errors
         _announce_uncached(f"{type(error).__name__}: {error}".partition("\n")[0])
         dispatcher = njit(**options)(function)
         dispatcher.compile(signature)
@@ -98,8 +98,8 @@ def _compile(name: str, double: bool) -> Callable[..., None]:
 @cache
 def _announce_uncached(reason: str) -> None:
     logger.warning(
-        "adcorre: compiled CPU kernels cannot be cached on disk, so that every process compiles them anew (%s); "
-        "NUMBA_CACHE_DIR names a folder for them",
+        "adcorre: compiled CPU kernels cannot be cached on disk, so every process compiles them again (%s); "
+        "set NUMBA_CACHE_DIR to a writable folder",
         reason,
     )
 

@@ -26,8 +26,8 @@ from adcorre_kernels.cpu.memory import (
     widest_vectors,
 )
 
-PADDING = 3  # zeros behind a sample's means and inverse lengths, for rows that are added up four or eight at a time
-GROUP = 63  # samples: float32 sums of so many enter float64
+PADDING = 3  # zeros after a sample's means and inverse lengths, since rows are added four or eight at a time
+GROUP = 63  # float32 sums of this many samples are added in float64
 ORDER, SUM, FINISH, ALL = range(4)  # what a call of `statistics` does
 
 
@@ -61,7 +61,7 @@ def _dot(a, mean_a, b, mean_b, d, zero):
 
 @njit(**SUMS)
 def _dot_with_pull(row, mean, feature, factor, sample_sum, scale, d, zero):
-    """Of x - mean with what FD and ED pull at."""
+    """The dot product of x - mean with the pull of FD and ED."""
     widest_vectors()
     x, g, u, total = view(row, d, zero), view(feature, d, zero), view(sample_sum, d, zero), zero
     for j in range(d):
@@ -98,7 +98,7 @@ def _add_centred(row, mean, factor, total, d, zero):
 
 @njit(**SUMS)
 def _add_four_centred(rows, stride, last, mean, inverse, total, d, zero):
-    """Rows 0 to 3, where `last` stands for those beyond it; `mean` and `inverse` are addresses."""
+    """Add rows 0 to 3; row `last` replaces rows beyond it. `mean` and `inverse` are addresses."""
     widest_vectors()
     a, b, c, e, y = (
         view(rows, d, zero), view(rows + min(1, last) * stride, d, zero), view(rows + min(2, last) * stride, d, zero),
@@ -166,7 +166,7 @@ def _inverse_length(squared_length, squared_length_of_x, limit, zero):
 
 @njit(**EXACT)
 def _widen_sample(x, stride_k, dtype, k, d, rows, zero):
-    """Address and stride of a sample's k rows as numbers of `zero`'s type: half precision goes to `rows`."""
+    """Address and stride of a sample's k rows in `zero`'s type; half precision is widened into `rows`."""
     if dtype > BFLOAT16:
         return x, stride_k
     stride = d * size_of(zero)
@@ -177,9 +177,9 @@ def _widen_sample(x, stride_k, dtype, k, d, rows, zero):
 
 @njit(**EXACT)
 def _measure(rows, stride, following, k, d, limit, mean, inverse, squared_length_of_x, zero):
-    """Means, inverse lengths and squared lengths of k rows. The k rows at `following` are fetched meanwhile.
+    """Means, inverse lengths and squared lengths of k rows. Prefetches the k rows at `following`.
 
-    Loops over the rows, each with one pass: their chains of operations run side by side.
+    Each loop makes one pass over every row, so that the CPU overlaps the rows.
     """
     for l in range(k):
         prefetch(following + l * stride, d * size_of(zero))
@@ -193,7 +193,7 @@ def _measure(rows, stride, following, k, d, limit, mean, inverse, squared_length
 
 @njit(**EXACT)
 def _sum_of_directions(rows, stride, k, d, mean, inverse, total, zero):
-    """u, eight or four rows at a time; at the addresses `mean` and `inverse` PADDING zeros follow the k numbers."""
+    """u, eight or four rows at a time. PADDING zeros follow the k numbers at the addresses `mean` and `inverse`."""
     fill(view(total, d, zero), zero)
     bytes_, l = size_of(zero), 0
     while l < k:
@@ -211,7 +211,7 @@ def _sum_of_directions(rows, stride, k, d, mean, inverse, total, zero):
 
 @njit(**EXACT)
 def _order(targets, stride, n, num_classes, ignore_index, begin, order, count):
-    """Samples that take part, class by class: those of class a at order[begin[a]:begin[a + 1]], in their order in x."""
+    """Sort the samples by class, except ignored ones: class a is at order[begin[a]:begin[a + 1]], in x's order."""
     labels = view(targets, n * stride, np.int64(0))
     fill(begin, 0)
     bad = False
@@ -248,7 +248,7 @@ def _class_of(position, begin, num_classes):
 
 @njit(**EXACT)
 def _embedding_sum(rows, stride, k, d, embedding_target, mean, inverse, sample_sum, zero):
-    """A sample's part of ED's sum."""
+    """A sample's contribution to ED's sum."""
     if embedding_target == -1.0:
         _sum_of_directions(rows, stride, k, d, mean, inverse, sample_sum, zero)
         return np.float64(_dot(sample_sum, zero, sample_sum, zero, d, zero))
@@ -265,9 +265,9 @@ def _add_group(
     zero, x, stride_n, stride_k, dtype, k, d, embedding_target, limit, order, p, end, direction_sum, centred_sum,
     totals, scratch,
 ):  # fmt: skip
-    """Adds the samples [p, end) of the order to the sums of their class; returns their part of ED's sum.
+    """Adds the samples [p, end) of the order to the sums of their class; returns their contribution to ED.
 
-    Three samples at a time, so that the class's rows are read and written a third as often.
+    Three samples at a time, so that the class's rows are read and written only a third as often.
     """
     bytes_, padded = size_of(zero), k + PADDING
     sample_sum, rows = scratch, scratch + d * bytes_
@@ -312,7 +312,7 @@ def _add_group(
 
 @njit(**EXACT)
 def _write(zero, totals, flat, a, num_classes, k, d, only_norms):
-    """One class's sums into `flat`, whose order is S, M, A, the sums of |z|^2, counts, ED's sum."""
+    """Write one class's sums to `flat`, whose order is S, M, A, the sums of |z|^2, counts, ED's sum."""
     table, bytes_ = num_classes * k * d, size_of(zero)
     if not only_norms:
         for part in range(2):
@@ -329,11 +329,11 @@ def statistics(
     zero, part, x, stride_n, stride_k, dtype, targets, stride_targets, n, k, d, num_classes, ignore_index,
     embedding_target, limit, share, index, embedding_sums, slots, flat, scratch, first, last,
 ):  # fmt: skip
-    """Class sums in shares of `share` samples in class order, of which SUM computes [first, last). `flat` begins as 0.
+    """Class sums in shares of `share` samples in class order; SUM computes shares [first, last). `flat` starts as 0.
 
-    A class whose samples lie in one share is written to `flat`. One that goes on beyond it has its sum in one of the
-    share's two slots (2 k d + k + 1 numbers, float64), the first if it began before; FINISH adds the slots up.
-    `index` holds begin (C + 1) and order (n); `scratch` is this call's own.
+    The sums of a class within one share are written to `flat`. A class in several shares has a partial sum in one of
+    each share's two slots (2 k d + k + 1 numbers, float64), the first if it began in an earlier share; FINISH adds
+    the slots. `index` holds begin (C + 1) and order (n); `scratch` belongs to this call.
     """
     size, bytes_ = 2 * k * d + k + 1, size_of(zero)
     begin, order = view(index, num_classes + 1, 0), view(index + 8 * (num_classes + 1), n, 0)
@@ -353,7 +353,7 @@ def statistics(
                     a += 1
                 end = min(begin[a + 1], stop)
                 inside = begin[a] >= start and begin[a + 1] <= stop
-                direct = inside and end - p <= GROUP  # straight into `flat`
+                direct = inside and end - p <= GROUP  # write to `flat` directly
                 slot = slots + 8 * size * (2 * t + (begin[a] >= start))
                 totals = view(scratch if inside else slot, size, 0.0)
                 fill(totals, 0.0)

@@ -16,15 +16,15 @@ from adcorre_kernels.cpu.threads import run, thread_count
 
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}  # as in memory.py
 PADDING = 3  # as in embeddings.py
-SHARE = (64, 512)  # samples of a share, at least and at most
+SHARE = (64, 512)  # minimum and maximum number of samples of a share
 SHARES = 32
 HUGE_PAGE = 1 << 21  # bytes
-ZEROED_BY_THE_SYSTEM = 1 << 20  # bytes: pages of larger buffers come zeroed when they are touched
+ZEROED_BY_THE_SYSTEM = 1 << 20  # bytes: the system zeroes pages of larger buffers at the first access
 ORDER, SUM, FINISH, ALL = range(4)  # as in embeddings.py and logits.py
 
 
 def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, embedding_target: float) -> Tensor:
-    """`ClassStatistics.flat` of x (n, k, d), targets (n,) int64: one pass over x, in the order of the classes."""
+    """`ClassStatistics.flat` of x (n, k, d) and targets (n,) int64: one pass over x, ordered by class."""
     x = _rows(x)
     n, k, d = x.shape
     double = x.dtype == torch.float64
@@ -69,13 +69,15 @@ def terms(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """values (4,) = (fd, md, ed, nfd), the tables G and H (C, k, d), 0 for absent classes, and 2 / (n k^2) ().
 
-    `between_target` None: fd, nfd and G are those of the pairs within classes.
+    With `between_target` None, fd, nfd and G cover only pairs within a class.
     """
     feature, mean = (zeros(attention.shape[0] * k * d, flat.dtype).view(-1, k, d) for _ in range(2))
     scales = torch.empty(5, dtype=torch.float64, device="cpu")
-    aims = (between_target, mean_target, embedding_target)
+    term_targets = (between_target, mean_target, embedding_target)
     addresses = (feature.data_ptr(), mean.data_ptr(), scales.data_ptr())
-    values = compute_terms(flat, attention, (0, 0, 0, 0, 0, 0), k, d, aims, (0.0, 0.0, 0.0, 0.0, 1.0), addresses)
+    values = compute_terms(
+        flat, attention, (0, 0, 0, 0, 0, 0), k, d, term_targets, (0.0, 0.0, 0.0, 0.0, 1.0), addresses
+    )
     return values[1:5].to(flat.dtype, copy=True), feature, mean, scales[0].to(flat.dtype, copy=True)
 
 
@@ -85,17 +87,17 @@ def compute_terms(
     step: tuple[int, ...],
     k: int,
     d: int,
-    aims: tuple[float | None, float, float],
+    term_targets: tuple[float | None, float, float],
     weights: tuple[float, ...],
     tables: tuple[int, int, int],
     num_classes: int = 0,
 ) -> Tensor:
-    """The kernel's `values`. step: its arguments from `counts` to `flags`; weights: from `lambd` to `factor`."""
+    """The kernel's `values`. step: its arguments `counts` to `flags`; weights: `lambd` to `factor`."""
     num_classes = num_classes if attention is None else attention.shape[0]
     flat, attention = flat.contiguous(), double(attention)
     values = torch.empty(8 + 3 * num_classes, dtype=torch.float64, device="cpu")
     scratch = torch.empty((3 * d + num_classes) * k, dtype=torch.float64, device="cpu")
-    between_target, mean_target, embedding_target = aims
+    between_target, mean_target, embedding_target = term_targets
     between = 0 if between_target is None else 1 if between_target == -1.0 else 2
     kernel("terms", flat.dtype == torch.float64)(
         0.0, flat.data_ptr(), address(attention), *step, num_classes, k, d, between, between_target or 0.0, mean_target,
@@ -158,7 +160,7 @@ def logits_sums(
     label_smoothing: float,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """counts (2, C) int64, predicted right and seen of each class; ce (2,), the sums of cross-entropies and weights."""
+    """counts (2, C) int64: correct predictions and samples per class; ce (2,): sums of cross-entropies and weights."""
     counts, sums = sum_logits(logits, targets, ce_weight, adjustment, label_smoothing, ignore_index)
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return counts[: 2 * logits.shape[1]].view(2, -1).clone(), sums[:2].to(dtype, copy=True)
@@ -172,7 +174,7 @@ def sum_logits(
     label_smoothing: float,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """Buffers that begin with `logits_sums`' results, the second in float64."""
+    """Buffers that begin with the results of `logits_sums`, the second in float64."""
     logits = _rows(logits)
     n, num_classes = logits.shape
     ce_weight, adjustment = double(ce_weight), double(adjustment)
@@ -226,7 +228,7 @@ def logits_gradient(
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x with rows that lie in one piece; the other strides are as they are."""
+    """x with contiguous rows; other strides are unchanged."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
@@ -235,7 +237,7 @@ def double(vector: Tensor | None) -> Tensor | None:
 
 
 def address(tensor: Tensor | None) -> int:
-    """Of a vector, or of an attention map's state. Another device's address would end the process."""
+    """The address of a vector or of an attention map's state. Another device's address would crash the process."""
     if tensor is None:
         return 0
     if not tensor.is_cpu or not tensor.is_contiguous():
@@ -247,12 +249,12 @@ def address(tensor: Tensor | None) -> int:
 
 
 def _limit(dtype: torch.dtype) -> float:
-    """A vector counts as constant where |x - mean|^2 is at most this times |x|^2."""
+    """A vector is constant if |x - mean|^2 is at most this times |x|^2."""
     return (32 * torch.finfo(dtype).eps) ** 2
 
 
 def _huge_pages(out: Tensor) -> Tensor:
-    """Asks the system for huge pages: the first touch of a fresh buffer, page by page, takes longer than the kernel."""
+    """Ask for huge pages: the page faults of a new buffer take longer than the kernel."""
     start = -(-out.data_ptr() // HUGE_PAGE) * HUGE_PAGE
     size = (out.data_ptr() + out.nbytes - start) // HUGE_PAGE * HUGE_PAGE
     if size >= HUGE_PAGE and (madvise := _madvise()):
@@ -270,7 +272,7 @@ def _madvise() -> Any:
 
 
 def zeros(size: int, dtype: torch.dtype) -> Tensor:
-    """Zeros; of a large buffer only what is touched takes memory."""
+    """Zeros; a large buffer takes memory only where it is accessed."""
     if size * dtype.itemsize < ZEROED_BY_THE_SYSTEM:
         return torch.zeros(size, dtype=dtype, device="cpu")
     return torch.from_numpy(np.zeros(size, np.float64 if dtype == torch.float64 else np.float32))

@@ -94,11 +94,11 @@ def gradients(
     md: Tensor | None,
     ed: Tensor | None,
     tables: Tensor,
-    of_x: bool,
+    needs_x: bool,
     num_classes: int,
     settings: Settings,
 ) -> list[Tensor]:
-    """Of the logits, if there are any, and of x, if `of_x`. fd, md, ed: () upstream gradients; of the loss: all it."""
+    """Gradients of the logits, if given, and x, if `needs_x`. fd, md, ed: () upstream gradients, equal for the loss."""
     targets = targets.to(torch.int64)
     embedding_scale, *scales = _scales(tables).tolist()
     results = []
@@ -108,7 +108,7 @@ def gradients(
         results.append(
             logits_gradient(logits, targets, upstream, *weights, settings.label_smoothing, settings.ignore_index)
         )
-    if of_x:
+    if needs_x:
         up_fd, up_md, up_ed = (
             0.0 if one is None else float(one) * scale for one, scale in zip((fd, md, ed), scales, strict=False)
         )
@@ -139,10 +139,10 @@ def _terms(
     bytes_ = flat.element_size()
     tables = zeros(tables_size(num_classes, k, d, bytes_), flat.dtype)
     feature, size = tables.data_ptr(), num_classes * k * d * bytes_
-    aims = (settings.between_target, settings.mean_target, settings.embedding_target)
+    term_targets = (settings.between_target, settings.mean_target, settings.embedding_target)
     weights = (lambd, settings.fd, settings.md, settings.ed, factor)
     addresses = (feature, feature + size, feature + 2 * size)
-    return compute_terms(flat, attention, step, k, d, aims, weights, addresses, num_classes), tables
+    return compute_terms(flat, attention, step, k, d, term_targets, weights, addresses, num_classes), tables
 
 
 def _scales(tables: Tensor) -> Tensor:

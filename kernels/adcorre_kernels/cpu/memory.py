@@ -60,7 +60,7 @@ def _prefetch(typing, address):
 
 @njit(**EXACT)
 def prefetch(address, size):
-    """Asks for memory that is read soon: the hardware does not know which row follows."""
+    """Prefetch memory that is read soon: the hardware cannot predict the next row."""
     for offset in range(0, size, 64):
         _prefetch(address + offset)
 
@@ -111,7 +111,7 @@ def fill(row, value):
 
 
 def load(address, dtype, size, buffer, like):
-    """A row of any dtype as numbers of `like`'s type: the row itself where it has that type, else `buffer`'s memory."""
+    """A row of any dtype in `like`'s type: the row itself if it has that type, else converted into `buffer`."""
     raise NotImplementedError("compiled code only")
 
 

@@ -17,7 +17,7 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 
 
 def _register(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Below every wrapper (autocast, autograd). A third of what `torch.library.custom_op` costs a call."""
+    """Registered below autocast and autograd. A call costs a third of one through `torch.library.custom_op`."""
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=_TAGS)
     _LIBRARY.impl(name, implementation, "CPU")
@@ -105,8 +105,8 @@ def _fake_tables(x: Tensor, num_classes: int, k: int, d: int) -> Tensor:
 
 
 def _fake_gradients(x: Tensor, logits: Tensor | None, *rest: Any) -> list[Tensor]:
-    wanted = (logits, x if rest[7] else None)
-    return [torch.empty_like(one, memory_format=torch.contiguous_format) for one in wanted if one is not None]
+    inputs = (logits, x if rest[7] else None)
+    return [torch.empty_like(one, memory_format=torch.contiguous_format) for one in inputs if one is not None]
 
 
 _SETTINGS = (
@@ -117,7 +117,7 @@ _SAMPLES = "Tensor targets, Tensor? ce_weight, Tensor? adjustment"
 
 
 def _direct(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """An operator, or its implementation itself where nothing would look on. The last argument is a `Settings`."""
+    """An operator, or its implementation itself if nothing intercepts operators. The last argument is a `Settings`."""
     operator = _register(schema.replace(") -> ", f", {_SETTINGS}) -> ", 1), _with_settings(implementation), fake)
 
     def call(x: Tensor, *rest: Any) -> Any:
@@ -151,7 +151,7 @@ sample_terms = _direct(
     _fake_sample_terms,
 )
 gradients = _direct(
-    f"gradients(Tensor x, Tensor? logits, {_SAMPLES}, Tensor? fd, Tensor? md, Tensor? ed, Tensor tables, bool of_x, "
+    f"gradients(Tensor x, Tensor? logits, {_SAMPLES}, Tensor? fd, Tensor? md, Tensor? ed, Tensor tables, bool needs_x, "
     "SymInt num_classes) -> Tensor[]",
     loss.gradients,
     _fake_gradients,

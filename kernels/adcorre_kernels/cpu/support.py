@@ -1,4 +1,4 @@
-"""What the CPU kernels can compute, told without a look at any value."""
+"""What the CPU kernels support, decided without reading a value."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 from adcorre_kernels.cpu import compiled
 from adcorre_kernels.cpu.host import DTYPES
 
-MAX_C_OF_PAIRS = 128  # classes; beyond, matrix products take their correlations faster than loops
+MAX_C_OF_PAIRS = 128  # classes; for more, matrix products compute their correlations faster than loops
 
 
 def why_unsupported(x: Tensor) -> str | None:
-    """None if the kernels take x, else a sentence that says what came and what is supported. Imports Numba."""
+    """None if the kernels take x, else a message with what was given and what is supported. Imports Numba."""
     if x.device.type != "cpu":
         return f"embeddings on {x.device}; the Numba kernels take CPU tensors"
     if x.dtype not in DTYPES:
@@ -38,10 +38,10 @@ def _why_unavailable() -> str | None:
 
 
 def terms_supported(num_classes: int, between_target: float | None, mean_target: float) -> bool:
-    """Whether `terms` is meant for these; it is correct for all."""
+    """Whether `terms` should be used; it is correct for any arguments."""
     return num_classes <= MAX_C_OF_PAIRS or (between_target in (None, -1.0) and mean_target == -1.0)
 
 
 def logits_supported(logits: Tensor) -> bool:
-    """Whether the steps over the logits take these."""
+    """Whether the steps over the logits support this dtype."""
     return logits.dtype in DTYPES

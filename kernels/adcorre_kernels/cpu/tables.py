@@ -9,7 +9,7 @@ from adcorre_kernels.cpu.memory import EXACT, SUMS, cast, fill, size_of, view, w
 
 COUNT, RECORD, NAIVE = 1, 2, 4
 EPSILON = 1e-6
-WITHIN, LINEAR, PAIRS = range(3)  # FD's pairs of two classes: none, at target -1, at another target
+WITHIN, LINEAR, PAIRS = range(3)  # FD's pairs between classes: none, target -1, another target
 
 
 @njit(**SUMS)
@@ -107,7 +107,7 @@ def terms(
         out[0] = out[5]
         scale[4] = factor / divisor
         for term, weight in ((1, fd_weight), (2, md_weight), (3, ed_weight)):
-            if weight != 0:  # a term that is switched off may be NaN
+            if weight != 0:  # a term with weight 0 may be NaN
                 out[0] += lambd * weight * out[term]
             scale[term] = lambd * weight * factor
         if own:
@@ -195,7 +195,7 @@ def _feature_discriminator(
 
 @njit(**EXACT)
 def _class_pairs(zero, flat, w, count, k, d, a, l, target, divisor, feature, pull):
-    """Class a with every other class: its row of G for embedding l, and its pairs' part of FD and of the naive FD."""
+    """Class a with every other class: its row of G for embedding l, and its pairs' contribution to FD and naive FD."""
     bytes_ = size_of(zero)
     row = view(flat + (a * k + l) * d * bytes_, d, zero)
     fd, nfd = 0.0, 0.0
@@ -216,7 +216,7 @@ def _class_pairs(zero, flat, w, count, k, d, a, l, target, divisor, feature, pul
 
 @njit(**EXACT)
 def _mean_discriminator(zero, flat, count, k, d, target, eps, mean, scratch):
-    """MD (Eq. 10) and H's rows. M stands for the class means: the direction of a mean needs no count."""
+    """MD (Eq. 10) and H's rows. M replaces the class means: the direction of a mean needs no count."""
     num_classes, bytes_ = count.shape[0], size_of(zero)
     table = num_classes * k * d
     centred_sum, norm_sum = flat + table * bytes_, view(flat + 2 * table * bytes_, num_classes * k, zero)

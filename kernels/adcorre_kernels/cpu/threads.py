@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-ELEMENTS_OF_A_THREAD = 1 << 18  # handing work to a thread takes as long as about a quarter of these
-BLOCKS_OF_A_THREAD = 4  # so that a thread that was held up does not hold up the others
+ELEMENTS_OF_A_THREAD = 1 << 18  # starting work on a thread takes as long as about a quarter of these
+BLOCKS_OF_A_THREAD = 4  # so that a delayed thread does not delay the others
 
 _pool: ThreadPoolExecutor | None = None
 
@@ -25,12 +25,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def thread_count(elements: int, tasks: int) -> int:
-    """How many threads share `tasks` tasks that go through `elements` numbers."""
+    """The number of threads for `tasks` tasks over `elements` numbers in all."""
     return max(1, min(torch.get_num_threads(), elements // ELEMENTS_OF_A_THREAD, tasks))
 
 
 def run(call: Callable[[int, int], Any], tasks: int, threads: int) -> None:
-    """`call(first, last)` for blocks that cover [0, tasks), by this thread and `threads` - 1 of the pool."""
+    """`call(first, last)` for blocks that cover [0, tasks), on this thread and `threads` - 1 of the pool."""
     if threads == 1:
         call(0, tasks)
         return
@@ -44,7 +44,7 @@ def run(call: Callable[[int, int], Any], tasks: int, threads: int) -> None:
         _work(call, blocks)
     finally:
         for helper in helpers:
-            if not helper.cancel():  # running; one that has not begun would find no block
+            if not helper.cancel():  # it is running; one that has not started has no block left
                 helper.result()
 
 
