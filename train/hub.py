@@ -70,12 +70,14 @@ class HubClassifier(nn.Module, PyTorchModelHubMixin):
         """
         if not isinstance(image, Image.Image):
             raise TypeError(f"image: expected a PIL image, as Image.open gives it; got {type(image).__name__}")
-        device, training = next(self.parameters()).device, self.training
+        device = next(self.parameters()).device
+        training = [module for module in self.modules() if module.training]  # frozen layers may be in eval mode
         images = self.preprocessing.evaluation()(to_rgb(image))[None].to(device)
         try:
             logits = self.eval()(images)[0][0]
         finally:
-            self.train(training)
+            for module in training:
+                module.training = True
         return dict(zip(self.class_names, logits.double().softmax(0).tolist(), strict=True))
 
 

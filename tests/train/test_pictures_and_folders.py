@@ -71,6 +71,12 @@ def test_pictures_are_read_as_in_training(finished_run: Path, tmp_path: Path) ->
         assert [float(predicted[name][c]) for c in CLASS_NAMES] == right, name
         with Image.open(folder / name) as image:
             assert list(hub.train(name == "8bit.png").predict(image).values()) == right, name
+    hub.train().model.backbone.eval()  # frozen layers, say: predict restores the mode of every module
+    modes = [module.training for module in hub.modules()]
+    with Image.open(folder / "8bit.png") as image:
+        hub.predict(image)
+    assert [module.training for module in hub.modules()] == modes
+    assert set(modes) == {True, False}
     with pytest.raises(TypeError, match="image: expected a PIL image, as Image.open gives it; got str"):
         hub.predict("8bit.png")  # type: ignore[arg-type]
 
