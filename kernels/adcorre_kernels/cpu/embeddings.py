@@ -96,36 +96,42 @@ def _add_centred(row, mean, factor, total, d, zero):
         y[j] += factor * (x[j] - mean)
 
 
+@njit(**EXACT)
+def _four_rows(rows, stride, last, d, zero):
+    """Rows 0 to 3; row `last` replaces rows beyond it."""
+    return (
+        view(rows, d, zero), view(rows + min(1, last) * stride, d, zero), view(rows + min(2, last) * stride, d, zero),
+        view(rows + min(3, last) * stride, d, zero),
+    )  # fmt: skip
+
+
+@njit(**EXACT)
+def _four_numbers(address, zero):
+    numbers = view(address, 4, zero)
+    return numbers[0], numbers[1], numbers[2], numbers[3]
+
+
 @njit(**SUMS)
 def _add_four_centred(rows, stride, last, mean, inverse, total, d, zero):
-    """Add rows 0 to 3; row `last` replaces rows beyond it. `mean` and `inverse` are addresses."""
+    """Add `_four_rows`. `mean` and `inverse` are addresses."""
     widest_vectors()
-    a, b, c, e, y = (
-        view(rows, d, zero), view(rows + min(1, last) * stride, d, zero), view(rows + min(2, last) * stride, d, zero),
-        view(rows + min(3, last) * stride, d, zero), view(total, d, zero),
-    )  # fmt: skip
-    means, by = view(mean, 4, zero), view(inverse, 4, zero)
-    m0, m1, m2, m3, s0, s1, s2, s3 = means[0], means[1], means[2], means[3], by[0], by[1], by[2], by[3]
+    (a, b, c, e), y = _four_rows(rows, stride, last, d, zero), view(total, d, zero)
+    m0, m1, m2, m3 = _four_numbers(mean, zero)
+    s0, s1, s2, s3 = _four_numbers(inverse, zero)
     for j in range(d):
         y[j] += (s0 * (a[j] - m0) + s1 * (b[j] - m1)) + (s2 * (c[j] - m2) + s3 * (e[j] - m3))
 
 
 @njit(**SUMS)
 def _add_eight_centred(rows, stride, last, mean, inverse, total, d, zero):
+    """The same for eight rows, of which there are at least five."""
     widest_vectors()
-    a, b, c, e, y = (
-        view(rows, d, zero), view(rows + min(1, last) * stride, d, zero), view(rows + min(2, last) * stride, d, zero),
-        view(rows + min(3, last) * stride, d, zero), view(total, d, zero),
-    )  # fmt: skip
-    f, g, h, i = (
-        view(rows + min(4, last) * stride, d, zero), view(rows + min(5, last) * stride, d, zero),
-        view(rows + min(6, last) * stride, d, zero), view(rows + min(7, last) * stride, d, zero),
-    )  # fmt: skip
-    means, by = view(mean, 8, zero), view(inverse, 8, zero)
-    m0, m1, m2, m3, m4, m5, m6, m7 = (
-        means[0], means[1], means[2], means[3], means[4], means[5], means[6], means[7],
-    )  # fmt: skip
-    s0, s1, s2, s3, s4, s5, s6, s7 = by[0], by[1], by[2], by[3], by[4], by[5], by[6], by[7]
+    (a, b, c, e), y = _four_rows(rows, stride, last, d, zero), view(total, d, zero)
+    f, g, h, i = _four_rows(rows + 4 * stride, stride, last - 4, d, zero)
+    m0, m1, m2, m3 = _four_numbers(mean, zero)
+    m4, m5, m6, m7 = _four_numbers(mean + 4 * size_of(zero), zero)
+    s0, s1, s2, s3 = _four_numbers(inverse, zero)
+    s4, s5, s6, s7 = _four_numbers(inverse + 4 * size_of(zero), zero)
     for j in range(d):
         y[j] += ((s0 * (a[j] - m0) + s1 * (b[j] - m1)) + (s2 * (c[j] - m2) + s3 * (e[j] - m3))) + (
             (s4 * (f[j] - m4) + s5 * (g[j] - m5)) + (s6 * (h[j] - m6) + s7 * (i[j] - m7))
