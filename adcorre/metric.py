@@ -30,15 +30,8 @@ except ImportError:
 
         collect_stats = False
 
-        def forward(
-            self,
-            embeddings: Tensor,
-            labels: Tensor | None = None,
-            indices_tuple: Any = None,
-            ref_emb: Tensor | None = None,
-            ref_labels: Tensor | None = None,
-        ) -> Tensor:
-            return self.compute_loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)["loss"]["losses"]
+        def forward(self, *batch: Any) -> Tensor:
+            return self.compute_loss(*batch)["loss"]["losses"]
 
         def compute_loss(self, *batch: Any) -> dict[str, Any]:
             raise NotImplementedError

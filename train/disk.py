@@ -94,12 +94,17 @@ def lock(folder: Path, name: str, *, wait: bool = False) -> IO[bytes]:
     return file
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Atomically, and strictly JSON (a NaN is an error)."""
+def write_text(path: Path, text: str) -> None:
+    """Atomically, in UTF-8."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=True) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
     sync(partial)
     os.replace(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Atomically, and strictly JSON (a NaN is an error)."""
+    write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=True) + "\n")
 
 
 def encoding_of(file: Path) -> str:
@@ -131,7 +136,13 @@ def read_rows(file: Path) -> list[dict[str, str]]:
 
     Raises UserError where the file cannot be read.
     """
-    return [row for row in csv.DictReader(read_text(file).splitlines()) if None not in row.values()]
+    return read_table(file)[1]
+
+
+def read_table(file: Path) -> tuple[tuple[str, ...], list[dict[str, str]]]:
+    """The columns' names, and the rows of `read_rows`."""
+    reader = csv.DictReader(read_text(file).splitlines())
+    return tuple(reader.fieldnames or ()), [row for row in reader if None not in row.values()]
 
 
 def write_rows(file: Path, rows: Iterable[Iterable[Any]]) -> None:

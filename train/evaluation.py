@@ -58,7 +58,7 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """For JSON: what is not defined, such as the recall of a class without samples, is None."""
         per_class = {
-            name: {"precision": _nan_to_none(p), "recall": _nan_to_none(r), "f1": _nan_to_none(f), "samples": count}
+            name: {"precision": nan_to_none(p), "recall": nan_to_none(r), "f1": nan_to_none(f), "samples": count}
             for name, p, r, f, count in self._rows()
         }
         return {
@@ -66,9 +66,9 @@ class Evaluation:
             "accuracy": self.accuracy,
             "average_accuracy": self.average_accuracy,
             "average_accuracy_over": [name for name in self.class_names if name not in self.absent],
-            "nll": _nan_to_none(self.nll),
-            "ece": _nan_to_none(self.ece),
-            **{name: _nan_to_none(value) for name, value in self.retrieval.items()},
+            "nll": nan_to_none(self.nll),
+            "ece": nan_to_none(self.ece),
+            **{name: nan_to_none(value) for name, value in self.retrieval.items()},
             "classes": per_class,
         }
 
@@ -100,7 +100,7 @@ class Evaluation:
         counts = zip(self.class_names, self.confusion.tolist(), strict=True)
         write_rows(confusion, [["true \\ predicted", *self.class_names], *([name, *row] for name, row in counts)])
         figures = [
-            [name, *("" if x is None else x for x in map(_nan_to_none, row)), n] for name, *row, n in self._rows()
+            [name, *("" if x is None else x for x in map(nan_to_none, row)), n] for name, *row, n in self._rows()
         ]
         write_rows(per_class, [["class", "precision", "recall", "f1", "samples"], *figures])
 
@@ -114,7 +114,10 @@ class Evaluation:
         return list(zip(self.class_names, self.precision, self.recall, self.f1, self.support, strict=True))
 
 
-def _nan_to_none(value: float) -> float | None:
+def nan_to_none(value: Any) -> Any:
+    """For JSON: None in place of a number that is not finite; lists, of any depth, entry by entry."""
+    if isinstance(value, list):
+        return [nan_to_none(item) for item in value]
     return value if math.isfinite(value) else None
 
 

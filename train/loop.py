@@ -294,7 +294,8 @@ class Run:
         epoch = self.epoch - 1
         if not self.folder or self.done or not epoch:
             return
-        for name, same_as in (("last", ""), ("best", "last"))[: 1 + (self.best_epoch == epoch)]:
+        models = {"last": "", "best": "last"} if self.best_epoch == epoch else {"last": ""}
+        for name, same_as in models.items():
             if self.folder.saved_epoch(name) != epoch:
                 self.folder.save(name, self.evaluated_model, self.finished, same_as)
 

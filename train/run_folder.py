@@ -104,9 +104,8 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             self.path = path
             self._lock_folder()
-            check_run_folder(
-                str(path), overwrite
-            )  # again: while the data were loaded, another run may have ended there
+            # Again: while the data were loaded, another run may have ended there.
+            check_run_folder(str(path), overwrite)
             if is_run(path):
                 owned_folder.clear(path, OUTPUTS)
             owned_folder.mark(path, KIND)

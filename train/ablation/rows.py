@@ -15,7 +15,7 @@ from typing import Any
 
 from train.ablation.runs import Planned
 from train.command import make_folder
-from train.disk import lock, read_text
+from train.disk import lock, read_table
 from train.errors import UserError
 from train.resume import FREE
 from train.retrieval import METRICS as RETRIEVAL
@@ -44,10 +44,10 @@ def read(file: Path) -> list[dict[str, str]]:
     """The rows. Raises UserError if the file has other columns."""
     if not file.is_file():
         return []
-    reader = csv.DictReader(read_text(file).splitlines())
-    if tuple(reader.fieldnames or ()) != COLUMNS:
+    columns, rows = read_table(file)
+    if columns != COLUMNS:
         raise UserError(f"--rows {file}: expected the columns {', '.join(COLUMNS)}; choose another file")
-    return [row for row in reader if None not in row.values()]  # skip a row cut short by a full disk or a kill
+    return rows
 
 
 def append(file: Path, run: Planned) -> dict[str, Any]:

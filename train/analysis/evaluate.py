@@ -27,7 +27,7 @@ from train.command import device_of
 from train.data.loading import evaluation_batches
 from train.disk import read_json, write_json, write_rows
 from train.errors import UserError
-from train.evaluation import Evaluation, evaluation_from_logits, percent
+from train.evaluation import Evaluation, evaluation_from_logits, nan_to_none, percent
 from train.owned_folder import prepare
 from train.retrieval import METRICS, retrieval_metrics
 from train.run_data import load_run_data
@@ -96,7 +96,7 @@ def evaluate_run(
     if retrieval:
         labels = outputs.targets[torch.from_numpy(retrieved.sample)]
         metrics = retrieval_metrics(retrieved.embeddings, labels)
-        about["retrieval"] = {"samples": len(labels), **{name: _nan_to_none(metrics[name]) for name in metrics}}
+        about["retrieval"] = {"samples": len(labels), **{name: nan_to_none(metrics[name]) for name in metrics}}
     names = [faces.name(index) for index in range(len(faces))]
     evaluation, described = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
     title = f"{split}, {len(faces):,} images, epoch {about['epoch']}"
@@ -225,10 +225,10 @@ def write_correlations(out: Path, outputs: Outputs, class_names: Sequence[str], 
         out / "correlations.json",
         {
             "classes": list(class_names),
-            "within": _nan_to_none(within),
-            "between": _nan_to_none(between),
-            "samples": _nan_to_none(samples.tolist()),
-            "class_means": _nan_to_none(means.tolist()),
+            "within": nan_to_none(within),
+            "between": nan_to_none(between),
+            "samples": nan_to_none(samples.tolist()),
+            "class_means": nan_to_none(means.tolist()),
             "vectors": outputs.vectors.tolist(),
         },
     )
@@ -259,10 +259,3 @@ def write_tsne(out: Path, outputs: Outputs, class_names: Sequence[str], seed: in
 
 def _interval(low: float | None, high: float | None) -> str:
     return "–" if low is None or np.isnan(low) else f"{percent(low)} to {percent(high)}"
-
-
-def _nan_to_none(value: Any) -> Any:
-    """For JSON: None in place of NaN."""
-    if isinstance(value, list):
-        return [_nan_to_none(item) for item in value]
-    return None if np.isnan(value) else value

@@ -15,7 +15,7 @@ from train.analysis.pictures import Line, lines_svg, tsne_svg
 from train.analysis.templates import render
 from train.bars import format_table, wrap
 from train.command import run_settings
-from train.disk import read_json, read_rows, read_text
+from train.disk import read_json, read_rows, read_text, write_text
 from train.errors import UserError
 from train.evaluation import percent
 from train.hub import describe_loss
@@ -62,11 +62,9 @@ def write_report(
         light=palette.COLORS,
         dark=palette.DARK,
     )
-    partial = out.with_name(f"{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(out)
+        write_text(out, page)
     except OSError as error:
         raise UserError(f"--out {out}: cannot write it: {error}") from error
     if len(runs) > 1:
