@@ -4,6 +4,7 @@ import errno
 import logging
 import multiprocessing
 import os
+import subprocess
 import sys
 import time
 import warnings
@@ -300,3 +301,27 @@ def test_refusals() -> None:
             torch.empty(3, device="meta"),
             backend="numba",
         )
+
+
+BITS = """
+import hashlib, torch
+from adcorre import AdCorreLoss
+x = (torch.randn(40, 7, 100, generator=torch.Generator().manual_seed(0)) + 0.3).requires_grad_()
+logits = x.detach()[:, 0, :5].clone().requires_grad_()
+AdCorreLoss(5, backend="numba")(logits, x, torch.arange(40) % 5).loss.backward()
+for gradient in (x.grad, logits.grad):
+    print(hashlib.sha256(gradient.numpy().tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_code_from_the_cache_gives_the_same_bits(tmp_path) -> None:
+    """The process that compiles the kernels, and one that loads them: functions that are not inlined differed."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    outputs, compiled_files = [], []
+    for _ in range(2):
+        run = subprocess.run([sys.executable, "-c", BITS], env=environment, check=True, capture_output=True, text=True)
+        outputs.append(run.stdout)
+        compiled_files.append({file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.nbc")})
+    assert outputs[0] == outputs[1] != ""
+    assert compiled_files[0] == compiled_files[1] != {}

@@ -9,8 +9,8 @@ from numba import carray, njit, types
 from numba.extending import intrinsic, overload
 
 # Contraction and reassociation: sums run in vector lanes. Never nnan or ninf: NaN and infinity must come through.
-SUMS = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
-EXACT = {"error_model": "numpy"}
+SUMS = {"forceinline": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
+EXACT = {"forceinline": True, "error_model": "numpy"}
 
 FLOAT16, BFLOAT16, FLOAT32, FLOAT64 = range(4)
 
@@ -115,7 +115,7 @@ def load(address, dtype, size, buffer, like):
     raise NotImplementedError("compiled code only")
 
 
-@overload(load)
+@overload(load, jit_options={"forceinline": True})
 def _load(address, dtype, size, buffer, like):
     if like == types.float32:
 
