@@ -1,4 +1,4 @@
-"""For every test: seeds, hypothesis settings, sampling of long test matrices, the skip without a C++ compiler."""
+"""For every test: environment, seeds, hypothesis settings, sampling of long tests, the skip without a C++ compiler."""
 
 import os
 import random
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=deselected)
         names = {item.nodeid for item in deselected}
         items[:] = [item for item in items if item.nodeid not in names]
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Take back what a command that runs inside a test process sets for its own (MPLBACKEND, OpenMP's waiting)."""
+    before = dict(os.environ)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ def test_it_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     root = PATH.parents[1]
     monkeypatch.setenv("PYTHONPATH", f"{root}:{root / 'kernels'}")
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))  # the kernels compile, as on a newcomer's machine
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # a kernel shows figures only where no backend is named
     notebook = nbformat.read(PATH, as_version=4)
     expected = len(outputs(notebook))
     client = NotebookClient(notebook, timeout=300, coalesce_streams=True, resources={"metadata": {"path": PATH.parent}})
