@@ -8,27 +8,63 @@ from scipy import stats
 
 from train.ablation import rows, summary
 
-ARMS = {"CE": (0.50, 0.51, 0.53), "paper": (0.47, 0.49, 0.49)}
+ARMS = {"CE": (0.50, 0.51, 0.53), "paper": (0.47, 0.49, 0.49), "FD": (0.49, 0.53, 0.52)}
 
 
-def test_means_and_paired_differences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, page = tmp_path / "study.csv", tmp_path / "page.md"
-    with file.open("w", newline="") as opened:
+def write(file: Path, first_seed: int = 0, study: str = "small", regime: str = "clean") -> Path:
+    """Rows with the accuracies of ARMS; test accuracies are 0.1 above, of three times as many images."""
+    with file.open("a", newline="") as opened:
         writer = csv.DictWriter(opened, rows.COLUMNS)
-        writer.writeheader()
+        if not opened.tell():
+            writer.writeheader()
         for arm, values in ARMS.items():
-            for seed, value in enumerate(values):
-                about = {"study": "small", "regime": "clean", "arm": arm, "seed": seed, "minutes": 30}
-                writer.writerow(about | {f"validation_{name}": value for name in rows.METRICS})
+            for seed, value in enumerate(values, first_seed):
+                row = {"study": study, "regime": regime, "arm": arm, "seed": seed, "minutes": 30}
+                row |= {"validation_samples": 100, "test_samples": 300}
+                row |= {f"validation_{name}": value for name in rows.METRICS}
+                writer.writerow(row | {f"test_{name}": round(value + 0.1, 2) for name in rows.METRICS})
+    return file
+
+
+def gain(arm: str) -> str:
+    interval = stats.ttest_rel(ARMS[arm], ARMS["CE"]).confidence_interval()
+    low, high = (f"{100 * bound:+.2f}" for bound in interval)
+    return f"-3.00 ({low} to {high})"
+
+
+def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "page.md"
     page.write_text(f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter\n")
-    monkeypatch.setattr(summary, "ROWS", file)
+    monkeypatch.setattr(summary, "ROWS", write(tmp_path / "study.csv"))
     monkeypatch.setattr(summary, "PAGE", page)
     assert summary.main([]) == 0
     text = page.read_text()
-    interval = stats.ttest_rel(ARMS["paper"], ARMS["CE"]).confidence_interval()
-    low, high = (f"{100 * bound:+.2f}" for bound in interval)
-    assert "| paper | 3 | 48.33 ± 1.15 | 48.33 ± 1.15 | 0.483 ± 0.012 |" in text
-    assert f"| -3.00 ({low} to {high}) |" in text
-    assert text.startswith(f"before\n{summary.BEGIN}\n6 runs so far, 3.0 hours.\n")
+    assert text.startswith(f"before\n{summary.BEGIN}\n9 runs so far, 4.5 hours.\n")
     assert text.endswith(f"{summary.END}\nafter\n")
     assert "old" not in text
+
+
+def test_screening_is_shown_on_the_validation_split(tmp_path: Path) -> None:
+    text = summary.markdown(write(tmp_path / "study.csv"))
+    assert "PrivateTest" not in text
+    assert "| paper | 3 | 48.33 ± 1.15 | 48.33 ± 1.15 | 0.483 ± 0.012 |" in text
+    assert f"| {gain('paper')} |" in text
+
+
+def test_confirmation_is_shown_on_the_test_split(tmp_path: Path) -> None:
+    text = summary.markdown(write(write(tmp_path / "study.csv"), first_seed=10))
+    final, screening = text.split("screening")
+    assert "| paper | 3 | 48.33 ± 1.15 | 58.33 ± 1.15 | 55.83 ± 1.15 | 58.33 ± 1.15 | 0.583 ± 0.012 |" in final
+    assert f"| paper | {gain('paper')} |" in final  # p is 0.035, and 0.07 after the correction for two arms
+    assert "| paper | 3 | 48.33 ± 1.15 | 48.33 ± 1.15 |" in screening
+
+
+def test_what_differs_after_the_correction_is_bold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(ARMS, "FD")
+    assert f"| paper | **{gain('paper')}** |" in summary.markdown(write(tmp_path / "study.csv", first_seed=10))
+
+
+def test_larger_studies_have_tables_of_their_own(tmp_path: Path) -> None:
+    text = summary.markdown(write(write(tmp_path / "study.csv"), study="finetune", regime=""))
+    assert text.index("**clean**, screening") < text.index("**finetune**, PrivateTest")
+    assert "FD" not in text.partition("**finetune**")[2]  # no arm of that study

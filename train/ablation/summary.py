@@ -1,12 +1,11 @@
 """`python -m train.ablation.summary`: the tables of docs/reproduction.md from the rows of bench/results/study.csv."""
 
 import sys
-from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from train.ablation import rows
-from train.ablation.comparison import difference, spread
+from train.ablation.comparison import Difference, difference, holm, spread
 from train.ablation.studies import STUDIES
 from train.command import CommandParser, execute
 
@@ -22,49 +21,107 @@ METRICS = {
     "ece": "ECE",
     "map_at_r": "MAP@R",
 }
+SPLITS = {"validation": "PublicTest", "test": "PrivateTest"}
+CONFIRMATION = 10  # the first of the seeds that no choice has seen
+FINAL = {"all-images", "finetune", "resnet18", "xception"}  # studies whose seeds all count as confirmation
+Rows = list[dict[str, str]]
 Values = dict[str, dict[int, float]]  # of each metric, by seed
 
 
-def markdown(file: Path, split: str = "validation") -> str:
-    """A table for each study and regime that has rows: means, and paired differences in accuracy to cross-entropy."""
-    by_arm: dict[tuple[str, str], Values] = defaultdict(lambda: defaultdict(dict))
+def markdown(file: Path) -> str:
+    """Tables of each study's rows: means over seeds, and paired differences to the control.
+
+    Screening is shown on PublicTest, with the difference in accuracy; confirmation and larger studies on PrivateTest,
+    with the differences in every metric, in bold where p is below 0.05 after Holm's correction over the arms.
+    """
     read = rows.read(file)
-    for row in read:
-        for metric in METRICS:
-            if row[f"{split}_{metric}"]:
-                by_arm[row["regime"], row["arm"]][metric][int(row["seed"])] = float(row[f"{split}_{metric}"])
     lines = [f"{len(read)} runs so far, {sum(float(row['minutes']) for row in read) / 60:.1f} hours."]
-    regimes = dict.fromkeys(regime for regime, _ in by_arm)
-    for regime in regimes:
-        lines += ["", f"**{regime}**, PublicTest", ""]
-        heads = ["arm", "seeds", *METRICS.values(), "accuracy, difference"]
-        lines += [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        for study in ("small", "factors", "regimes", "all-images"):
-            for variant in STUDIES[study].variants:
-                values = by_arm.pop((regime, variant.arm), None) if variant.regime == regime else None
-                if values is None:
-                    continue
-                against = variant.against.removeprefix(f"{regime}: ")
-                base = controls(read, regime, against, split)
-                cells = [variant.arm, str(len(values["accuracy"]))]
-                cells += [_mean(list(values[metric].values()), metric in PERCENT) for metric in METRICS]
-                lines.append(f"| {' | '.join([*cells, _difference(values['accuracy'], base) if against else ''])} |")
+    for title, group in _groups(read).items():
+        screening = [row for row in group if int(row["seed"]) < CONFIRMATION]
+        if final := group if group[0]["study"] in FINAL else [row for row in group if row not in screening]:
+            lines += _final_tables(title, final)
+        if screening and final is not group:
+            lines += _screening_table(title, screening)
     return "\n".join(lines)
 
 
-def in_study_order(arms: Collection[str]) -> list[str]:
-    """The arms in the order of the studies, then the arms of no study."""
-    order = {variant.arm: None for study in STUDIES.values() for variant in study.variants}
-    return [arm for arm in order if arm in arms] + sorted(set(arms) - order.keys())
+def _groups(read: Rows) -> dict[str, Rows]:
+    """The rows that are compared with each other, by their regime or their study's name, in the studies' order."""
+    order = list(STUDIES)
+    groups: dict[str, Rows] = {}
+    for row in sorted(read, key=lambda row: order.index(row["study"])):
+        groups.setdefault(row["regime"] or row["study"], []).append(row)
+    return groups
 
 
-def controls(read: list[dict[str, str]], regime: str, arm: str, split: str) -> dict[int, float]:
-    """The accuracy of an arm, by seed."""
-    return {
-        int(row["seed"]): float(row[f"{split}_accuracy"])
-        for row in read
-        if (row["regime"], row["arm"]) == (regime, arm)
+def _screening_table(title: str, group: Rows) -> list[str]:
+    heads = ["arm", "seeds", *METRICS.values(), "accuracy, difference"]
+    table = []
+    for arm, control in _arms(group):
+        cells = _cells(group, arm, "validation", METRICS)
+        table.append([*cells, _format(_difference(group, arm, control, "validation", "accuracy"), "accuracy")])
+    return ["", f"**{title}**, screening, PublicTest", "", *_table(heads, table)]
+
+
+def _final_tables(title: str, group: Rows) -> list[str]:
+    heads = ["arm", "seeds", "PublicTest", "PrivateTest", "both", *list(METRICS.values())[1:]]
+    table = []
+    for arm, _ in _arms(group):
+        name, seeds, *figures = _cells(group, arm, "test", METRICS)
+        public = _cells(group, arm, "validation", ["accuracy"])[-1]
+        table.append([name, seeds, public, figures[0], _mean(_both(group, arm), True), *figures[1:]])
+    lines = ["", f"**{title}**, PrivateTest (accuracy: each split, and both together)", "", *_table(heads, table)]
+    compared = [(arm, control) for arm, control in _arms(group) if control]
+    columns = []
+    for metric in METRICS:
+        gains = [_difference(group, arm, control, "test", metric) for arm, control in compared]
+        cells = [_format(gain, metric) for gain in gains]
+        corrected = holm([gain.p for gain in gains])
+        columns.append([f"**{cell}**" if p < 0.05 else cell for cell, p in zip(cells, corrected, strict=True)])
+    if compared:
+        differences = [[arm, *cells] for (arm, _), *cells in zip(compared, *columns, strict=True)]
+        lines += ["", f"**{title}**, PrivateTest, difference to cross-entropy", ""]
+        lines += _table(["arm", *METRICS.values()], differences)
+    return lines
+
+
+def _arms(group: Rows) -> list[tuple[str, str]]:
+    """The arms that have rows, in the studies' order, each with its control's name ('' for a control)."""
+    present = {(row["study"], row["regime"], row["arm"]) for row in group}
+    arms = {
+        variant.arm: variant.against.removeprefix(f"{variant.regime}: ")
+        for name, study in STUDIES.items()
+        for variant in study.variants
+        if (name, variant.regime, variant.arm) in present
     }
+    return list(arms.items())
+
+
+def _values(group: Rows, arm: str, split: str, metric: str) -> dict[int, float]:
+    """A metric of an arm, by seed."""
+    column = f"{split}_{metric}"
+    return {int(row["seed"]): float(row[column]) for row in group if row["arm"] == arm and row[column]}
+
+
+def _both(group: Rows, arm: str) -> list[float]:
+    """The accuracy on PublicTest and PrivateTest together, of each seed."""
+    result = []
+    for row in group:
+        if row["arm"] == arm:
+            counts = [int(row[f"{split}_samples"]) for split in SPLITS]
+            right = [count * float(row[f"{split}_accuracy"]) for count, split in zip(counts, SPLITS, strict=True)]
+            result.append(sum(right) / sum(counts))
+    return result
+
+
+def _cells(group: Rows, arm: str, split: str, metrics: Iterable[str]) -> list[str]:
+    values = {metric: list(_values(group, arm, split, metric).values()) for metric in metrics}
+    seeds = max(len(value) for value in values.values())
+    return [arm, str(seeds), *(_mean(value, metric in PERCENT) for metric, value in values.items())]
+
+
+def _difference(group: Rows, arm: str, control: str, split: str, metric: str) -> Difference:
+    return difference(_values(group, arm, split, metric), _values(group, control, split, metric))
 
 
 def _mean(values: list[float], percent: bool) -> str:
@@ -73,12 +130,22 @@ def _mean(values: list[float], percent: bool) -> str:
     return f"{statistics.mean:.{digits}f}" + (f" ± {statistics.deviation:.{digits}f}" if statistics.n > 1 else "")
 
 
-def _difference(one: dict[int, float], other: dict[int, float]) -> str:
-    gain = difference(one, other)
+def _format(gain: Difference, metric: str) -> str:
+    scale, digits = (100, 2) if metric in PERCENT else (1, 3)
     if not gain.n:
-        return "–"
-    interval = f" ({100 * gain.low:+.2f} to {100 * gain.high:+.2f})" if gain.low == gain.low else ""
-    return f"{100 * gain.mean:+.2f}{interval}"
+        return ""
+    interval = f" ({scale * gain.low:+.{digits}f} to {scale * gain.high:+.{digits}f})" if gain.low == gain.low else ""
+    return f"{scale * gain.mean:+.{digits}f}{interval}"
+
+
+def _table(heads: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *table]]
+
+
+def in_study_order(arms: Collection[str]) -> list[str]:
+    """The arms in the order of the studies, then the arms of no study."""
+    order = {variant.arm: None for study in STUDIES.values() for variant in study.variants}
+    return [arm for arm in order if arm in arms] + sorted(set(arms) - order.keys())
 
 
 def write() -> None:
