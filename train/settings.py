@@ -30,7 +30,10 @@ def option(
     high: float = math.inf,
     shown: str | None = None,
 ) -> Any:
-    """A field with what the command line needs: its help, parser, choices, inclusive bounds and shown default."""
+    """A field with what the command line needs: its help, parser, choices, inclusive bounds and shown default.
+
+    An upper bound needs a lower one.
+    """
     extra = {
         "help": help,
         "parse": parse or type(default),
@@ -80,12 +83,8 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
-class DataPath:
+class DataSettings(DataOptions):
     data: str = option(SYNTHETIC, "a dataset's folder or file, or 'synthetic' for procedurally drawn faces")
-
-
-@dataclass(frozen=True)
-class DataSettings(DataOptions, DataPath):  # in this order --data heads the list: a dataclass begins with its last base
     sampler: str = option(
         "shuffle",
         "order of the training images: shuffle = each once per epoch; balanced = every class equally often; "
@@ -328,7 +327,7 @@ def recipe_values(name: str) -> dict[str, Any]:
             raise UserError(f"--recipe {name}: no setting is called {key!r}{nearest(str(key), list(fields))}")
         try:
             values[key] = _parsed(fields[key], value)
-            _check(fields[key], values[key])
+            check_bounds({key: values[key]})
         except (UserError, ValueError, argparse.ArgumentTypeError) as error:
             raise UserError(f"--recipe {name}: {key}: {error}") from error
     return values
@@ -372,22 +371,11 @@ def resolve(given: Mapping[str, Any]) -> Settings:
 
 def check_bounds(values: Mapping[str, Any]) -> None:
     """UserError where a setting, by field name, is out of its bounds."""
-    for item in setting_fields().values():
-        if item.name in values:
-            _check(item, values[item.name])
-
-
-def _check(item: dataclasses.Field[Any], value: Any) -> None:
-    low, high = item.metadata["low"], item.metadata["high"]
-    if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
-        bounds = (
-            f"at least {low:g}"
-            if high == math.inf
-            else f"at most {high:g}"
-            if low == -math.inf
-            else f"{low:g} to {high:g}"
-        )
-        raise UserError(f"{flag(item.name)} {value}: expected {bounds}")
+    for name, item in setting_fields().items():
+        value, low, high = values.get(name), item.metadata["low"], item.metadata["high"]
+        if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
+            bounds = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+            raise UserError(f"{flag(name)} {value}: expected {bounds}")
 
 
 def flag(name: str) -> str:
