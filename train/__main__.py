@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from train.entry import exit_code, leave
 from train.options import parser
-from train.settings import merge_given, resolve
+from train.recipe import merge_given, resolve
 from train.unused_options import unused_notes
 
 

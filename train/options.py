@@ -6,7 +6,8 @@ from typing import Any
 
 from train.entry import Parser
 from train.recipe import names as recipe_names
-from train.settings import SYNTHETIC, flag, format_value, recipe_values, setting_fields, setting_groups
+from train.recipe import recipe_values
+from train.settings import SYNTHETIC, flag, format_value, setting_fields, setting_groups
 
 FIRST = ("data", "recipe", "out", "resume", "epochs")  # of --help
 

@@ -17,9 +17,10 @@ from train.data.loading import TrainSteps
 from train.errors import Diverged, UserError
 from train.evaluation import Evaluation
 from train.ranks import Ranks
+from train.recipe import recipe_values
 from train.resume import newest_checkpoint_note
 from train.run_folder import RunFolder
-from train.settings import Settings, format_value, recipe_values
+from train.settings import Settings, format_value
 
 TIMES = " × "
 # mean_weight is Eq. 7's w averaged over the images: FD fades with it even where NFD, and so no embedding, moves.

@@ -1,19 +1,12 @@
-"""Every setting of a run, in named groups. The defaults are the paper's recipe (Sec. IV-B of the paper).
+"""Every setting of a run, in named groups. The defaults are the paper's recipe (Sec. IV-B of the paper)."""
 
-A run's settings come from three layers, the later ones winning: the defaults below, a recipe (`train/recipes/`), and
-what the user gave. A run that is resumed has those it began with.
-"""
-
-import argparse
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from train.entry import nearest
 from train.errors import UserError
-from train.recipe import read_recipe
 from train.setting_types import ce_weight, components, target
 
 LARGEST_SEED = 2**32 - 1  # NumPy's and scikit-learn's
@@ -30,7 +23,10 @@ def option(
     high: float = math.inf,
     shown: str | None = None,
 ) -> Any:
-    """A field with what the command line needs: its help, parser, choices, inclusive bounds and shown default."""
+    """A field with what the command line needs: its help, parser, choices, inclusive bounds and shown default.
+
+    An upper bound needs a lower one.
+    """
     extra = {
         "help": help,
         "parse": parse or type(default),
@@ -80,12 +76,8 @@ class DataOptions:
 
 
 @dataclass(frozen=True)
-class DataPath:
+class DataSettings(DataOptions):
     data: str = option(SYNTHETIC, "a dataset's folder or file, or 'synthetic' for procedurally drawn faces")
-
-
-@dataclass(frozen=True)
-class DataSettings(DataOptions, DataPath):  # in this order --data heads the list: a dataclass begins with its last base
     sampler: str = option(
         "shuffle",
         "order of the training images: shuffle = each once per epoch; balanced = every class equally often; "
@@ -316,78 +308,13 @@ def setting_fields() -> dict[str, dataclasses.Field[Any]]:
     return {item.name: item for _, fields in setting_groups() for item in fields}
 
 
-NOT_IN_RECIPES = ("data", "recipe", "out", "overwrite", "resume", "init_from")
-
-
-def recipe_values(name: str) -> dict[str, Any]:
-    """The settings of a recipe, checked. Raises UserError naming the recipe, the setting, and what is wrong."""
-    fields = {key: item for key, item in setting_fields().items() if key not in NOT_IN_RECIPES}
-    values = {}
-    for key, value in read_recipe(name).items():
-        if key not in fields:
-            raise UserError(f"--recipe {name}: no setting is called {key!r}{nearest(str(key), list(fields))}")
-        try:
-            values[key] = _parsed(fields[key], value)
-            _check(fields[key], values[key])
-        except (UserError, ValueError, argparse.ArgumentTypeError) as error:
-            raise UserError(f"--recipe {name}: {key}: {error}") from error
-    return values
-
-
-def _parsed(item: dataclasses.Field[Any], value: Any) -> Any:
-    """A value of a YAML file, as the command line would have it."""
-    if value is None:
-        raise ValueError("expected a value, got none")
-    choices = item.metadata["choices"] or ()
-    if isinstance(value, bool) and "yes" in choices:
-        value = "yes" if value else "no"  # YAML's reading of yes and no
-    if isinstance(item.default, bool) or isinstance(value, bool):
-        if type(item.default) is not type(value):
-            raise ValueError(f"expected {type(item.default).__name__}, got {value!r}")
-        return value
-    value = [f"{key}={weight}" for key, weight in value.items()] if isinstance(value, dict) else value
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    if choices and text not in choices:
-        raise ValueError(f"expected one of {', '.join(choices)}, got {text!r}")
-    return item.metadata["parse"](text)
-
-
-def merge_given(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What the user chose, by field name: the settings of a recipe that was named and, over them, the given ones."""
-    return {**(recipe_values(given["recipe"]) if given.get("recipe") else {}), **given}
-
-
-def resolve(given: Mapping[str, Any]) -> Settings:
-    """Settings from defaults, the recipe, and the given values (by field name)."""
-    for name in ("data", "recipe", "resume", "init_from"):
-        if given.get(name) == "":  # of a shell's variable that is not set
-            raise UserError(f"{flag(name)}: expected a value, got an empty one")
-    synthetic = given.get("data", SYNTHETIC) == SYNTHETIC
-    settings = Settings().replace(
-        merge_given(given if given.get("recipe") or not synthetic else {**given, "recipe": SYNTHETIC})
-    )
-    check_bounds(settings.values())
-    return settings
-
-
 def check_bounds(values: Mapping[str, Any]) -> None:
     """UserError where a setting, by field name, is out of its bounds."""
-    for item in setting_fields().values():
-        if item.name in values:
-            _check(item, values[item.name])
-
-
-def _check(item: dataclasses.Field[Any], value: Any) -> None:
-    low, high = item.metadata["low"], item.metadata["high"]
-    if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
-        bounds = (
-            f"at least {low:g}"
-            if high == math.inf
-            else f"at most {high:g}"
-            if low == -math.inf
-            else f"{low:g} to {high:g}"
-        )
-        raise UserError(f"{flag(item.name)} {value}: expected {bounds}")
+    for name, item in setting_fields().items():
+        value, low, high = values.get(name), item.metadata["low"], item.metadata["high"]
+        if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
+            bounds = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+            raise UserError(f"{flag(name)} {value}: expected {bounds}")
 
 
 def flag(name: str) -> str:

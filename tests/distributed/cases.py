@@ -31,6 +31,7 @@ from tests.virtual.tools import (
     plain_step,
     split,
 )
+from train.ranks import Ranks
 
 CASES: dict[str, Callable[[int, int], None]] = {}
 SLOW: set[str] = set()
@@ -356,6 +357,11 @@ def groups_within_the_world(rank: int, world: int) -> None:
         dist.all_reduce(parameter.grad, group=local)
         parameter.grad /= members
     assert_equal_gradients(model, plain)
+    whole = images.flatten(1).requires_grad_()
+    own = whole.detach()[share].requires_grad_()
+    AdCorreMetricLoss()(whole, targets).backward()
+    AdCorreMetricLoss(process_group=local)(own, targets[share]).backward()
+    torch.testing.assert_close(own.grad, members * whole.grad[share], rtol=1e-10, atol=1e-12)
     if world > 1:
         with pytest.raises(ValueError, match="not a member of the group"):
             AdCorreLoss(CLASSES, process_group=groups[1 - rank % 2])
@@ -401,6 +407,25 @@ def other_chunks_on_one_rank(rank: int, world: int) -> None:
     with pytest.raises(RuntimeError, match="chunk 0 of 4 has other labels") if rank == 0 else nullcontext():
         step(lambda: ((images[rows], targets[rows]) for rows in next(opened).split(7)))
     assert (rank == 0) == (not gradients(model))
+
+
+@case
+def ranks_of_a_training_run(rank: int, world: int) -> None:
+    """Rank 0's weights and buffers reach every rank, in any memory layout; values are gathered in order of ranks."""
+    ranks = Ranks(rank, world)
+    first = Model(norm=True)
+    for buffers_only in (False, True):
+        layout = torch.channels_last if rank else torch.contiguous_format
+        model = Model(norm=True, seed=rank).to(memory_format=layout)
+        model.norm.running_mean += rank
+        own = copy.deepcopy(model)
+        ranks.broadcast(model, buffers_only=buffers_only)
+        for name, buffer in model.named_buffers():
+            assert torch.equal(buffer, first.get_buffer(name)), name
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, (own if buffers_only else first).get_parameter(name)), name
+    assert ranks.all_gather(rank) == list(range(world))
+    assert ranks.broadcast_from_first(rank) == 0
 
 
 @slow
@@ -461,14 +486,23 @@ def metric_loss_equals_a_single_process(rank: int, world: int) -> None:
     rng = torch.Generator().manual_seed(5)
     every = torch.randn(13, 2, 6, generator=rng, dtype=torch.float64)
     labels = torch.randint(0, 5, (13,), generator=rng).sort()[0]
-    for settings in ({"num_classes": 5}, {}, PAIRS, {"ignore_index": 30}, {"num_classes": 5, "map": True}):
+    every_setting = (
+        {"num_classes": 5},
+        {},
+        PAIRS,
+        {"ignore_index": 37},
+        {"num_classes": 5, "map": True},
+        {"num_classes": 5, "gradient_reduction": "sum"},
+    )
+    for settings in every_setting:
+        factor = 1 if "gradient_reduction" in settings else world
         losses = []
         for group in (None, "world"):
             options = {name: value for name, value in settings.items() if name != "map"}
             if "map" in settings:
                 options |= {"attention": AdaptiveAttentionMap(5), "embedding_size": (2, 6)}
             losses.append(AdCorreMetricLoss(**options, process_group=group).double())
-        given = labels if "num_classes" in settings else labels * 10
+        given = labels if "num_classes" in settings else labels * 10 + 7  # 0, which pads, is no label
         for kind in ("uneven", "empty"):
             own = shares(13, world, kind)[rank]
             whole, local = every.clone().requires_grad_(), every[own].clone().requires_grad_()
@@ -476,7 +510,7 @@ def metric_loss_equals_a_single_process(rank: int, world: int) -> None:
             expected.backward()
             loss.backward()
             torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
-            torch.testing.assert_close(local.grad, world * whole.grad[own], rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(local.grad, factor * whole.grad[own], rtol=1e-10, atol=1e-12)
         for name, value in losses[0].state_dict().items():
             torch.testing.assert_close(losses[1].state_dict()[name], value)
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from train.options import parser
-from train.settings import resolve
+from train.recipe import resolve
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

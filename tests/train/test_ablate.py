@@ -22,7 +22,8 @@ from train.errors import Diverged
 from train.model import build_model
 from train.objective import build_objective
 from train.ranks import ALONE
-from train.settings import ModelSettings, Settings, resolve
+from train.recipe import resolve
+from train.settings import ModelSettings, Settings
 
 TINY = ("--backbone", "test_resnet", "--d", "8", "--image-size", "32", "--batch-size", "16")
 QUICK = (*TINY, "--device", "cpu", "--amp", "none", "--channels-last", "no", "--epochs", "1")

@@ -13,9 +13,9 @@ from train.__main__ import main
 from train.data.__main__ import main as data_command
 from train.errors import UserError
 from train.options import parser
-from train.recipe import FOLDER, names
+from train.recipe import FOLDER, NOT_IN_RECIPES, names, recipe_values, resolve
 from train.report import describe_settings
-from train.settings import NOT_IN_RECIPES, Settings, recipe_values, resolve
+from train.settings import Settings
 
 DATASETS = ("fer2013", "ferplus", "rafdb", "affectnet")
 

@@ -7,8 +7,9 @@ import pytest
 from train.data.base import Request
 from train.errors import UserError
 from train.options import parser
+from train.recipe import recipe_values, resolve
 from train.report import describe_settings
-from train.settings import Settings, recipe_values, resolve
+from train.settings import Settings
 from train.unused_options import unused_notes
 
 

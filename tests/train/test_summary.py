@@ -32,16 +32,22 @@ def gain(arm: str) -> str:
     return f"-3.00 ({low} to {high})"
 
 
-def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter\n")
-    monkeypatch.setattr(summary, "ROWS", write(tmp_path / "study.csv"))
-    monkeypatch.setattr(summary, "PAGE", page)
+def test_the_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = tmp_path / "page.md", tmp_path / "readme.md"
+    for page in pages:
+        page.write_text(f"before\n{summary.BEGIN}\nold\n{summary.END}\nafter\n")
+    monkeypatch.setattr(summary, "ROWS", write(tmp_path / "study.csv", first_seed=10))
+    monkeypatch.setattr(summary, "PAGE", pages[0])
+    monkeypatch.setattr(summary, "README", pages[1])
     assert summary.main([]) == 0
-    text = page.read_text()
-    assert text.startswith(f"before\n{summary.BEGIN}\n9 runs so far, 4.5 hours.\n")
-    assert text.endswith(f"{summary.END}\nafter\n")
-    assert "old" not in text
+    texts = [page.read_text() for page in pages]
+    assert texts[0].startswith(f"before\n{summary.BEGIN}\n9 runs so far, 4.5 hours.\n")
+    assert "| 3 seeds | accuracy | ECE | MAP@R |" in texts[1]
+    assert "| CE | 61.33 ± 1.53 |" in texts[1]
+    assert f"| paper | {gain('paper')} |" in texts[1]
+    for text in texts:
+        assert text.endswith(f"{summary.END}\nafter\n")
+        assert "old" not in text
 
 
 def test_screening_is_shown_on_the_validation_split(tmp_path: Path) -> None:

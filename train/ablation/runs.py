@@ -15,8 +15,9 @@ from train.errors import Diverged, UserError
 from train.loop import run as train_run
 from train.objective import check_objective
 from train.ranks import ALONE
+from train.recipe import merge_given, resolve
 from train.resume import FREE
-from train.settings import Settings, flag, format_value, merge_given, resolve
+from train.settings import Settings, flag, format_value
 
 FAILED = "failed.txt"
 

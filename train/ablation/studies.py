@@ -203,6 +203,16 @@ STUDIES: dict[str, Study] = {
         _small(FIRST, ["30 % noise", "long tail"]),
         defaults={"recipe": "fer2013-small"},
     ),
+    "confirm": Study(
+        "Confirmation on 5,000 images: what differed from cross-entropy in the small study",
+        _small(["CE", "paper", "FD", "ED", "CE, smoothed"], ["clean"]),
+        defaults={"recipe": "fer2013-small"},
+    ),
+    "confirm-regimes": Study(
+        "Confirmation of what differed from cross-entropy with labels redrawn or a long tail",
+        _small(["CE", "paper"], ["30 % noise"]) + _small(["CE", "paper, rising λ", "FD"], ["long tail"]),
+        defaults={"recipe": "fer2013-small"},
+    ),
     "all-images": Study(
         "The small study's first arms on all training images",
         _small(FIRST, ["all images"]),

@@ -1,4 +1,4 @@
-"""`python -m train.ablation.summary`: the tables of docs/reproduction.md from the rows of bench/results/study.csv."""
+"""`python -m train.ablation.summary`: the tables of docs/reproduction.md and README from bench/results/study.csv."""
 
 import sys
 from collections.abc import Collection, Iterable, Sequence
@@ -11,7 +11,7 @@ from train.command import CommandParser, execute
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "bench/results/study.csv"
-PAGE = ROOT / "docs/reproduction.md"
+PAGE, README = ROOT / "docs/reproduction.md", ROOT / "README.md"
 BEGIN, END = "<!-- rows begin -->", "<!-- rows end -->"
 PERCENT = {"accuracy", "average_accuracy", "ece", "map_at_r"}
 METRICS = {
@@ -71,18 +71,31 @@ def _final_tables(title: str, group: Rows) -> list[str]:
         public = _cells(group, arm, "validation", ["accuracy"])[-1]
         table.append([name, seeds, public, figures[0], _mean(_both(group, arm), True), *figures[1:]])
     lines = ["", f"**{title}**, PrivateTest (accuracy: each split, and both together)", "", *_table(heads, table)]
+    if differences := _differences(group, list(METRICS)):
+        lines += ["", f"**{title}**, PrivateTest, difference to cross-entropy", ""]
+        lines += _table(["arm", *METRICS.values()], differences)
+    return lines
+
+
+def _differences(group: Rows, metrics: Sequence[str]) -> list[list[str]]:
+    """Of each arm that has a control: its name, and the difference in each metric on PrivateTest."""
     compared = [(arm, control) for arm, control in _arms(group) if control]
     columns = []
-    for metric in METRICS:
+    for metric in metrics:
         gains = [_difference(group, arm, control, "test", metric) for arm, control in compared]
         cells = [_format(gain, metric) for gain in gains]
         corrected = holm([gain.p for gain in gains])
         columns.append([f"**{cell}**" if p < 0.05 else cell for cell, p in zip(cells, corrected, strict=True)])
-    if compared:
-        differences = [[arm, *cells] for (arm, _), *cells in zip(compared, *columns, strict=True)]
-        lines += ["", f"**{title}**, PrivateTest, difference to cross-entropy", ""]
-        lines += _table(["arm", *METRICS.values()], differences)
-    return lines
+    return [[arm, *cells] for (arm, _), *cells in zip(compared, *columns, strict=True)]
+
+
+def short_table(file: Path) -> str:
+    """README's table: on clean labels, confirmed: means of cross-entropy, differences of the other arms."""
+    metrics = ["accuracy", "ece", "map_at_r"]
+    group = [row for row in rows.read(file) if row["regime"] == "clean" and int(row["seed"]) >= CONFIRMATION]
+    _, seeds, *means = _cells(group, "CE", "test", metrics)
+    heads = [f"{seeds} seeds", *(METRICS[metric] for metric in metrics)]
+    return "\n".join(_table(heads, [["CE", *means], *_differences(group, metrics)]))
 
 
 def _arms(group: Rows) -> list[tuple[str, str]]:
@@ -149,15 +162,18 @@ def in_study_order(arms: Collection[str]) -> list[str]:
 
 
 def write() -> None:
-    """Write the tables between the two marks in the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{markdown(ROWS)}\n{END}{after}", encoding="utf-8")
-    print(f"written to {PAGE}")
+    """Write the tables between the two marks in the page and in README."""
+    for page, tables in ((PAGE, markdown(ROWS)), (README, short_table(ROWS))):
+        text = page.read_text(encoding="utf-8")
+        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+        page.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
+        print(f"written to {page}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandParser("ablation.summary", "Rewrite the tables of docs/reproduction.md from the study's rows.")
+    parser = CommandParser(
+        "ablation.summary", "Rewrite the tables of docs/reproduction.md and README.md from the study's rows."
+    )
     return execute(parser, "train.ablation.summary:write", arguments)
 
 
