@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from adcorre import checks
 from adcorre.backends import Options, fast_apply, get_backend, linear_terms, resolve_options, without_double_backward
 from adcorre.between import BetweenPairs, pairs_gradient, pairs_of_one_batch
-from adcorre.fused import fused_terms, kernel_settings
+from adcorre.fused import ResolvedCall, fused_terms, kernel_settings, resolve_call
 from adcorre.reference import reference_terms
 from adcorre.statistics import FlatStatistics, Tables, Values
 
@@ -106,15 +107,31 @@ def adcorre_terms(
         TypeError: wrong dtypes, or arguments that are not tensors.
         IndexError: a bad label, see `validate`.
     """
+    given = (backend, between_target, mean_target, embedding_target, ignore_index, pairs, precision)
+    types = (type(between_target), type(mean_target), type(embedding_target), type(ignore_index))  # True equals 1
+    options, settings = resolve_call(remembered_calls, _resolve, (embeddings, targets, attention), (*given, types))
+    checks.check_labels(targets, attention.shape[0], ignore_index, validate)
+    x = three_dimensional(embeddings)
+    targets = targets if targets.dtype == torch.int64 else targets.long()
+    if settings is not None:
+        return Terms(*fused_terms(x, targets, attention, options, settings)[:3])
+    values = all_terms(x, targets, attention, options)
+    return Terms(values.fd, values.md, values.ed)
+
+
+remembered_calls: dict[Hashable, ResolvedCall] = {}
+
+
+def _resolve(embeddings: Tensor, targets: Tensor, attention: Tensor, *given: Any) -> ResolvedCall:
+    """Check everything but labels, and resolve the options."""
+    *requested, _types = given
     checks.check_embeddings(embeddings)
     checks.check_attention(attention)
     checks.check_same_device(attention, embeddings)
-    targets = checks.check_targets(targets, embeddings.shape[0], embeddings.device, ignore_index)
-    checks.check_labels(targets, attention.shape[0], ignore_index, validate)
-    term_targets = (between_target, mean_target, embedding_target)
-    options = resolve_options(embeddings, attention.shape[0], backend, *term_targets, ignore_index, pairs, precision)
-    values = all_terms(three_dimensional(embeddings), targets, attention, options)
-    return Terms(values.fd, values.md, values.ed)
+    checks.check_targets(targets, embeddings.shape[0], embeddings.device, requested[4])
+    num_classes = attention.shape[0]
+    options = resolve_options(embeddings, num_classes, *requested)
+    return ResolvedCall(options, kernel_settings(options, num_classes, three_dimensional(embeddings)))
 
 
 def all_terms(x: Tensor, targets: Tensor, attention: Tensor, options: Options) -> Values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,37 @@ from torch import Tensor
 
 from adcorre.backends import Options, fast_apply, triton_kernels, without_double_backward
 from adcorre_kernels import cpu
+
+REMEMBERED_CALLS = 1024
+
+
+class ResolvedCall(NamedTuple):
+    """Resolved options, and the kernels' settings if the kernels compute every step, else None."""
+
+    options: Options
+    settings: Any
+
+
+def resolve_call(
+    calls: dict[Hashable, ResolvedCall],
+    resolve: Callable[..., ResolvedCall],
+    tensors: tuple[Tensor, ...],
+    settings: tuple[Any, ...],
+) -> ResolvedCall:
+    """resolve(*tensors, *settings), which checks a call and reads no values, remembered in `calls`."""
+    if torch.compiler.is_compiling():
+        return resolve(*tensors, *settings)
+    try:
+        key = (settings, *[(one.dtype, one.shape, one.device, one.requires_grad) for one in tensors])
+        call = calls.get(key)
+    except (AttributeError, TypeError):  # not tensors, or settings of a wrong type: the checks raise the error
+        return resolve(*tensors, *settings)
+    if call is None:
+        call = resolve(*tensors, *settings)
+        if len(calls) >= REMEMBERED_CALLS:
+            calls.clear()
+        calls[key] = call
+    return call
 
 
 class AttentionState(NamedTuple):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from adcorre import checks, distributed
 from adcorre.attention import AdaptiveAttentionMap, check_attention_map
-from adcorre.backends import Options, resolve_options
+from adcorre.backends import resolve_options
 from adcorre.distributed import BatchSums
 from adcorre.equation import (
     AdCorreOutput,
@@ -26,13 +26,12 @@ from adcorre.equation import (
     whole_loss,
 )
 from adcorre.functional import three_dimensional
-from adcorre.fused import AttentionState, kernel_settings
+from adcorre.fused import AttentionState, ResolvedCall, kernel_settings, resolve_call
 from adcorre.module import LossModule, check_ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-REMEMBERED_CALLS = 1024
 PENDING_STEPS = 32  # forward passes kept for a recomputation by activation checkpointing
 
 
@@ -189,7 +188,7 @@ class AdCorreLoss(LossModule):
         self.process_group = process_group
         self.gradient_reduction = gradient_reduction
         self._steps: deque[_Step | _FusedStep] = deque(maxlen=PENDING_STEPS)
-        self._calls: dict[Any, _ResolvedCall] = {}
+        self._calls: dict[Hashable, ResolvedCall] = {}
 
     def forward(
         self, logits: Tensor, embeddings: Tensor, targets: Tensor, *, lambd: float | Tensor | None = None
@@ -222,33 +221,18 @@ class AdCorreLoss(LossModule):
             self._steps.append(_FusedStep(values, self.num_classes, record))
         return output
 
-    def _resolve_call(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> _ResolvedCall:
-        """Check a batch, or a part of it, except its labels' values, and resolve the options.
+    def _resolve_call(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> ResolvedCall:
+        """Check a batch, or a part of it, except its labels' values, and resolve the options."""
+        settings = (
+            self.backend, self.between_target, self.mean_target, self.embedding_target, self.ignore_index, self.pairs,
+            self.precision, self.label_smoothing, self.num_classes, *self.components.items(),
+        )  # fmt: skip
+        return resolve_call(self._calls, self._resolve, (logits, embeddings, targets), settings)
 
-        The result depends only on settings, shapes, dtypes and devices, and is cached by them.
-        """
-        settings = [getattr(self, name) for name in Options._fields[:-1]]
-        if torch.compiler.is_compiling():
-            return self._resolve(logits, embeddings, targets, *settings)
-        try:
-            key = (
-                logits.dtype, logits.shape, logits.device, embeddings.dtype, embeddings.shape, embeddings.device,
-                targets.dtype, targets.shape, targets.device, *settings, *self.components.items(), self.num_classes,
-            )  # fmt: skip
-            call = self._calls.get(key)
-        except (AttributeError, TypeError):  # not tensors: the checks raise the error
-            call = None
-        if call is None:
-            call = self._resolve(logits, embeddings, targets, *settings)
-            if len(self._calls) >= REMEMBERED_CALLS:
-                self._calls.clear()
-            self._calls[key] = call
-        return call
-
-    def _resolve(self, logits: Tensor, embeddings: Tensor, targets: Tensor, *settings: Any) -> _ResolvedCall:
+    def _resolve(self, logits: Tensor, embeddings: Tensor, targets: Tensor, *settings: Any) -> ResolvedCall:
         _check_batch(logits, embeddings, targets, self.num_classes, self.ignore_index)
-        options = resolve_options(embeddings, self.num_classes, *settings, self.components)
-        return _ResolvedCall(options, kernel_settings(options, self.num_classes, three_dimensional(embeddings), logits))
+        options = resolve_options(embeddings, self.num_classes, *settings[:8], self.components)
+        return ResolvedCall(options, kernel_settings(options, self.num_classes, three_dimensional(embeddings), logits))
 
     def part(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> Part:
         """Check a batch, or a part of one, and sum over its samples. The state does not change. Sums of parts add.
@@ -336,13 +320,6 @@ class AdCorreLoss(LossModule):
         if set(components.values()) <= {1.0}:
             components = tuple(components)
         return f"num_classes={self.num_classes}, lambd={self.lambd}, components={components}"
-
-
-class _ResolvedCall(NamedTuple):
-    """Resolved options, and the kernels' settings if the kernels compute the whole loss, else None."""
-
-    options: Options
-    settings: Any
 
 
 @dataclass

@@ -17,7 +17,7 @@ from unittest import mock
 
 import torch
 
-from adcorre import AdCorreLoss, adcorre_terms
+from adcorre import AdCorreLoss, adcorre_terms, functional
 from bench import measure, rows
 
 CPU = torch.device("cpu")
@@ -47,7 +47,11 @@ def no_launches() -> Iterator[list[str]]:
     def run(kernel: Any, *arguments: Any, **named: Any) -> None:
         names.append(kernel.fn.__name__)
 
-    with mock.patch.object(JITFunction, "run", run), mock.patch.object(support, "cpu_tensors", True):
+    with (
+        mock.patch.object(JITFunction, "run", run),
+        mock.patch.object(support, "cpu_tensors", True),
+        mock.patch.object(functional, "remembered_calls", {}),
+    ):
         yield names
 
 

@@ -67,6 +67,16 @@ def test_options(options, error, words) -> None:
             AdCorreLoss(4, **options)
 
 
+def test_a_remembered_call_excuses_no_other() -> None:
+    """Calls are remembered by their settings, where True == 1 == 1.0, and by the properties of their tensors."""
+    adcorre_terms(X, Y, W, between_target=1, ignore_index=1, backend="torch")
+    for options in ({"between_target": True, "ignore_index": 1}, {"between_target": 1, "ignore_index": True}):
+        with pytest.raises(TypeError, match="got bool"):
+            adcorre_terms(X, Y, W, **options, backend="torch")
+    with pytest.raises(ValueError, match="attention: carries no gradient"):
+        adcorre_terms(X, Y, W.clone().requires_grad_(), between_target=1, ignore_index=1, backend="torch")
+
+
 def test_triton_on_a_cpu_is_a_clear_error() -> None:
     with pytest.raises(ValueError, match='backend="triton": .*(CUDA|GPU|interpreter|Triton)'):
         adcorre_terms(X, Y, W, backend="triton")

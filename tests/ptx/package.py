@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import ptx_machine
+from adcorre import functional
 from adcorre_kernels.gpu import gpus, loss, plan, support
 from tests.kernels.launched import pair_tools, tools
 from tests.loss.tools import Problem, draw
@@ -119,11 +120,13 @@ def machine(target: str, seed: int = 0, **options: object) -> Iterator[ptx_machi
     torch.use_deterministic_algorithms(True, warn_only=True)
     for function in remembered:
         function.cache_clear()
+    remembered_calls, functional.remembered_calls = functional.remembered_calls, {}
     try:
         with ptx_machine.target(target, seed=seed, **options) as report:
             yield report
     finally:
         support.cpu_tensors, gpus.multiprocessors, plan.LOCAL_SAMPLES, tools.INTERPRETED, gpus.family = before
+        functional.remembered_calls = remembered_calls
         torch.use_deterministic_algorithms(False)
         for function in remembered:
             function.cache_clear()

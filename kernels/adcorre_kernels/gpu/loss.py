@@ -38,13 +38,6 @@ class LossPlan(NamedTuple):
     tables: int
 
 
-def _layout(tensor: Tensor | None) -> Any:
-    """The properties of a tensor that launches depend on."""
-    if tensor is None:
-        return None
-    return tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % 16
-
-
 @lru_cache(maxsize=1024)
 def _terms_options(settings: Settings, k: int, d: int, num_classes: int) -> KernelOptions:
     term_targets = (settings.between_target, settings.mean_target, settings.embedding_target)
@@ -112,8 +105,11 @@ def _get_plan(
 ) -> LossPlan:
     device = x.device
     gpu = gpus.family(device), gpus.multiprocessors(device)
-    layouts = map(_layout, others)
-    return _plan(settings, count, record, device, _layout(x), _layout(logits), num_classes, *gpu, *layouts)
+    layouts = [  # the properties that launches depend on
+        None if one is None else (one.dtype, one.shape, one.stride(), one.data_ptr() % 16)
+        for one in (x, logits, *others)
+    ]
+    return _plan(settings, count, record, device, *layouts[:2], num_classes, *gpu, *layouts[2:])
 
 
 def forward(
