@@ -54,7 +54,8 @@ FAULTS = [
     Fault(VIRTUAL, "targets, record=True)", "targets)", CHUNKS + "equals_one_ordinary_batch"),
     Fault(VIRTUAL, "if last and next(chunks, None) is not None:", "if False:", MISTAKES + "another_number_of_chunks"),
     # a second pass of another network, or an error that leaves something behind
-    Fault(VIRTUAL, "                    state.restore()\n", "", CHUNKS + "dropout_equals_keeping_the_graphs"),
+    Fault(VIRTUAL, "                    state.restore()\n", "",
+          CHUNKS + "an_iterator_that_draws_random_numbers_between_the_chunks"),
     Fault(VIRTUAL, "        initial_state.restore()\n", "",
           CHUNKS + "a_loader_that_draws_from_the_default_generator_is_replayed"),
     Fault(VIRTUAL, "        self.buffers.restore()\n        initial", "        initial",
