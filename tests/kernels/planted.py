@@ -1,7 +1,7 @@
 """`python -m tests.kernels.planted`: faults in the kernels' source text, and whether the test named beside each fails.
 
 All of them, or each SHARES-th from that of a given number on. Each runs in a process of its own, in
-Triton's interpreter, on a copy of the package that has the fault.
+Triton's interpreter, on a copy of the checkout that has the fault. `tests/distributed/planted.py` has other faults.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ import triton  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 SHARES = 6
-PACKAGE = ROOT / "kernels" / "adcorre_kernels"
+COPIED = ("adcorre", "kernels", "train", "tests")
+GPU = "kernels/adcorre_kernels/gpu/"
 
 
 class Fault(NamedTuple):
-    """`before`, which occurs once in the file, becomes `after`."""
+    """`before`, which occurs once in the file, becomes `after`. Paths are relative to the checkout."""
 
     file: str
     before: str
@@ -37,9 +38,10 @@ class Fault(NamedTuple):
     test: str
 
 
-BUDGET, GRAM, LOGITS, LOSS = (f"test_{name}.py::test_" for name in ("budget", "gram", "logits", "loss"))
+LAUNCHED = "tests/kernels/launched/"
+BUDGET, GRAM, LOGITS, LOSS = (f"{LAUNCHED}test_{name}.py::test_" for name in ("budget", "gram", "logits", "loss"))
 RUN = LOSS + "values_and_gradients_of_a_run_are_the_references"
-FAULTS = [
+FAULTS = [  # files of GPU
     Fault("logits.py", "return tl.min(tl.where(tl.where(any_nan, is_nan, logits == largest), column, BC), 1)",
           "return tl.max(tl.where(tl.where(any_nan, is_nan, logits == largest), column, -1), 1)",
           LOGITS + "predictions_of_ties_nan_and_infinity_are_argmaxs"),
@@ -93,8 +95,10 @@ FAULTS = [
 def verdict(fault: Fault) -> str:
     """ "found", "missed", or pytest's other exit status."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(PACKAGE, Path(folder) / PACKAGE.name)
-        path = Path(folder) / PACKAGE.name / "gpu" / fault.file
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        for part in COPIED:
+            shutil.copytree(ROOT / part, Path(folder) / part)
+        path = Path(folder) / fault.file
         text = path.read_text()
         if text.count(fault.before) != 1:
             return f"the text occurs {text.count(fault.before)} times"
@@ -110,23 +114,26 @@ def verdict(fault: Fault) -> str:
 
 
 def _run(folder: str, test: str, writer: int) -> int:
-    """In the child: the package with the fault is imported before pytest puts the checkout's first."""
+    """In the child: run the test in the copy, so that its processes too import the package with the fault."""
     torch.set_num_threads(1)
-    sys.path[:0] = [folder]
+    os.chdir(folder)
+    sys.path[:0] = [folder, f"{folder}/kernels"]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    if not test.startswith(LAUNCHED):
+        del os.environ["TRITON_INTERPRET"]
     import adcorre_kernels
 
     assert Path(adcorre_kernels.__file__).is_relative_to(folder)
     with os.fdopen(writer, "w") as output, contextlib.redirect_stdout(io.StringIO()) as text:
-        arguments = ["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", "--tb=no", f"tests/kernels/launched/{test}"]
-        code = int(pytest.main(arguments))
+        code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-W", "ignore", "--tb=no", test]))
         output.write(text.getvalue())
     return code
 
 
-def main(arguments: list[str]) -> int:
-    os.chdir(ROOT)
+def main(faults: list[Fault]) -> int:
     verdicts = []
-    for fault in FAULTS[int(arguments[0]) :: SHARES] if arguments else FAULTS:
+    for fault in faults:
         verdicts.append(verdict(fault))
         print(f"{verdicts[-1]}: {fault.file}: {fault.before.strip()} -> {fault.after.strip()}", flush=True)
     print(f"{verdicts.count('found')} of {len(verdicts)} found")
@@ -134,4 +141,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    share = FAULTS[int(sys.argv[1]) :: SHARES] if sys.argv[1:] else FAULTS
+    sys.exit(main([fault._replace(file=GPU + fault.file) for fault in share]))
