@@ -21,7 +21,7 @@ FAULTS = [
     Fault(REDUCTION, "    torch.distributed.all_reduce(between.sums, group=group)\n", "", CASES),
     Fault(REDUCTION, "all_reduce(between.sums, group=group)", "all_reduce(between.sums)", CASES),
     Fault(REDUCTION, "get_world_size(_group(process_group))", "get_world_size()", CASES),
-    Fault(REDUCTION, "get_rank(group) * places", "get_rank() * places", CASES),
+    Fault(REDUCTION, "get_rank(group) * places", "get_rank() * places", CASES.replace("2", "3")),
     Fault(REDUCTION, "own.new_tensor([own.shape[0]]), group=group)", "own.new_tensor([own.shape[0]]))", CASES),
     Fault(LOSS, "self._attention(whole, record)", "self._attention(part.sums, record)", CASES),
     Fault(METRIC, "self._count(means, sums)", "self._count(means, BatchSums(flat, counts, sums.ce))", CASES),
