@@ -18,6 +18,7 @@ from train.ablation.complexity import PAPER, counts
 from train.ablation.rows import digest
 from train.ablation.runs import plan
 from train.ablation.studies import STUDIES
+from train.disk import write_json
 from train.errors import Diverged
 from train.model import build_model
 from train.objective import build_objective
@@ -118,18 +119,18 @@ def test_the_digest_covers_options(tmp_path: Path) -> None:
 
 
 def fake_training(accuracy: Any) -> Any:
-    """Writes the files of a finished run; `accuracy` is a function of its settings."""
+    """Writes the files of a finished run, in a run's order: other processes read them. `accuracy` is of its settings."""
 
     def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
         folder = Path(settings.run.out)
         folder.mkdir(parents=True, exist_ok=True)
         seen = {"train": f"{settings.data.data} {settings.data.label_noise}", "test": settings.data.data}
         data = {"layout": "made up", "fingerprints": seen}
-        (folder / "settings.json").write_text(json.dumps({"settings": settings.as_dict(), "data": data}))
+        write_json(folder / "settings.json", {"settings": settings.as_dict(), "data": data})
         value = accuracy(settings)
         test = {"accuracy": value, "average_accuracy": value / 2, "nll": 1.0, "samples": 100}
-        (folder / "results.json").write_text(json.dumps({"epoch": 1, "validation": {"accuracy": value}, "test": test}))
         (folder / "epochs.csv").write_text("epoch,seconds\n1,2.5\n2,3.5\n")
+        write_json(folder / "results.json", {"epoch": 1, "validation": {"accuracy": value}, "test": test})
 
     return run
 
