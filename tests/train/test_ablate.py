@@ -119,7 +119,7 @@ def test_the_digest_covers_options(tmp_path: Path) -> None:
 
 
 def fake_training(accuracy: Any) -> Any:
-    """Writes the files of a finished run, in a run's order: other processes read them. `accuracy` is of its settings."""
+    """Writes a finished run as a real one is written: other processes read it. `accuracy` is of its settings."""
 
     def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
         folder = Path(settings.run.out)
