@@ -11,6 +11,11 @@ from train.ablation import rows, summary
 ARMS = {"CE": (0.50, 0.51, 0.53), "paper": (0.47, 0.49, 0.49), "FD": (0.49, 0.53, 0.52)}
 
 
+@pytest.fixture(autouse=True)
+def three_seeds_confirm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "CONFIRMATION", range(10, 13))
+
+
 def write(file: Path, first_seed: int = 0, study: str = "small", regime: str = "clean") -> Path:
     """Rows with the accuracies of ARMS; test accuracies are 0.1 above, of three times as many images."""
     with file.open("a", newline="") as opened:
@@ -74,3 +79,24 @@ def test_larger_studies_have_tables_of_their_own(tmp_path: Path) -> None:
     text = summary.markdown(write(write(tmp_path / "study.csv"), study="finetune", regime=""))
     assert text.index("**clean**, screening") < text.index("**finetune**, PrivateTest")
     assert "FD" not in text.partition("**finetune**")[2]  # no arm of that study
+
+
+def test_nothing_is_shown_on_the_test_split_before_an_arms_last_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(write(tmp_path / "study.csv"), first_seed=10)
+    monkeypatch.setattr(summary, "CONFIRMATION", range(10, 14))
+    assert "PrivateTest" not in summary.markdown(file)
+    assert summary.short_table(file) == ""
+
+
+def test_a_page_without_marks_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("mine\n")
+    monkeypatch.setattr(summary, "ROWS", write(tmp_path / "study.csv"))
+    monkeypatch.setattr(summary, "PAGE", page)
+    assert summary.main([]) == 2
+    assert f"{page}: expected the lines {summary.BEGIN}" in capsys.readouterr().err
+    assert page.read_text() == "mine\n"

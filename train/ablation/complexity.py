@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adcorre import EmbeddingSpace
+from train.ablation.comparison import markdown_table
 from train.disk import write_rows
 from train.model import build_model
 from train.settings import DataSettings, ModelSettings
@@ -58,10 +59,9 @@ def write(out: Path, given: Mapping[str, Any]) -> str:
         name = f"{k} embedding vector{'s' if k > 1 else ''}" if k else model.backbone
         rows.append([name, *counts(backbone, size, k, k, model.d), *(published if papers else ())])
     write_rows(out / "table11.csv", [heads, *rows])
-    lines = ["## Table 11: size", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    lines += [f"| {name} | {' | '.join(f'{number:,}' for number in numbers)} |" for name, *numbers in rows]
-    lines += [
-        "",
+    table = [[name, *(f"{number:,}" for number in numbers)] for name, *numbers in rows]
+    lines = [
+        *("## Table 11: size", "", *markdown_table(heads, table), ""),
         f"Images of {size} x {size}, d = {model.d}; as in the paper, k embedding vectors are used with k classes, and "
         "BatchNorm's running statistics count as parameters. Multiply-adds: convolutions and matrix products.",
     ]

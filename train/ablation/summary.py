@@ -5,9 +5,19 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from train.ablation import rows
-from train.ablation.comparison import Difference, difference, holm, spread
+from train.ablation.comparison import (
+    Difference,
+    difference,
+    format_difference,
+    format_spread,
+    holm,
+    markdown_table,
+    spread,
+)
 from train.ablation.studies import STUDIES
 from train.command import CommandParser, execute
+from train.disk import write_text
+from train.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "bench/results/study.csv"
@@ -21,11 +31,10 @@ METRICS = {
     "ece": "ECE",
     "map_at_r": "MAP@R",
 }
-SPLITS = {"validation": "PublicTest", "test": "PrivateTest"}
-CONFIRMATION = 10  # the first of the seeds that no choice has seen
-FINAL = {"all-images", "finetune", "resnet18", "xception"}  # studies whose seeds all count as confirmation
+SPLITS = ("validation", "test")
+SCREENING, CONFIRMATION = range(3), range(10, 20)  # seeds; the latter no choice has seen
+FINAL = {"all-images", "finetune", "resnet18", "xception"}  # studies whose first seeds are their last
 Rows = list[dict[str, str]]
-Values = dict[str, dict[int, float]]  # of each metric, by seed
 
 
 def markdown(file: Path) -> str:
@@ -37,12 +46,22 @@ def markdown(file: Path) -> str:
     read = rows.read(file)
     lines = [f"{len(read)} runs so far, {sum(float(row['minutes']) for row in read) / 60:.1f} hours."]
     for title, group in _groups(read).items():
-        screening = [row for row in group if int(row["seed"]) < CONFIRMATION]
-        if final := group if group[0]["study"] in FINAL else [row for row in group if row not in screening]:
+        final = _final_rows(group)
+        if final:
             lines += _final_tables(title, final)
-        if screening and final is not group:
+        screening = [row for row in group if int(row["seed"]) not in CONFIRMATION]
+        if screening and not (final and group[0]["study"] in FINAL):
             lines += _screening_table(title, screening)
     return "\n".join(lines)
+
+
+def _final_rows(group: Rows) -> Rows:
+    """The rows of the arms that have their last seed: only those are looked at on PrivateTest."""
+    last = SCREENING if FINAL.intersection(row["study"] for row in group) else CONFIRMATION
+    seeds: dict[str, set[int]] = {}
+    for row in group:
+        seeds.setdefault(row["arm"], set()).add(int(row["seed"]))
+    return [row for row in group if int(row["seed"]) in last and seeds[row["arm"]].issuperset(last)]
 
 
 def _groups(read: Rows) -> dict[str, Rows]:
@@ -58,9 +77,9 @@ def _screening_table(title: str, group: Rows) -> list[str]:
     heads = ["arm", "seeds", *METRICS.values(), "accuracy, difference"]
     table = []
     for arm, control in _arms(group):
-        cells = _cells(group, arm, "validation", METRICS)
-        table.append([*cells, _format(_difference(group, arm, control, "validation", "accuracy"), "accuracy")])
-    return ["", f"**{title}**, screening, PublicTest", "", *_table(heads, table)]
+        gain = _difference(group, arm, control, "validation", "accuracy")
+        table.append([*_cells(group, arm, "validation", METRICS), format_difference(gain) if control else ""])
+    return ["", f"**{title}**, screening, PublicTest", "", *markdown_table(heads, table)]
 
 
 def _final_tables(title: str, group: Rows) -> list[str]:
@@ -69,11 +88,12 @@ def _final_tables(title: str, group: Rows) -> list[str]:
     for arm, _ in _arms(group):
         name, seeds, *figures = _cells(group, arm, "test", METRICS)
         public = _cells(group, arm, "validation", ["accuracy"])[-1]
-        table.append([name, seeds, public, figures[0], _mean(_both(group, arm), True), *figures[1:]])
-    lines = ["", f"**{title}**, PrivateTest (accuracy: each split, and both together)", "", *_table(heads, table)]
+        table.append([name, seeds, public, figures[0], format_spread(spread(_both(group, arm))), *figures[1:]])
+    lines = ["", f"**{title}**, PrivateTest (accuracy: each split, and both together)", ""]
+    lines += markdown_table(heads, table)
     if differences := _differences(group, list(METRICS)):
         lines += ["", f"**{title}**, PrivateTest, difference to cross-entropy", ""]
-        lines += _table(["arm", *METRICS.values()], differences)
+        lines += markdown_table(["arm", *METRICS.values()], differences)
     return lines
 
 
@@ -83,19 +103,21 @@ def _differences(group: Rows, metrics: Sequence[str]) -> list[list[str]]:
     columns = []
     for metric in metrics:
         gains = [_difference(group, arm, control, "test", metric) for arm, control in compared]
-        cells = [_format(gain, metric) for gain in gains]
+        cells = [format_difference(gain, metric in PERCENT) for gain in gains]
         corrected = holm([gain.p for gain in gains])
         columns.append([f"**{cell}**" if p < 0.05 else cell for cell, p in zip(cells, corrected, strict=True)])
     return [[arm, *cells] for (arm, _), *cells in zip(compared, *columns, strict=True)]
 
 
 def short_table(file: Path) -> str:
-    """README's table: on clean labels, confirmed: means of cross-entropy, differences of the other arms."""
+    """README's table: on clean labels, confirmed: means of cross-entropy, differences of the other arms; or nothing."""
     metrics = ["accuracy", "ece", "map_at_r"]
-    group = [row for row in rows.read(file) if row["regime"] == "clean" and int(row["seed"]) >= CONFIRMATION]
-    _, seeds, *means = _cells(group, "CE", "test", metrics)
+    final = _final_rows(_groups(rows.read(file)).get("clean", []))
+    if not final:
+        return ""
+    _, seeds, *means = _cells(final, "CE", "test", metrics)
     heads = [f"{seeds} seeds", *(METRICS[metric] for metric in metrics)]
-    return "\n".join(_table(heads, [["CE", *means], *_differences(group, metrics)]))
+    return "\n".join(markdown_table(heads, [["CE", *means], *_differences(final, metrics)]))
 
 
 def _arms(group: Rows) -> list[tuple[str, str]]:
@@ -130,29 +152,11 @@ def _both(group: Rows, arm: str) -> list[float]:
 def _cells(group: Rows, arm: str, split: str, metrics: Iterable[str]) -> list[str]:
     values = {metric: list(_values(group, arm, split, metric).values()) for metric in metrics}
     seeds = max(len(value) for value in values.values())
-    return [arm, str(seeds), *(_mean(value, metric in PERCENT) for metric, value in values.items())]
+    return [arm, str(seeds), *(format_spread(spread(value), metric in PERCENT) for metric, value in values.items())]
 
 
 def _difference(group: Rows, arm: str, control: str, split: str, metric: str) -> Difference:
     return difference(_values(group, arm, split, metric), _values(group, control, split, metric))
-
-
-def _mean(values: list[float], percent: bool) -> str:
-    scale, digits = (100, 2) if percent else (1, 3)
-    statistics = spread([scale * value for value in values])
-    return f"{statistics.mean:.{digits}f}" + (f" ± {statistics.deviation:.{digits}f}" if statistics.n > 1 else "")
-
-
-def _format(gain: Difference, metric: str) -> str:
-    scale, digits = (100, 2) if metric in PERCENT else (1, 3)
-    if not gain.n:
-        return ""
-    interval = f" ({scale * gain.low:+.{digits}f} to {scale * gain.high:+.{digits}f})" if gain.low == gain.low else ""
-    return f"{scale * gain.mean:+.{digits}f}{interval}"
-
-
-def _table(heads: Sequence[str], table: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in [heads, ["---"] * len(heads), *table]]
 
 
 def in_study_order(arms: Collection[str]) -> list[str]:
@@ -162,11 +166,13 @@ def in_study_order(arms: Collection[str]) -> list[str]:
 
 
 def write() -> None:
-    """Write the tables between the two marks in the page and in README."""
+    """Write the tables between the two marks in the page and in README. Raises UserError where a mark is missing."""
     for page, tables in ((PAGE, markdown(ROWS)), (README, short_table(ROWS))):
-        text = page.read_text(encoding="utf-8")
-        before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-        page.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}", encoding="utf-8")
+        before, begin, rest = page.read_text(encoding="utf-8").partition(f"{BEGIN}\n")
+        _, end, after = rest.partition(END)
+        if not (begin and end):
+            raise UserError(f"{page}: expected the lines {BEGIN} and {END}, for the tables between them")
+        write_text(page, f"{before}{begin}{tables}\n{end}{after}")
         print(f"written to {page}")
 
 

@@ -9,7 +9,16 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from train import palette
-from train.ablation.comparison import Difference, Spread, difference, holm, spread
+from train.ablation.comparison import (
+    Difference,
+    Spread,
+    difference,
+    format_difference,
+    format_spread,
+    holm,
+    markdown_table,
+    spread,
+)
 from train.ablation.runs import Plan, Planned, Result, results_of
 from train.ablation.studies import STUDIES, Study, Variant
 from train.disk import write_rows
@@ -63,13 +72,19 @@ def _markdown(
         heads += [words, "difference", "p"]
     if study.paper:
         heads.append(f"paper ({study.paper})")
-    lines = [f"## {study.title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    table = []
     for row in rows:
         variant: Variant = row["variant"]
         cells = [variant.name, *([variant.against] if several else []), str(len(row["seeds"]))]
         for metric in METRICS:
-            cells += [_spread(row[metric]), _difference(row[f"{metric} difference"]), _p(row.get(f"{metric} holm"))]
-        lines.append(f"| {' | '.join([*cells, variant.paper] if study.paper else cells)} |")
+            gain = row[f"{metric} difference"]
+            cells += [
+                format_spread(row[metric]),
+                format_difference(gain) if gain else "",
+                _p(row.get(f"{metric} holm")),
+            ]
+        table.append([*cells, variant.paper] if study.paper else cells)
+    lines = [f"## {study.title}", "", *markdown_table(heads, table)]
     ended = [result for value in results.values() for result in value.values()]
     if ended:
         against = "the row named" if several else next(v.against for v in study.variants if v.against)
@@ -126,19 +141,6 @@ def _draw(path: Path, study: Study, results: dict[str, Results]) -> None:
     axes.grid()
     axes.legend()
     figure.savefig(path)
-
-
-def _spread(value: Spread) -> str:
-    if not value.n:
-        return "–"
-    return f"{100 * value.mean:.2f}" + ("" if math.isnan(value.deviation) else f" ± {100 * value.deviation:.2f}")
-
-
-def _difference(value: Difference | None) -> str:
-    if value is None or not value.n:
-        return "" if value is None else "–"
-    interval = "" if math.isnan(value.low) else f" ({100 * value.low:+.2f} to {100 * value.high:+.2f})"
-    return f"{100 * value.mean:+.2f}{interval}"
 
 
 def _p(value: float | None) -> str:
