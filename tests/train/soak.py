@@ -135,6 +135,7 @@ class Soak:
             except ProcessLookupError:
                 return
             time.sleep(0.05)
+        os.killpg(group, signal.SIGKILL)  # it has the output open that whoever started the soak waits for
         raise AssertionError(f"a process is left\n{context}")
 
     def check_run(self, run: Path) -> None:

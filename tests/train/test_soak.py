@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tempfile
 
 import pytest
 
@@ -16,7 +15,5 @@ def test_soak() -> None:
     paths = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
     environment = {**os.environ, "PYTHONPATH": paths}
     command = [sys.executable, "-m", "tests.train.soak", "--seconds", seconds]
-    with tempfile.TemporaryFile("w+") as output:  # a pipe would be waited for while a loading process has it open
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        output.seek(0)
-        assert done.returncode == 0, output.read()
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

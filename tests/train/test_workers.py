@@ -115,11 +115,44 @@ def test_a_loop_that_is_left_leaves_no_process() -> None:
         break
 
 
-def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
-    code = "import os, sys, time\nfrom train.workers import map_in_processes\n"
-    code += "def work(item):\n    os.write(1, b'%d\\n' % os.getpid())\n    time.sleep(0.3)\n"
-    code += "list(map_in_processes(work, range(1000), 3, 'testing'))"
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=starts.ROOT, stdout=subprocess.PIPE, text=True)
+FORKED = """
+import os, time
+from train.workers import map_in_processes
+
+def work(item):
+    os.write(1, b"%d\\n" % os.getpid())
+    time.sleep(0.3)
+
+list(map_in_processes(work, range(1000), 3, "testing"))
+"""
+LOADING = """
+import multiprocessing, os
+from torch.utils.data import DataLoader
+from train.data.loading import _init_worker
+
+class Numbers:
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        os.write(1, b"%d\\n" % os.getpid())
+        return index
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("forkserver")  # the default from Python 3.14 on
+    batches = iter(DataLoader(Numbers(), num_workers=1, prefetch_factor=3, worker_init_fn=_init_worker))
+    input()
+"""
+
+
+@pytest.mark.parametrize("code", [FORKED, pytest.param(LOADING, marks=pytest.mark.slow)])
+def test_children_end_with_a_parent_that_is_killed(code: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"  # a fork server imports it anew
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(starts.ROOT), str(starts.ROOT / "kernels")))}
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout
     pids = {int(parent.stdout.readline()) for _ in range(3)}
     parent.kill()

@@ -4,9 +4,12 @@ What a training sample looks like is a function of the run's seed, the epoch and
 an epoch can be entered anywhere, by any number of workers and ranks.
 """
 
+import multiprocessing
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
+from threading import Thread
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,6 +168,15 @@ class TrainSteps:
 
 def _init_worker(worker: int) -> None:
     ignore_in_worker()
+    Thread(target=_end_with_main_process, daemon=True).start()
+
+
+def _end_with_main_process() -> None:
+    """PyTorch ends a worker whose parent changes. A fork server, the parent of workers that it starts, never does."""
+    main_process = multiprocessing.parent_process()
+    assert main_process
+    main_process.join()
+    os._exit(1)
 
 
 def train_batches(
