@@ -109,7 +109,7 @@ def adcorre_terms(
     """
     given = (backend, between_target, mean_target, embedding_target, ignore_index, pairs, precision)
     types = (type(between_target), type(mean_target), type(embedding_target), type(ignore_index))  # True equals 1
-    options, settings = resolve_call(remembered_calls, _resolve, (embeddings, targets, attention), (*given, types))
+    options, settings = resolve_call(remembered_calls, _resolve, (embeddings, targets, attention), (given, types))
     checks.check_labels(targets, attention.shape[0], ignore_index, validate)
     x = three_dimensional(embeddings)
     targets = targets if targets.dtype == torch.int64 else targets.long()
@@ -122,15 +122,16 @@ def adcorre_terms(
 remembered_calls: dict[Hashable, ResolvedCall] = {}
 
 
-def _resolve(embeddings: Tensor, targets: Tensor, attention: Tensor, *given: Any) -> ResolvedCall:
-    """Check everything but labels, and resolve the options."""
-    *requested, _types = given
+def _resolve(
+    embeddings: Tensor, targets: Tensor, attention: Tensor, given: tuple[Any, ...], types: tuple[type, ...]
+) -> ResolvedCall:
+    """Check everything but labels, and resolve the options. `given` are the first fields of `Options`."""
     checks.check_embeddings(embeddings)
     checks.check_attention(attention)
     checks.check_same_device(attention, embeddings)
-    checks.check_targets(targets, embeddings.shape[0], embeddings.device, requested[4])
+    checks.check_targets(targets, embeddings.shape[0], embeddings.device, Options(*given).ignore_index)
     num_classes = attention.shape[0]
-    options = resolve_options(embeddings, num_classes, *requested)
+    options = resolve_options(embeddings, num_classes, *given)
     return ResolvedCall(options, kernel_settings(options, num_classes, three_dimensional(embeddings)))
 
 

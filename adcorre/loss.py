@@ -223,15 +223,18 @@ class AdCorreLoss(LossModule):
 
     def _resolve_call(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> ResolvedCall:
         """Check a batch, or a part of it, except its labels' values, and resolve the options."""
-        settings = (
+        given = (
             self.backend, self.between_target, self.mean_target, self.embedding_target, self.ignore_index, self.pairs,
-            self.precision, self.label_smoothing, self.num_classes, *self.components.items(),
+            self.precision, self.label_smoothing,
         )  # fmt: skip
-        return resolve_call(self._calls, self._resolve, (logits, embeddings, targets), settings)
+        others = (self.num_classes, *self.components.items())
+        return resolve_call(self._calls, self._resolve, (logits, embeddings, targets), (given, others))
 
-    def _resolve(self, logits: Tensor, embeddings: Tensor, targets: Tensor, *settings: Any) -> ResolvedCall:
+    def _resolve(
+        self, logits: Tensor, embeddings: Tensor, targets: Tensor, given: tuple[Any, ...], others: tuple[Any, ...]
+    ) -> ResolvedCall:
         _check_batch(logits, embeddings, targets, self.num_classes, self.ignore_index)
-        options = resolve_options(embeddings, self.num_classes, *settings[:8], self.components)
+        options = resolve_options(embeddings, self.num_classes, *given, self.components)
         return ResolvedCall(options, kernel_settings(options, self.num_classes, three_dimensional(embeddings), logits))
 
     def part(self, logits: Tensor, embeddings: Tensor, targets: Tensor) -> Part:
