@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from train.checkpoint import State, keep_checkpoints, random_state, restore_rand
 from train.data import Splits
 from train.entry import explain
 from train.errors import Diverged, UserError
-from train.evaluation import evaluate
+from train.evaluation import Evaluation, evaluate
 from train.finetune import inherit_model
 from train.gradients import GradientMeter, check_gradients
 from train.objective import build_objective, check_objective
@@ -205,12 +205,7 @@ class Run:
 
         for module in (self.model, self.ema.module) if self.ema else (self.model,):
             self.ranks.broadcast(module, buffers_only=True)
-        evaluation = evaluate(
-            self.evaluated_model,
-            self.watch.interruptible(bar_of(self.batches.validation, "validation")),
-            self.class_names,
-            self.device,
-        )
+        evaluation = self.evaluate(self.evaluated_model, "validation", self.batches.validation)
         figure = getattr(evaluation, settings.run.select)
         better = figure > self.best_figure
         if better:
@@ -248,6 +243,10 @@ class Run:
         self.step, self.done = self.step + 1, self.done + 1
         return rate
 
+    def evaluate(self, model: nn.Module, name: str, batches: Iterable[Any], retrieval: bool = False) -> Evaluation:
+        shown = self.watch.interruptible(bar_of(batches, name))
+        return evaluate(model, shown, self.class_names, self.device, self.ranks, retrieval=retrieval)
+
     def evaluate_best(self) -> None:
         """The best checkpoint on the test split."""
         folder, select = self.folder, self.settings.run.select
@@ -255,9 +254,7 @@ class Run:
         model = trained.model if trained else self.model
         self.ranks.broadcast(model)
         validated, test = (
-            evaluate(
-                model, self.watch.interruptible(bar_of(batches, name)), self.class_names, self.device, retrieval=True
-            )
+            self.evaluate(model, name, batches, retrieval=True)
             for name, batches in (("validation", self.batches.validation), ("test", self.batches.test))
         )
         if not folder or not trained:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from train.analysis import pictures
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
-from train.analysis.intervals import bootstrap, classification_metrics
+from train.analysis.intervals import bootstrap
 from train.analysis.outputs import Outputs, collect_outputs, random_positions, with_tta
 from train.bars import bar, format_table, wrap
 from train.command import device_of
@@ -100,7 +100,7 @@ def evaluate_run(
     names = [faces.name(index) for index in range(len(faces))]
     evaluation, described = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
     title = f"{split}, {len(faces):,} images, epoch {about['epoch']}"
-    evaluation.draw_confusion(out / "confusion.png", title)
+    pictures.draw_confusion(out / "confusion.png", evaluation.confusion, trained.class_names, title)
     write_correlations(out, outputs, trained.class_names, title)
     if len(shown.sample) > 3:
         write_tsne(out, shown, trained.class_names, seed, title)
@@ -144,9 +144,8 @@ def write_figures(
     seed: int,
 ) -> tuple[Evaluation, dict[str, Any]]:
     evaluation = evaluation_from_logits(outputs.logits, outputs.targets, class_names)
-    figures = classification_metrics(evaluation.confusion)
     intervals = bootstrap(evaluation.confusion, resamples, seed)
-    described = evaluation.as_dict() | {"macro_f1": float(figures["macro_f1"])}
+    described = evaluation.as_dict() | {"macro_f1": evaluation.macro_f1}
     described["intervals"] = {
         "level": 0.95,
         "resamples": resamples,
