@@ -19,7 +19,7 @@ from train.errors import UserError
 SAVE_SECONDS = 5.0  # of work that a killed process loses
 
 
-class DecodedImages:
+class DecodedImages(FaceDataset):
     """The samples of `source`, their pixels from a file of (n, side, side, 3) bytes; `broken` has the unreadable ones.
 
     The file is opened by each process for itself, so that an instance travels to a worker as a few names.
@@ -40,9 +40,6 @@ class DecodedImages:
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_pixels": None}
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def name(self, index: int, /) -> str:
         return self.source.name(index)

@@ -33,7 +33,7 @@ INDEX = "index.json"
 SHARD_FILES = (INDEX, f"*-{'[0-9]' * 5}.tar")
 
 
-class Shards:
+class Shards(FaceDataset):
     """One or more splits in tar files: samples (file, offset, bytes) with labels."""
 
     def __init__(self, folder: Path, index: dict[str, Any], splits: Sequence[str]) -> None:
@@ -54,9 +54,6 @@ class Shards:
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_handles": {}}
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def name(self, index: int, /) -> str:
         return f"{self.folder / self.files[self.shard[index]]}, byte {self.offsets[index]}"
