@@ -4,8 +4,9 @@ Lengths are in units of half a face's width; x points right and y down, the orig
 Every sampler draws a fixed set of numbers from its generator, so that one choice never shifts the next.
 """
 
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -117,6 +118,15 @@ def _muted(rng: np.random.Generator) -> Color:
     return red, green, blue
 
 
+def drawn(draw: Callable[[np.random.Generator], Any]) -> Any:
+    """A field that is drawn independently of the others, in their order."""
+    return field(metadata={"draw": draw})
+
+
+def spread(low: float, high: float) -> Any:
+    return drawn(lambda rng: between(rng, low, high))
+
+
 @dataclass(frozen=True)
 class Person:
     """What stays the same in every picture of one person."""
@@ -130,29 +140,29 @@ class Person:
     hair_style: str
     beard: str
     age: float
-    width: float
-    jaw: float
-    chin: float
-    eye_x: float
-    eye_y: float
-    eye_width: float
-    eye_height: float
-    eye_tilt: float
-    lid_fold: float
-    lashes: float
-    brow_gap: float
-    brow_thickness: float
-    brow_arch: float
-    nose_length: float
-    nose_width: float
-    mouth_y: float
-    mouth_width: float
-    upper_lip: float
-    lower_lip: float
-    corner_rest: float
-    brow_rest: float
-    glasses: str
-    hairline: float
+    width: float = spread(0.90, 1.06)
+    jaw: float = spread(0.64, 0.76)
+    chin: float = spread(1.14, 1.26)
+    eye_x: float = spread(0.36, 0.43)
+    eye_y: float = spread(-0.16, -0.08)
+    eye_width: float = spread(0.19, 0.235)
+    eye_height: float = spread(0.095, 0.125)
+    eye_tilt: float = spread(-0.02, 0.05)
+    lid_fold: float = spread(0.0, 1.0)
+    lashes: float = spread(0.026, 0.036)
+    brow_gap: float = spread(0.25, 0.31)
+    brow_thickness: float = spread(0.042, 0.062)
+    brow_arch: float = spread(0.02, 0.08)
+    nose_length: float = spread(0.42, 0.54)
+    nose_width: float = spread(0.12, 0.18)
+    mouth_y: float = spread(0.66, 0.72)
+    mouth_width: float = spread(0.31, 0.38)
+    upper_lip: float = spread(0.04, 0.065)
+    lower_lip: float = spread(0.055, 0.09)
+    corner_rest: float = spread(-0.02, 0.02)
+    brow_rest: float = spread(-0.02, 0.02)
+    glasses: str = drawn(lambda rng: one_of(rng, ("none", "round", "square"), (7, 1, 1)))
+    hairline: float = spread(-0.95, -0.78)
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Person":
@@ -165,40 +175,15 @@ class Person:
         style = one_of(rng, HAIR_STYLES, (1, 3, 5, 3, 0.05) if feminine else (6, 2, 0.7, 2, 1.3))
         beard = one_of(rng, BEARDS, (1, 0, 0, 0, 0) if feminine else (5, 2, 0.8, 0.8, 1.4))
         reddish = mix(scaled(skin, 0.82), (176, 74, 78), 0.45)
-        return cls(
-            skin=skin,
-            lips=mix(reddish, (176, 32, 52), max(0.0, makeup - 0.5) * 1.4) if feminine else reddish,
-            hair=hair,
-            brow=mix(scaled(hair, 0.75), scaled(skin, 0.45), 0.25),
-            iris=one_of(rng, IRIS, (4, 4, 1.5, 2, 1) if tone < 3 else (6, 3, 0.2, 0.05, 0.05)),
-            shirt=_muted(rng),
-            hair_style=style,
-            beard=beard,
-            age=age,
-            width=between(rng, 0.90, 1.06),
-            jaw=between(rng, 0.64, 0.76) + (0.0 if feminine else 0.06),
-            chin=between(rng, 1.14, 1.26),
-            eye_x=between(rng, 0.36, 0.43),
-            eye_y=between(rng, -0.16, -0.08),
-            eye_width=between(rng, 0.19, 0.235),
-            eye_height=between(rng, 0.095, 0.125),
-            eye_tilt=between(rng, -0.02, 0.05),
-            lid_fold=between(rng, 0.0, 1.0),
-            lashes=between(rng, 0.026, 0.036) + (0.012 if feminine else 0.0),
-            brow_gap=between(rng, 0.25, 0.31),
-            brow_thickness=between(rng, 0.042, 0.062) + (0.0 if feminine else 0.015),
-            brow_arch=between(rng, 0.02, 0.08),
-            nose_length=between(rng, 0.42, 0.54),
-            nose_width=between(rng, 0.12, 0.18),
-            mouth_y=between(rng, 0.66, 0.72),
-            mouth_width=between(rng, 0.31, 0.38),
-            upper_lip=between(rng, 0.04, 0.065),
-            lower_lip=between(rng, 0.055, 0.09),
-            corner_rest=between(rng, -0.02, 0.02),
-            brow_rest=between(rng, -0.02, 0.02),
-            glasses=one_of(rng, ("none", "round", "square"), (7, 1, 1)),
-            hairline=between(rng, -0.95, -0.78),
-        )
+        lips = mix(reddish, (176, 32, 52), max(0.0, makeup - 0.5) * 1.4) if feminine else reddish
+        brow = mix(scaled(hair, 0.75), scaled(skin, 0.45), 0.25)
+        iris = one_of(rng, IRIS, (4, 4, 1.5, 2, 1) if tone < 3 else (6, 3, 0.2, 0.05, 0.05))
+        shirt = _muted(rng)
+        rest = {item.name: item.metadata["draw"](rng) for item in fields(cls) if item.metadata}
+        rest["jaw"] += 0.0 if feminine else 0.06
+        rest["lashes"] += 0.012 if feminine else 0.0
+        rest["brow_thickness"] += 0.0 if feminine else 0.015
+        return cls(skin, lips, hair, brow, iris, shirt, style, beard, age, **rest)
 
 
 @dataclass(frozen=True)
