@@ -253,7 +253,7 @@ def write_tsne(out: Path, outputs: Outputs, class_names: Sequence[str], seed: in
     placed = ([index, class_names[label], f"{x:.3f}", f"{y:.3f}"] for index, label, (x, y) in rows)
     write_rows(out / "tsne.csv", [["sample", "class", "x", "y"], *placed])
     shown = f"t-SNE of the embeddings of {len(points):,} images; {title}"
-    pictures.draw_tsne(out / "tsne.png", points, labels, class_names, shown)
+    pictures.draw_tsne(out / "tsne.png", [(shown, points, labels)], class_names)
 
 
 def _interval(low: float | None, high: float | None) -> str:
