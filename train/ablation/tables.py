@@ -16,11 +16,11 @@ from train.ablation.comparison import (
     format_difference,
     format_spread,
     holm,
-    markdown_table,
     spread,
 )
 from train.ablation.runs import Plan, Planned, Result, results_of
 from train.ablation.studies import STUDIES, Study, Variant
+from train.bars import markdown_table
 from train.disk import write_rows
 
 METRICS = {"accuracy": "accuracy", "average_accuracy": "average accuracy"}
