@@ -23,13 +23,13 @@ from train.analysis.correlations import mean_correlations, sample_correlations, 
 from train.analysis.intervals import bootstrap
 from train.analysis.outputs import Outputs, collect_outputs, random_positions, with_tta
 from train.bars import bar, format_table, markdown_table, wrap
-from train.command import device_of
 from train.data.base import FaceDataset
 from train.data.loading import evaluation_batches
 from train.disk import read_json, write_json, write_rows
 from train.errors import UserError
 from train.evaluation import Evaluation, evaluation_from_logits, nan_to_none, percent
 from train.owned_folder import prepare
+from train.ranks import ALONE
 from train.retrieval import METRICS, retrieval_metrics
 from train.run_data import load_run_data
 from train.run_folder import DESCRIPTION, find_checkpoint, load_trained
@@ -72,7 +72,7 @@ def evaluate_run(
     Files of an earlier evaluation in that folder are replaced. Raises UserError, above all where images that the run
     was trained on would be among those it is evaluated on.
     """
-    on = device_of(device)
+    on = ALONE.device(device)
     trained = load_trained(run, on)
     faces, splits, own = load_run_data(run, trained, split, data=data, protocol=protocol, limit=limit)
     if not len(faces):

@@ -14,7 +14,7 @@ from train.analysis.evaluate import evaluate_run, is_current
 from train.analysis.pictures import Line, lines_svg, tsne_svg
 from train.analysis.templates import render
 from train.bars import format_table, wrap
-from train.command import run_settings
+from train.command import read_run_file
 from train.disk import read_json, read_rows, read_text, write_text
 from train.errors import UserError
 from train.evaluation import percent
@@ -96,7 +96,7 @@ def best_run(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
     """All that the template shows of a run. Every test figure comes from the same place: the evaluation, if any."""
-    stored = run_settings(run)
+    stored = read_run_file(run, "settings.json")
     epochs = _rows(run / "epochs.csv")
     steps = _rows(run / "steps.csv")
     results = read_json(run / "results.json") if (run / "results.json").is_file() else {}

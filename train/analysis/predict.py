@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from train.analysis.outputs import with_tta
 from train.bars import bar, warn, wrap
-from train.command import device_of
 from train.data.base import broken, printable
 from train.data.crop import Corners, Detector, face_boxes, find_detector
 from train.data.decode import read_picture
@@ -22,6 +21,7 @@ from train.data.files import ignored, list_images
 from train.data.tables import read_table
 from train.errors import UserError
 from train.owned_folder import prepare
+from train.ranks import ALONE
 from train.run_folder import load_trained
 from train.transforms import Transform
 
@@ -76,7 +76,7 @@ def predict(
     prediction in `out` are replaced. Raises UserError where nothing is left.
     """
     places = list(list_pictures(images, out))
-    on = device_of(device)
+    on = ALONE.device(device)
     trained = load_trained(run, on)
     model = with_tta(trained.model, tta)
     find = None if whole else find_detector(detector)
