@@ -23,10 +23,10 @@ from train.data.regimes import add_label_noise, subsample_long_tail
 from train.data.splitting import counts_by_part, make_splits
 from train.data.store import unreadable, without
 from train.errors import UserError
+from train.settings import SYNTHETIC
 
 __all__ = ["SYNTHETIC", "FaceDataset", "Request", "Splits", "find_data", "load_data"]
 
-SYNTHETIC = "synthetic"
 # FERPlus's votes come with fer2013.csv, so they are looked for first; class folders are what is left.
 LAYOUTS: tuple[Layout, ...] = (
     *shards.LAYOUTS,
