@@ -78,7 +78,7 @@ def test_intervals_and_tables(folder: Path) -> None:
     text = (folder / "tables.md").read_text()
     low, high = actual["intervals"]["accuracy"]
     assert f"| Accuracy | {100 * actual['accuracy']:.2f} | {100 * low:.2f} to {100 * high:.2f} |" in text
-    assert "| | Neutral | Happy | Sad | Surprise | Fear | Disgust | Anger |" in text
+    assert "|  | Neutral | Happy | Sad | Surprise | Fear | Disgust | Anger |" in text
     assert "| Images | 3 | 3 | 3 | 3 | 3 | 3 | 3 |" in text
     assert {row["class"] for row in rows(folder / "per-class.csv")} == set(CLASS_NAMES)
 
