@@ -25,13 +25,12 @@ from train.objective import build_objective, check_objective
 from train.optimization import build_optimizer, build_plateau, set_learning_rate, warmup_notes, warmup_steps
 from train.ranks import Ranks, quiet
 from train.report import (
+    Log,
     Totals,
     check_finite,
     describe_network,
     describe_settings,
     describe_steps,
-    log_epoch,
-    log_steps,
     next_commands,
     progress,
     show_figures,
@@ -118,6 +117,7 @@ class Run:
         self.totals = Totals(device)
         self.conditions = conditions(device)
         self.folder = self.open_folder(Path(settings.run.out), state)
+        self.log = Log(self.folder, self.class_names, settings, self.loss_fn) if self.folder else None
         print(f"{wrap(data.report)}\n\n{describe_settings(settings)}")
         describe_network(network, settings, device)
         print(describe_steps(self.steps, settings, ranks), flush=True)
@@ -189,11 +189,8 @@ class Run:
             rate = self.train_step(chunks, images)
             if not bar.disable:
                 show_figures(bar, self.totals)
-            if self.folder and self.step % settings.run.log_every == 0:
-                gradients = self.gradients.figures
-                log_steps(
-                    self.folder, bar, self.totals, self.epoch, self.step, rate, self.class_names, settings, gradients
-                )
+            if self.log and self.step % settings.run.log_every == 0:
+                self.log.steps(bar, self.totals, self.epoch, self.step, rate, self.gradients.figures)
             signal, due = self.watch.poll()
             every = settings.run.checkpoint_every
             if signal:
@@ -212,11 +209,9 @@ class Run:
             self.best_epoch, self.best_figure = self.epoch, figure
         if self.plateau and self.step > warmup_steps(settings.optimizer, len(self.steps)):
             self.plateau.step(figure)
-        if self.folder:
+        if self.log:
             seconds = time.perf_counter() - began
-            log_epoch(
-                self.folder, self.epoch, self.step, seconds, train_figures, evaluation, self.loss_fn, better, settings
-            )
+            self.log.epoch(self.epoch, self.step, seconds, train_figures, evaluation, better)
         self.finished = self.description() | {"validation": evaluation.as_dict(), "summary": evaluation.summary()}
         self.epoch, self.done, self.totals = self.epoch + 1, 0, Totals(self.device)
         self.checkpoint()
