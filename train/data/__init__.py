@@ -16,6 +16,7 @@ from train.data.base import (
     Splits,
     class_counts,
     count_table,
+    list_reasons,
     printable,
 )
 from train.data.files import is_hidden
@@ -69,7 +70,9 @@ def _load(data: str, request: Request) -> Splits:
         left_out = unreadable(whole)
     if left_out:  # before the draw: with or without a limit or a cache it is the same
         part = np.delete(dataset.part, np.fromiter(left_out, np.int64))
-        dataset = replace(dataset, part=part, findings=(*dataset.findings, _left_out_finding(left_out)))
+        message = f"left out {len(left_out):,} unreadable:{list_reasons(left_out.values())}"
+        finding = Finding("unreadable", message, tuple(left_out.values()))
+        dataset = replace(dataset, part=part, findings=(*dataset.findings, finding))
     dataset = replace(dataset, whole=without(whole, left_out))
     dataset = replace(dataset, findings=tuple(dict.fromkeys((*dataset.findings, *_absent(dataset)))))
     splits = make_splits(dataset, request).limited(request.limit, request.seed)
@@ -100,13 +103,6 @@ def _cached(faces: FaceDataset, request: Request) -> tuple[FaceDataset, dict[int
     from train.data.decoded import cached
 
     return cached(faces, Path(request.cache).expanduser(), request.image_size, request.on_broken)
-
-
-def _left_out_finding(left_out: dict[int, str]) -> Finding:
-    reasons = tuple(left_out.values())
-    more = (f"  and {len(reasons) - 10:,} more",) if len(reasons) > 10 else ()
-    lines = (f"left out {len(reasons):,} unreadable:", *(f"  {reason}" for reason in reasons[:10]), *more)
-    return Finding("unreadable", "\n".join(lines), reasons)
 
 
 def _absent(dataset: LoadedDataset) -> tuple[Finding, ...]:

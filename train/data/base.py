@@ -3,7 +3,7 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,13 @@ def png(image: Image.Image) -> tuple[str, bytes]:
     with io.BytesIO() as file:
         image.save(file, "PNG")
         return ".png", file.getvalue()
+
+
+def list_reasons(reasons: Iterable[str]) -> str:
+    """The first ten, a line each, and how many more there are."""
+    lines = list(reasons)
+    more = [f"and {len(lines) - 10:,} more"] if len(lines) > 10 else []
+    return "".join(f"\n  {line}" for line in [*lines[:10], *more])
 
 
 def printable(text: str) -> str:
