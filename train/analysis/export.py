@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from train.disk import write_json
 from train.errors import UserError
 from train.hub import HubClassifier, model_card
+from train.owned_folder import check_vacant
 from train.ranks import ALONE
 from train.run_folder import Trained, load_trained
 
@@ -49,8 +49,7 @@ def export(run: Path, out: Path, *, to: str, opset: int = 18, seed: int = 0, dev
     that was asked for, or the result's logits are not PyTorch's. Raises UserError.
     """
     trained = load_trained(run, ALONE.device(device))
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: expected a new or an empty folder")
+    check_vacant(out)
     with _atomic_folder(out) as partial:
         if to == "hub":
             to_hub(trained, run, partial)
