@@ -60,18 +60,22 @@ def load_resumed(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Se
     settings = Settings.of(state["settings"])
     before = settings.values()
     free = {*FREE, "epochs"} if _may_end_later(settings, state, chosen.get("epochs", math.inf)) else FREE
-    refused = [
-        f"{flag(name)} {format_value(before[name])}, not {format_value(value)}"
-        for name, value in chosen.items()
-        if name not in free and value not in (before[name], "auto")
-    ]
-    if refused:
+    if refused := changed(before, chosen, free):
         epochs = "epochs" in chosen and chosen["epochs"] != before["epochs"] and "epochs" not in free
         hint = f"; --init-from {run} starts another from its weights" if epochs else ""
         raise UserError(f"--resume {run}: the run has {'; '.join(refused)}. A resumed run keeps its settings{hint}")
     settings = settings.replace({name: chosen[name] for name in free & chosen.keys()})
     _check_processes(run, settings, state, ranks)
     return settings.replace({"out": str(run), "resume": str(run)}), state
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> list[str]:
+    """What differs from the settings of a run, by name, but for the `free` ones and those left open."""
+    return [
+        f"{flag(name)} {format_value(before[name])}, not {format_value(value)}"
+        for name, value in now.items()
+        if name not in free and value not in (before[name], "auto")
+    ]
 
 
 def _check_processes(run: Path, settings: Settings, state: State, ranks: Ranks) -> None:
