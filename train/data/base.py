@@ -118,11 +118,11 @@ class LoadedDataset:
 
 @dataclass(frozen=True)
 class Layout:
-    """A form in which a dataset lies on disk, and how to load it."""
+    """A form in which a dataset lies on disk, and how to load it. What `find` gives is true where it lies at a path."""
 
     name: str
     looked_for: str
-    recognise: Callable[[Path], bool]
+    find: Callable[[Path], object]
     load: Callable[[Path, Request], LoadedDataset]
 
 

@@ -13,10 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from train.bars import bar
-from train.data.base import FaceDataset, GreyArray, Subset, digest
+from train.data.base import FaceDataset, GreyArray, digest
 from train.disk import expand
 from train.errors import UserError
 from train.workers import default_processes, map_in_processes
@@ -128,11 +126,3 @@ def unreadable(dataset: FaceDataset) -> dict[int, str]:
         return {}
     faults = cached_json(f"unreadable-{digest(dataset.stamp, '2')}", look)
     return {int(index): reason for index, reason in faults.items()}  # in JSON, keys are text
-
-
-def without(dataset: FaceDataset, left_out: dict[int, str]) -> FaceDataset:
-    """The dataset without some samples; where there are none to leave out, the dataset itself."""
-    if not left_out:
-        return dataset
-    rest = np.setdiff1d(np.arange(len(dataset)), np.fromiter(left_out, np.int64))
-    return Subset(dataset, rest, dataset.split)
