@@ -211,11 +211,10 @@ def open_picture(path: Path) -> Image.Image | None:
 
 def annotate(image: Image.Image, class_names: Sequence[str], probabilities: Iterable[float]) -> Image.Image:
     """The picture, enlarged or shrunk, with a bar per class below it, the most likely one in bold colour."""
-    scale = min(WIDTH / image.width, TALLEST / image.height)
-    across, height = (max(1, round(side * scale)) for side in image.size)
-    width, line = WIDTH, 22
+    image, width, line = frame(image, None, (WIDTH, TALLEST)), WIDTH, 22
+    height = image.height
     canvas = Image.new("RGB", (width, height + line * len(class_names) + 8), "white")
-    canvas.paste(image.resize((across, height), Image.Resampling.BICUBIC), ((width - across) // 2, 0))
+    canvas.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
     font: Any = ImageFont.load_default(14)
     if not (names := "".join(class_names)).isascii():
