@@ -206,12 +206,10 @@ def _render_charts(charts: Mapping[str, Sequence[Line]]) -> Charts:
 
 def _compare(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Rows of the comparison, each (name, a cell for each run); charts of one line for each run."""
-    figures = [run["origin"] | run["figures"] for run in runs]
     flat = [
         {f"{group}.{key}": value for group, values in run["settings"].items() for key, value in values.items()}
         for run in runs
     ]
-    settings = _side_by_side(flat)
     columns = {
         "Total loss, training": "train_loss",
         "NLL, validation": "validation_nll",
@@ -219,10 +217,10 @@ def _compare(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     charts = {title: [_line(run["epochs"], column, run["name"]) for run in runs] for title, column in columns.items()}
     return {
-        "figures": [
-            (k, [one.get(k, "–") for one in figures]) for k in dict.fromkeys(k for one in figures for k in one)
+        "figures": _side_by_side([run["origin"] | run["figures"] for run in runs]),
+        "settings": [
+            (key, cells) for key, cells in _side_by_side(flat) if key != "run.out" and len(set(map(str, cells))) > 1
         ],
-        "settings": [(key, cells) for key, cells in settings if key != "run.out" and len(set(map(str, cells))) > 1],
         "charts": _render_charts(charts),
         "best": best_run(runs),
         "no_best": NO_BEST,
