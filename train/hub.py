@@ -6,6 +6,7 @@ model.predict(image)  # {"Happy": 0.93, ...}
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,8 @@ class HubClassifier(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def of(cls, trained: Trained) -> "HubClassifier":
-        shape = trained.preprocessing
-        result = cls(
-            **trained.description["model"],
-            class_names=list(trained.class_names),
-            image_size=shape.image_size,
-            mean=list(shape.mean),
-            std=list(shape.std),
-        )
+        shape = asdict(trained.preprocessing)
+        result = cls(**trained.description["model"], class_names=list(trained.class_names), **shape)
         result.model = trained.model
         return result
 
