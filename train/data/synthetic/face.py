@@ -123,6 +123,10 @@ def drawn(draw: Callable[[np.random.Generator], Any]) -> Any:
     return field(metadata={"draw": draw})
 
 
+def draw_fields(kind: type[Any], rng: np.random.Generator) -> dict[str, Any]:
+    return {item.name: item.metadata["draw"](rng) for item in fields(kind) if item.metadata}
+
+
 def spread(low: float, high: float) -> Any:
     return drawn(lambda rng: between(rng, low, high))
 
@@ -179,62 +183,48 @@ class Person:
         brow = mix(scaled(hair, 0.75), scaled(skin, 0.45), 0.25)
         iris = one_of(rng, IRIS, (4, 4, 1.5, 2, 1) if tone < 3 else (6, 3, 0.2, 0.05, 0.05))
         shirt = _muted(rng)
-        rest = {item.name: item.metadata["draw"](rng) for item in fields(cls) if item.metadata}
+        rest = draw_fields(cls, rng)
         rest["jaw"] += 0.0 if feminine else 0.06
         rest["lashes"] += 0.012 if feminine else 0.0
         rest["brow_thickness"] += 0.0 if feminine else 0.015
         return cls(skin, lips, hair, brow, iris, shirt, style, beard, age, **rest)
 
 
+def tilted(deviation: float, most: float) -> Any:
+    """A normal field around 0."""
+    return drawn(lambda rng: float(np.clip(rng.normal(0, deviation), -most, most)))
+
+
 @dataclass(frozen=True)
 class View:
     """How one picture was taken: pose, light, what is in the way, and the camera. Angles are in radians."""
 
-    roll: float
-    yaw: float
-    pitch: float
-    scale: float
-    shift: tuple[float, float]
-    gaze: tuple[float, float]
-    asymmetry: float
     light: tuple[float, float, float]
-    light_strength: float
-    exposure: float
-    contrast: float
-    tint: Color
-    background: tuple[Color, Color]
-    grey: bool
-    occluder: str
-    occluder_place: tuple[float, float, float]
-    blur: float
-    noise: float
-    noise_seed: int
+    roll: float = tilted(0.08, 0.3)
+    yaw: float = tilted(0.15, 0.4)
+    pitch: float = tilted(0.08, 0.25)
+    scale: float = spread(0.42, 0.47)
+    shift: tuple[float, float] = drawn(lambda rng: (between(rng, -0.04, 0.04), between(rng, -0.07, 0.01)))
+    gaze: tuple[float, float] = drawn(lambda rng: (between(rng, -1, 1), between(rng, -0.6, 0.6)))
+    asymmetry: float = tilted(0.12, 0.3)
+    light_strength: float = spread(0.1, 0.6)
+    exposure: float = spread(0.75, 1.15)
+    contrast: float = spread(0.75, 1.2)
+    tint: tuple[float, float, float] = drawn(lambda rng: (between(rng, 0.93, 1.07), 1.0, between(rng, 0.9, 1.07)))
+    background: tuple[Color, Color] = drawn(lambda rng: (_muted(rng), _muted(rng)))
+    grey: bool = drawn(lambda rng: float(rng.random()) < 0.15)
+    occluder: str = drawn(lambda rng: one_of(rng, OCCLUDERS, (88, 4, 3, 3, 2)))
+    occluder_place: tuple[float, float, float] = drawn(lambda rng: (rng.random(), rng.random(), rng.random()))
+    blur: float = drawn(lambda rng: max(0.0, between(rng, -0.012, 0.012)))
+    noise: float = drawn(lambda rng: between(rng, 0, 1) ** 2 * 7)
+    noise_seed: int = drawn(lambda rng: int(rng.integers(2**63)))
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "View":
         direction = between(rng, -np.pi, np.pi)
         aside = between(rng, 0.2, 0.9)
-        return cls(
-            roll=float(np.clip(rng.normal(0, 0.08), -0.3, 0.3)),
-            yaw=float(np.clip(rng.normal(0, 0.15), -0.4, 0.4)),
-            pitch=float(np.clip(rng.normal(0, 0.08), -0.25, 0.25)),
-            scale=between(rng, 0.42, 0.47),
-            shift=(between(rng, -0.04, 0.04), between(rng, -0.07, 0.01)),
-            gaze=(between(rng, -1, 1), between(rng, -0.6, 0.6)),
-            asymmetry=float(np.clip(rng.normal(0, 0.12), -0.3, 0.3)),
-            light=(aside * np.cos(direction), 0.8 * aside * np.sin(direction) - 0.15, 0.85),
-            light_strength=between(rng, 0.1, 0.6),
-            exposure=between(rng, 0.75, 1.15),
-            contrast=between(rng, 0.75, 1.2),
-            tint=(between(rng, 0.93, 1.07), 1.0, between(rng, 0.9, 1.07)),
-            background=(_muted(rng), _muted(rng)),
-            grey=float(rng.random()) < 0.15,
-            occluder=one_of(rng, OCCLUDERS, (88, 4, 3, 3, 2)),
-            occluder_place=(between(rng, 0, 1), between(rng, 0, 1), between(rng, 0, 1)),
-            blur=max(0.0, between(rng, -0.012, 0.012)),
-            noise=between(rng, 0, 1) ** 2 * 7,
-            noise_seed=int(rng.integers(2**63)),
-        )
+        light = aside * np.cos(direction), 0.8 * aside * np.sin(direction) - 0.15, 0.85
+        return cls(light, **draw_fields(cls, rng))
 
 
 def sample_units(label: int, rng: np.random.Generator) -> np.ndarray:
