@@ -78,10 +78,7 @@ class BatchAugmentation:
         self.size = preprocessing.image_size
         self.settings = settings
         self.erasing = v2.RandomErasing(settings.erasing)
-        self.mean, self.std = (
-            torch.tensor(values, dtype=torch.float32)[:, None, None]
-            for values in (preprocessing.mean, preprocessing.std)
-        )
+        self.mean, self.std = list(preprocessing.mean), list(preprocessing.std)
 
     def draws(self, seed: int) -> tuple[Tensor, ...]:
         """For one image: (DRAWS,) uniform in [0, 1) and, with erasing, a mask (1, s, s) of what is left of it."""
@@ -112,7 +109,7 @@ class BatchAugmentation:
             grey = pixels[:, 0] * 0.2989 + pixels[:, 1] * 0.587 + pixels[:, 2] * 0.114
             mean = grey.mean((1, 2))[:, None, None, None]
             pixels = (contrast * pixels + (1 - contrast) * mean).clamp(0, 1)
-        result = (pixels - self.mean.to(pixels.device)) / self.std.to(pixels.device)
+        result = v2.functional.normalize(pixels, self.mean, self.std)
         return result if left is None else result * left
 
     def _moves(self, draws: Tensor) -> Tensor:
