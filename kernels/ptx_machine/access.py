@@ -165,7 +165,7 @@ def atomic(op: Op) -> Step:
         raise op.unknown()
     returns = op.name == "atom"
     first = 1 if returns else 0
-    action = next(p for p in op.parts if p in ("add", "min", "max", "exch", "cas", "and", "or", "xor", "inc", "dec"))
+    action = next(p for p in op.parts if p in ("add", "min", "max", "exch", "cas", "and", "or", "xor"))
     kind = op.type
     size = np.dtype(DTYPES[kind]).itemsize
     semantics = next((part for part in op.parts if part in _SEMANTICS), "relaxed")
@@ -216,7 +216,5 @@ def _combine(op: Op, action: str, kind: str) -> Callable[..., np.generic]:
         "exch": lambda old, new: new,
         "cas": lambda old, expected, new: new if old == expected else old,
         "and": lambda old, new: old & new, "or": lambda old, new: old | new, "xor": lambda old, new: old ^ new,
-        "inc": lambda old, new: type(old)(0) if old >= new else old + type(old)(1),
-        "dec": lambda old, new: new if old == 0 or old > new else old - type(old)(1),
     }  # fmt: skip
     return table[action]

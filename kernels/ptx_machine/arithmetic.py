@@ -76,10 +76,8 @@ def div(op: Op) -> Step:
     return op.compute(divide, 2)
 
 
-@instruction("neg", "abs", "not", "cnot")  # 9.7.1.10-11, 9.7.8.4-5
+@instruction("neg", "abs", "not")  # 9.7.1.10-11, 9.7.8.4-5
 def unary(op: Op) -> Step:
-    if op.name == "cnot":
-        return op.compute(lambda a: (a == 0).astype(a.dtype), 1)
     if op.name == "not" and op.type == "pred":
         return op.compute(np.logical_not, 1)
     if op.type.startswith("bf16"):  # bits, so that a NaN stays one and nothing is rounded
@@ -204,7 +202,7 @@ def bit_field_insert(op: Op) -> Step:
     return op.compute(insert, list(zip(op.operands[1:5], kinds, strict=True)))
 
 
-@instruction("popc", "clz", "brev", "bfind")  # 9.7.1.14-17
+@instruction("popc", "clz", "brev")  # 9.7.1.14-15, 9.7.1.17
 def bits(op: Op) -> Step:
     width = 8 * np.dtype(DTYPES[op.type]).itemsize
     mask = (1 << width) - 1
@@ -214,10 +212,7 @@ def bits(op: Op) -> Step:
             return (x & mask).bit_count()
         if op.name == "clz":
             return width - (x & mask).bit_length()
-        if op.name == "brev":
-            return int(format(x & mask, f"0{width}b")[::-1], 2)
-        top = (~x if x < 0 else x).bit_length() - 1
-        return (width - 1 - top if op.has("shiftamt") and top >= 0 else top) & 0xFFFFFFFF
+        return int(format(x & mask, f"0{width}b")[::-1], 2)
 
     result = op.type if op.name == "brev" else "u32"
     return op.compute(lambda a: np.array([one(x) for x in a.tolist()], DTYPES[result]), 1, result=result)
