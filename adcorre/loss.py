@@ -60,8 +60,9 @@ def adcorre_loss(
     Args:
         logits, embeddings, targets: (n, C); (n, k, d), or (n, d) for k = 1; (n,). As in a call of `AdCorreLoss`.
         attention: (C,) floating, Eq. 7's w, one weight per class; its length gives C. It carries no gradient.
-        lambd, components, between_target, mean_target, embedding_target, ce_weight, label_smoothing, logit_adjustment,
-            pairs, precision, ignore_index, backend, validate: as in `AdCorreLoss`.
+        lambd, components, between_target, mean_target, embedding_target: as in `AdCorreLoss`.
+        ce_weight, label_smoothing, logit_adjustment: as in `AdCorreLoss`.
+        pairs, precision, ignore_index, backend, validate: as in `AdCorreLoss`.
 
     Returns:
         `AdCorreOutput`; call `backward` on its `loss`.
