@@ -16,7 +16,7 @@ EPSILON = 1e-6  # Eq. 7's 10e-7
 
 @runtime_checkable
 class AttentionMap(Protocol):
-    """What `AdCorreLoss(attention_map=...)` takes: an `nn.Module` with these two methods, its state in buffers.
+    """The interface of `AdCorreLoss(attention_map=...)`: an `nn.Module` with these two methods, its state in buffers.
 
     counts: (2, C) int64, for each class the number of samples predicted right and the number of samples in the step.
     """

@@ -17,7 +17,17 @@ from adcorre.statistics import FlatStatistics, Tables, Values
 
 
 class ClassStatistics(FlatStatistics):
-    __doc__ = FlatStatistics.__doc__
+    """Sums over the samples of each class, as `of` computes them. Statistics of two sets of samples add: `a + b`.
+
+    The fields are parts of the vector `flat`, float32 or float64. z is an embedding vector, centred and normalized:
+
+    - `direction_sum` (C, k, d): sums of z.
+    - `centred_sum` (C, k, d): sums of x - mean(x).
+    - `norm_sum` (C, k): sums of |x|.
+    - `square_sum` (C,): sums of |z|^2 over samples and vectors.
+    - `count` (C,): samples; NaN if a label is neither in [0, C) nor `ignore_index`.
+    - `embedding_sum` (): the sum of ED over samples; its form depends on `embedding_target`.
+    """
 
     @classmethod
     def of(
@@ -79,15 +89,16 @@ def adcorre_terms(
         attention: (C,) floating, Eq. 7's w, one weight per class; its length gives C. It carries no gradient.
             1/2 everywhere turns FD into the naive FD (Eq. 5).
         backend: "auto" selects fused kernels where available: "triton" on a supported GPU, "numba" on a CPU if Numba is
-            installed (`pip install adcorre[cpu]`); else "torch". "reference": the paper's n x n matrices; the only
-            backend with a double backward.
+            installed (the extra `[cpu]`); else "torch". "reference": the paper's n x n matrices; the only backend with
+            a double backward.
         between_target: FD's target for the correlation of samples of different classes: -1 (the paper), "simplex"
-            = -1 / (C - 1), or any number in [-1, 1]. At other targets than -1 and 1, the absolute value is taken of the
-            mean over the pairs of two classes: a lower bound of the pairwise sum, tight when classes are compact.
+            = -1 / (C - 1), or any number in [-1, 1].
         mean_target: MD's target for the correlation of two class means; same values.
         embedding_target: ED's target for the correlation of two of a sample's k vectors; "simplex" = -1 / (k - 1).
-        pairs: "class" (linear in n), or "sample": FD with the absolute value of every pair of samples, as printed, at
-            any `between_target`. Time is then quadratic in n, memory is not. At -1 and 1 both give the same value.
+        pairs: "class": FD takes the absolute value of the mean over the pairs of two classes, in time linear in n.
+            "sample": of every pair of samples, as the paper prints it, in time quadratic in n and memory linear in n.
+            Both give the same value at the targets -1 and 1. At other targets "class" is a lower bound of "sample",
+            tight when classes are compact.
         precision: precision of the products with pairs="sample", as in `torch.set_float32_matmul_precision`. "highest":
             float32; "high": two bfloat16 per factor, error about 2^-16; "medium": one, about 2^-8, the fastest on a
             GPU. The gradient of a correlation that is closer to `between_target` than this error may have the wrong

@@ -55,9 +55,20 @@ def adcorre_loss(
     backend: str = "auto",
     validate: bool | None = None,
 ) -> AdCorreOutput:
-    """Eq. 12 as a function, for callers who manage the attention weights themselves: `attention` (C,) is w.
+    """Eq. 12 as a function, for callers who manage the attention weights themselves.
 
-    The other arguments are as in `AdCorreLoss`.
+    Args:
+        logits, embeddings, targets: (n, C); (n, k, d), or (n, d) for k = 1; (n,). As in a call of `AdCorreLoss`.
+        attention: (C,) floating, Eq. 7's w, one weight per class; its length gives C. It carries no gradient.
+        lambd, components, between_target, mean_target, embedding_target: as in `AdCorreLoss`.
+        ce_weight, label_smoothing, logit_adjustment: as in `AdCorreLoss`.
+        pairs, precision, ignore_index, backend, validate: as in `AdCorreLoss`.
+
+    Returns:
+        `AdCorreOutput`; call `backward` on its `loss`.
+
+    Raises:
+        ValueError, TypeError, IndexError: as `adcorre_terms`.
     """
     checks.check_attention(attention)
     num_classes = attention.shape[0]
@@ -91,6 +102,10 @@ def adcorre_loss(
 class AdCorreLoss(LossModule):
     """CE + lambda (FD + MD + ED), Eq. 12, with the Adaptive Attention Map.
 
+        loss_fn = AdCorreLoss(num_classes=7)
+        out = loss_fn(logits, embeddings, targets)
+        out.loss.backward()
+
     The loss has state. In training mode each call is one step of the attention map: switch the loss to eval mode
     together with the model. A call without gradients (`torch.no_grad`) is never recorded. Under activation
     checkpointing, the recomputed forward pass is not recorded either and uses the weights of the first one. (Do not put
@@ -100,9 +115,9 @@ class AdCorreLoss(LossModule):
         num_classes: C.
         lambd: the paper's lambda, at least 0, without gradient. A call can override it, for example for a warm-up.
         window: the paper's delta, in steps (see `AdaptiveAttentionMap`).
-        components: the terms in the loss: any of "fd", "md", "ed"; "nfd" (Eq. 5, w = 1/2) instead of "fd". Without any
-            the loss is plain cross-entropy. Terms that are not in the loss are still reported. With a weight for each,
-            {"fd": 1.0, "md": 0.3, "ed": 0.1}, the loss is CE + lambda (FD + 0.3 MD + 0.1 ED).
+        components: the terms in the loss: any of "fd", "md" and "ed"; "nfd" (Eq. 5, w = 1/2) can replace "fd". An empty
+            tuple makes the loss plain cross-entropy. Terms that are not in the loss are still reported. A dict gives
+            each term a weight: with {"fd": 1.0, "md": 0.3, "ed": 0.1} the loss is CE + lambda (FD + 0.3 MD + 0.1 ED).
         between_target, mean_target, embedding_target: target correlations of FD (between classes), MD (between class
             means) and ED (between the k vectors): -1 (the paper), "simplex", or a number in [-1, 1].
         ce_weight: (C,) class weights of the cross-entropy, `weight` of `torch.nn.functional.cross_entropy`.
@@ -116,14 +131,16 @@ class AdCorreLoss(LossModule):
         ignore_index: samples with this label are ignored by cross-entropy, terms and attention map.
         backend: "auto" (fused kernels where available: "triton" on a GPU, "numba" on a CPU if Numba is installed; else
             "torch"), "triton", "numba", "torch" or "reference" (see `adcorre_terms`).
-        validate: whether to raise IndexError for a bad label (see `adcorre_terms`). A bad label that is not checked
-            makes the loss and every gradient NaN. In a process group a bad label on one rank raises an error, or gives
-            NaN, on every rank.
+        validate: whether to raise IndexError for a bad label: one that is neither in [0, C) nor `ignore_index`. None
+            (default) checks where that is free (eager mode, CPU); True always checks, with a host sync on a GPU; False
+            never. A bad label that is not checked makes the loss and every gradient NaN. In a process group a bad label
+            on one rank raises an error, or gives NaN, on every rank.
         process_group: the ranks that share each batch: a `torch.distributed.ProcessGroup`, "world" for the default
-            group (looked up in each call, so that the module may be created before it), or None (default), a single
-            process. With a group every call, in eval mode too, does one all-reduce, and every rank must call; a rank
-            without samples calls with n = 0. Every rank gets the loss, terms and attention weights of the whole batch,
-            and the gradient of that loss for its own samples. The backend "reference" does not support it.
+            group (looked up in each call, so that the module may be created before it), or None (default): each process
+            computes the loss of its own samples. With a group every call does one all-reduce, in eval mode too, and
+            every rank must call. A rank without samples calls with n = 0. Every rank gets the loss, terms and attention
+            weights of the whole batch, and the gradient of that loss for its own samples. The backend "reference" does
+            not support it.
         gradient_reduction: how the ranks' parameter gradients are reduced: "mean" (default) if they are averaged over
             the group, as in DistributedDataParallel and FSDP, "sum" if they are added.
 
@@ -206,16 +223,19 @@ class AdCorreLoss(LossModule):
         """
         lambd = checks.check_lambda(self.lambd if lambd is None else lambd)
         call = self._resolve_call(logits, embeddings, targets)
-        built_in = type(self.attention_map) is AdaptiveAttentionMap and self.process_group is None
+        # `nn.Module.__getattr__` takes as long as half a small operation.
+        attention: Any = self._modules["attention_map"]
+        settings = self._buffers
+        built_in = type(attention) is AdaptiveAttentionMap and self.process_group is None
         if call.settings is None or not built_in or _within_backward():
             part = self.part(logits, embeddings, targets)
             return loss_from_batch(part, self.combine(part), lambd)
         checks.check_labels(targets, self.num_classes, self.ignore_index, self.validate)
-        samples = Samples(logits, three_dimensional(embeddings), targets, self.ce_weight, self.logit_adjustment)
-        attention: AdaptiveAttentionMap = self.attention_map
+        x, state = three_dimensional(embeddings), attention._buffers
+        samples = Samples(logits, x, targets, settings["ce_weight"], settings["logit_adjustment"])
         training = attention.training
         record = training and torch.is_grad_enabled()
-        state = AttentionState(None, attention.counts, attention.position, training, record)
+        state = AttentionState(None, state["counts"], state["position"], training, record)
         output, values = whole_loss(samples, state, lambd, call.options, call.settings)
         if training and not torch.compiler.is_compiling():
             self._steps.append(_FusedStep(values, self.num_classes, record))

@@ -54,22 +54,22 @@ class AdCorreMetricLoss(LossModule, _Base):
 
     Args:
         num_classes: C, for labels 0 ... C - 1. None: labels may be any integers; the classes are those of the batch (of
-            all its ranks), found by sorting, which synchronizes with a GPU. C is part of MD's divisor k C^2 (Eq. 10)
-            and the number of rows of the class sums. None suits thousands of classes of which a batch contains some.
+            all its ranks). They are found by sorting, which synchronizes with a GPU. C is part of MD's divisor k C^2
+            (Eq. 10) and the number of rows of the class sums. None suits thousands of classes of which a batch contains
+            some.
         attention: Eq. 7's w. None: 1/2 for every class. (C,) floating: one weight per class. An `nn.Module` that is an
-            `AttentionMap`: it records each training step; a sample counts as predicted right if its class has the class
-            mean, over the last steps, that correlates most with the sample. The latter two need `num_classes`, the map
-            also `embedding_size`; it takes O(n C k d) time.
+            `AttentionMap`: it records each training step, and takes O(n C k d) time. A sample counts as predicted right
+            if, of all class means, it correlates most with that of its own class; the means are moving averages over
+            earlier steps. Weights and maps need `num_classes`; a map needs `embedding_size` too.
         embedding_size: d, or (k, d), for the class means that an attention map needs.
         between_target, mean_target: the target correlation of two classes. "simplex" is -1 / (C - 1), with the batch's
-            C if `num_classes` is None; it is better than -1 with few classes. Targets other than -1 take O(C^2 k d)
-            time in addition to the O(n k d) of -1.
+            C if `num_classes` is None. Targets other than -1 take O(C^2 k d) time in addition to the O(n k d) of -1.
         components, embedding_target, pairs, precision: as in `AdCorreLoss`. With k = 1, ED is 0.
         ignore_index, backend, validate, process_group, gradient_reduction: as in `AdCorreLoss`. Without `num_classes`
             the ranks of a group exchange their labels first.
         options: embedding_regularizer, embedding_reg_weight and collect_stats of pytorch-metric-learning's losses. With
-            collect_stats=True its record keepers log the terms of the last call, the attributes `fd`, `md` and `ed`,
-            floats; reading them waits for a GPU.
+            collect_stats=True each call stores its terms as floats in the attributes `fd`, `md` and `ed`, which
+            synchronizes with a GPU; the library's record keepers log them.
 
     Raises:
         ValueError, TypeError: invalid settings.

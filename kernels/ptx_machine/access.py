@@ -22,19 +22,16 @@ def _space(op: Op) -> str:
     return "generic"
 
 
-def _lanes_of(mask: Mask, all_lanes: np.ndarray) -> np.ndarray:
-    return all_lanes if mask is None else np.flatnonzero(mask)
-
-
-def _addresses(warps: Warps, op: Op, operand: int) -> Callable[[Mask], np.ndarray]:
-    """Addresses of the lanes that take part, as int64."""
+def _addresses(warps: Warps, op: Op, operand: int) -> Callable[[Mask], tuple[np.ndarray, np.ndarray]]:
+    """The lanes that take part, of which there is at least one, and their addresses as int64."""
     base, offset = op.address(operand)
     wide = op.entry.registers.get(base, "b32") in ("b64", "u64", "s64")
-    view = warps.read(base, "s64" if wide else "u32")
+    view, every = warps.read(base, "s64" if wide else "u32"), np.arange(warps.lanes)
 
-    def addresses(mask: Mask) -> np.ndarray:
-        chosen = view if mask is None else view[mask]
-        return chosen.astype(np.int64) + offset
+    def addresses(mask: Mask) -> tuple[np.ndarray, np.ndarray]:
+        if mask is None:
+            return every, view.astype(np.int64) + offset
+        return np.flatnonzero(mask), view[mask].astype(np.int64) + offset
 
     return addresses
 
@@ -54,14 +51,10 @@ def load(op: Op) -> Step:
     def bind(warps: Warps) -> Run:
         addresses = _addresses(warps, op, 1)
         registers = [warps.write(name, op.type) if name != "_" else None for name in names]
-        every = np.arange(warps.lanes)
         count = len(names)
 
         def run(mask: Mask) -> None:
-            lanes = _lanes_of(mask, every)
-            if len(lanes) == 0:
-                return
-            where = addresses(mask)
+            lanes, where = addresses(mask)
             if semantics:
                 warps.synchronise(where, op.has("cta"), semantics)
             access = grant(warps, Request(space, op.at, where, lanes, size * count, strong=strong))
@@ -116,14 +109,10 @@ def store(op: Op) -> Step:
     def bind(warps: Warps) -> Run:
         addresses = _addresses(warps, op, 0)
         registers = [warps.read(name, kind) for name in names]
-        every = np.arange(warps.lanes)
 
         def run(mask: Mask) -> None:
-            lanes = _lanes_of(mask, every)
-            if len(lanes) == 0:
-                return
+            lanes, where = addresses(mask)
             values = np.stack(registers, 1) if mask is None else np.stack([x[lanes] for x in registers], 1)
-            where = addresses(mask)
             access = grant(warps, Request(space, op.at, where, lanes, size * len(names), write=True, values=values))
             if access is not None:
                 if len(access.lanes) != len(lanes):
@@ -156,15 +145,13 @@ def copy(op: Op) -> Step:
     def bind(warps: Warps) -> Run:
         to, of = _addresses(warps, op, 0), _addresses(warps, op, 1)
         size = warps.read(rest[0], "u32") if rest else None
-        every = np.arange(warps.lanes)
 
         def run(mask: Mask) -> None:
-            lanes = _lanes_of(mask, every)
-            if len(lanes):
-                source_bytes = np.full(len(lanes), nbytes)
-                if size is not None:
-                    source_bytes = np.minimum(size[lanes], nbytes).astype(np.int64)
-                copies.issue(warps, Copy(op.at, lanes, to(mask), of(mask), nbytes, source_bytes))
+            (lanes, target), (_, source) = to(mask), of(mask)
+            source_bytes = np.full(len(lanes), nbytes)
+            if size is not None:
+                source_bytes = np.minimum(size[lanes], nbytes).astype(np.int64)
+            copies.issue(warps, Copy(op.at, lanes, target, source, nbytes, source_bytes))
 
         return run
 
@@ -178,7 +165,7 @@ def atomic(op: Op) -> Step:
         raise op.unknown()
     returns = op.name == "atom"
     first = 1 if returns else 0
-    action = next(p for p in op.parts if p in ("add", "min", "max", "exch", "cas", "and", "or", "xor", "inc", "dec"))
+    action = next(p for p in op.parts if p in ("add", "min", "max", "exch", "cas", "and", "or", "xor"))
     kind = op.type
     size = np.dtype(DTYPES[kind]).itemsize
     semantics = next((part for part in op.parts if part in _SEMANTICS), "relaxed")
@@ -190,13 +177,9 @@ def atomic(op: Op) -> Step:
             warps.read(name, kind) for name in op.operands[first + 1 : first + 1 + (2 if action == "cas" else 1)]
         ]
         out = warps.write(op.operands[0], kind) if returns and op.operands[0] != "_" else None
-        every = np.arange(warps.lanes)
 
         def run(mask: Mask) -> None:
-            lanes = _lanes_of(mask, every)
-            if len(lanes) == 0:
-                return
-            where = addresses(mask)
+            lanes, where = addresses(mask)
             access = grant(warps, Request(space, op.at, where, lanes, size, write=True, atomic=True))
             if access is None:
                 return
@@ -233,7 +216,5 @@ def _combine(op: Op, action: str, kind: str) -> Callable[..., np.generic]:
         "exch": lambda old, new: new,
         "cas": lambda old, expected, new: new if old == expected else old,
         "and": lambda old, new: old & new, "or": lambda old, new: old | new, "xor": lambda old, new: old ^ new,
-        "inc": lambda old, new: type(old)(0) if old >= new else old + type(old)(1),
-        "dec": lambda old, new: new if old == 0 or old > new else old - type(old)(1),
     }  # fmt: skip
     return table[action]

@@ -76,10 +76,8 @@ def div(op: Op) -> Step:
     return op.compute(divide, 2)
 
 
-@instruction("neg", "abs", "not", "cnot")  # 9.7.1.10-11, 9.7.8.4-5
+@instruction("neg", "abs", "not")  # 9.7.1.10-11, 9.7.8.4-5
 def unary(op: Op) -> Step:
-    if op.name == "cnot":
-        return op.compute(lambda a: (a == 0).astype(a.dtype), 1)
     if op.name == "not" and op.type == "pred":
         return op.compute(np.logical_not, 1)
     if op.type.startswith("bf16"):  # bits, so that a NaN stays one and nothing is rounded
@@ -163,27 +161,13 @@ def funnel(op: Op) -> Step:
 
 @instruction("bfe")  # 9.7.1.20
 def bit_field_extract(op: Op) -> Step:
-    bits = 8 * np.dtype(DTYPES[op.type]).itemsize
-
     def extract(a: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray:
-        signed = a.dtype.kind == "i"
-        out = []
-        for x, p, n in zip(a.tolist(), (position & 255).tolist(), (length & 255).tolist(), strict=True):
-            if n == 0:
-                out.append(0)
-                continue
-            sign = (x >> min(p + n - 1, bits - 1)) & 1 if signed else 0
-            here = max(0, min(n, bits - p))
-            value = ((x & (1 << bits) - 1) >> p & (1 << here) - 1) if here else 0
-            out.append(value - (1 << here) if sign else value)
-        return np.array(out, np.int64 if signed else np.uint64).astype(a.dtype)
+        wide = np.int64 if a.dtype.kind == "i" else np.uint64
+        p, n = (x.astype(wide) & wide(255) for x in (position, length))
+        moved = a.astype(wide) >> np.minimum(p, wide(63)) >> (p > 63).astype(wide)
+        above = wide(64) - np.clip(n, 1, 64).astype(wide)  # bits to the left of the field
+        return np.where(n == 0, wide(0), moved << above >> above).astype(a.dtype)
 
-    if all(text.isdigit() for text in op.operands[2:4]) and bits == 32:  # how compilers use it, and faster
-        p, n = int(op.operands[2]), int(op.operands[3])
-        if n > 0 and p + n <= 32:
-            dtype = DTYPES[op.type]
-            up, down = dtype(32 - p - n), dtype(32 - n)
-            return op.compute(lambda a: (a << up) >> down, 1)
     return op.compute(extract, [(op.operands[1], op.type), (op.operands[2], "u32"), (op.operands[3], "u32")])
 
 
@@ -204,7 +188,7 @@ def bit_field_insert(op: Op) -> Step:
     return op.compute(insert, list(zip(op.operands[1:5], kinds, strict=True)))
 
 
-@instruction("popc", "clz", "brev", "bfind")  # 9.7.1.14-17
+@instruction("popc", "clz", "brev")  # 9.7.1.14-15, 9.7.1.17
 def bits(op: Op) -> Step:
     width = 8 * np.dtype(DTYPES[op.type]).itemsize
     mask = (1 << width) - 1
@@ -214,10 +198,7 @@ def bits(op: Op) -> Step:
             return (x & mask).bit_count()
         if op.name == "clz":
             return width - (x & mask).bit_length()
-        if op.name == "brev":
-            return int(format(x & mask, f"0{width}b")[::-1], 2)
-        top = (~x if x < 0 else x).bit_length() - 1
-        return (width - 1 - top if op.has("shiftamt") and top >= 0 else top) & 0xFFFFFFFF
+        return int(format(x & mask, f"0{width}b")[::-1], 2)
 
     result = op.type if op.name == "brev" else "u32"
     return op.compute(lambda a: np.array([one(x) for x in a.tolist()], DTYPES[result]), 1, result=result)

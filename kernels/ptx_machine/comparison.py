@@ -5,20 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ptx_machine.decode import Compute, Op, Run, Step, assign, instruction
-from ptx_machine.numbers import DTYPES, Mask, from_bf16, is_float
+from ptx_machine.numbers import Mask, from_bf16, is_float
 from ptx_machine.warps import Warps
-
-
-@instruction("testp")  # 9.7.3.1
-def testp(op: Op) -> Step:
-    tiny = np.finfo(DTYPES[op.type]).tiny
-    table: dict[str, Compute] = {
-        "finite": np.isfinite, "infinite": np.isinf, "number": lambda x: ~np.isnan(x), "notanumber": np.isnan,
-        "normal": lambda x: np.isfinite(x) & (np.abs(x) >= tiny), "subnormal": lambda x: (x != 0) & (np.abs(x) < tiny),
-    }  # fmt: skip
-    test = table[op.parts[1]]
-    return op.compute(test, 1, result="pred")
-
 
 _COMPARE: dict[str, Compute] = {
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,

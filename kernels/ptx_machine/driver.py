@@ -67,19 +67,12 @@ def target(
         triton.knobs.runtime.kernel_load_start_hook = hook
 
 
-class _Function:
-    """What a launch gets for a loaded kernel."""
-
-    def __init__(self, ptx: str, shared: int) -> None:
-        self.ptx, self.shared = ptx, shared
-
-
 class _Utils:
     def __init__(self, driver: _Driver) -> None:
         self.driver = driver
 
-    def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[object, object, int, int, int]:
-        return object(), _Function(self.driver.ptx, shared), 0, 0, 1024
+    def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[object, str, int, int, int]:
+        return object(), self.driver.ptx, 0, 0, 1024
 
     def unload_module(self, module: object) -> None:
         pass
@@ -147,11 +140,12 @@ class _Launcher:
         self.names = list(src.signature)
         self.metadata = metadata
 
-    def __call__(self, x: int, y: int, z: int, stream: int, function: _Function, *rest: Any) -> None:
+    def __call__(self, x: int, y: int, z: int, stream: int, ptx: str, *rest: Any) -> None:
         driver = triton.runtime.driver.active
         if not isinstance(driver, _Driver):
             raise MachineError("a kernel compiled for the machine was launched outside of ptx_machine.target")
-        ptx = driver.rewrite(function.ptx) if driver.rewrite else function.ptx
+        if driver.rewrite:
+            ptx = driver.rewrite(ptx)
         arguments = list(_flatten(self.names, self.signature, rest[-len(self.signature) :]))
         scratch = None
         if self.metadata.global_scratch_size:

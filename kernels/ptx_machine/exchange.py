@@ -126,33 +126,6 @@ def redux(op: Op) -> Step:
     return together(op, op.operands[2], bind)
 
 
-@instruction("activemask", "elect")  # 9.7.13.14, 9.7.13.15
-def activemask(op: Op) -> Step:
-    if op.name == "activemask":
-
-        def bind(warps: Warps) -> Run:
-            out = warps.write(op.operands[0], "b32")
-
-            def run(mask: Mask) -> None:
-                rows = (np.ones(warps.lanes, bool) if mask is None else mask).reshape(-1, 32)
-                bits = (rows.astype(np.uint64) << LANE.astype(np.uint64)).sum(1).astype(np.uint32)
-                store((out, np.repeat(bits, 32)))(mask)
-
-            return run
-
-        return Step(bind)
-    target, _, leader = (part.strip() for part in op.operands[0].partition("|"))
-
-    def bind_elect(warps: Warps) -> Callable[[], Callable[[Mask], None]]:
-        first = np.tile(LANE == 0, warps.count)
-        pairs = [(warps.write(leader, "pred"), first)]
-        if target != "_":
-            pairs.append((warps.write(target, "b32"), np.zeros(warps.lanes, np.uint32)))
-        return lambda: store(*pairs)
-
-    return together(op, op.operands[1], bind_elect)
-
-
 @instruction("ldmatrix", "stmatrix")  # 9.7.14.5.15-16: lanes 8 i to 8 i + 7 hold the addresses of matrix i's rows
 def ldmatrix(op: Op) -> Step:
     loads = op.name == "ldmatrix"

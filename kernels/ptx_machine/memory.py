@@ -60,19 +60,6 @@ class Window:
 class Pattern:
     """What follows from the lanes' addresses relative to the first one's, and from the first one's place in a line."""
 
-    __slots__ = (
-        "_granules",
-        "_index",
-        "aligned",
-        "contiguous",
-        "duplicates",
-        "high",
-        "low",
-        "passes",
-        "rel",
-        "sectors",
-    )
-
     def __init__(self, rel: np.ndarray, phase: int, nbytes: int) -> None:
         self.rel = rel
         self.low, self.high = int(rel.min()), int(rel.max()) + nbytes

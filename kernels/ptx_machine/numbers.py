@@ -65,21 +65,12 @@ def fma16(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 
 def fma64(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a b + c, rounded once (Boldo and Melquiond, 2008): exact parts, the last but one sum rounded to odd."""
-    high, low = _product(a, b)
-    first, rest = _sum(c, low)
-    second, last = _sum(high, first)
-    tail, lost = _sum(rest, last)
-    even = (tail.view(np.int64) & 1) == 0
-    aside = np.nextafter(tail, np.where(lost > 0, np.inf, -np.inf))
-    result = second + np.where((lost != 0) & even, aside, tail)
-    simple = a * b + c
-    sizes = np.stack([np.abs(x) for x in (a, b, c)])
-    known = ((sizes == 0) | ((sizes > 2.0**-300) & (sizes < 2.0**300))).all(0)
-    for i in np.flatnonzero(~known & np.isfinite(sizes).all(0)):  # where the parts might over- or underflow
-        exact = Fraction(float(a[i])) * Fraction(float(b[i])) + Fraction(float(c[i]))
-        simple[i] = _nearest(exact) if exact else simple[i]
-    return np.where(known & (second != 0), result, simple)
+    """a b + c, rounded once: in fractions, number by number, since numpy has no wider format."""
+    result = a * b + c  # with the sign of zero, infinity and NaN
+    for i in np.flatnonzero(np.isfinite(a) & np.isfinite(b) & np.isfinite(c)):
+        if exact := Fraction(float(a[i])) * Fraction(float(b[i])) + Fraction(float(c[i])):
+            result[i] = _nearest(exact)
+    return result
 
 
 def _nearest(exact: Fraction) -> float:
@@ -87,26 +78,6 @@ def _nearest(exact: Fraction) -> float:
         return float(exact)  # Python divides integers with one rounding
     except OverflowError:
         return math.inf if exact > 0 else -math.inf
-
-
-def _product(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rounded product and what rounding left out (Veltkamp, Dekker)."""
-    product = a * b
-    (x, y), (u, v) = _halves(a), _halves(b)
-    return product, ((x * u - product) + x * v + y * u) + y * v
-
-
-def _halves(a: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scaled = a * 134217729.0  # 2^27 + 1
-    high = scaled - (scaled - a)
-    return high, a - high
-
-
-def _sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rounded sum and what rounding left out (Knuth)."""
-    total = a + b
-    part = total - a
-    return total, (a - (total - part)) + (b - part)
 
 
 def to_integer(x: np.ndarray, kind: str, how: str) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from functools import lru_cache
 
 from ptx_machine.decode import decode, reads_and_writes
@@ -174,13 +173,6 @@ class Program:
                 before[at] = live
                 work.extend(predecessors.get(at, []))
         return dead
-
-    def class_counts(self, executed: list[int]) -> Counter[str]:
-        counts: Counter[str] = Counter()
-        for name, times in zip(self.classes, executed, strict=True):
-            if times:
-                counts[name] += times
-        return counts
 
 
 def _tainted(entry: Entry, registers: list[tuple[list[str], list[str]]], suspects: frozenset[str]) -> frozenset[str]:

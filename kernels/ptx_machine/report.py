@@ -64,11 +64,6 @@ class LaunchCounts:
     barriers: int = 0
 
     @property
-    def sector_bytes(self) -> int:
-        """Traffic between L1 and L2 if nothing were cached: 32 bytes per sector of every request."""
-        return 32 * sum(self.global_sectors.values())
-
-    @property
     def distinct_bytes(self) -> int:
         """Traffic with memory if the caches held a launch's data: each argument's sectors once read, once written."""
         return 32 * sum(self.global_distinct.values())
@@ -87,14 +82,8 @@ class Report:
         self._known: dict[tuple[object, ...], Finding] = {}
 
     def add(self, finding: Finding) -> None:
-        key = (
-            finding.kind,
-            finding.kernel,
-            finding.instruction,
-            finding.place,
-            finding.other_instruction,
-            finding.other_place,
-        )
+        first = (finding.kind, finding.kernel, finding.instruction, finding.place)
+        key = (*first, finding.other_instruction, finding.other_place)
         known = self._known.get(key)
         if known is not None:
             known.times += 1

@@ -45,7 +45,9 @@ class Launch:
             for at in range(start, program.end_of_run(start)):
                 self.executed[at] += times
         counts.warps = self.blocks * program.threads // 32
-        counts.instructions = program.class_counts(self.executed)
+        for name, times in zip(program.classes, self.executed, strict=True):
+            if times:
+                counts.instructions[name] += times
         for at, source in enumerate(program.entry.instructions):
             guarded = source.guard is not None and not program.steps[at].control
             active = self.active[at] if guarded else self.executed[at]
@@ -70,7 +72,6 @@ class Runner:
         self.waiting = np.zeros(warps.lanes, bool)  # at a barrier, in lockstep
         self._runs: dict[int, tuple[tuple[Callable[[], object], ...], int]] = {}
         self._single: dict[int, Callable[[Mask], None]] = {}
-        self._guards: dict[int, tuple[np.ndarray, bool]] = {}
         self._poison = Poison(warps, self.program)
 
     def begin(self, launch: Launch, clocks: Clocks | None, blocks: np.ndarray, warps: np.ndarray) -> None:
@@ -88,10 +89,8 @@ class Runner:
         guard = self.program.entry.instructions[at].guard
         if guard is None:
             return None
-        cached = self._guards.get(at)
-        if cached is None:
-            cached = self._guards[at] = (self.warps.read(guard[0], "pred"), guard[1])
-        return ~cached[0] if cached[1] else cached[0]
+        predicate = self.warps.read(guard[0], "pred")
+        return ~predicate if guard[1] else predicate
 
     def _one(self, at: int) -> Callable[[Mask], None]:
         """The instruction for the lanes of a mask, its predicate and its watched registers seen to."""
@@ -103,11 +102,9 @@ class Runner:
         if source.guard is not None:
             plain = run
             predicate, negated = self.warps.read(source.guard[0], "pred"), source.guard[1]
-            watched = source.guard[0] in self.program.watched
 
             def run(mask: Mask) -> None:
-                if watched:
-                    self._poison.guarded(at, mask)
+                self._poison.guarded(at, mask)
                 chosen = ~predicate if negated else predicate
                 if mask is not None:
                     chosen = chosen & mask
@@ -136,6 +133,13 @@ class Runner:
 
     # Stepping
 
+    def _spend(self, used: int) -> int:
+        """Instructions executed, which count towards the launch's limit."""
+        self.launch.left -= used * self.warps.count
+        if self.launch.left < 0:
+            raise MachineError(f"{self.program.entry.name} does not end: give a higher limit if it should")
+        return used
+
     def run(self, budget: int) -> str:
         """Until "barrier", "done", or "ready" when the budget is used up."""
         launch, warps, steps = self.launch, self.warps, self.program.steps
@@ -143,10 +147,7 @@ class Runner:
         while budget > 0:
             if self.pcs is not None:
                 used, state = self._divergent()
-                budget -= used
-                launch.left -= used * warps.count
-                if launch.left < 0:
-                    raise MachineError(f"{self.program.entry.name} does not end: give a higher limit if it should")
+                budget -= self._spend(used)
                 if state:
                     return state
                 continue
@@ -155,11 +156,7 @@ class Runner:
             for instruction in instructions:
                 instruction()
             launch.stretches[start] += warps.count
-            used = end - start + 1
-            budget -= used
-            launch.left -= used * warps.count
-            if launch.left < 0:
-                raise MachineError(f"{self.program.entry.name} does not end: give a higher limit if it should")
+            budget -= self._spend(end - start + 1)
             self.pc = end
             control = steps[end].control
             if not control:
@@ -171,8 +168,7 @@ class Runner:
                 budget = 0
                 continue
             holds = self._guard(end)
-            if self.program.watched:
-                self._poison.guarded(end, None)
+            self._poison.guarded(end, None)
             if holds is not None and not holds.all():
                 if not holds.any():
                     self.pc = end + 1

@@ -113,13 +113,22 @@ def _small(title: str, arms: Mapping[str, Sequence[str]]) -> Study:
     return Study(title, tuple(variants), defaults={"recipe": "fer2013-small"})
 
 
-def _larger(recipe: str, steps: int) -> Study:
-    """Three arms on all images, for a network that takes long to train."""
-    rising = PAPER | SIMPLEX | {"lambd_warmup": round(0.3 * steps)}
-    arms = (Variant("CE", CE), _against_ce("paper", PAPER), _against_ce("simplex, rising λ", rising))
-    return Study(
-        f"Cross-entropy, the paper's form and another with --recipe {recipe}", arms, defaults={"recipe": recipe}
-    )
+def _larger(recipe: str, **settings: Any) -> Study:
+    """Cross-entropy, the paper's form and the best of the small study, for a network that takes long to train."""
+    arms = (Variant("CE", CE), _against_ce("paper", PAPER), _against_ce("FD", ARMS["FD"]))
+    defaults = {"recipe": recipe, **settings}
+    return Study(f"Cross-entropy, the paper's form and FD with --recipe {recipe}", arms, defaults=defaults)
+
+
+def _equal_steps() -> tuple[Variant, ...]:
+    """Exact virtual batches with as many steps as batches of 60 have: 10 and 50 times the images."""
+    variants = []
+    for batch, images in (("600", 10), ("3,000", 50)):
+        longer = {"virtual_batch": images, "epochs": 15 * images, "warmup_epochs": images}
+        control = f"clean: CE, batch {batch}, equal steps"
+        variants.append(Variant(control, CE | longer, regime="clean"))
+        variants.append(Variant(f"clean: paper, batch {batch}, equal steps", PAPER | longer, control, regime="clean"))
+    return tuple(variants)
 
 
 STUDIES: dict[str, Study] = {
@@ -205,7 +214,10 @@ STUDIES: dict[str, Study] = {
         {"30 % noise": ["CE", "paper"], "long tail": ["CE", "paper, rising λ", "FD"]},
     ),
     "all-images": _small("The small study's first arms on all training images", {"all images": FIRST}),
-    "finetune": _larger("fer2013-lite0", 10 * 225),
-    "resnet18": _larger("fer2013-resnet18", 20 * 225),
-    "xception": _larger("fer2013-xception", 60 * 225),
+    "equal-steps": Study(
+        "The small study's large batches at equal steps", _equal_steps(), defaults={"recipe": "fer2013-small"}
+    ),
+    "finetune": _larger("fer2013-lite0", epochs=3),
+    "resnet18": _larger("fer2013-resnet18", epochs=4, warmup_epochs=1),
+    "xception": _larger("fer2013-xception"),
 }
