@@ -23,7 +23,7 @@ from train import palette
 from train.ablation import rows
 from train.ablation.comparison import spread
 from train.ablation.summary import PAGE, PERCENT, ROWS, in_study_order
-from train.analysis.evaluate import default_folder, evaluate_run, is_current
+from train.analysis.evaluate import default_folder, evaluate_run, is_current, read_tsne
 from train.analysis.pictures import Line, draw_correlations, draw_lines, draw_tsne
 from train.command import CommandParser, execute, make_folder
 from train.disk import read_json, read_rows
@@ -115,9 +115,7 @@ def draw_runs(runs: Mapping[str, Path], split: str, out: Path) -> list[Path]:
         stored = read_json(folder / "correlations.json")
         names = stored["classes"]
         correlations.append((name, np.array(stored["class_means"], float)))
-        placed = read_rows(folder / "tsne.csv") if (folder / "tsne.csv").is_file() else []
-        labels = np.array([names.index(row["class"]) for row in placed], np.int64)
-        points.append((name, np.array([(float(row["x"]), float(row["y"])) for row in placed]), labels))
+        points.append(read_tsne(folder / "tsne.csv", names, name))
     paths = [out / "study-correlations.png", out / "study-curves.png"]
     draw_correlations(paths[0], correlations, names, f"correlations between class means, {split}")
     draw_lines(paths[1], {name: _curves(run / "steps.csv") for name, run in runs.items()}, "step")

@@ -25,7 +25,7 @@ from train.analysis.outputs import Outputs, collect_outputs, random_positions, w
 from train.bars import bar, format_table, markdown_table, wrap
 from train.data.base import FaceDataset
 from train.data.loading import evaluation_batches
-from train.disk import read_json, write_json, write_rows
+from train.disk import read_json, read_rows, write_json, write_rows
 from train.errors import UserError
 from train.evaluation import Evaluation, evaluation_from_logits, nan_to_none, percent
 from train.owned_folder import prepare
@@ -233,6 +233,13 @@ def write_tsne(out: Path, outputs: Outputs, class_names: Sequence[str], seed: in
     write_rows(out / "tsne.csv", [["sample", "class", "x", "y"], *placed])
     shown = f"t-SNE of the embeddings of {len(points):,} images; {title}"
     pictures.draw_tsne(out / "tsne.png", [(shown, points, labels)], class_names)
+
+
+def read_tsne(file: Path, class_names: Sequence[str], title: str = "") -> pictures.Points:
+    """What `write_tsne` wrote; no points where there is no file."""
+    rows = read_rows(file) if file.is_file() else []
+    labels = np.array([class_names.index(row["class"]) for row in rows], np.int64)
+    return title, np.array([(float(row["x"]), float(row["y"])) for row in rows]), labels
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from train import palette
-from train.analysis.evaluate import evaluate_run, is_current
+from train.analysis.evaluate import evaluate_run, is_current, read_tsne
 from train.analysis.pictures import Line, lines_svg, tsne_svg
 from train.analysis.templates import render
 from train.bars import format_table, wrap
@@ -126,7 +124,9 @@ def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
         "tta": _tta(test or {}),
         "confusion": _confusion(confusion) if test and confusion.is_file() else None,
         "correlations": read_json(folder / "correlations.json") if has_correlations else None,
-        "tsne": _tsne(folder / "tsne.csv", list(test["classes"])) if current else None,
+        "tsne": tsne_svg(read_tsne(folder / "tsne.csv", list(test["classes"])), list(test["classes"]))
+        if current
+        else "",
         "samples": _data_uri(folder / "samples.png") if samples and current else None,
         "settings": settings,
     }
@@ -239,12 +239,6 @@ def _confusion(file: Path) -> tuple[list[str], list[tuple[str, list[tuple[int, f
         counts = list(map(int, cells))
         table.append((name, [(count, count / (sum(counts) or 1)) for count in counts]))
     return names, table
-
-
-def _tsne(file: Path, names: Sequence[str]) -> str | None:
-    rows = _rows(file)
-    points = np.array([(float(row["x"]), float(row["y"])) for row in rows])
-    return tsne_svg(points, np.array([names.index(row["class"]) for row in rows]), names) if rows else None
 
 
 def _data_uri(picture: Path) -> str | None:

@@ -123,9 +123,12 @@ def draw_lines(path: Path, runs: Mapping[str, Mapping[str, Sequence[Line]]], x_l
 
 
 @matplotlib.rc_context(palette.STYLE)
-def tsne_svg(points: NDArray[np.float64], labels: NDArray[np.int64], class_names: Sequence[str]) -> str:
+def tsne_svg(points: Points, class_names: Sequence[str]) -> str:
+    """Inline SVG of t-SNE; "" if there are no points."""
+    if not len(labels := points[2]):
+        return ""
     counts = ", ".join(f"{(labels == index).sum()} of {name}" for index, name in enumerate(class_names))
-    return _svg(_tsne_figure([("", points, labels)], class_names), f"t-SNE of the embeddings. Points: {counts}.")
+    return _svg(_tsne_figure([points], class_names), f"t-SNE of the embeddings. Points: {counts}.")
 
 
 @matplotlib.rc_context(palette.STYLE)
