@@ -85,10 +85,7 @@ def term_gradients(
         }
     flat = {name: gradient.flatten().double() for name, gradient in (("ce", with_ce), *gradients.items())}
     norms = {f"gradient_{name}": float(gradient.norm()) for name, gradient in flat.items()}
-    cosines = {f"cosine_{name}": _cosine(flat[name], flat["ce"]) for name in gradients}
+    cosines = {  # 0 where a vector is 0
+        f"cosine_{name}": float(F.cosine_similarity(flat[name], flat["ce"], dim=0, eps=1e-30)) for name in gradients
+    }
     return norms | cosines
-
-
-def _cosine(one: Tensor, other: Tensor) -> float:
-    """0 where a vector is 0."""
-    return float(F.cosine_similarity(one, other, dim=0, eps=1e-30))

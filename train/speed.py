@@ -85,7 +85,8 @@ def measure(
     cuda = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(cuda):
         torch.manual_seed(0)
-        copies = {layout: _in_layout(copy.deepcopy(model), layout) for layout in layouts}
+        formats = {False: torch.preserve_format, True: torch.channels_last}
+        copies = {layout: copy.deepcopy(model).train().to(memory_format=formats[layout]) for layout in layouts}
         images = torch.randn(batch_size, 3, image_size, image_size, device=device)
         few = images[:2]
         _seconds(copies[layouts[0]], few, amps[0], layouts[0])
@@ -112,11 +113,6 @@ def resolve_speed(settings: SpeedSettings, trials: Sequence[Trial]) -> SpeedSett
     fastest = trials[0] if trials else Trial("none", False, 0.0)
     measured: dict[str, Any] = {"amp": fastest.amp, "channels_last": "yes" if fastest.channels_last else "no"}
     return replace(settings, **{name: value for name, value in measured.items() if vars(settings)[name] == "auto"})
-
-
-def _in_layout(model: nn.Module, channels_last: bool) -> nn.Module:
-    model.train()
-    return model.to(memory_format=torch.channels_last) if channels_last else model
 
 
 def _seconds(model: nn.Module, images: Tensor, amp: str, channels_last: bool) -> float:

@@ -22,11 +22,10 @@ from train.retrieval import METRICS as RETRIEVAL
 from train.settings import Settings, flag, format_value
 
 METRICS = ("accuracy", "average_accuracy", "nll", "ece", *RETRIEVAL)
-ORIGIN = ("digest", "train_fingerprint", "minutes", "machine", "commit", "date", "command")
 COLUMNS = (
     *("study", "regime", "arm", "seed", "epoch"),
     *(f"{split}_{metric}" for split in ("validation", "test") for metric in ("samples", *METRICS)),
-    *ORIGIN,
+    *("digest", "train_fingerprint", "minutes", "machine", "commit", "date", "command"),
 )
 
 

@@ -59,8 +59,7 @@ class TrainingSamples(Dataset[tuple[Tensor, ...]]):
     as it was; or (image, its draws, label), for the augmentation that comes after."""
 
     def __init__(self, faces: FaceDataset, transform: Transform, augmentation: BatchAugmentation | None) -> None:
-        self.samples = Samples(faces, transform)
-        self.augmentation = augmentation
+        self.samples, self.augmentation = Samples(faces, transform), augmentation
 
     def __getitem__(self, draw: TrainingIndex) -> tuple[Any, ...]:
         if self.augmentation:

@@ -37,14 +37,13 @@ def cached_dir(name: str, make: Callable[[Path], None]) -> Path | None:
     """
     try:
         target = cache_folder() / name
+        if target.is_dir():
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".partial", dir=target.parent))
     except UserError:
         print("nothing is cached for the next run: no home folder; name one by $ADCORRE_CACHE", file=sys.stderr)
         return None
-    if target.is_dir():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{name}.", suffix=".partial", dir=target.parent))
     except OSError as error:
         print(f"nothing is cached for the next run: {target.parent}: {error.strerror}", file=sys.stderr)
         return None
