@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -19,12 +18,13 @@ from train.ablation.comparison import (
     spread,
 )
 from train.ablation.runs import Plan, Planned, Result, results_of
-from train.ablation.studies import STUDIES, Study, Variant
+from train.ablation.studies import STUDIES, Study
 from train.bars import markdown_table
 from train.disk import write_rows
 
 METRICS = {"accuracy": "accuracy", "average_accuracy": "average accuracy"}
 Results = dict[int, Result]  # by seed
+Compared = tuple[Spread, Difference, float]  # a row's mean, its difference to its control, p after Holm's correction
 
 
 def write(out: Path, planned: Plan, seeds: Sequence[int]) -> str:
@@ -34,9 +34,10 @@ def write(out: Path, planned: Plan, seeds: Sequence[int]) -> str:
         study = STUDIES[name]
         runs = {variant.name: planned[name, variant.name] for variant in study.variants}
         results = {key: results_of(value) for key, value in runs.items()}
-        rows = _rows(study, results)
-        _write_csv(out / f"{name}.csv", rows)
-        sections.append(_markdown(study, rows, results, [run for value in runs.values() for run in value], len(seeds)))
+        columns = {metric: _compare(study, results, metric) for metric in METRICS}
+        _write_csv(out / f"{name}.csv", study, results, columns)
+        every = [run for value in runs.values() for run in value]
+        sections.append(_markdown(study, results, columns, every, len(seeds)))
         if name == "figure6":
             _draw(out / "figure6.png", study, results)
     text = "\n".join(sections)
@@ -44,22 +45,11 @@ def write(out: Path, planned: Plan, seeds: Sequence[int]) -> str:
     return text
 
 
-def _rows(study: Study, results: dict[str, Results]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for variant in study.variants:
-        by_seed, control = results[variant.name], results.get(variant.against, {})
-        row: dict[str, Any] = {"variant": variant, "seeds": sorted(by_seed)}
-        for metric in METRICS:
-            values = _values(by_seed, metric)
-            row[metric] = spread(list(values.values()))
-            row[f"{metric} difference"] = difference(values, _values(control, metric)) if variant.against else None
-        rows.append(row)
-    for metric in METRICS:
-        tested = [row for row in rows if row[f"{metric} difference"]]
-        corrected = holm([row[f"{metric} difference"].p for row in tested])
-        for row, p in zip(tested, corrected, strict=True):
-            row[f"{metric} holm"] = p
-    return rows
+def _compare(study: Study, results: dict[str, Results], metric: str) -> list[Compared]:
+    values = {name: _values(by_seed, metric) for name, by_seed in results.items()}
+    means = [spread(list(values[variant.name].values())) for variant in study.variants]
+    gains = [difference(values[variant.name], values.get(variant.against, {})) for variant in study.variants]
+    return list(zip(means, gains, holm([gain.p for gain in gains]), strict=True))
 
 
 def _values(results: Results, metric: str) -> dict[int, float]:
@@ -68,7 +58,7 @@ def _values(results: Results, metric: str) -> dict[int, float]:
 
 
 def _markdown(
-    study: Study, rows: list[dict[str, Any]], results: dict[str, Results], runs: list[Planned], seeds: int
+    study: Study, results: dict[str, Results], columns: dict[str, list[Compared]], runs: list[Planned], seeds: int
 ) -> str:
     several = len({variant.against for variant in study.variants if variant.against}) > 1
     heads = ["", *(["compared with"] if several else []), "seeds"]
@@ -77,16 +67,10 @@ def _markdown(
     if study.paper:
         heads.append(f"paper ({study.paper})")
     table = []
-    for row in rows:
-        variant: Variant = row["variant"]
-        cells = [variant.name, *([variant.against] if several else []), str(len(row["seeds"]))]
-        for metric in METRICS:
-            gain = row[f"{metric} difference"]
-            cells += [
-                format_spread(row[metric]),
-                format_difference(gain) if gain else "",
-                _p(row.get(f"{metric} holm")),
-            ]
+    for at, variant in enumerate(study.variants):
+        cells = [variant.name, *([variant.against] if several else []), str(len(results[variant.name]))]
+        for mean, gain, p in (column[at] for column in columns.values()):
+            cells += [format_spread(mean), *([format_difference(gain), _p(p)] if variant.against else ["", ""])]
         table.append([*cells, variant.paper] if study.paper else cells)
     lines = [f"## {study.title}", "", *markdown_table(heads, table)]
     ended = [result for value in results.values() for result in value.values()]
@@ -108,18 +92,14 @@ def _conditions(ended: Sequence[Result], against: str, seeds: int) -> str:
     )
 
 
-def _write_csv(file: Path, rows: list[dict[str, Any]]) -> None:
+def _write_csv(file: Path, study: Study, results: dict[str, Results], columns: dict[str, list[Compared]]) -> None:
     figures = ("mean", "deviation", "difference", "low", "high", "p", "p_holm")
     heads = [f"{metric}_{figure}" for metric in METRICS for figure in figures]
     lines = [["variant", "against", "seeds", *heads, "paper"]]
-    for row in rows:
-        variant = row["variant"]
-        cells: list[Any] = [variant.name, variant.against, " ".join(map(str, row["seeds"]))]
-        for metric in METRICS:
-            mean: Spread = row[metric]
-            gain: Difference = row[f"{metric} difference"] or Difference(0, *4 * [math.nan])
-            corrected = row.get(f"{metric} holm", math.nan)
-            values = (mean.mean, mean.deviation, gain.mean, gain.low, gain.high, gain.p, corrected)
+    for at, variant in enumerate(study.variants):
+        cells = [variant.name, variant.against, " ".join(map(str, sorted(results[variant.name])))]
+        for mean, gain, p in (column[at] for column in columns.values()):
+            values = (mean.mean, mean.deviation, gain.mean, gain.low, gain.high, gain.p, p)
             cells += ["" if math.isnan(value) else f"{value:.6g}" for value in values]
         lines.append([*cells, variant.paper])
     write_rows(file, lines)
@@ -147,7 +127,5 @@ def _draw(path: Path, study: Study, results: dict[str, Results]) -> None:
     figure.savefig(path)
 
 
-def _p(value: float | None) -> str:
-    if value is None:
-        return ""
+def _p(value: float) -> str:
     return "–" if math.isnan(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"
