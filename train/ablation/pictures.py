@@ -9,7 +9,6 @@ study-tsne.png           of each run, its embeddings
 import math
 import re
 import sys
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from scipy import stats
 from train import palette
 from train.ablation import rows
 from train.ablation.comparison import spread
-from train.ablation.summary import PAGE, PERCENT, ROWS, in_study_order
+from train.ablation.summary import PAGE, ROWS, Rows, in_study_order, values_by_seed
 from train.analysis.evaluate import default_folder, evaluate_run, is_current, read_tsne
 from train.analysis.pictures import Line, draw_correlations, draw_lines, draw_tsne
 from train.command import CommandParser, execute, make_folder
@@ -36,7 +35,6 @@ CURVES = {
     "Gradients' norms": ("gradient_ce", "gradient_fd", "gradient_md", "gradient_ed"),
     "Cosine with cross-entropy's": ("cosine_fd", "cosine_md", "cosine_ed"),
 }
-Values = Mapping[str, Sequence[float]]  # of each arm, by seed
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -68,35 +66,30 @@ def draw_pictures(
         print(f"written to {path}")
 
 
-def draw_arms(read: Sequence[Mapping[str, str]], split: str, out: Path) -> list[Path]:
-    """A picture for each regime that has rows."""
-    values: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for row in read:
-        for metric in PANELS:
-            if text := row[f"{split}_{metric}"]:
-                values[row["regime"]][metric][row["arm"]].append((100 if metric in PERCENT else 1) * float(text))
+def draw_arms(read: Rows, split: str, out: Path) -> list[Path]:
+    """A picture for each regime."""
     paths = []
-    for regime, metrics in values.items():
+    for regime in dict.fromkeys(row["regime"] for row in read):
         name = re.sub(r"\W+", "-", regime.lower()).strip("-")
         paths.append(out / f"study-{name or 'rows'}.png")
-        _draw_regime(paths[-1], regime, metrics)
+        _draw_regime(paths[-1], regime, [row for row in read if row["regime"] == regime], split)
     return paths
 
 
 @matplotlib.rc_context(palette.STYLE)
-def _draw_regime(path: Path, regime: str, metrics: Mapping[str, Values]) -> None:
+def _draw_regime(path: Path, regime: str, group: Rows, split: str) -> None:
     """A dot per arm with its interval, arms from top to bottom; a dotted line at cross-entropy's mean."""
-    arms = in_study_order({arm for values in metrics.values() for arm in values})
+    arms = in_study_order({row["arm"] for row in group})
     figure = Figure(figsize=(9, 1.4 + 0.24 * len(arms)), layout="constrained")
     panels = figure.subplots(1, len(PANELS), sharey=True)
     for axes, (metric, title) in zip(panels, PANELS.items(), strict=True):
         for index, arm in enumerate(arms):
-            if values := metrics[metric].get(arm):
+            if values := [100 * value for value in values_by_seed(group, arm, split, metric).values()]:
                 mean, half = mean_interval(values)
                 axes.plot(values, [index] * len(values), "o", ms=3, color=palette.TEXT, alpha=0.35)
                 axes.errorbar(mean, index, xerr=half or None, fmt="o", ms=4, capsize=2, color=palette.color(2))
-        if control := metrics[metric].get("CE"):
-            axes.axvline(mean_interval(control)[0], color=palette.TEXT, lw=1, ls=":")
+                if arm == "CE":
+                    axes.axvline(mean, color=palette.TEXT, lw=1, ls=":")
         axes.set(title=title, ylim=(len(arms) - 0.5, -0.5))
         axes.grid(axis="x")
     panels[0].set_yticks(range(len(arms)), arms)

@@ -132,7 +132,7 @@ def _arms(group: Rows) -> list[tuple[str, str]]:
     return list(arms.items())
 
 
-def _values(group: Rows, arm: str, split: str, metric: str) -> dict[int, float]:
+def values_by_seed(group: Rows, arm: str, split: str, metric: str) -> dict[int, float]:
     """A metric of an arm, by seed."""
     column = f"{split}_{metric}"
     return {int(row["seed"]): float(row[column]) for row in group if row["arm"] == arm and row[column]}
@@ -150,13 +150,13 @@ def _both(group: Rows, arm: str) -> list[float]:
 
 
 def _cells(group: Rows, arm: str, split: str, metrics: Iterable[str]) -> list[str]:
-    values = {metric: list(_values(group, arm, split, metric).values()) for metric in metrics}
+    values = {metric: list(values_by_seed(group, arm, split, metric).values()) for metric in metrics}
     seeds = max(len(value) for value in values.values())
     return [arm, str(seeds), *(format_spread(spread(value), metric in PERCENT) for metric, value in values.items())]
 
 
 def _difference(group: Rows, arm: str, control: str, split: str, metric: str) -> Difference:
-    return difference(_values(group, arm, split, metric), _values(group, control, split, metric))
+    return difference(values_by_seed(group, arm, split, metric), values_by_seed(group, control, split, metric))
 
 
 def in_study_order(arms: Collection[str]) -> list[str]:
