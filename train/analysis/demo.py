@@ -7,8 +7,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -114,7 +113,8 @@ def serve(
     """Serve the page until SIGINT or SIGTERM. Raises UserError where the port is taken, or there is no model."""
     find_checkpoint(run)  # these errors do not wait for Gradio
     free_port(port)
-    with gradio_folder():
+    with tempfile.TemporaryDirectory(prefix="adcorre-demo-") as folder:  # for uploads
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": folder}
         import gradio  # noqa: F401  # first: where it is not installed, nothing else is worth waiting for
 
         on = ALONE.device(device)
@@ -144,14 +144,6 @@ def serve(
             signal.signal(number, lambda *_: ended.set())
         ended.wait()
         page.close(verbose=False)
-
-
-@contextmanager
-def gradio_folder() -> Iterator[None]:
-    """Before Gradio's import: no analytics, and a folder for uploads that is deleted at the end."""
-    with tempfile.TemporaryDirectory(prefix="adcorre-demo-") as folder:
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": folder}
-        yield
 
 
 def free_port(port: int) -> int:

@@ -26,6 +26,7 @@ from train.run_folder import load_trained
 from train.transforms import Transform
 
 TABLE = "predictions.csv"
+NONE_SEEN = "none seen"
 WIDTH, TALLEST = 320, 640  # pixels of an annotated picture, without its bars
 SMALLEST = 1 / 3
 MARGIN = 0.1  # added on each side of a face, as a share of its box
@@ -40,18 +41,11 @@ class Face:
 
     path: Path
     name: str
+    number: int  # in its picture, from 1 on
     box: Corners | None  # None: the whole picture
     note: str  # in place of the box
     pixels: torch.Tensor
     shown: Image.Image | None
-
-
-@dataclass
-class Pictures:
-    """How many pictures were read, and in how many of them no face was seen."""
-
-    read: int = 0
-    faceless: int = 0
 
 
 def predict(
@@ -81,9 +75,9 @@ def predict(
     model = with_tta(trained.model, tta)
     find = None if whole else find_detector(detector)
     prepare(out, "predictions", _earlier_files(out), alone=True)
-    seen, count = Pictures(), 0
+    read = faceless = count = 0
     size = trained.preprocessing.image_size
-    faces = find_faces(places, find, size, margin, trained.preprocessing.evaluation(), pictures, seen)
+    faces = find_faces(places, find, size, margin, trained.preprocessing.evaluation(), pictures)
     with (out / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "face", "class", *trained.class_names, *(["picture"] if pictures else [])])
@@ -102,37 +96,34 @@ def predict(
                     target_file = out / "pictures" / f"{face.name}.png"
                     target_file.parent.mkdir(parents=True, exist_ok=True)
                     annotate(face.shown, trained.class_names, row).save(target_file)
-            count += len(batch)
-    if not seen.read:
+            read += sum(face.number == 1 for face in batch)
+            faceless += sum(face.note == NONE_SEEN for face in batch)
+            count += sum(face.note != NONE_SEEN for face in batch)
+    if not read:
         raise UserError(f"none of {len(places):,} pictures could be read")
-    left_out = f", {len(places) - seen.read:,} left out" if seen.read < len(places) else ""
-    count -= seen.faceless
+    left_out = f", {len(places) - read:,} left out" if read < len(places) else ""
     shown = "" if whole else f", {count:,} face{'' if count == 1 else 's'}"
-    shown += f", none seen in {seen.faceless:,} of them, taken whole" if seen.faceless else ""
+    shown += f", none seen in {faceless:,} of them, taken whole" if faceless else ""
     annotated = f", {out / 'pictures'}" if pictures else ""
-    print(wrap(f"{seen.read:,} pictures{left_out}{shown}; {out / TABLE}{annotated}"))
+    print(wrap(f"{read:,} pictures{left_out}{shown}; {out / TABLE}{annotated}"))
     return out
 
 
 def find_faces(
-    places: Sequence[Named],
-    detect: Detector | None,
-    size: int,
-    margin: float,
-    transform: Transform,
-    pictures: bool,
-    seen: Pictures,
+    places: Sequence[Named], detect: Detector | None, size: int, margin: float, transform: Transform, pictures: bool
 ) -> Iterator[Face]:
-    """The faces of each picture, the largest first; without a detector, the pictures. Adds up what was `seen`.
+    """The faces of each picture, the largest first; without a detector, the pictures.
 
-    A picture that `is_small` for the network's `size` is one face.
+    A picture that `is_small` for the network's `size` is one face. One that cannot be read is named on stderr.
 
     A box of less than SMALLEST of the largest one's width is more often no face than one.
     """
     for path, name in bar(places, "pictures"):
-        if (picture := open_picture(path)) is None:
+        try:
+            picture = read_picture(path)
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more for broken files
+            warn(f"left out: {broken(printable(str(path)), error)}")
             continue
-        seen.read += 1
         boxes: list[Corners | None] = []
         note = "whole"
         if detect and not is_small(picture, size):
@@ -140,11 +131,11 @@ def find_faces(
             boxes = [box for box in detected if box[2] - box[0] >= SMALLEST * (detected[0][2] - detected[0][0])]
             if not boxes:
                 warn(f"no face seen: {printable(str(path))}")
-                seen.faceless, note = seen.faceless + 1, "none seen"
+                note = NONE_SEEN
         for number, box in enumerate(boxes or [None], 1):
             pixels = transform(picture.crop(box) if box else picture)
             shown = frame(picture, box, (WIDTH, TALLEST)) if pictures else None
-            yield Face(path, name if number == 1 else f"{name}.face{number}", box, note, pixels, shown)
+            yield Face(path, name if number == 1 else f"{name}.face{number}", number, box, note, pixels, shown)
 
 
 def is_small(picture: Image.Image, size: int) -> bool:
@@ -198,15 +189,6 @@ def list_pictures(places: Sequence[Path], out: Path) -> Iterator[Named]:
                 number += 1
             taken.add(str(unique))
             yield place / name if place.is_dir() else place, unique.as_posix()
-
-
-def open_picture(path: Path) -> Image.Image | None:
-    """The picture as training reads it; None, and its name on stderr, where it cannot be read."""
-    try:
-        return read_picture(path)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and more for broken files
-        warn(f"left out: {broken(printable(str(path)), error)}")
-        return None
 
 
 def annotate(image: Image.Image, class_names: Sequence[str], probabilities: Iterable[float]) -> Image.Image:
