@@ -7,10 +7,11 @@ from torch import Tensor
 from train.baselines.base import Centers
 
 
-def cosines(centers: Tensor) -> Tensor:
-    """(C, C) cosines of the centres."""
+def closeness(centers: Tensor) -> Tensor:
+    """sum_{j != k} (1 + cos(c_j, c_k))."""
     direction = torch.nn.functional.normalize(centers, dim=1)
-    return direction @ direction.T
+    pairs = 1 + direction @ direction.T
+    return pairs.sum() - pairs.diagonal().sum()
 
 
 class IslandLoss(Centers):
@@ -25,11 +26,9 @@ class IslandLoss(Centers):
 
     def term(self, x: Tensor, targets: Tensor) -> Tensor:
         centers = self.centers.to(x.dtype)
-        value = (x - centers[targets]).square().sum(1).mean() / 2
-        cos = cosines(centers)
-        apart = (1 + cos).sum() - (1 + cos.diagonal()).sum()
+        value = (x - centers[targets]).square().sum(1).mean() / 2 + self.lambda_1 * closeness(centers)
         self.move(self.toward_members(x, targets) + self.lambda_1 / max(1, self.num_classes - 1) * _slopes(centers))
-        return value + self.lambda_1 * apart
+        return value
 
 
 def _slopes(centers: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from train.baselines.base import Centers
-from train.baselines.island import cosines
+from train.baselines.island import closeness
 
 
 class SeparateLoss(Centers):
@@ -34,5 +34,4 @@ class SeparateLoss(Centers):
         return 1 - torch.nn.functional.cosine_similarity(x, centers[targets], dim=1)
 
     def _inter(self, centers: Tensor) -> Tensor:
-        pairs = 1 + cosines(centers)
-        return (pairs.sum() - pairs.diagonal().sum()) / max(1, self.num_classes * (self.num_classes - 1))
+        return closeness(centers) / max(1, self.num_classes * (self.num_classes - 1))
