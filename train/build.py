@@ -38,13 +38,6 @@ class Network:
     parent: dict[str, Any] | None  # where --init-from or --weights took the weights from
 
 
-@dataclass(frozen=True)
-class RunBatches:
-    train: TrainSteps
-    validation: Iterable[Any]
-    test: Iterable[Any]
-
-
 def resolve_run(settings: Settings, ranks: Ranks, device: torch.device, state: State | None) -> Settings:
     """The settings with a run folder, a device, a number of workers and a place of augmentation instead of "auto".
 
@@ -59,7 +52,9 @@ def resolve_run(settings: Settings, ranks: Ranks, device: torch.device, state: S
         out = check_run_folder(settings.run.out, settings.run.overwrite or settings.run.resume == "auto")
     in_batches = device.type == "cuda" or data.image_size <= SMALL
     augment = ("batch" if in_batches else "loading") if data.augment == "auto" else data.augment
-    workers = data.workers if data.workers >= 0 else default_workers(device, ranks)
+    cores = torch.multiprocessing.cpu_count() // ranks.local_world
+    default_workers = max(1, min(8, cores)) if device.type == "cuda" else 0
+    workers = data.workers if data.workers >= 0 else default_workers
     return settings.replace({"out": str(out), "device": device.type, "workers": workers, "augment": augment})
 
 
@@ -105,8 +100,10 @@ def build_network(
     return Network(model, preprocessing, memory_format, trials, keeps_freed_memory, parent), settings
 
 
-def build_batches(settings: Settings, data: Splits, network: Network, ranks: Ranks, device: torch.device) -> RunBatches:
-    """This rank's batches of each split."""
+def build_batches(
+    settings: Settings, data: Splits, network: Network, ranks: Ranks, device: torch.device
+) -> tuple[TrainSteps, Iterable[Any], Iterable[Any]]:
+    """This rank's batches of the training, the validation and the test split."""
     options, preprocessing, pin = settings.data, network.preprocessing, device.type == "cuda"
     later = BatchAugmentation(preprocessing, options) if options.augment == "batch" else None
     train = train_batches(
@@ -128,9 +125,4 @@ def build_batches(settings: Settings, data: Splits, network: Network, ranks: Ran
         evaluation_batches(part, plain, options.batch_size, options.workers, pin, ranks)
         for part in (data.validation, data.test)
     )
-    return RunBatches(train, validation, test)
-
-
-def default_workers(device: torch.device, ranks: Ranks) -> int:
-    cores = torch.multiprocessing.cpu_count() // ranks.local_world
-    return max(1, min(8, cores)) if device.type == "cuda" else 0
+    return train, validation, test

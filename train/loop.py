@@ -109,8 +109,7 @@ class Run:
         decay = settings.optimizer.ema
         self.ema = ModelEmaV3(self.model, decay, use_warmup=True) if decay else None
         self.scaler = torch.amp.GradScaler(device.type, enabled=settings.speed.amp == "fp16")
-        self.batches = build_batches(settings, data, network, ranks, device)
-        self.steps = self.batches.train
+        self.steps, self.validation, self.test = build_batches(settings, data, network, ranks, device)
         self.epoch, self.done, self.step = 1, 0, 0  # the epoch at hand, and the steps done in it and in all
         self.best_epoch, self.best_figure = 0, -1.0
         self.finished: dict[str, Any] = {}  # the description of the model after the last whole epoch
@@ -202,7 +201,7 @@ class Run:
 
         for module in (self.model, self.ema.module) if self.ema else (self.model,):
             self.ranks.broadcast(module, buffers_only=True)
-        evaluation = self.evaluate(self.evaluated_model, "validation", self.batches.validation)
+        evaluation = self.evaluate(self.evaluated_model, "validation", self.validation)
         figure = getattr(evaluation, settings.run.select)
         better = figure > self.best_figure
         if better:
@@ -250,7 +249,7 @@ class Run:
         self.ranks.broadcast(model)
         validated, test = (
             self.evaluate(model, name, batches, retrieval=True)
-            for name, batches in (("validation", self.batches.validation), ("test", self.batches.test))
+            for name, batches in (("validation", self.validation), ("test", self.test))
         )
         if not folder or not trained:
             return
