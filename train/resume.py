@@ -151,9 +151,6 @@ def origin() -> dict[str, str]:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """A sentence about conditions that differ; "" if none does."""
-    changed = [f"{name} {before.get(name)} is now {value}" for name, value in now.items() if before.get(name) != value]
-    return (
-        f"note: results may differ in their last bits from an uninterrupted run: {', '.join(changed)}"
-        if changed
-        else ""
-    )
+    others = [f"{name} {before.get(name)} is now {value}" for name, value in now.items() if before.get(name) != value]
+    note = f"note: results may differ in their last bits from an uninterrupted run: {', '.join(others)}"
+    return note if others else ""

@@ -102,6 +102,7 @@ def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
     current = is_current(folder, run)
     test: Any = read_json(folder / "metrics.json") if current else results.get("test")
     confusion = folder / "confusion.csv" if current else run / "test-confusion.csv"
+    classes = list(test["classes"]) if current else []
     has_correlations = current and (folder / "correlations.json").is_file()
     settings = {**stored.get("settings", {}), "versions": stored.get("versions", {})}
     if images := stored.get("data", {}):
@@ -124,9 +125,7 @@ def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
         "tta": _tta(test or {}),
         "confusion": _confusion(confusion) if test and confusion.is_file() else None,
         "correlations": read_json(folder / "correlations.json") if has_correlations else None,
-        "tsne": tsne_svg(read_tsne(folder / "tsne.csv", list(test["classes"])), list(test["classes"]))
-        if current
-        else "",
+        "tsne": tsne_svg(read_tsne(folder / "tsne.csv", classes), classes) if current else "",
         "samples": _data_uri(folder / "samples.png") if samples and current else None,
         "settings": settings,
     }

@@ -185,11 +185,8 @@ class ImageCollection:
                 raise UserError(f"{names} are one file, by a link, in two {kind}: remove one of them")
 
     def missing_finding(self, words: str) -> tuple[Finding, ...]:
-        return (
-            (Finding("missing", f"{summarize_names(self.missing)} {words}", tuple(self.missing)),)
-            if self.missing
-            else ()
-        )
+        finding = Finding("missing", f"{summarize_names(self.missing)} {words}", tuple(self.missing))
+        return (finding,) if self.missing else ()
 
     def dataset(self, root: Path, class_names: tuple[str, ...]) -> ImageFiles:
         """The files as one dataset, in their order. UserError for one file, without boxes, in two parts or classes."""
