@@ -34,6 +34,7 @@ class FaceDataset:
     labels: Labels
     fingerprint: str
     stamp: str
+    shard: NDArray[np.int64] | None = None  # (n,) the tar file that each sample lies in, of shards
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -197,6 +198,7 @@ class Subset(FaceDataset):
         self.labels = parent.labels[indices]
         self.fingerprint = digest(parent.fingerprint, indices.tobytes())
         self.stamp = digest(parent.stamp, indices.tobytes())
+        self.shard = None if parent.shard is None else parent.shard[indices]
 
     def name(self, index: int, /) -> str:
         return self.parent.name(int(self.indices[index]))

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from adcorre.chunks import ReplayedChunks
 from train.data.balance import balanced_order
 from train.data.base import FaceDataset
-from train.data.shards import is_sharded, stream_order
+from train.data.shards import stream_order
 from train.errors import UserError
 from train.ranks import ALONE, Ranks
 from train.stopping import ignore_in_worker
@@ -200,7 +200,7 @@ def train_batches(
     def stream(seed: int, epoch: int) -> NDArray[np.int64]:
         return stream_order(faces, seed, epoch, WINDOW, ranks.world, lanes, batch_size)
 
-    if order == "stream" and not is_sharded(faces):
+    if order == "stream" and faces.shard is None:
         raise UserError("--sampler stream is for tar shards (python -m train.data shard writes them)")
     orders = {"shuffle": None, "balanced": balanced, "stream": stream}
     sampler = StepSampler(len(faces), batch_size, chunks, ranks, seed, orders[order])

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from train import owned_folder
-from train.data.base import SPLITS, FaceDataset, Labels, Layout, LoadedDataset, Request, Splits, Subset, broken, digest
+from train.data.base import SPLITS, FaceDataset, Labels, Layout, LoadedDataset, Request, Splits, broken, digest
 from train.data.decode import read_picture
 from train.data.splitting import default_roles
 from train.data.store import fault
@@ -35,6 +35,8 @@ SHARD_FILES = (INDEX, f"*-{'[0-9]' * 5}.tar")
 
 class Shards(FaceDataset):
     """One or more splits in tar files: samples (file, offset, bytes) with labels."""
+
+    shard: NDArray[np.int64]
 
     def __init__(self, folder: Path, index: dict[str, Any], splits: Sequence[str]) -> None:
         self.folder, self.split = folder, "all"
@@ -91,7 +93,8 @@ def stream_order(
     epoch mix what is left of the spans. Every sample comes once, and the order is a function of the arguments alone, so
     that it can be taken up anywhere.
     """
-    shard = _shard_of(faces)
+    shard = faces.shard
+    assert shard is not None
     rng = np.random.default_rng([seed, epoch])
     rank = rng.permutation(int(shard.max(initial=0)) + 1)
     order = np.empty(len(shard), np.int64)
@@ -108,18 +111,6 @@ def stream_order(
         turns = np.argsort(places, kind="stable")
         order[at::world] = np.concatenate([blocks[turn] for turn in turns]) if blocks else local
     return order
-
-
-def is_sharded(faces: FaceDataset) -> bool:
-    return isinstance(faces, Shards) or (isinstance(faces, Subset) and is_sharded(faces.parent))
-
-
-def _shard_of(faces: FaceDataset) -> NDArray[np.int64]:
-    if isinstance(faces, Subset):
-        return _shard_of(faces.parent)[faces.indices]
-    if isinstance(faces, Shards):
-        return faces.shard
-    raise ValueError("stream_order is for shards")
 
 
 def is_shards(path: Path) -> bool:
