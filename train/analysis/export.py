@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import normalize
 
 from train.disk import write_json
 from train.errors import UserError
@@ -26,19 +27,13 @@ BATCHES = (1, 2, 5)
 class ExportedModel(nn.Module):
     """RGB images (n, 3, s, s) with values 0 to 1 -> (logits (n, C), embeddings (n, k, d)); normalizes by itself."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, trained: Trained) -> None:
         super().__init__()
         self.model = trained.model
-        shape = trained.preprocessing
-        device = next(trained.model.parameters()).device
-        self.register_buffer("mean", torch.tensor(shape.mean, device=device)[:, None, None])
-        self.register_buffer("std", torch.tensor(shape.std, device=device)[:, None, None])
+        self.mean, self.std = list(trained.preprocessing.mean), list(trained.preprocessing.std)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, embeddings = self.model((images - self.mean) / self.std)
+        logits, embeddings = self.model(normalize(images, self.mean, self.std))
         return logits, embeddings
 
 
@@ -79,7 +74,7 @@ def _atomic_folder(out: Path) -> Iterator[Path]:
 def _to_program(trained: Trained, out: Path, to: str, opset: int, seed: int) -> str:
     """The model in the format `to` with model.json beside it. Returns what to say about it."""
     deployed = ExportedModel(trained).eval()
-    images = random_images(max(BATCHES), trained.preprocessing.image_size, seed).to(deployed.mean.device)
+    images = random_images(max(BATCHES), trained.preprocessing.image_size, seed).to(next(deployed.parameters()).device)
     with readable_errors(to, trained):
         path, run = to_onnx(deployed, images[:2], out, opset) if to == "onnx" else to_pt2(deployed, images[:2], out)
         worst = largest_difference(deployed, run, images)
