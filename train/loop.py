@@ -32,7 +32,6 @@ from train.report import (
     describe_settings,
     describe_steps,
     next_commands,
-    progress,
     show_figures,
 )
 from train.resume import (
@@ -182,7 +181,8 @@ class Run:
         settings, began = self.settings, time.perf_counter()
         self.steps.set_epoch(self.epoch, self.done)
         self.model.train()
-        bar = progress(self.steps, self.epoch, self.done, settings)
+        title = f"epoch {self.epoch}/{settings.optimizer.epochs}"
+        bar = bar_of(self.steps, title, initial=self.done, total=len(self.steps))
         self.totals.start_clock()
         for chunks, images in bar:
             rate = self.train_step(chunks, images)

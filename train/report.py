@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adcorre import AdCorreLoss, AdCorreOutput
-from train.bars import bar, columns, wrap
+from train.bars import columns, wrap
 from train.build import Network
 from train.data.loading import TrainSteps
 from train.errors import Diverged, UserError
@@ -152,17 +152,10 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def progress(steps: TrainSteps, epoch: int, done: int, settings: Settings) -> Any:
-    """The steps of an epoch that are left, behind a bar where somebody is looking."""
-    result = bar(steps, f"epoch {epoch}/{settings.optimizer.epochs}", initial=done, total=len(steps))
-    result.shown = 0.0
-    return result
-
-
 def show_figures(bar: Any, totals: Totals) -> None:
     """The figures behind the bar, once a second: reading them waits for the device."""
     now = time.monotonic()
-    if now < bar.shown + 1:
+    if now < getattr(bar, "shown", 0.0) + 1:
         return
     bar.shown, figures = now, totals.peek()
     names = ("loss", "accuracy") if columns() < 110 else FIGURES
