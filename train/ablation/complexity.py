@@ -1,6 +1,7 @@
 """Table 11: parameters and multiply-adds with k embedding vectors."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from adcorre import EmbeddingSpace
 from train.bars import markdown_table
 from train.disk import write_rows
 from train.model import build_model
-from train.settings import DataSettings, ModelSettings
+from train.settings import Settings
 
 PAPER = {
     0: (20_861_480, 4_554_344_528),
@@ -44,14 +45,10 @@ def counts(backbone: nn.Module, image_size: int, classes: int, k: int, d: int) -
 
 def write(out: Path, given: Mapping[str, Any]) -> str:
     """Table 11 for the user's backbone, image size and d, written into `out`. Returns the Markdown."""
-    model = ModelSettings(
-        given.get("backbone", ModelSettings().backbone),
-        k=1,
-        d=given.get("d", ModelSettings().d),
-    )
-    size = given.get("image_size", DataSettings().image_size)
-    backbone = build_model(model, 7, size)[0].backbone
-    papers = (model.backbone, model.d, size) == (ModelSettings().backbone, ModelSettings().d, DataSettings().image_size)
+    settings, default = Settings().replace(given), Settings()
+    model, size = settings.model, settings.data.image_size
+    backbone = build_model(replace(model, pretrained=False), 7, size)[0].backbone
+    papers = (model.backbone, model.d, size) == (default.model.backbone, default.model.d, default.data.image_size)
     heads = ["model", "parameters", "multiply-adds"]
     heads += ["parameters (paper)", "multiply-adds (paper)"] if papers else []
     rows: list[list[Any]] = []
