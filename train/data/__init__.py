@@ -7,7 +7,6 @@ import numpy as np
 
 from train.data import affectnet, fer2013, ferplus, folders, rafdb, shards
 from train.data.base import (
-    SPLITS,
     FaceDataset,
     Finding,
     Layout,
@@ -146,12 +145,10 @@ def _synthetic(request: Request) -> Splits:
         raise UserError(f"--protocol {request.protocol} is for FER-2013; drawn faces have splits of their own")
     if request.classes not in (0, 7):
         raise UserError(f"--classes {request.classes}: drawn faces have 7")
-    parts: list[FaceDataset] = []
-    for split in SPLITS:
-        count = min(request.limit or COUNTS[split], COUNTS[split])
-        part = SyntheticFaces(split, size=request.image_size, count=count, seed=request.seed)
+    counts = {split: min(request.limit or count, count) for split, count in COUNTS.items()}
+    parts = [SyntheticFaces(split, request.image_size, count, request.seed) for split, count in counts.items()]
+    for part in parts:
         part.array()  # all at once, on every core
-        parts.append(part)
     rows = [(part.split, class_counts(part)) for part in parts]
     report = f"procedurally drawn faces (synthetic: no picture of a person)\n{count_table(parts[0].class_names, rows)}"
     train, validation, test = parts

@@ -29,16 +29,11 @@ def _split(line: str) -> tuple[list[str], str]:
     return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])], delimiter
 
 
-def _is_index(name: str) -> bool:
-    """Whether a column is the row number that pandas writes."""
-    return not name or name.startswith("Unnamed:")
-
-
 def header(file: Path) -> list[str]:
-    """The column names of a table, without an index column; none where the file cannot be read."""
+    """The column names of a table; none where the file cannot be read."""
     try:
         with _open(file) as lines:
-            return [name for name in _split(lines.readline(1000))[0] if not _is_index(name)]
+            return _split(lines.readline(1000))[0]
     except (OSError, UserError):
         return []
 
