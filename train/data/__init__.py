@@ -9,6 +9,7 @@ from train.data import affectnet, fer2013, ferplus, folders, rafdb, shards
 from train.data.base import (
     FaceDataset,
     Finding,
+    GreyArray,
     Layout,
     LoadedDataset,
     Request,
@@ -19,6 +20,7 @@ from train.data.base import (
     list_reasons,
     printable,
 )
+from train.data.decoded import decode
 from train.data.files import is_hidden
 from train.data.regimes import add_label_noise, subsample_long_tail
 from train.data.splitting import counts_by_part, make_splits
@@ -99,9 +101,18 @@ def find_data(data: str, request: Request) -> LoadedDataset:
 
 
 def _cached(faces: FaceDataset, request: Request) -> tuple[FaceDataset, dict[int, str]]:
-    from train.data.decoded import cached
+    """The dataset with its decoded images in --cache, and the unreadable samples with the reasons.
 
-    return cached(faces, Path(request.cache).expanduser(), request.image_size, request.on_broken)
+    Raises UserError that names the unreadable ones where on_broken is "fail".
+    """
+    if isinstance(faces, GreyArray):
+        return faces, {}
+    decoded = decode(faces, Path(request.cache).expanduser(), request.image_size)
+    if decoded.broken and request.on_broken == "fail":
+        unreadable_images = f"{len(decoded.broken):,} unreadable image{'s' if len(decoded.broken) > 1 else ''}"
+        reasons = list_reasons(decoded.broken.values())
+        raise UserError(f"{unreadable_images}; --on-broken skip leaves such images out:{reasons}")
+    return decoded, decoded.broken
 
 
 def _absent(dataset: LoadedDataset) -> tuple[Finding, ...]:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -61,14 +61,12 @@ def inspect(dataset: LoadedDataset, processes: int | None = None) -> tuple[list[
             findings.append(Finding("label order", hint))
     if faults:
         findings.append(Finding("unreadable", f"{len(faults):,} unreadable images", tuple(faults)))
+    within = [members for members in same if len(set(dataset.part[members])) == 1]
+    tested = "groups of equal images in more than one part, tested on what was seen before"
     for kind, chosen, words in (
-        (
-            "duplicates across parts",
-            across,
-            "groups of equal images in more than one part, tested on what was seen before",
-        ),
+        ("duplicates across parts", across, tested),
         ("conflicting labels", conflicting, "groups of equal images with different labels"),
-        ("duplicates", [m for m in same if len(set(dataset.part[m])) == 1], "groups of equal images within one part"),
+        ("duplicates", within, "groups of equal images within one part"),
     ):
         if chosen:
             items = tuple(_group(dataset, members) for members in chosen)
@@ -78,11 +76,8 @@ def inspect(dataset: LoadedDataset, processes: int | None = None) -> tuple[list[
 
 def _across(dataset: LoadedDataset, groups: Sequence[np.ndarray]) -> dict[str, int]:
     """How many groups lie in each combination of parts."""
-    together: dict[str, int] = defaultdict(int)
-    for members in groups:
-        parts = set(dataset.part[members].tolist())
-        together[" + ".join(name for name in dataset.roles if name in parts)] += 1
-    return dict(together)
+    together = (set(dataset.part[members].tolist()) for members in groups)
+    return dict(Counter(" + ".join(name for name in dataset.roles if name in parts) for parts in together))
 
 
 def _group(dataset: LoadedDataset, members: np.ndarray) -> str:

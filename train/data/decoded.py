@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.data.base import FaceDataset, GreyArray, Subset, digest, list_reasons
+from train.data.base import FaceDataset, GreyArray, Subset, digest
 from train.data.store import map_samples
 from train.disk import allocate, lock, sync_handle, write_json
 from train.errors import UserError
@@ -61,26 +61,6 @@ def uniform_side(faces: FaceDataset) -> int:
         height, width = faces.pixels.shape[1:]
         return int(height) if height == width else 0
     return faces.side if isinstance(faces, DecodedImages) else 0
-
-
-def cached(
-    dataset: FaceDataset, folder: Path, size: int, on_broken: str = "fail"
-) -> tuple[FaceDataset, dict[int, str]]:
-    """Returns the dataset with its decoded images cached in `folder`, and the unreadable samples with the reasons.
-
-    Raises UserError that names the unreadable ones where on_broken is "fail". With "skip" they are for the caller to
-    leave out.
-    """
-    if isinstance(dataset, GreyArray):
-        return dataset, {}
-    decoded = decode(dataset, folder, size)
-    if decoded.broken and on_broken == "fail":
-        several = "s" if len(decoded.broken) > 1 else ""
-        reasons = list_reasons(decoded.broken.values())
-        raise UserError(
-            f"{len(decoded.broken):,} unreadable image{several}; --on-broken skip leaves such images out:{reasons}"
-        )
-    return decoded, decoded.broken
 
 
 def decode(dataset: FaceDataset, folder: Path, size: int, processes: int | None = None) -> DecodedImages:
