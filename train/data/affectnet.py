@@ -2,7 +2,6 @@
 
 import io
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +9,18 @@ import numpy as np
 from train.data.base import Layout, LoadedDataset, Request, digest
 from train.data.files import ImageCollection, is_hidden, list_images, single_folder
 from train.data.labels import CLASS_NAMES_8
+from train.data.splitting import default_roles
 from train.data.store import cached_json
 from train.data.tables import header, read_table
 from train.errors import UserError
 
 # AffectNet's codes are this project's order. 8 None, 9 Uncertain and 10 No-Face are no classes.
 TRAIN_COUNTS = (74874, 134415, 25459, 14090, 6378, 3803, 24882, 3750)
-OFFICIAL_COUNTS = {"train": TRAIN_COUNTS, "validation": (500,) * 8}
-OFFICIAL_COUNTS_2021 = {"train": TRAIN_COUNTS, "validation": (*(500,) * 7, 499)}
-ROLES = {"train": "train", "validation": "test"}  # the test set was never published
+WITH_BOXES, OF_2021 = "AffectNet, release with boxes", "AffectNet, release of 2021"
+OFFICIAL_COUNTS = {
+    WITH_BOXES: {"train": TRAIN_COUNTS, "validation": (500,) * 8},
+    OF_2021: {"train": TRAIN_COUNTS, "validation": (*(500,) * 7, 499)},
+}
 COLUMNS = (
     "subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks", "expression",
     "valence", "arousal",
@@ -31,18 +33,11 @@ SETS = {"train": ("train_set",), "validation": ("val_set", "valid_set", "eval_se
 
 
 def _build_dataset(
-    layout: str,
-    path: Path,
-    images: ImageCollection,
-    root: Path,
-    request: Request,
-    official: Mapping[str, tuple[int, ...]],
-    note: str,
-    missing: str,
+    layout: str, path: Path, images: ImageCollection, root: Path, request: Request, note: str, missing: str
 ) -> LoadedDataset:
-    roles = {name: role for name, role in ROLES.items() if name in images.parts}
-    class_names = _class_names(request)
-    counts = {name: row[: len(class_names)] for name, row in official.items()}
+    """The test set was never published: the validation set serves for testing."""
+    class_names, roles = _class_names(request), default_roles(images.parts)
+    counts = {name: row[: len(class_names)] for name, row in OFFICIAL_COUNTS[layout].items()}
     whole, findings = images.dataset(root, class_names), images.missing_finding(missing)
     return LoadedDataset(layout, path, whole, images.part(), roles, "AffectNet", counts, (note,), findings)
 
@@ -95,9 +90,7 @@ def load_old(path: Path, request: Request) -> LoadedDataset:
         f"faces: cropped by the tables' boxes; {samples.skipped:,} rows of other classes or without a face are left out"
     )
     missing = "in the tables, but not there"
-    return _build_dataset(
-        "AffectNet, release with boxes", path, samples, images, request, OFFICIAL_COUNTS, note, missing
-    )
+    return _build_dataset(WITH_BOXES, path, samples, images, request, note, missing)
 
 
 # The release of 2021: cropped to 224 x 224, <id>.jpg with <id>_exp.npy.
@@ -136,9 +129,7 @@ def load_2021(path: Path, request: Request) -> LoadedDataset:
         samples.missing += [f"{folder.name}/annotations/{stem}_exp.npy" for stem in alone]
     note = f"{samples.skipped:,} annotations of other classes are left out"
     missing = "missing: image or annotation alone"
-    return _build_dataset(
-        "AffectNet, release of 2021", path, samples, path, request, OFFICIAL_COUNTS_2021, note, missing
-    )
+    return _build_dataset(OF_2021, path, samples, path, request, note, missing)
 
 
 def expressions(annotations: Path) -> dict[str, int]:
@@ -164,13 +155,13 @@ def _code(file: Path) -> int:
 
 LAYOUTS = (
     Layout(
-        "AffectNet, release with boxes",
+        WITH_BOXES,
         "training.csv and validation.csv (subDirectory_filePath,…) with Manually_Annotated_Images/ (AffectNet)",
         lambda path: "train" in _tables(path),
         load_old,
     ),
     Layout(
-        "AffectNet, release of 2021",
+        OF_2021,
         "train_set/ and val_set/, each with images/ and annotations/<id>_exp.npy (AffectNet)",
         lambda path: "train" in _sets(path),
         load_2021,

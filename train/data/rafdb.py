@@ -126,15 +126,10 @@ def _against_tables(path: Path, root: Path, samples: ImageCollection) -> tuple[F
 
 
 def _build_dataset(
-    path: Path,
-    layout: str,
-    samples: ImageCollection,
-    root: Path,
-    notes: tuple[str, ...],
-    findings: tuple[Finding, ...],
+    path: Path, layout: str, images: ImageCollection, root: Path, notes: tuple[str, ...], findings: tuple[Finding, ...]
 ) -> LoadedDataset:
-    whole, roles = samples.dataset(root, CLASS_NAMES), default_roles(samples.parts)
-    return LoadedDataset(layout, path, whole, samples.part(), roles, "RAF-DB basic", OFFICIAL_COUNTS, notes, findings)
+    whole, roles = images.dataset(root, CLASS_NAMES), default_roles(images.parts)
+    return LoadedDataset(layout, path, whole, images.part(), roles, "RAF-DB basic", OFFICIAL_COUNTS, notes, findings)
 
 
 LAYOUTS = (
