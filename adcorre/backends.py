@@ -164,8 +164,8 @@ def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Optio
     return values, Tables(*tables)
 
 
-def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """`function.apply`, which in eager mode skips `setup_context`.
+def fast_apply(function: type[torch.autograd.Function], outputs: int | None = None) -> Callable[..., Any]:
+    """`function.apply`, which in eager mode skips `setup_context`. Only the first `outputs` outputs are returned.
 
     With `setup_context`, PyTorch binds the arguments to the signature of `forward` in each call, which takes as long as
     ten small operations. Functional transforms and `torch.compile` need it.
@@ -174,14 +174,15 @@ def fast_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     def forward(ctx: Any, *inputs: Any) -> Any:
         output = function.forward(*inputs)
         function.setup_context(ctx, inputs, output)
-        return output
+        return output[:outputs] if outputs else output
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
     eager: Any = type(function.__name__, (torch.autograd.Function,), methods)
 
     def apply(*arguments: Any) -> Any:
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-            return function.apply(*arguments)
+            output = function.apply(*arguments)
+            return output[:outputs] if outputs else output
         return eager.apply(*arguments)
 
     return apply

@@ -193,6 +193,8 @@ def check_weight(name: str, value: float) -> None:
 
 def check_lambda(lambd: float | Tensor) -> float | Tensor:
     """λ: a finite number or 0-d tensor, at least 0. A tensor's value is checked only in eager mode on a CPU."""
+    if type(lambd) is float and 0 <= lambd < float("inf"):  # the usual case: an `isinstance` of Real takes longer
+        return lambd
     if not isinstance(lambd, Tensor):
         check_weight("lambd", lambd)
         return float(lambd)

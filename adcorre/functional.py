@@ -17,7 +17,17 @@ from adcorre.statistics import FlatStatistics, Tables, Values
 
 
 class ClassStatistics(FlatStatistics):
-    __doc__ = FlatStatistics.__doc__
+    """Sums over the samples of each class, as `of` computes them. Statistics of two sets of samples add: `a + b`.
+
+    The fields are parts of the vector `flat`, float32 or float64. z is an embedding vector, centred and normalized:
+
+    - `direction_sum` (C, k, d): sums of z.
+    - `centred_sum` (C, k, d): sums of x - mean(x).
+    - `norm_sum` (C, k): sums of |x|.
+    - `square_sum` (C,): sums of |z|^2 over samples and vectors.
+    - `count` (C,): samples; NaN if a label is neither in [0, C) nor `ignore_index`.
+    - `embedding_sum` (): the sum of ED over samples; its form depends on `embedding_target`.
+    """
 
     @classmethod
     def of(

@@ -96,7 +96,7 @@ def fused_loss(
     rest = (number, counted, record)
     return _apply(
         x, logits, targets, ce_weight, adjustment, attention, counts, position, tensor, rest, options, settings
-    )[:2]
+    )
 
 
 def fused_loss_from_sums(
@@ -109,12 +109,12 @@ def fused_loss_from_sums(
     return _apply(
         x, logits, targets, ce_weight, adjustment, batch.attention, batch.statistics, batch.ce_sums, tensor, rest,
         options, settings,
-    )[:2]  # fmt: skip
+    )  # fmt: skip
 
 
 def fused_terms(x: Tensor, targets: Tensor, attention: Tensor, options: Options, settings: Any) -> tuple[Tensor, ...]:
     """fd, md, ed, with their graph, and nfd."""
-    return _apply_terms(x, targets, attention, options, settings)[:4]
+    return _apply_terms(x, targets, attention, options, settings)
 
 
 class _Loss(torch.autograd.Function):
@@ -204,4 +204,4 @@ class _Terms(torch.autograd.Function):
         return dx, None, None, None, None
 
 
-_apply, _apply_terms = fast_apply(_Loss), fast_apply(_Terms)
+_apply, _apply_terms = fast_apply(_Loss, 2), fast_apply(_Terms, 4)

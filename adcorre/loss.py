@@ -60,8 +60,9 @@ def adcorre_loss(
     Args:
         logits, embeddings, targets: (n, C); (n, k, d), or (n, d) for k = 1; (n,). As in a call of `AdCorreLoss`.
         attention: (C,) floating, Eq. 7's w, one weight per class; its length gives C. It carries no gradient.
-        lambd, components, between_target, mean_target, embedding_target, ce_weight, label_smoothing, logit_adjustment,
-            pairs, precision, ignore_index, backend, validate: as in `AdCorreLoss`.
+        lambd, components, between_target, mean_target, embedding_target: as in `AdCorreLoss`.
+        ce_weight, label_smoothing, logit_adjustment: as in `AdCorreLoss`.
+        pairs, precision, ignore_index, backend, validate: as in `AdCorreLoss`.
 
     Returns:
         `AdCorreOutput`; call `backward` on its `loss`.
@@ -222,16 +223,19 @@ class AdCorreLoss(LossModule):
         """
         lambd = checks.check_lambda(self.lambd if lambd is None else lambd)
         call = self._resolve_call(logits, embeddings, targets)
-        built_in = type(self.attention_map) is AdaptiveAttentionMap and self.process_group is None
+        # `nn.Module.__getattr__` takes as long as half a small operation.
+        attention: Any = self._modules["attention_map"]
+        settings = self._buffers
+        built_in = type(attention) is AdaptiveAttentionMap and self.process_group is None
         if call.settings is None or not built_in or _within_backward():
             part = self.part(logits, embeddings, targets)
             return loss_from_batch(part, self.combine(part), lambd)
         checks.check_labels(targets, self.num_classes, self.ignore_index, self.validate)
-        samples = Samples(logits, three_dimensional(embeddings), targets, self.ce_weight, self.logit_adjustment)
-        attention: AdaptiveAttentionMap = self.attention_map
+        x, state = three_dimensional(embeddings), attention._buffers
+        samples = Samples(logits, x, targets, settings["ce_weight"], settings["logit_adjustment"])
         training = attention.training
         record = training and torch.is_grad_enabled()
-        state = AttentionState(None, attention.counts, attention.position, training, record)
+        state = AttentionState(None, state["counts"], state["position"], training, record)
         output, values = whole_loss(samples, state, lambd, call.options, call.settings)
         if training and not torch.compiler.is_compiling():
             self._steps.append(_FusedStep(values, self.num_classes, record))

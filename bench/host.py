@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -35,23 +36,45 @@ class Counts:
     launches: int
 
 
+class _Compiled:
+    """A compiled kernel whose launches only list its name."""
+
+    def __init__(self, kernel: Any, names: list[str]) -> None:
+        self.src = SimpleNamespace(fn=kernel)
+        self.launch = lambda *_: names.append(kernel.fn.__name__)
+
+    def __getitem__(self, grid: tuple[int, int, int]) -> Callable[..., None]:
+        return self.launch
+
+
 @contextmanager
 def no_launches() -> Iterator[list[str]]:
-    """The kernels take CPU tensors, and launches only list the kernels' names."""
+    """The kernels take CPU tensors, and launches, compiled and remembered as on a GPU, only list the kernels' names."""
     from triton.runtime.jit import JITFunction
 
-    from adcorre_kernels.gpu import support
+    from adcorre_kernels.gpu import cached_launch, loss, plan, support
 
     names: list[str] = []
 
-    def run(kernel: Any, *arguments: Any, **named: Any) -> None:
-        names.append(kernel.fn.__name__)
+    def run(kernel: Any, *arguments: Any, **named: Any) -> _Compiled:
+        compiled = _Compiled(kernel, names)
+        compiled.launch()
+        return compiled
 
+    def forget_plans() -> None:
+        plans = (plan.plan_statistics, plan.plan_gradient, plan.plan_terms, plan.plan_logits)
+        for cached in (loss._plan, loss._terms_options, *plans):
+            cached.cache_clear()
+
+    forget_plans()
     with (
+        ExitStack() as after,
         mock.patch.object(JITFunction, "run", run),
+        mock.patch.object(cached_launch, "reusable", return_value=True),
         mock.patch.object(support, "cpu_tensors", True),
         mock.patch.object(functional, "remembered_calls", {}),
     ):
+        after.callback(forget_plans)
         yield names
 
 

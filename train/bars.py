@@ -92,6 +92,11 @@ def format_markdown(text: str) -> str:
     return "\n".join(parts)
 
 
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
+    return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
 def shorten(text: str, width: int) -> str:
     """The text, or as much of it and an ellipsis as fits into `width` columns."""
     if display_width(text) <= width:

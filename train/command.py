@@ -7,16 +7,13 @@ import pkgutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from train.disk import read_json
 from train.entry import Parser, ShowDefaults, exit_code
 from train.errors import UserError
 from train.options import add_options
 from train.settings import LARGEST_SEED
-
-if TYPE_CHECKING:
-    import torch
 
 
 class CommandParser(Parser):
@@ -28,9 +25,6 @@ class CommandParser(Parser):
             allow_abbrev=False,
             formatter_class=ShowDefaults,
         )
-
-    def parse(self, arguments: Sequence[str] | None) -> argparse.Namespace:
-        return self.parse_args(arguments)
 
 
 def add_seed_and_device(parser: argparse.ArgumentParser, seeds: str) -> None:
@@ -79,20 +73,13 @@ def execute(parser: CommandParser, function: str, arguments: Sequence[str] | Non
     """
 
     def call() -> int:
-        options = vars(parser.parse(arguments))
+        options = vars(parser.parse_args(arguments))
         if sys.stderr.isatty():
             print("starting: PyTorch, the run", file=sys.stderr, flush=True)
         pkgutil.resolve_name(function)(**options)
         return 0
 
     return exit_code(call)
-
-
-def device_of(name: str) -> torch.device:
-    """The device for --device, as in training, but for one process."""
-    from train.ranks import ALONE
-
-    return ALONE.device(name)
 
 
 def make_folder(folder: Path) -> Path:
@@ -103,10 +90,7 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
-def run_settings(path: Path) -> dict[str, Any]:
-    """`settings.json` of the run folder (or of the checkpoint folder in it) at `path`; {} if there is none."""
-    for folder in (path, path.parent):
-        file = folder / "settings.json"
-        if file.is_file():
-            return dict(read_json(file))
-    return {}
+def read_run_file(path: Path, name: str) -> dict[str, Any]:
+    """That file of the run folder (or of the checkpoint folder in it) at `path`; {} if there is none."""
+    files = [folder / name for folder in (path, path.parent)]
+    return next((dict(read_json(file)) for file in files if file.is_file()), {})

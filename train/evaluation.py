@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torchmetrics import CatMetric, MetricCollection
-from torchmetrics.classification import (
-    MulticlassCalibrationError,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MulticlassPrecision,
-    MulticlassRecall,
-)
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
 
+from train.analysis.intervals import classification_metrics
 from train.bars import format_table
 from train.data.loading import Batches
 from train.disk import write_rows
+from train.ranks import ALONE, Ranks
 from train.retrieval import retrieval_metrics
 
 COLLAPSED = 0.95  # share of the predictions that are one class
@@ -32,19 +27,21 @@ class Evaluation:
     """`average_accuracy` is the mean of the recalls of the classes that have samples; `absent` names the others.
 
     nll: mean cross-entropy in nats. ece: expected calibration error, 15 bins of equal width (Guo et al. 2017).
-    retrieval: what `train.retrieval` says of the embeddings, where asked for.
+    precision, recall, f1: of each class, NaN where they are not defined. retrieval: what `train.retrieval` says of the
+    embeddings, where asked for.
     """
 
     class_names: tuple[str, ...]
-    accuracy: float
-    average_accuracy: float
+    confusion: NDArray[np.int64]  # rows: the true class, columns: the predicted one
+    support: tuple[int, ...]
     nll: float
     ece: float
-    precision: tuple[float, ...]
-    recall: tuple[float, ...]
-    f1: tuple[float, ...]
-    support: tuple[int, ...]
-    confusion: NDArray[np.int64]  # rows: the true class, columns: the predicted one
+    accuracy: float
+    average_accuracy: float
+    macro_f1: float
+    precision: list[float]
+    recall: list[float]
+    f1: list[float]
     retrieval: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -104,12 +101,6 @@ class Evaluation:
         ]
         write_rows(per_class, [["class", "precision", "recall", "f1", "samples"], *figures])
 
-    def draw_confusion(self, path: Path, title: str) -> None:
-        """The confusion matrix as a picture."""
-        from train.analysis.pictures import draw_confusion  # here: matplotlib is needed for nothing else
-
-        draw_confusion(path, self.confusion, self.class_names, title)
-
     def _rows(self) -> list[tuple[str, float, float, float, int]]:
         return list(zip(self.class_names, self.precision, self.recall, self.f1, self.support, strict=True))
 
@@ -123,86 +114,50 @@ def nan_to_none(value: Any) -> Any:
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Batches, class_names: Sequence[str], device: torch.device, *, retrieval: bool = False
+    model: nn.Module,
+    batches: Batches,
+    class_names: Sequence[str],
+    device: torch.device,
+    ranks: Ranks = ALONE,
+    *,
+    retrieval: bool = False,
 ) -> Evaluation:
     """Run the model, in eval mode, over all batches. `model` gives (logits (n, C), embeddings (n, k, d)).
 
-    In a process group the ranks' batches are parts of one split: every rank gets the figures of the whole. With
-    `retrieval` all embeddings are held in memory at once, and compared.
+    The ranks' batches are parts of one split: every rank gets the figures of the whole. With `retrieval` all embeddings
+    are held in memory at once, and compared.
     """
-    vectors, labels = CatMetric().to(device), CatMetric().to(device)
-    metrics, calibration = _metrics(len(class_names)).to(device), _calibration(len(class_names)).to(device)
-    cross_entropy = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
     training = model.training
     model.eval()
+    outputs = []
     for images, targets in batches:
-        images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
-        logits, embeddings = model(images)
-        logits = logits.float()
-        metrics.update(logits, targets)
-        calibration.update(logits.softmax(1), targets)
-        cross_entropy += nn.functional.cross_entropy(logits, targets, reduction="sum")
-        if retrieval:
-            vectors.update(embeddings.float())
-            labels.update(targets.float())
+        logits, embeddings = model(images.to(device, non_blocking=True))
+        compared = embeddings.float().cpu() if retrieval else torch.empty(0)
+        outputs.append((logits.float().cpu(), targets.cpu(), compared))
     model.train(training)
-    if torch.distributed.is_initialized():  # the metrics add their counts over the ranks by themselves
-        torch.distributed.all_reduce(cross_entropy)
-    retrieved = retrieval_metrics(vectors.compute(), labels.compute().long()) if retrieval else {}
-    computed = {**metrics.compute(), "ece": calibration.compute()}
-    return _evaluation(computed, float(cross_entropy), tuple(class_names), retrieved)
+    every = [batch for part in ranks.all_gather(outputs) for batch in part]
+    logits, targets, embeddings = (torch.cat(column) for column in zip(*every, strict=True))
+    evaluation = evaluation_from_logits(logits, targets, class_names)
+    if not retrieval:
+        return evaluation
+    return replace(evaluation, retrieval=retrieval_metrics(embeddings.to(device), targets.to(device)))
 
 
 def evaluation_from_logits(logits: Tensor, targets: Tensor, class_names: Sequence[str]) -> Evaluation:
     """The figures of logits (n, C), or log-probabilities, that are there already; targets (n,)."""
-    metrics = _metrics(len(class_names))
-    metrics.update(logits, targets)
-    cross_entropy = nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
-    computed = {**metrics.compute(), "ece": _calibration(len(class_names))(logits.softmax(1), targets)}
-    return _evaluation(computed, float(cross_entropy), tuple(class_names), {})
-
-
-def _metrics(classes: int) -> MetricCollection:
-    return MetricCollection(
-        {
-            "confusion": MulticlassConfusionMatrix(classes, validate_args=False),
-            "precision": MulticlassPrecision(classes, average=None, validate_args=False),
-            "recall": MulticlassRecall(classes, average=None, validate_args=False),
-            "f1": MulticlassF1Score(classes, average=None, validate_args=False),
-        }
-    )
-
-
-def _calibration(classes: int) -> MulticlassCalibrationError:
-    """Takes probabilities: it would take logits that all lie in [0, 1] for such."""
-    return MulticlassCalibrationError(classes, n_bins=15, validate_args=False)
-
-
-def _evaluation(
-    computed: dict[str, Tensor], cross_entropy: float, class_names: tuple[str, ...], retrieval: Mapping[str, float]
-) -> Evaluation:
-    confusion = computed["confusion"].cpu().numpy().astype(np.int64)
-    support = confusion.sum(axis=1)
-    predicted = confusion.sum(axis=0)
-    present = support > 0
-
-    def figures(name: str, defined: NDArray[np.bool_]) -> NDArray[np.float64]:
-        return np.where(defined, computed[name].double().cpu().numpy(), np.nan)
-
-    recall = figures("recall", present)
-    total = int(support.sum())
+    classes, probabilities = (
+        len(class_names),
+        logits.softmax(1),
+    )  # logits that all lie in [0, 1] would be taken for such
+    confusion = multiclass_confusion_matrix(logits, targets, classes, validate_args=False).numpy()
+    ece = multiclass_calibration_error(probabilities, targets, classes, n_bins=15, validate_args=False)
     return Evaluation(
-        class_names=class_names,
-        accuracy=float(np.trace(confusion) / total),
-        average_accuracy=float(recall[present].mean()),
-        nll=cross_entropy / total,
-        ece=float(computed["ece"]),
-        precision=tuple(figures("precision", predicted > 0).tolist()),
-        recall=tuple(recall.tolist()),
-        f1=tuple(figures("f1", present | (predicted > 0)).tolist()),
-        support=tuple(support.tolist()),
+        class_names=tuple(class_names),
         confusion=confusion,
-        retrieval=retrieval,
+        support=tuple(confusion.sum(axis=1).tolist()),
+        nll=float(nn.functional.cross_entropy(logits.double(), targets)),
+        ece=float(ece),
+        **{name: values.tolist() for name, values in classification_metrics(confusion).items()},
     )
 
 

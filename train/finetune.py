@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from train.command import run_settings
+from train.command import read_run_file
 from train.data import Splits
 from train.disk import expand
 from train.errors import UserError
@@ -48,7 +48,7 @@ def check_parents(data: Splits, path: str, run: str) -> None:
     while run and splits:
         try:
             folder = find_checkpoint(expand(run))
-            stored, parent = run_settings(folder), load_trained(folder)
+            stored, parent = read_run_file(folder, "settings.json"), load_trained(folder)
         except UserError:  # a parent's parent that is gone
             return
         before = parent.description.get("data", {}).get("fingerprints", {})

@@ -6,6 +6,7 @@ model.predict(image)  # {"Happy": 0.93, ...}
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from train.analysis.templates import render
-from train.command import run_settings
+from train.command import read_run_file
 from train.data.decode import to_rgb
-from train.disk import read_json
 from train.evaluation import percent
 from train.model import build_model
 from train.run_folder import Trained
@@ -47,14 +47,8 @@ class HubClassifier(nn.Module, PyTorchModelHubMixin):
 
     @classmethod
     def of(cls, trained: Trained) -> "HubClassifier":
-        shape = trained.preprocessing
-        result = cls(
-            **trained.description["model"],
-            class_names=list(trained.class_names),
-            image_size=shape.image_size,
-            mean=list(shape.mean),
-            std=list(shape.std),
-        )
+        shape = asdict(trained.preprocessing)
+        result = cls(**trained.description["model"], class_names=list(trained.class_names), **shape)
         result.model = trained.model
         return result
 
@@ -84,7 +78,7 @@ class HubClassifier(nn.Module, PyTorchModelHubMixin):
 def model_card(trained: Trained, run: Path) -> str:
     """README.md: what the hub reads, and what a person wants to know. Nothing in it names the user's machine."""
     description, shape = trained.description, trained.preprocessing
-    results = _results(run)
+    results = read_run_file(run, "results.json")
     layout = str(description.get("data", {}).get("layout", "the training data"))
     split = "test" if "test" in results else "validation"
     shown = results.get("test") or description["validation"]
@@ -105,7 +99,7 @@ def model_card(trained: Trained, run: Path) -> str:
             for metric in ("accuracy", "average_accuracy")
         ],
     )
-    settings = run_settings(run).get("settings", {})
+    settings = read_run_file(run, "settings.json").get("settings", {})
     return render(
         "model_card.md.j2",
         {"percent": percent, "numbers": _numbers, "described": _describe_group},
@@ -132,13 +126,6 @@ def describe_loss(loss: dict[str, Any]) -> str:
     weights = chosen if isinstance(chosen, dict) else dict.fromkeys(chosen, 1)
     components = [f"{'' if weight == 1 else f'{weight:g} '}{name.upper()}" for name, weight in weights.items()]
     return f"{text} + {loss.get('lambd', '?')} ({' + '.join(components)})" if components else text
-
-
-def _results(run: Path) -> dict[str, Any]:
-    for folder in (run, run.parent):
-        if (folder / "results.json").is_file():
-            return dict(read_json(folder / "results.json"))
-    return {}
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,19 @@ from train.checkpoint import State, keep_checkpoints, random_state, restore_rand
 from train.data import Splits
 from train.entry import explain
 from train.errors import Diverged, UserError
-from train.evaluation import evaluate
+from train.evaluation import Evaluation, evaluate
 from train.finetune import inherit_model
 from train.gradients import GradientMeter, check_gradients
 from train.objective import build_objective, check_objective
 from train.optimization import build_optimizer, build_plateau, set_learning_rate, warmup_notes, warmup_steps
 from train.ranks import Ranks, quiet
 from train.report import (
+    Log,
     Totals,
     check_finite,
     describe_network,
     describe_settings,
     describe_steps,
-    log_epoch,
-    log_steps,
     next_commands,
     progress,
     show_figures,
@@ -118,6 +117,7 @@ class Run:
         self.totals = Totals(device)
         self.conditions = conditions(device)
         self.folder = self.open_folder(Path(settings.run.out), state)
+        self.log = Log(self.folder, self.class_names, settings, self.loss_fn) if self.folder else None
         print(f"{wrap(data.report)}\n\n{describe_settings(settings)}")
         describe_network(network, settings, device)
         print(describe_steps(self.steps, settings, ranks), flush=True)
@@ -189,11 +189,8 @@ class Run:
             rate = self.train_step(chunks, images)
             if not bar.disable:
                 show_figures(bar, self.totals)
-            if self.folder and self.step % settings.run.log_every == 0:
-                gradients = self.gradients.figures
-                log_steps(
-                    self.folder, bar, self.totals, self.epoch, self.step, rate, self.class_names, settings, gradients
-                )
+            if self.log and self.step % settings.run.log_every == 0:
+                self.log.steps(bar, self.totals, self.epoch, self.step, rate, self.gradients.figures)
             signal, due = self.watch.poll()
             every = settings.run.checkpoint_every
             if signal:
@@ -205,23 +202,16 @@ class Run:
 
         for module in (self.model, self.ema.module) if self.ema else (self.model,):
             self.ranks.broadcast(module, buffers_only=True)
-        evaluation = evaluate(
-            self.evaluated_model,
-            self.watch.interruptible(bar_of(self.batches.validation, "validation")),
-            self.class_names,
-            self.device,
-        )
+        evaluation = self.evaluate(self.evaluated_model, "validation", self.batches.validation)
         figure = getattr(evaluation, settings.run.select)
         better = figure > self.best_figure
         if better:
             self.best_epoch, self.best_figure = self.epoch, figure
         if self.plateau and self.step > warmup_steps(settings.optimizer, len(self.steps)):
             self.plateau.step(figure)
-        if self.folder:
+        if self.log:
             seconds = time.perf_counter() - began
-            log_epoch(
-                self.folder, self.epoch, self.step, seconds, train_figures, evaluation, self.loss_fn, better, settings
-            )
+            self.log.epoch(self.epoch, self.step, seconds, train_figures, evaluation, better)
         self.finished = self.description() | {"validation": evaluation.as_dict(), "summary": evaluation.summary()}
         self.epoch, self.done, self.totals = self.epoch + 1, 0, Totals(self.device)
         self.checkpoint()
@@ -248,6 +238,10 @@ class Run:
         self.step, self.done = self.step + 1, self.done + 1
         return rate
 
+    def evaluate(self, model: nn.Module, name: str, batches: Iterable[Any], retrieval: bool = False) -> Evaluation:
+        shown = self.watch.interruptible(bar_of(batches, name))
+        return evaluate(model, shown, self.class_names, self.device, self.ranks, retrieval=retrieval)
+
     def evaluate_best(self) -> None:
         """The best checkpoint on the test split."""
         folder, select = self.folder, self.settings.run.select
@@ -255,9 +249,7 @@ class Run:
         model = trained.model if trained else self.model
         self.ranks.broadcast(model)
         validated, test = (
-            evaluate(
-                model, self.watch.interruptible(bar_of(batches, name)), self.class_names, self.device, retrieval=True
-            )
+            self.evaluate(model, name, batches, retrieval=True)
             for name, batches in (("validation", self.batches.validation), ("test", self.batches.test))
         )
         if not folder or not trained:

@@ -12,6 +12,9 @@ from train.errors import UserError
 from train.ranks import Ranks
 from train.settings import LossSettings, ModelSettings, Settings
 
+# Settings of AdCorreLoss, by the same names
+OF_EVERY_OBJECTIVE = "window", "label_smoothing", "between_target", "mean_target", "embedding_target", "backend"
+
 
 class FixedWeights(AdaptiveAttentionMap):
     """The same weight w for every class at every step; counts predictions for the log alone."""
@@ -42,15 +45,8 @@ def build_objective(
     """The loss for the classes of `train`, on the device."""
     classes = len(train.class_names)
     counts = torch.bincount(torch.from_numpy(train.labels), minlength=classes)
-    common: dict[str, Any] = {
-        "window": settings.window,
-        "ce_weight": _ce_weight(settings, train, counts),
-        "label_smoothing": settings.label_smoothing,
-        "between_target": settings.between_target,
-        "mean_target": settings.mean_target,
-        "embedding_target": settings.embedding_target,
-        "backend": settings.backend,
-    }
+    common: dict[str, Any] = {name: vars(settings)[name] for name in OF_EVERY_OBJECTIVE}
+    common["ce_weight"] = _ce_weight(settings, train, counts)
     if settings.class_weight:
         common["attention_map"] = FixedWeights(classes, settings.class_weight)
     if settings.backend in ("triton", "numba"):  # whether it can run is otherwise found out in the first step
@@ -63,12 +59,8 @@ def build_objective(
     if settings.objective in WITH_EMBEDDINGS:
         weight = settings.objective_weight or None
         return WITH_EMBEDDINGS[settings.objective](classes, model.k, model.d, weight, **common).to(device)
-    common |= {
-        "lambd": settings.lambd,
-        "components": settings.components,
-        "pairs": settings.pairs,
-        "process_group": "world" if ranks.world > 1 else None,
-    }
+    common |= {name: vars(settings)[name] for name in ("lambd", "components", "pairs")}
+    common["process_group"] = "world" if ranks.world > 1 else None
     if settings.logit_adjustment:
         common["logit_adjustment"] = logit_adjustment(counts, settings.logit_adjustment)
     return AdCorreLoss(classes, **common).to(device)

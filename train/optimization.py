@@ -15,10 +15,9 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
     """A fused optimizer of PyTorch. Biases and norms do not decay. Each group's "lr_scale" multiplies the schedule."""
     decay, parameters = settings.weight_decay, parameter_groups(model, settings)
     betas = (settings.beta1, settings.beta2)
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, settings.lr, betas=betas, weight_decay=decay, fused=True)
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, settings.lr, betas=betas, weight_decay=decay, fused=True)
+    if settings.optimizer != "sgd":
+        kind = torch.optim.Adam if settings.optimizer == "adam" else torch.optim.AdamW
+        return kind(parameters, settings.lr, betas=betas, weight_decay=decay, fused=True)
     momentum = settings.momentum
     return torch.optim.SGD(
         parameters, settings.lr, momentum=momentum, weight_decay=decay, nesterov=momentum > 0, fused=True

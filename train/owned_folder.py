@@ -54,6 +54,12 @@ def remove_if_empty(folder: Path) -> bool:
     return True
 
 
+def check_vacant(folder: Path) -> None:
+    """UserError where something lies at the path, unless it is an empty folder."""
+    if os.path.lexists(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already and not empty: expected a new or an empty folder")
+
+
 def prepare(folder: Path, kind: str, outputs: Iterable[str], option: str = "--out", alone: bool = False) -> Path:
     """The folder, there and marked as `kind`, without the `outputs` (patterns) of an earlier command of that kind.
 

@@ -1,9 +1,8 @@
 """The processes of one run: a single one, or as many as torchrun started. Rank 0 prints and writes, the others work."""
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -107,10 +106,5 @@ def quiet(ranks: Ranks) -> Iterator[None]:
     if ranks.is_first:
         yield
         return
-    stdout = sys.stdout
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        sys.stdout = nowhere
-        try:
-            yield
-        finally:
-            sys.stdout = stdout
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+        yield

@@ -194,56 +194,43 @@ def check_finite(figures: dict[str, float], epoch: int, step: int, settings: Set
         )
 
 
-def log_steps(
-    folder: RunFolder,
-    bar: Any,
-    totals: Totals,
-    epoch: int,
-    step: int,
-    lr: float,
-    class_names: Sequence[str],
-    settings: Settings,
-    gradients: dict[str, float],
-) -> None:
-    figures = totals.read()
-    check_finite(figures, epoch, step, settings)
-    row: dict[str, float | int] = {"epoch": epoch, "step": step, "lr": lr, "lambd": settings.loss.lambd_at(step - 1)}
-    folder.log("steps", step, row | figures | gradients | _weights(class_names, totals.attention.tolist()))
-    if bar.disable:
-        line = f"{_format_figures(figures)}  {figures['images_per_second']:.0f} images/s"
-        print(f"epoch {epoch}/{settings.optimizer.epochs}  step {step}  {line}", flush=True)
+class Log:
+    """The figures of a run on rank 0: rows of its folder, lines of stdout."""
 
+    def __init__(self, folder: RunFolder, class_names: Sequence[str], settings: Settings, loss_fn: AdCorreLoss) -> None:
+        self.folder, self.class_names, self.settings, self.loss_fn = folder, class_names, settings, loss_fn
 
-def log_epoch(
-    folder: RunFolder,
-    epoch: int,
-    step: int,
-    seconds: float,
-    train_figures: dict[str, float],
-    evaluation: Evaluation,
-    loss_fn: AdCorreLoss,
-    better: bool,
-    settings: Settings,
-) -> None:
-    figures: dict[str, float | int] = {"epoch": epoch, "step": step, "seconds": seconds}
-    figures |= {f"train_{key}": value for key, value in train_figures.items()}
-    figures["validation_accuracy"] = evaluation.accuracy
-    figures["validation_average_accuracy"] = evaluation.average_accuracy
-    figures["validation_nll"], figures["validation_ece"] = evaluation.nll, evaluation.ece
-    figures |= {f"recall_{name}": value for name, value in zip(evaluation.class_names, evaluation.recall, strict=True)}
-    figures |= _weights(evaluation.class_names, loss_fn.attention_map.weights().tolist())
-    folder.log("epochs", epoch, figures)
-    folder.write_validation(epoch, evaluation)
-    title = f"epoch {epoch}/{settings.optimizer.epochs}"
-    print(wrap(f"{title}  training: {_format_figures(train_figures)}  {seconds:.0f} s"))
-    print(f"{title}  validation: {evaluation.summary()}{'  best so far' if better else ''}", flush=True)
-    if evaluation.collapse and epoch > 2:  # many runs begin so
-        print(wrap(evaluation.collapse), flush=True)
+    def steps(self, bar: Any, totals: Totals, epoch: int, step: int, lr: float, gradients: dict[str, float]) -> None:
+        """The means since the last row."""
+        figures = totals.read()
+        check_finite(figures, epoch, step, self.settings)
+        row: dict[str, float | int] = {"epoch": epoch, "step": step, "lr": lr}
+        row["lambd"] = self.settings.loss.lambd_at(step - 1)
+        self.folder.log("steps", step, row | figures | gradients | self._weights(totals.attention))
+        if bar.disable:
+            line = f"{_format_figures(figures)}  {figures['images_per_second']:.0f} images/s"
+            print(f"epoch {epoch}/{self.settings.optimizer.epochs}  step {step}  {line}", flush=True)
 
+    def epoch(
+        self, epoch: int, step: int, seconds: float, train: dict[str, float], evaluation: Evaluation, better: bool
+    ) -> None:
+        """The means of the epoch, and its validation."""
+        figures: dict[str, float | int] = {"epoch": epoch, "step": step, "seconds": seconds}
+        figures |= {f"train_{key}": value for key, value in train.items()}
+        for name in ("accuracy", "average_accuracy", "nll", "ece"):
+            figures[f"validation_{name}"] = getattr(evaluation, name)
+        figures |= {f"recall_{name}": value for name, value in zip(self.class_names, evaluation.recall, strict=True)}
+        self.folder.log("epochs", epoch, figures | self._weights(self.loss_fn.attention_map.weights()))
+        self.folder.write_validation(epoch, evaluation)
+        title = f"epoch {epoch}/{self.settings.optimizer.epochs}"
+        print(wrap(f"{title}  training: {_format_figures(train)}  {seconds:.0f} s"))
+        print(f"{title}  validation: {evaluation.summary()}{'  best so far' if better else ''}", flush=True)
+        if evaluation.collapse and epoch > 2:  # many runs begin so
+            print(wrap(evaluation.collapse), flush=True)
 
-def _weights(class_names: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
-    """Eq. 7's w as columns."""
-    return {f"weight_{name}": weight for name, weight in zip(class_names, weights, strict=True)}
+    def _weights(self, attention: Tensor) -> dict[str, float]:
+        """Eq. 7's w as columns."""
+        return {f"weight_{name}": weight for name, weight in zip(self.class_names, attention.tolist(), strict=True)}
 
 
 def _format_figures(figures: dict[str, float]) -> str:

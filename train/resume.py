@@ -59,19 +59,25 @@ def load_resumed(run: Path, chosen: Mapping[str, Any], ranks: Ranks) -> tuple[Se
     state = read_checkpoint(run)
     settings = Settings.of(state["settings"])
     before = settings.values()
-    free = {*FREE, "epochs"} if _may_end_later(settings, state, chosen.get("epochs", math.inf)) else FREE
-    refused = [
-        f"{flag(name)} {format_value(before[name])}, not {format_value(value)}"
-        for name, value in chosen.items()
-        if name not in free and value not in (before[name], "auto")
-    ]
-    if refused:
+    # Only the cosine schedule knows the number of epochs.
+    may_end_later = settings.optimizer.schedule != "cosine" and chosen.get("epochs", math.inf) >= state["epoch"] - 1
+    free = {*FREE, "epochs"} if may_end_later else FREE
+    if refused := changed(before, chosen, free):
         epochs = "epochs" in chosen and chosen["epochs"] != before["epochs"] and "epochs" not in free
         hint = f"; --init-from {run} starts another from its weights" if epochs else ""
         raise UserError(f"--resume {run}: the run has {'; '.join(refused)}. A resumed run keeps its settings{hint}")
     settings = settings.replace({name: chosen[name] for name in free & chosen.keys()})
     _check_processes(run, settings, state, ranks)
     return settings.replace({"out": str(run), "resume": str(run)}), state
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any], free: set[str]) -> list[str]:
+    """What differs from the settings of a run, by name, but for the `free` ones and those left open."""
+    return [
+        f"{flag(name)} {format_value(before[name])}, not {format_value(value)}"
+        for name, value in now.items()
+        if name not in free and value not in (before[name], "auto")
+    ]
 
 
 def _check_processes(run: Path, settings: Settings, state: State, ranks: Ranks) -> None:
@@ -100,11 +106,6 @@ def newest_checkpoint_note(run: Path) -> str:
     """What to resume from after a run ended with an error."""
     newest = next(iter(checkpoints(run)), None)
     return f"the checkpoint {newest.name} is kept in {run}" if newest else "no checkpoint was written before it"
-
-
-def _may_end_later(settings: Settings, state: State, epochs: float) -> bool:
-    """Only the cosine schedule knows the number of epochs."""
-    return settings.optimizer.schedule != "cosine" and epochs >= state["epoch"] - 1
 
 
 def check_same_data(state: State, data: Splits) -> None:

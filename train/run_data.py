@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from train.command import run_settings
+from train.command import read_run_file
 from train.data import Request, Splits, load_data
 from train.data.base import FaceDataset, Subset, digest
 from train.data.labels import CLASS_NAMES_8, EXPRESSIONS
@@ -36,7 +36,7 @@ def load_run_data(
     says which data, where no class is one of the model's, and where the run's own data have changed or the split
     would hold images that the run was trained on.
     """
-    stored = run_settings(run).get("settings", {})
+    stored = read_run_file(run, "settings.json").get("settings", {})
     values = dict(stored.get("data", {}))
     path = data or values.get("data")
     if not path:

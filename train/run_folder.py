@@ -196,7 +196,11 @@ class RunFolder:
         write_json(self.path / "validation" / f"epoch-{epoch:03d}.json", content)
 
     def write_results(self, results: Mapping[str, Any], test: Evaluation) -> None:
-        _write_evaluation(self.path / "test", test, f"test, epoch {results['epoch']}")
+        from train.analysis.pictures import draw_confusion  # here: matplotlib is needed for nothing else
+
+        test.write_tables(self.path / "test-confusion.csv", self.path / "test-per-class.csv")
+        title = f"test, epoch {results['epoch']}"
+        draw_confusion(self.path / "test-confusion.png", test.confusion, test.class_names, title)
         write_json(self.path / "results.json", results)
 
     def save(self, name: str, model: nn.Module, description: Mapping[str, Any], same_as: str = "") -> None:
@@ -296,8 +300,3 @@ def _move_user_files(old: Path, target: Path) -> None:
             place = place.with_name(f"{place.name}.old")
         entry.rename(place)
     owned_folder.remove_if_empty(old)
-
-
-def _write_evaluation(stem: Path, evaluation: Evaluation, title: str) -> None:
-    evaluation.write_tables(stem.with_name(f"{stem.name}-confusion.csv"), stem.with_name(f"{stem.name}-per-class.csv"))
-    evaluation.draw_confusion(stem.with_name(f"{stem.name}-confusion.png"), title)

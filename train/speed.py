@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-import json
 import os
 import platform
 import sys
@@ -10,7 +9,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 from train.bars import wrap
 from train.data.base import digest
-from train.data.store import load_cached
+from train.data.store import cached_json
 from train.settings import SpeedSettings
 
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,23 +53,20 @@ def autotune(
     machine = (platform.node(), torch.__version__, torch.get_num_threads(), torch.backends.cpu.get_cpu_capability())
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     request = (image_size, batch_size, settings.amp, settings.channels_last)
-    key = digest("2", repr(model), *map(str, (*machine, card, *request)))
+    key = digest("3", repr(model), *map(str, (*machine, card, *request)))
     trials: list[Trial] = []
 
-    def make(folder: Path) -> None:
+    def compute() -> list[dict[str, Any]]:
         print("measuring which dtype and memory layout is faster: some seconds", flush=True)
         began, cpu = time.perf_counter(), time.thread_time()
         trials.extend(measure(model, settings, image_size, batch_size, device))
         share = (time.thread_time() - cpu) / (time.perf_counter() - began)
         if device.type == "cpu" and share < SHARE:
             raise Busy(f"{share:.0%}")
-        (folder / "trials.json").write_text(json.dumps([asdict(trial) for trial in trials]), encoding="utf-8")
-
-    def load(folder: Path) -> list[Trial]:
-        return [Trial(**row) for row in json.loads((folder / "trials.json").read_text(encoding="utf-8"))]
+        return [asdict(trial) for trial in trials]
 
     try:
-        cached = load_cached(f"speed-{key}", make, load)
+        return [Trial(**row) for row in cached_json(f"speed-{key}", compute)]
     except Busy as busy:
         note = (
             f"note: something else computes on this machine (speed was measured with {busy} of a processor): the "
@@ -79,7 +74,6 @@ def autotune(
         )
         print(wrap(note), flush=True)
         return trials
-    return cached or trials or measure(model, settings, image_size, batch_size, device)
 
 
 def measure(

@@ -37,23 +37,21 @@ class Preprocessing:
     def _to_input(self) -> list[Any]:
         return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(self.mean), list(self.std))]
 
+    def _resize(self) -> Any:
+        return v2.Resize((self.image_size, self.image_size), BILINEAR, antialias=True)
+
     def evaluation(self) -> Transform:
-        resize = v2.Resize((self.image_size, self.image_size), BILINEAR, antialias=True)
-        return v2.Compose([v2.PILToTensor(), resize, *self._to_input()])
+        return v2.Compose([v2.PILToTensor(), self._resize(), *self._to_input()])
 
     def raw(self, side: int) -> Transform:
         """uint8 (3, h, h): h is `side` where all images are squares of that side up to image_size (0: they are not)."""
-        if 0 < side <= self.image_size:
-            return v2.PILToTensor()
-        resize = v2.Resize((self.image_size, self.image_size), BILINEAR, antialias=True)
-        return v2.Compose([v2.PILToTensor(), resize])
+        return v2.PILToTensor() if 0 < side <= self.image_size else v2.Compose([v2.PILToTensor(), self._resize()])
 
     def training(self, settings: DataSettings) -> Transform:
         """Rotation, crop, brightness and contrast (paper, Sec. IV-B) and more where asked, at random, in this order."""
         crop = v2.RandomResizedCrop(
             self.image_size, scale=(settings.crop, 1.0), ratio=RATIO, interpolation=BILINEAR, antialias=True
         )
-        resize = v2.Resize((self.image_size, self.image_size), BILINEAR, antialias=True)
         steps = [
             v2.PILToTensor(),
             v2.RandomAffine(
@@ -62,7 +60,7 @@ class Preprocessing:
                 scale=(1 - settings.scale, 1 + settings.scale) if settings.scale else None,
                 interpolation=BILINEAR,
             ),
-            crop if settings.crop < 1 else resize,
+            crop if settings.crop < 1 else self._resize(),
             v2.ColorJitter(brightness=settings.brightness, contrast=settings.contrast),
             v2.RandomHorizontalFlip(0.5 if settings.flip else 0.0),
         ]
@@ -80,10 +78,7 @@ class BatchAugmentation:
         self.size = preprocessing.image_size
         self.settings = settings
         self.erasing = v2.RandomErasing(settings.erasing)
-        self.mean, self.std = (
-            torch.tensor(values, dtype=torch.float32)[:, None, None]
-            for values in (preprocessing.mean, preprocessing.std)
-        )
+        self.mean, self.std = list(preprocessing.mean), list(preprocessing.std)
 
     def draws(self, seed: int) -> tuple[Tensor, ...]:
         """For one image: (DRAWS,) uniform in [0, 1) and, with erasing, a mask (1, s, s) of what is left of it."""
@@ -114,7 +109,7 @@ class BatchAugmentation:
             grey = pixels[:, 0] * 0.2989 + pixels[:, 1] * 0.587 + pixels[:, 2] * 0.114
             mean = grey.mean((1, 2))[:, None, None, None]
             pixels = (contrast * pixels + (1 - contrast) * mean).clamp(0, 1)
-        result = (pixels - self.mean.to(pixels.device)) / self.std.to(pixels.device)
+        result = v2.functional.normalize(pixels, self.mean, self.std)
         return result if left is None else result * left
 
     def _moves(self, draws: Tensor) -> Tensor:

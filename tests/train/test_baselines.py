@@ -90,7 +90,8 @@ def test_value_and_gradients(name: str, weight: float | None) -> None:
 @pytest.mark.parametrize("kind", [CenterLoss, IslandLoss])
 def test_centres_move_as_in_the_papers(kind: type[CenterLoss]) -> None:
     logits, x, y = random_batch()
-    loss = kind(C, K, D, alpha=0.3).double()
+    loss = kind(C, K, D).double()
+    loss.alpha = 0.3
     before = loss.centers.clone()
     loss(logits, x, y)
     flat = x.detach().flatten(1)
@@ -114,7 +115,8 @@ def test_centres_move_as_in_the_papers(kind: type[CenterLoss]) -> None:
 
 def test_separate_centres_follow_their_gradient() -> None:
     logits, x, y = random_batch()
-    loss = SeparateLoss(C, K, D, alpha=0.3).double()
+    loss = SeparateLoss(C, K, D).double()
+    loss.alpha = 0.3
     before = loss.centers.clone().requires_grad_()
     flat = x.detach().flatten(1)
     own = [(1 - cosine(flat[i], before[y[i]])) / (1 + int((y == y[i]).sum())) for i in range(len(y))]

@@ -14,6 +14,7 @@ from sklearn.metrics import precision_recall_fscore_support as scores
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from train.analysis.pictures import draw_confusion
 from train.data.base import GreyArray, limit, stratified_sample
 from train.data.loading import evaluation_batches
 from train.evaluation import Evaluation, evaluate, evaluation_from_logits
@@ -110,7 +111,7 @@ def test_tables_and_picture(tmp_path: Path) -> None:
     assert [row["class"] for row in classes] == list(NAMES)
     assert float(classes[2]["recall"]) == pytest.approx(actual.recall[2])
     assert classes[6]["recall"] == ""
-    actual.draw_confusion(tmp_path / "confusion.png", "drawn")
+    draw_confusion(tmp_path / "confusion.png", actual.confusion, NAMES, "drawn")
     with Image.open(tmp_path / "confusion.png") as picture:
         assert min(picture.size) > 400
 

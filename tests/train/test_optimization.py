@@ -148,9 +148,9 @@ def test_measurements_are_cached_for_the_next_run(
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
     [folder] = tmp_path.iterdir()
-    rows = json.loads((folder / "trials.json").read_text())
+    rows = json.loads((folder / "value.json").read_text())
     rows[0]["images_per_second"] = 12345.0
-    (folder / "trials.json").write_text(json.dumps(rows))
+    (folder / "value.json").write_text(json.dumps(rows))
     assert autotune(model, SpeedSettings(), 32, 8, CPU)[0].images_per_second == 12345
     assert autotune(model, SpeedSettings(), 32, 4, CPU)[0].images_per_second != 12345, "another batch size"
     assert autotune(model, SpeedSettings(amp="none", channels_last="no"), 32, 8, CPU) == []

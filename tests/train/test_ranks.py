@@ -46,13 +46,13 @@ def test_each_image_is_in_one_chunk_of_one_rank(n: int, batch: int, chunks: int,
     for sampler in ranks:
         assert sampler.sizes == steps
         local = list(sampler)
-        assert len(local) == len(sampler) == sum(sampler.chunks(size) for size in steps)
+        assert len(local) == len(sampler) == sum(sampler.count_chunks(size) for size in steps)
         assert all(2 <= len(chunk) <= max(3, batch) for chunk in local)
         seen += [draw.sample for chunk in local for draw in chunk]
     assert len(seen) == len(set(seen)) == sum(steps)
     # In each step all ranks work on the same part of one order, that of a single process.
     order = [draw.sample for chunk in samplers(n, batch, chunks, 1)[0] for draw in chunk]
-    firsts = [list(s)[: s.chunks(steps[0])] for s in samplers(n, batch, chunks, world)]
+    firsts = [list(s)[: s.count_chunks(steps[0])] for s in samplers(n, batch, chunks, world)]
     assert {draw.sample for local in firsts for chunk in local for draw in chunk} == set(order[: steps[0]])
 
 

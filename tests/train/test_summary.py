@@ -75,10 +75,13 @@ def test_what_differs_after_the_correction_is_bold(tmp_path: Path, monkeypatch: 
     assert f"| paper | **{gain('paper')}** |" in summary.markdown(write(tmp_path / "study.csv", first_seed=10))
 
 
-def test_larger_studies_have_tables_of_their_own(tmp_path: Path) -> None:
+def test_larger_studies_have_tables_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ARMS, "ED", ARMS["FD"])
     text = summary.markdown(write(write(tmp_path / "study.csv"), study="finetune", regime=""))
     assert text.index("**clean**, screening") < text.index("**finetune**, PrivateTest")
-    assert "FD" not in text.partition("**finetune**")[2]  # no arm of that study
+    larger = text.partition("**finetune**")[2]
+    assert "| FD |" in larger
+    assert "| ED |" not in larger  # no arm of that study
 
 
 def test_nothing_is_shown_on_the_test_split_before_an_arms_last_seed(

@@ -10,10 +10,8 @@ from train.ablation import complexity, runs, tables
 from train.ablation import rows as run_rows
 from train.ablation.driver import default_processes, train_all
 from train.bars import format_markdown
-from train.command import make_folder
 from train.disk import expand
 from train.errors import UserError
-from train.run_folder import is_run
 from train.stopping import Stopped
 
 
@@ -45,10 +43,7 @@ def ablate(
     file = expand(rows) if rows else folder / "runs.csv"
     done = {row["digest"] for row in run_rows.read(file)}
     remaining = [run for run in selected if not run.failure and run_rows.digest(run) not in done]
-    if any(is_run(path) for path in folder.glob("runs/*/seed-*")):
-        owned_folder.mark(make_folder(folder), "ablation")  # written by a version without marks
-    else:
-        owned_folder.prepare(folder, "ablation", ())
+    owned_folder.prepare(folder, "ablation", ())
     if selected:
         counts = f"{len(selected)} runs, {len(remaining)} of them to train"
         print(f"{counts}, in {folder / 'runs'}, each with a log", flush=True)

@@ -1,7 +1,7 @@
 """Means over seeds, differences of two settings at the same seeds, and both as text."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,8 +74,3 @@ def format_difference(value: Difference, percent: bool = True) -> str:
     scale, digits = (100, 2) if percent else (1, 3)
     low, high = (f"{scale * bound:+.{digits}f}" for bound in (value.low, value.high))
     return f"{scale * value.mean:+.{digits}f}" + ("" if math.isnan(value.low) else f" ({low} to {high})")
-
-
-def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table."""
-    return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", *(f"| {' | '.join(row)} |" for row in rows)]

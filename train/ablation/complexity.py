@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from adcorre import EmbeddingSpace
-from train.ablation.comparison import markdown_table
+from train.bars import markdown_table
 from train.disk import write_rows
 from train.model import build_model
 from train.settings import DataSettings, ModelSettings

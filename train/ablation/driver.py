@@ -62,9 +62,9 @@ def train_all(
                 raise
         ended = run.result()
         if ended:
-            rows.append(file, run)
+            rows.append(file, run, ended)
             clear(run.folder, CHECKPOINTS if models else CHECKPOINTS + MODEL)
-        figures = f"validation {100 * ended.validation_accuracy:.2f} %" if ended else run.failure
+        figures = f"validation {100 * ended.results['validation']['accuracy']:.2f} %" if ended else run.failure
         now = time.monotonic()
         rounds, ended_rounds = (math.ceil(count / processes) for count in (len(remaining), number + 1))
         seconds_left = min(deadline - now, (now - began) * (rounds / ended_rounds - 1))

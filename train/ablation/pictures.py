@@ -24,7 +24,7 @@ from train.ablation import rows
 from train.ablation.comparison import spread
 from train.ablation.summary import PAGE, PERCENT, ROWS, in_study_order
 from train.analysis.evaluate import default_folder, evaluate_run, is_current
-from train.analysis.pictures import Line, draw_correlations, draw_lines, draw_tsne_beside
+from train.analysis.pictures import Line, draw_correlations, draw_lines, draw_tsne
 from train.command import CommandParser, execute, make_folder
 from train.disk import read_json, read_rows
 from train.errors import UserError
@@ -123,7 +123,7 @@ def draw_runs(runs: Mapping[str, Path], split: str, out: Path) -> list[Path]:
     draw_lines(paths[1], {name: _curves(run / "steps.csv") for name, run in runs.items()}, "step")
     if all(len(labels) for _, _, labels in points):
         paths.append(out / "study-tsne.png")
-        draw_tsne_beside(paths[-1], points, names)
+        draw_tsne(paths[-1], points, names)
     return paths
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train.ablation.runs import Planned
+from train.ablation.runs import Planned, Result
 from train.command import make_folder
 from train.disk import lock, read_table
 from train.errors import UserError
@@ -50,9 +50,8 @@ def read(file: Path) -> list[dict[str, str]]:
     return rows
 
 
-def append(file: Path, run: Planned) -> dict[str, Any]:
+def append(file: Path, run: Planned, result: Result) -> None:
     """Append the row of a finished run; other processes may append at the same time."""
-    row = _row(run)
     make_folder(file.parent)
     with lock(file.parent, f".{file.name}.lock", wait=True), file.open("a", newline="", encoding="utf-8") as opened:
         writer = csv.DictWriter(opened, COLUMNS, lineterminator="\n")
@@ -60,14 +59,11 @@ def append(file: Path, run: Planned) -> dict[str, Any]:
             writer.writeheader()
         elif not file.read_bytes().endswith(b"\n"):  # a row that was cut short
             opened.write("\n")
-        writer.writerow(row)
-    return row
+        writer.writerow(_row(run, result))
 
 
-def _row(run: Planned) -> dict[str, Any]:
-    about = json.loads((run.folder / "settings.json").read_text(encoding="utf-8"))
-    results = json.loads((run.folder / "results.json").read_text(encoding="utf-8"))
-    result = run.result()
+def _row(run: Planned, result: Result) -> dict[str, Any]:
+    about, results = result.about, result.results
     row: dict[str, Any] = {"study": run.study, "regime": run.variant.regime, "arm": run.variant.arm}
     row |= {"seed": run.seed, "epoch": results["epoch"]}
     for split in ("validation", "test"):
@@ -77,8 +73,8 @@ def _row(run: Planned) -> dict[str, Any]:
     started = about.get("started", {})
     return row | {
         "digest": digest(run),
-        "train_fingerprint": about["data"]["fingerprints"].get("train", ""),
-        "minutes": f"{result.seconds / 60:.2f}" if result else "",
+        "train_fingerprint": result.fingerprints.get("train", ""),
+        "minutes": f"{result.seconds / 60:.2f}",
         "machine": machine(about["settings"]["run"]["device"]),
         "commit": started.get("commit", ""),
         "date": started.get("date", ""),

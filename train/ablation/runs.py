@@ -16,7 +16,7 @@ from train.loop import run as train_run
 from train.objective import check_objective
 from train.ranks import ALONE
 from train.recipe import merge_given, resolve
-from train.resume import FREE
+from train.resume import FREE, changed
 from train.settings import Settings, flag, format_value
 
 FAILED = "failed.txt"
@@ -24,18 +24,17 @@ FAILED = "failed.txt"
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a finished run: the best checkpoint, by validation, on the test split of `samples` images."""
+    """A finished run: its settings.json and results.json, and the seconds that its epochs took."""
 
-    seed: int
-    epoch: int
-    validation_accuracy: float
-    accuracy: float
-    average_accuracy: float
-    nll: float
+    about: Mapping[str, Any]
+    results: Mapping[str, Any]
     seconds: float
-    samples: int
-    layout: str
-    fingerprints: Mapping[str, str]
+
+    @property
+    def fingerprints(self) -> Mapping[str, str]:
+        """Of its images, by split."""
+        fingerprints: Mapping[str, str] = self.about["data"]["fingerprints"]
+        return fingerprints
 
 
 @dataclass(frozen=True)
@@ -61,24 +60,14 @@ class Planned:
         if not (self.folder / "settings.json").is_file():
             return None
         about = read_json(self.folder / "settings.json")
-        _check_same(self.folder, Settings.of(about["settings"]), self.settings())
+        if different := changed(Settings.of(about["settings"]).values(), self.settings().values(), FREE):
+            raise UserError(
+                f"{self.folder} holds a run of other settings ({'; '.join(different)}): choose another --out"
+            )
         if not (self.folder / "results.json").is_file():
             return None
-        results = read_json(self.folder / "results.json")
-        test = results["test"]
         seconds = sum(float(row["seconds"]) for row in read_rows(self.folder / "epochs.csv"))
-        return Result(
-            seed=self.seed,
-            epoch=results["epoch"],
-            validation_accuracy=results["validation"]["accuracy"],
-            accuracy=test["accuracy"],
-            average_accuracy=test["average_accuracy"],
-            nll=test["nll"],
-            seconds=seconds,
-            samples=test["samples"],
-            layout=about["data"]["layout"],
-            fingerprints=about["data"]["fingerprints"],
-        )
+        return Result(about, read_json(self.folder / "results.json"), seconds)
 
 
 Plan = dict[tuple[str, str], list[Planned]]  # (study, variant) -> its runs, by seed
@@ -98,8 +87,11 @@ def plan(names: Sequence[str], given: Mapping[str, Any], out: Path, seeds: Seque
             settings = resolve(values)
             check_objective(settings, ALONE)
             recipe = {key: value for key, value in study.defaults.items() if key == "recipe"}
-            base = resolve({**recipe, **given}).as_dict()
-            folder = out / "runs" / ",".join([*recipe.values(), _folder_name(base, settings.as_dict())])
+            base = resolve({**recipe, **given}).values()
+            different = [
+                f"{key}={format_value(value, '+')}" for key, value in settings.values().items() if value != base[key]
+            ]
+            folder = out / "runs" / ",".join([*recipe.values(), *(different or ["base"])])
             result[name, variant.name] = [
                 Planned(
                     name,
@@ -158,24 +150,3 @@ def _measured_speed(out: Path) -> dict[str, str]:
         speed = read_json(file)["settings"]["speed"]
         return {name: speed[name] for name in ("amp", "channels_last")}
     return {}
-
-
-def _folder_name(base: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    different = [
-        f"{key}={format_value(value, '+')}"
-        for group, fields in values.items()
-        for key, value in fields.items()
-        if value != base[group][key]
-    ]
-    return ",".join(different) or "base"
-
-
-def _check_same(folder: Path, saved: Settings, requested: Settings) -> None:
-    different = [
-        f"{flag(key)} {format_value(vars(group)[key])}, not {format_value(value)}"
-        for name, group in vars(saved).items()
-        for key, value in vars(vars(requested)[name]).items()
-        if key not in FREE and value not in (vars(group)[key], "auto")
-    ]
-    if different:
-        raise UserError(f"{folder} holds a run of other settings ({'; '.join(different)}): choose another --out")

@@ -99,27 +99,36 @@ RISES = {"long tail": 176, "all images": 2156}  # 30 % of the steps in that regi
 FIRST = list(ARMS)[:8]  # the arms that are run in every regime
 
 
-def _small(arms: Sequence[str], regimes: Sequence[str]) -> tuple[Variant, ...]:
-    """Each arm in each regime, compared with cross-entropy in that regime at the same batch size."""
+def _small(title: str, arms: Mapping[str, Sequence[str]]) -> Study:
+    """The arms of each regime, compared with cross-entropy in that regime at the same batch size."""
     variants = []
-    for regime in regimes:
-        for arm in arms:
+    for regime, names in arms.items():
+        for arm in names:
             same_batch = f"CE, {batch}" if (batch := arm.rpartition(", ")[2]).startswith("batch") else "CE"
             against = "" if arm == same_batch else f"{regime}: {same_batch}"
             settings = ARMS[arm] | REGIMES[regime]
             if "lambd_warmup" in settings:
                 settings["lambd_warmup"] = RISES.get(regime, RISE)
             variants.append(Variant(f"{regime}: {arm}", settings, against, regime=regime))
+    return Study(title, tuple(variants), defaults={"recipe": "fer2013-small"})
+
+
+def _larger(recipe: str, **settings: Any) -> Study:
+    """Cross-entropy, the paper's form and the best of the small study, for a network that takes long to train."""
+    arms = (Variant("CE", CE), _against_ce("paper", PAPER), _against_ce("FD", ARMS["FD"]))
+    defaults = {"recipe": recipe, **settings}
+    return Study(f"Cross-entropy, the paper's form and FD with --recipe {recipe}", arms, defaults=defaults)
+
+
+def _equal_steps() -> tuple[Variant, ...]:
+    """Exact virtual batches with as many steps as batches of 60 have: 10 and 50 times the images."""
+    variants = []
+    for batch, images in (("600", 10), ("3,000", 50)):
+        longer = {"virtual_batch": images, "epochs": 15 * images, "warmup_epochs": images}
+        control = f"clean: CE, batch {batch}, equal steps"
+        variants.append(Variant(control, CE | longer, regime="clean"))
+        variants.append(Variant(f"clean: paper, batch {batch}, equal steps", PAPER | longer, control, regime="clean"))
     return tuple(variants)
-
-
-def _larger(recipe: str, steps: int) -> Study:
-    """Three arms on all images, for a network that takes long to train."""
-    rising = PAPER | SIMPLEX | {"lambd_warmup": round(0.3 * steps)}
-    arms = (Variant("CE", CE), _against_ce("paper", PAPER), _against_ce("simplex, rising λ", rising))
-    return Study(
-        f"Cross-entropy, the paper's form and another with --recipe {recipe}", arms, defaults={"recipe": recipe}
-    )
 
 
 STUDIES: dict[str, Study] = {
@@ -188,37 +197,27 @@ STUDIES: dict[str, Study] = {
             Variant("logit-adjusted CE + Ad-Corre", ADJUSTED, "logit-adjusted CE"),
         ),
     ),
-    "small": Study(
-        "The small study: a residual network of 0.7 M parameters on 5,000 images of FER-2013",
-        _small(FIRST, ["clean"]),
-        defaults={"recipe": "fer2013-small"},
+    "small": _small(
+        "The small study: a residual network of 0.7 M parameters on 5,000 images of FER-2013", {"clean": FIRST}
     ),
-    "factors": Study(
-        "The small study's other arms",
-        _small(["CE", *(arm for arm in ARMS if arm not in FIRST)], ["clean"]),
-        defaults={"recipe": "fer2013-small"},
-    ),
-    "regimes": Study(
+    "factors": _small("The small study's other arms", {"clean": ["CE", *(arm for arm in ARMS if arm not in FIRST)]}),
+    "regimes": _small(
         "The small study's first arms with 30 % of the labels redrawn, and with a long tail",
-        _small(FIRST, ["30 % noise", "long tail"]),
-        defaults={"recipe": "fer2013-small"},
+        {"30 % noise": FIRST, "long tail": FIRST},
     ),
-    "confirm": Study(
+    "confirm": _small(
         "Confirmation on 5,000 images: what differed from cross-entropy in the small study",
-        _small(["CE", "paper", "FD", "ED", "CE, smoothed"], ["clean"]),
-        defaults={"recipe": "fer2013-small"},
+        {"clean": ["CE", "paper", "FD", "ED", "CE, smoothed"]},
     ),
-    "confirm-regimes": Study(
+    "confirm-regimes": _small(
         "Confirmation of what differed from cross-entropy with labels redrawn or a long tail",
-        _small(["CE", "paper"], ["30 % noise"]) + _small(["CE", "paper, rising λ", "FD"], ["long tail"]),
-        defaults={"recipe": "fer2013-small"},
+        {"30 % noise": ["CE", "paper"], "long tail": ["CE", "paper, rising λ", "FD"]},
     ),
-    "all-images": Study(
-        "The small study's first arms on all training images",
-        _small(FIRST, ["all images"]),
-        defaults={"recipe": "fer2013-small"},
+    "all-images": _small("The small study's first arms on all training images", {"all images": FIRST}),
+    "equal-steps": Study(
+        "The small study's large batches at equal steps", _equal_steps(), defaults={"recipe": "fer2013-small"}
     ),
-    "finetune": _larger("fer2013-lite0", 10 * 225),
-    "resnet18": _larger("fer2013-resnet18", 20 * 225),
-    "xception": _larger("fer2013-xception", 60 * 225),
+    "finetune": _larger("fer2013-lite0", epochs=3),
+    "resnet18": _larger("fer2013-resnet18", epochs=4, warmup_epochs=1),
+    "xception": _larger("fer2013-xception"),
 }

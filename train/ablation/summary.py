@@ -11,10 +11,10 @@ from train.ablation.comparison import (
     format_difference,
     format_spread,
     holm,
-    markdown_table,
     spread,
 )
 from train.ablation.studies import STUDIES
+from train.bars import markdown_table
 from train.command import CommandParser, execute
 from train.disk import write_text
 from train.errors import UserError

@@ -16,11 +16,11 @@ from train.ablation.comparison import (
     format_difference,
     format_spread,
     holm,
-    markdown_table,
     spread,
 )
 from train.ablation.runs import Plan, Planned, Result, results_of
 from train.ablation.studies import STUDIES, Study, Variant
+from train.bars import markdown_table
 from train.disk import write_rows
 
 METRICS = {"accuracy": "accuracy", "average_accuracy": "average accuracy"}
@@ -50,10 +50,9 @@ def _rows(study: Study, results: dict[str, Results]) -> list[dict[str, Any]]:
         by_seed, control = results[variant.name], results.get(variant.against, {})
         row: dict[str, Any] = {"variant": variant, "seeds": sorted(by_seed)}
         for metric in METRICS:
-            values = {seed: getattr(result, metric) for seed, result in by_seed.items()}
+            values = _values(by_seed, metric)
             row[metric] = spread(list(values.values()))
-            control_values = {seed: getattr(result, metric) for seed, result in control.items()}
-            row[f"{metric} difference"] = difference(values, control_values) if variant.against else None
+            row[f"{metric} difference"] = difference(values, _values(control, metric)) if variant.against else None
         rows.append(row)
     for metric in METRICS:
         tested = [row for row in rows if row[f"{metric} difference"]]
@@ -61,6 +60,11 @@ def _rows(study: Study, results: dict[str, Results]) -> list[dict[str, Any]]:
         for row, p in zip(tested, corrected, strict=True):
             row[f"{metric} holm"] = p
     return rows
+
+
+def _values(results: Results, metric: str) -> dict[int, float]:
+    """A metric on the test split, by seed."""
+    return {seed: result.results["test"][metric] for seed, result in results.items()}
 
 
 def _markdown(
@@ -95,8 +99,8 @@ def _markdown(
 
 
 def _conditions(ended: Sequence[Result], against: str, seeds: int) -> str:
-    layouts = ", ".join(sorted({result.layout for result in ended}))
-    images = " or ".join(sorted({f"{result.samples:,}" for result in ended}))
+    layouts = ", ".join(sorted({result.about["data"]["layout"] for result in ended}))
+    images = " or ".join(sorted({f"{result.results['test']['samples']:,}" for result in ended}))
     text = f"{layouts}, {images} test images; in percent, mean ± standard deviation over {seeds} seeds"
     return (
         f"{text}, each the best checkpoint by validation. Difference: to {against} at the same seeds, with its 95 % "
@@ -129,7 +133,7 @@ def _draw(path: Path, study: Study, results: dict[str, Results]) -> None:
     axes = figure.subplots()
     for index, (metric, words) in enumerate(METRICS.items(), 1):
         color = palette.color(index)
-        ended = [(x, [100 * getattr(result, metric) for result in seeds.values()]) for x, seeds in points if seeds]
+        ended = [(x, [100 * value for value in _values(seeds, metric).values()]) for x, seeds in points if seeds]
         means = [sum(ys) / len(ys) for _, ys in ended]
         axes.plot([x for x, _ in ended], means, color=color, linestyle=palette.dash(index), label=f"{words}, mean")
         for x, ys in ended:

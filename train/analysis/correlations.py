@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adcorre import ClassStatistics
+from train.analysis.intervals import share
 
 Matrix = NDArray[np.float64]
 
@@ -22,7 +23,7 @@ def sample_correlations(statistics: ClassStatistics) -> Matrix:
     square_sum = statistics.square_sum.double().cpu().numpy()
     total = np.einsum("ald,bld->ab", s, s) - np.diag(square_sum)
     pairs = np.outer(count, count) - np.diag(count)
-    return _divided(total, statistics.k * pairs)
+    return share(total, statistics.k * pairs)
 
 
 def mean_correlations(statistics: ClassStatistics) -> Matrix:
@@ -45,7 +46,3 @@ def within_and_between(statistics: ClassStatistics) -> tuple[float, float]:
     within = (own - float(statistics.square_sum.sum())) / (statistics.k * pairs_within) if pairs_within else np.nan
     between = (every - own) / (statistics.k * pairs_between) if pairs_between else np.nan
     return within, between
-
-
-def _divided(total: Matrix, by: Matrix) -> Matrix:
-    return np.divide(total, by, out=np.full_like(total, np.nan), where=by > 0)

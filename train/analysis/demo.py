@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from train.analysis.outputs import random_positions
 from train.analysis.predict import MARGIN, frame, is_small
 from train.bars import bar
-from train.command import device_of
 from train.data.base import FaceDataset, Subset, broken, png
 from train.data.crop import Detector, face_boxes, find_detector
 from train.data.decode import read_picture
 from train.data.loading import evaluation_batches
 from train.errors import UserError
+from train.ranks import ALONE
 from train.run_data import load_run_data
 from train.run_folder import Trained, find_checkpoint, load_trained
 
@@ -117,7 +117,7 @@ def serve(
     with gradio_folder():
         import gradio  # noqa: F401  # first: where it is not installed, nothing else is worth waiting for
 
-        on = device_of(device)
+        on = ALONE.device(device)
         trained = load_trained(run, on)
         detect = find_detector(detector)
         training_faces = None

@@ -16,19 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
 from train.analysis import pictures
 from train.analysis.correlations import mean_correlations, sample_correlations, within_and_between
-from train.analysis.intervals import bootstrap, classification_metrics
+from train.analysis.intervals import bootstrap
 from train.analysis.outputs import Outputs, collect_outputs, random_positions, with_tta
-from train.bars import bar, format_table, wrap
-from train.command import device_of
+from train.bars import bar, format_table, markdown_table, wrap
+from train.data.base import FaceDataset
 from train.data.loading import evaluation_batches
 from train.disk import read_json, write_json, write_rows
 from train.errors import UserError
 from train.evaluation import Evaluation, evaluation_from_logits, nan_to_none, percent
 from train.owned_folder import prepare
+from train.ranks import ALONE
 from train.retrieval import METRICS, retrieval_metrics
 from train.run_data import load_run_data
 from train.run_folder import DESCRIPTION, find_checkpoint, load_trained
@@ -40,6 +41,8 @@ OUTPUTS = (
     *("tsne.csv", "tsne.png", "samples.png"),
 )
 WHOLE = {"accuracy": "Accuracy", "average_accuracy": "Average accuracy", "macro_f1": "Macro F1"}
+CLASSWISE = {"Precision": "precision", "Recall": "recall", "F1-score": "f1"}
+HEADS = ["", "%", "95 % interval"]
 OTHER_DATA = (
     "NOTE: these are not the data that the run was trained on, by their fingerprints; whether some of the images were "
     "trained on cannot be told"
@@ -69,7 +72,7 @@ def evaluate_run(
     Files of an earlier evaluation in that folder are replaced. Raises UserError, above all where images that the run
     was trained on would be among those it is evaluated on.
     """
-    on = device_of(device)
+    on = ALONE.device(device)
     trained = load_trained(run, on)
     faces, splits, own = load_run_data(run, trained, split, data=data, protocol=protocol, limit=limit)
     if not len(faces):
@@ -97,20 +100,23 @@ def evaluate_run(
         labels = outputs.targets[torch.from_numpy(retrieved.sample)]
         metrics = retrieval_metrics(retrieved.embeddings, labels)
         about["retrieval"] = {"samples": len(labels), **{name: nan_to_none(metrics[name]) for name in metrics}}
-    names = [faces.name(index) for index in range(len(faces))]
-    evaluation, described = write_figures(out, outputs, trained.class_names, names, about, resamples, seed)
+    evaluation = evaluation_from_logits(outputs.logits, outputs.targets, trained.class_names)
+    figures = about | with_intervals(evaluation, resamples, seed)
+    evaluation.write_tables(out / "confusion.csv", out / "per-class.csv")
+    note = "" if own else f"\n{OTHER_DATA}\n"
+    (out / "tables.md").write_text(tables(evaluation, figures) + note, encoding="utf-8")
+    probabilities = outputs.logits.double().softmax(1)
+    write_predictions(out / "predictions.csv", faces, outputs.targets, probabilities, trained.class_names)
     title = f"{split}, {len(faces):,} images, epoch {about['epoch']}"
-    evaluation.draw_confusion(out / "confusion.png", title)
+    pictures.draw_confusion(out / "confusion.png", evaluation.confusion, trained.class_names, title)
     write_correlations(out, outputs, trained.class_names, title)
     if len(shown.sample) > 3:
         write_tsne(out, shown, trained.class_names, seed, title)
     if samples:
-        probabilities = outputs.logits.softmax(1).numpy()
-        targets = outputs.targets.numpy()
-        file = out / "samples.png"
-        pictures.draw_samples(file, faces.image, targets, probabilities, trained.class_names, samples, seed)
-    write_json(out / "metrics.json", about | described)  # the last file: where it is, the others are
-    print(f"\n{wrap(describe(evaluation, described | about))}\n")
+        shown_of = outputs.targets.numpy(), probabilities.numpy(), trained.class_names
+        pictures.draw_samples(out / "samples.png", faces.image, *shown_of, samples, seed)
+    write_json(out / "metrics.json", figures)  # the last file: where it is, the others are
+    print(f"\n{wrap(describe(evaluation, figures))}\n")
     for note in (evaluation.collapse, "" if own else OTHER_DATA):
         print(f"{wrap(note)}\n" if note else "", end="")
     print(f"written to {out} (tables.md has every interval)")
@@ -134,82 +140,54 @@ def is_current(folder: Path, run: Path, split: str = "test") -> bool:
     return (metrics["epoch"], metrics["fingerprint"]) == expected
 
 
-def write_figures(
-    out: Path,
-    outputs: Outputs,
-    class_names: Sequence[str],
-    names: Sequence[str],
-    about: dict[str, Any],
-    resamples: int,
-    seed: int,
-) -> tuple[Evaluation, dict[str, Any]]:
-    evaluation = evaluation_from_logits(outputs.logits, outputs.targets, class_names)
-    figures = classification_metrics(evaluation.confusion)
+def with_intervals(evaluation: Evaluation, resamples: int, seed: int) -> dict[str, Any]:
+    """The figures of metrics.json, with their bootstrap intervals."""
     intervals = bootstrap(evaluation.confusion, resamples, seed)
-    described = evaluation.as_dict() | {"macro_f1": float(figures["macro_f1"])}
-    described["intervals"] = {
-        "level": 0.95,
-        "resamples": resamples,
-        **{name: intervals[name].tolist() for name in ("accuracy", "average_accuracy", "macro_f1")},
-    }
-    for index, name in enumerate(class_names):
-        described["classes"][name]["intervals"] = {
-            key: [None if np.isnan(value) else float(value) for value in intervals[key][:, index]]
-            for key in ("precision", "recall", "f1")
-        }
-    evaluation.write_tables(out / "confusion.csv", out / "per-class.csv")
-    note = "" if about["own_data"] else f"\n{OTHER_DATA}\n"
-    (out / "tables.md").write_text(
-        tables(evaluation, described, intervals, about.get("retrieval")) + note, encoding="utf-8"
-    )
-    probabilities = outputs.logits.double().softmax(1)
+    figures = evaluation.as_dict() | {"macro_f1": evaluation.macro_f1}
+    whole = {name: intervals[name].tolist() for name in WHOLE}
+    figures["intervals"] = {"level": 0.95, "resamples": resamples, **whole}
+    for index, row in enumerate(figures["classes"].values()):
+        row["intervals"] = {key: nan_to_none(intervals[key][:, index].tolist()) for key in CLASSWISE.values()}
+    return figures
+
+
+def write_predictions(
+    file: Path, faces: FaceDataset, targets: Tensor, probabilities: Tensor, class_names: Sequence[str]
+) -> None:
     lines: list[list[Any]] = [["sample", "name", "class", "predicted", *class_names]]
-    rows = zip(names, outputs.targets.tolist(), probabilities.tolist(), strict=True)
-    for index, (name, target, row) in enumerate(rows):
+    for index, (target, row) in enumerate(zip(targets.tolist(), probabilities.tolist(), strict=True)):
         best = class_names[row.index(max(row))]
-        lines.append([index, name, class_names[target], best, *(f"{value:.6f}" for value in row)])
-    write_rows(out / "predictions.csv", lines)
-    return evaluation, described
+        lines.append([index, faces.name(index), class_names[target], best, *(f"{value:.6f}" for value in row)])
+    write_rows(file, lines)
 
 
 def describe(evaluation: Evaluation, figures: Mapping[str, Any]) -> str:
     """The figures of metrics.json for a terminal, in percent."""
-    rows = [["", "%", "95 % interval"]]
-    rows += [[words, percent(figures[key]), _interval(*figures["intervals"][key])] for key, words in WHOLE.items()]
-    rows += [
-        [words, percent(figures["retrieval"][key]), ""] for key, words in METRICS.items() if "retrieval" in figures
-    ]
     classes = [["", "precision", "recall", "95 % interval", "F1", "images"]]
     for name, row in figures["classes"].items():
-        low, high = row["intervals"]["recall"]
-        shown = [percent(row["precision"]), percent(row["recall"]), _interval(low, high), percent(row["f1"])]
+        interval = _interval(*row["intervals"]["recall"])
+        shown = [percent(row["precision"]), percent(row["recall"]), interval, percent(row["f1"])]
         classes.append([name, *shown, f"{row['samples']:,}"])
-    return f"{format_table(rows)}\n\n{format_table(classes)}" + _absence(evaluation)
+    return f"{format_table([HEADS, *_whole(figures)])}\n\n{format_table(classes)}" + _absence(evaluation)
 
 
-def tables(
-    evaluation: Evaluation,
-    described: dict[str, Any],
-    intervals: dict[str, NDArray[np.float64]],
-    retrieval: dict[str, float] | None = None,
-) -> str:
+def tables(evaluation: Evaluation, figures: Mapping[str, Any]) -> str:
     """Markdown: the figures of the whole split, and the paper's table of the classes; in percent, 95 % intervals."""
-    lines = ["| | % | 95 % interval |", "|---|---|---|"]
-    for key, words in WHOLE.items():
-        low, high = intervals[key]
-        lines.append(f"| {words} | {percent(described[key])} | {_interval(low, high)} |")
-    lines += [f"| {words} | {percent(retrieval[key])} | |" for key, words in METRICS.items() if retrieval]
-    lines += ["", "| | " + " | ".join(evaluation.class_names) + " |", "|---" * (len(evaluation.class_names) + 1) + "|"]
-    for words, values in (
-        ("Precision", evaluation.precision),
-        ("Recall", evaluation.recall),
-        ("F1-score", evaluation.f1),
-    ):
-        lines.append(f"| {words} | " + " | ".join(map(percent, values)) + " |")
-        low, high = intervals["f1" if words == "F1-score" else words.lower()]
-        lines.append("| | " + " | ".join(map(_interval, low, high)) + " |")
-    lines.append("| Images | " + " | ".join(f"{count:,}" for count in evaluation.support) + " |")
+    classes = figures["classes"].values()
+    table = []
+    for words, key in CLASSWISE.items():
+        table.append([words, *(percent(row[key]) for row in classes)])
+        table.append(["", *(_interval(*row["intervals"][key]) for row in classes)])
+    table.append(["Images", *(f"{row['samples']:,}" for row in classes)])
+    lines = [*markdown_table(HEADS, _whole(figures)), "", *markdown_table(["", *figures["classes"]], table)]
     return "\n".join(lines) + _absence(evaluation) + "\n"
+
+
+def _whole(figures: Mapping[str, Any]) -> list[list[str]]:
+    """Rows of the figures of the whole split."""
+    rows = [[words, percent(figures[key]), _interval(*figures["intervals"][key])] for key, words in WHOLE.items()]
+    retrieval = figures.get("retrieval")
+    return rows + [[words, percent(retrieval[key]), ""] for key, words in METRICS.items() if retrieval]
 
 
 def _absence(evaluation: Evaluation) -> str:
@@ -254,7 +232,7 @@ def write_tsne(out: Path, outputs: Outputs, class_names: Sequence[str], seed: in
     placed = ([index, class_names[label], f"{x:.3f}", f"{y:.3f}"] for index, label, (x, y) in rows)
     write_rows(out / "tsne.csv", [["sample", "class", "x", "y"], *placed])
     shown = f"t-SNE of the embeddings of {len(points):,} images; {title}"
-    pictures.draw_tsne(out / "tsne.png", points, labels, class_names, shown)
+    pictures.draw_tsne(out / "tsne.png", [(shown, points, labels)], class_names)
 
 
 def _interval(low: float | None, high: float | None) -> str:

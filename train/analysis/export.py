@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from train.command import device_of
 from train.disk import write_json
 from train.errors import UserError
 from train.hub import HubClassifier, model_card
+from train.owned_folder import check_vacant
+from train.ranks import ALONE
 from train.run_folder import Trained, load_trained
 
 TOLERANCE = 1e-4
@@ -48,9 +48,8 @@ def export(run: Path, out: Path, *, to: str, opset: int = 18, seed: int = 0, dev
     Nothing is left in it where that fails: the exporter does not follow the backbone, does not write the ONNX opset
     that was asked for, or the result's logits are not PyTorch's. Raises UserError.
     """
-    trained = load_trained(run, device_of(device))
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: expected a new or an empty folder")
+    trained = load_trained(run, ALONE.device(device))
+    check_vacant(out)
     with _atomic_folder(out) as partial:
         if to == "hub":
             to_hub(trained, run, partial)

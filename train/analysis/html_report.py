@@ -14,7 +14,7 @@ from train.analysis.evaluate import evaluate_run, is_current
 from train.analysis.pictures import Line, lines_svg, tsne_svg
 from train.analysis.templates import render
 from train.bars import format_table, wrap
-from train.command import run_settings
+from train.command import read_run_file
 from train.disk import read_json, read_rows, read_text, write_text
 from train.errors import UserError
 from train.evaluation import percent
@@ -96,7 +96,7 @@ def best_run(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _describe_run(run: Path, name: str, samples: bool) -> dict[str, Any]:
     """All that the template shows of a run. Every test figure comes from the same place: the evaluation, if any."""
-    stored = run_settings(run)
+    stored = read_run_file(run, "settings.json")
     epochs = _rows(run / "epochs.csv")
     steps = _rows(run / "steps.csv")
     results = read_json(run / "results.json") if (run / "results.json").is_file() else {}
@@ -206,12 +206,10 @@ def _render_charts(charts: Mapping[str, Sequence[Line]]) -> Charts:
 
 def _compare(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Rows of the comparison, each (name, a cell for each run); charts of one line for each run."""
-    figures = [run["origin"] | run["figures"] for run in runs]
     flat = [
         {f"{group}.{key}": value for group, values in run["settings"].items() for key, value in values.items()}
         for run in runs
     ]
-    settings = _side_by_side(flat)
     columns = {
         "Total loss, training": "train_loss",
         "NLL, validation": "validation_nll",
@@ -219,10 +217,10 @@ def _compare(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
     charts = {title: [_line(run["epochs"], column, run["name"]) for run in runs] for title, column in columns.items()}
     return {
-        "figures": [
-            (k, [one.get(k, "–") for one in figures]) for k in dict.fromkeys(k for one in figures for k in one)
+        "figures": _side_by_side([run["origin"] | run["figures"] for run in runs]),
+        "settings": [
+            (key, cells) for key, cells in _side_by_side(flat) if key != "run.out" and len(set(map(str, cells))) > 1
         ],
-        "settings": [(key, cells) for key, cells in settings if key != "run.out" and len(set(map(str, cells))) > 1],
         "charts": _render_charts(charts),
         "best": best_run(runs),
         "no_best": NO_BEST,

@@ -16,8 +16,8 @@ def classification_metrics(confusion: NDArray[np.int64]) -> Figures:
     counts = confusion.astype(np.float64)
     right = np.diagonal(counts, axis1=-2, axis2=-1)
     true, predicted = counts.sum(-1), counts.sum(-2)
-    recall, precision = _share(right, true), _share(right, predicted)
-    f1 = _share(2 * right, true + predicted)
+    recall, precision = share(right, true), share(right, predicted)
+    f1 = share(2 * right, true + predicted)
     here = true > 0
     classes = here.sum(-1)
     return {
@@ -54,5 +54,6 @@ def _quantiles(values: NDArray[np.float64], tails: NDArray[np.float64]) -> NDArr
     return result
 
 
-def _share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+def share(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """part / whole, NaN where the whole is 0."""
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)

@@ -19,6 +19,7 @@ from train import palette
 from train.bars import shorten
 from train.fonts import use_fonts_for
 
+Points = tuple[str, NDArray[np.float64], NDArray[np.int64]]  # title, places (n, 2), labels (n,)
 LONGEST = 24  # letters of a name in a picture
 VARIABLES = {hex: f"var(--c{index})" for index, hex in enumerate(palette.COLORS)}
 VARIABLES |= {palette.TEXT: "var(--dim)", palette.GRID: "var(--grid)"}
@@ -73,14 +74,8 @@ def tsne(embeddings: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
     return np.asarray(points, dtype=np.float64)
 
 
-def _tsne_figure(points: NDArray[np.float64], labels: NDArray[np.int64], class_names: Sequence[str]) -> Figure:
-    return _tsne_figures([("", points, labels)], class_names)
-
-
-def _tsne_figures(
-    every: Sequence[tuple[str, NDArray[np.float64], NDArray[np.int64]]], class_names: Sequence[str]
-) -> Figure:
-    """Side by side, each (title, points, labels). The legend has the first one's counts. Axes are scaled separately."""
+def _tsne_figure(every: Sequence[Points], class_names: Sequence[str]) -> Figure:
+    """Side by side. The legend has the first one's counts. Axes are scaled separately."""
     use_fonts_for(class_names)
     class_names = [shorten(name, LONGEST) for name in class_names]
     columns = max(1, min(4 * len(every), 72 * len(every) // (max(map(len, class_names)) + 12)))
@@ -101,11 +96,9 @@ def _tsne_figures(
 
 
 @matplotlib.rc_context(palette.STYLE)
-def draw_tsne_beside(
-    path: Path, every: Sequence[tuple[str, NDArray[np.float64], NDArray[np.int64]]], class_names: Sequence[str]
-) -> None:
-    """t-SNE of several models side by side, each (title, points (n, 2), labels (n,))."""
-    _tsne_figures(every, class_names).savefig(path)
+def draw_tsne(path: Path, every: Sequence[Points], class_names: Sequence[str]) -> None:
+    """t-SNE of one model, or of several side by side."""
+    _tsne_figure(every, class_names).savefig(path)
 
 
 @matplotlib.rc_context(palette.STYLE)
@@ -132,16 +125,7 @@ def draw_lines(path: Path, runs: Mapping[str, Mapping[str, Sequence[Line]]], x_l
 @matplotlib.rc_context(palette.STYLE)
 def tsne_svg(points: NDArray[np.float64], labels: NDArray[np.int64], class_names: Sequence[str]) -> str:
     counts = ", ".join(f"{(labels == index).sum()} of {name}" for index, name in enumerate(class_names))
-    return _svg(_tsne_figure(points, labels, class_names), f"t-SNE of the embeddings. Points: {counts}.")
-
-
-@matplotlib.rc_context(palette.STYLE)
-def draw_tsne(
-    path: Path, points: NDArray[np.float64], labels: NDArray[np.int64], class_names: Sequence[str], title: str
-) -> None:
-    figure = _tsne_figure(points, labels, class_names)
-    figure.axes[0].set_title(title)
-    figure.savefig(path)
+    return _svg(_tsne_figure([("", points, labels)], class_names), f"t-SNE of the embeddings. Points: {counts}.")
 
 
 @matplotlib.rc_context(palette.STYLE)

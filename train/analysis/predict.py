@@ -14,7 +14,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from train.analysis.outputs import with_tta
 from train.bars import bar, warn, wrap
-from train.command import device_of
 from train.data.base import broken, printable
 from train.data.crop import Corners, Detector, face_boxes, find_detector
 from train.data.decode import read_picture
@@ -22,6 +21,7 @@ from train.data.files import ignored, list_images
 from train.data.tables import read_table
 from train.errors import UserError
 from train.owned_folder import prepare
+from train.ranks import ALONE
 from train.run_folder import load_trained
 from train.transforms import Transform
 
@@ -76,7 +76,7 @@ def predict(
     prediction in `out` are replaced. Raises UserError where nothing is left.
     """
     places = list(list_pictures(images, out))
-    on = device_of(device)
+    on = ALONE.device(device)
     trained = load_trained(run, on)
     model = with_tta(trained.model, tta)
     find = None if whole else find_detector(detector)
@@ -211,11 +211,10 @@ def open_picture(path: Path) -> Image.Image | None:
 
 def annotate(image: Image.Image, class_names: Sequence[str], probabilities: Iterable[float]) -> Image.Image:
     """The picture, enlarged or shrunk, with a bar per class below it, the most likely one in bold colour."""
-    scale = min(WIDTH / image.width, TALLEST / image.height)
-    across, height = (max(1, round(side * scale)) for side in image.size)
-    width, line = WIDTH, 22
+    image, width, line = frame(image, None, (WIDTH, TALLEST)), WIDTH, 22
+    height = image.height
     canvas = Image.new("RGB", (width, height + line * len(class_names) + 8), "white")
-    canvas.paste(image.resize((across, height), Image.Resampling.BICUBIC), ((width - across) // 2, 0))
+    canvas.paste(image, ((width - image.width) // 2, 0))
     draw = ImageDraw.Draw(canvas)
     font: Any = ImageFont.load_default(14)
     if not (names := "".join(class_names)).isascii():

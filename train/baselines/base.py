@@ -48,13 +48,11 @@ class Baseline(AdCorreLoss):
 class Centers(Baseline):
     """A baseline with one centre a class, moved by a rule of its own and not by the optimizer."""
 
+    alpha = 0.5
     centers: Tensor
 
-    def __init__(
-        self, num_classes: int, k: int, d: int, weight: float | None = None, alpha: float = 0.5, **settings: Any
-    ) -> None:
+    def __init__(self, num_classes: int, k: int, d: int, weight: float | None = None, **settings: Any) -> None:
         super().__init__(num_classes, k, d, weight, **settings)
-        self.alpha = alpha
         # Its own generator: the same seed draws the same batches and augmentation under every objective.
         generator = torch.Generator().manual_seed(torch.initial_seed() % 2**63)
         self.register_buffer("centers", torch.randn(num_classes, k * d, generator=generator) / d**0.5)

@@ -1,8 +1,6 @@
 """Island loss: Cai, Meng, Khan, Li, O'Reilly, Tong, "Island loss for learning discriminative features in facial
 expression recognition", FG 2018."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -23,12 +21,7 @@ class IslandLoss(Centers):
     """
 
     default_weight = 0.01
-
-    def __init__(
-        self, num_classes: int, k: int, d: int, weight: float | None = None, lambda_1: float = 10.0, **settings: Any
-    ) -> None:
-        super().__init__(num_classes, k, d, weight, **settings)
-        self.lambda_1 = lambda_1
+    lambda_1 = 10.0
 
     def term(self, x: Tensor, targets: Tensor) -> Tensor:
         centers = self.centers.to(x.dtype)

@@ -1,8 +1,6 @@
 """Separate loss: Li, Lu, Li, Lu, "Separate loss for basic and compound facial expression recognition in the wild",
 ACML 2019."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -18,11 +16,7 @@ class SeparateLoss(Centers):
     gradient, each class's samples counted as in Center loss) are choices made here.
     """
 
-    def __init__(
-        self, num_classes: int, k: int, d: int, weight: float | None = None, lambda_1: float = 1.0, **settings: Any
-    ) -> None:
-        super().__init__(num_classes, k, d, weight, **settings)
-        self.lambda_1 = lambda_1
+    lambda_1 = 1.0
 
     def term(self, x: Tensor, targets: Tensor) -> Tensor:
         centers = self.centers.to(x.dtype)

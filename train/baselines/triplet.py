@@ -15,15 +15,15 @@ class TripletLoss(Baseline):
     positive, by less than the margin. No such triplet: 0.
     """
 
-    def __init__(
-        self, num_classes: int, k: int, d: int, weight: float | None = None, margin: float = 0.2, **settings: Any
-    ) -> None:
+    margin = 0.2
+
+    def __init__(self, num_classes: int, k: int, d: int, weight: float | None = None, **settings: Any) -> None:
         super().__init__(num_classes, k, d, weight, **settings)
         from pytorch_metric_learning import distances, losses, miners
 
         distance = distances.LpDistance(normalize_embeddings=True, p=2, power=2)
-        self.mine = miners.TripletMarginMiner(margin=margin, type_of_triplets="semihard", distance=distance)
-        self.triplet = losses.TripletMarginLoss(margin=margin, distance=distance)
+        self.mine = miners.TripletMarginMiner(margin=self.margin, type_of_triplets="semihard", distance=distance)
+        self.triplet = losses.TripletMarginLoss(margin=self.margin, distance=distance)
 
     def term(self, x: Tensor, targets: Tensor) -> Tensor:
         loss: Tensor = self.triplet(x, targets, self.mine(x, targets))

@@ -14,19 +14,21 @@ from train.data.base import (
     LoadedDataset,
     Request,
     Splits,
+    Subset,
     class_counts,
     count_table,
+    list_reasons,
     printable,
 )
 from train.data.files import is_hidden
 from train.data.regimes import add_label_noise, subsample_long_tail
 from train.data.splitting import counts_by_part, make_splits
-from train.data.store import unreadable, without
+from train.data.store import unreadable
 from train.errors import UserError
+from train.settings import SYNTHETIC
 
 __all__ = ["SYNTHETIC", "FaceDataset", "Request", "Splits", "find_data", "load_data"]
 
-SYNTHETIC = "synthetic"
 # FERPlus's votes come with fer2013.csv, so they are looked for first; class folders are what is left.
 LAYOUTS: tuple[Layout, ...] = (
     *shards.LAYOUTS,
@@ -68,9 +70,12 @@ def _load(data: str, request: Request) -> Splits:
     elif request.on_broken == "skip":
         left_out = unreadable(whole)
     if left_out:  # before the draw: with or without a limit or a cache it is the same
-        part = np.delete(dataset.part, np.fromiter(left_out, np.int64))
-        dataset = replace(dataset, part=part, findings=(*dataset.findings, _left_out_finding(left_out)))
-    dataset = replace(dataset, whole=without(whole, left_out))
+        rest = np.setdiff1d(np.arange(len(whole)), np.fromiter(left_out, np.int64))
+        message = f"left out {len(left_out):,} unreadable:{list_reasons(left_out.values())}"
+        finding = Finding("unreadable", message, tuple(left_out.values()))
+        whole, part = Subset(whole, rest, whole.split), dataset.part[rest]
+        dataset = replace(dataset, part=part, findings=(*dataset.findings, finding))
+    dataset = replace(dataset, whole=whole)
     dataset = replace(dataset, findings=tuple(dict.fromkeys((*dataset.findings, *_absent(dataset)))))
     splits = make_splits(dataset, request).limited(request.limit, request.seed)
     if request.cache and request.limit:
@@ -81,8 +86,6 @@ def _load(data: str, request: Request) -> Splits:
 
 def find_data(data: str, request: Request) -> LoadedDataset:
     """What lies at the path `data`, every sample that its layout lists, before any is split off or left out."""
-    if request.on_broken not in ("skip", "fail"):
-        raise UserError(f"--on-broken {request.on_broken}: expected skip or fail")
     path = Path(data).expanduser()
     if not path.exists():
         raise UserError(f"--data {data}: no such file or folder (or say {SYNTHETIC!r} for drawn faces)")
@@ -102,13 +105,6 @@ def _cached(faces: FaceDataset, request: Request) -> tuple[FaceDataset, dict[int
     return cached(faces, Path(request.cache).expanduser(), request.image_size, request.on_broken)
 
 
-def _left_out_finding(left_out: dict[int, str]) -> Finding:
-    reasons = tuple(left_out.values())
-    more = (f"  and {len(reasons) - 10:,} more",) if len(reasons) > 10 else ()
-    lines = (f"left out {len(reasons):,} unreadable:", *(f"  {reason}" for reason in reasons[:10]), *more)
-    return Finding("unreadable", "\n".join(lines), reasons)
-
-
 def _absent(dataset: LoadedDataset) -> tuple[Finding, ...]:
     """Classes that some part has no image of."""
     lacking = {
@@ -123,7 +119,7 @@ def _absent(dataset: LoadedDataset) -> tuple[Finding, ...]:
 
 
 def _find_layout(path: Path) -> Layout | None:
-    return next((layout for layout in LAYOUTS if layout.recognise(path)), None)
+    return next((layout for layout in LAYOUTS if layout.find(path)), None)
 
 
 def _unknown_layout(path: Path) -> str:

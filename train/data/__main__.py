@@ -34,7 +34,7 @@ def check(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON, with every item")
     parser.add_argument("--all", action="store_true", help="list every item of a finding, not the first ten")
     add_options(parser, "classes", "votes")
-    options = parser.parse(arguments)
+    options = parser.parse_args(arguments)
 
     from train.data import check as checking
 
@@ -54,7 +54,7 @@ def crop(arguments: Sequence[str]) -> int:
         "--margin", type=at_least(0, float), default=0.1, help="margin added on each side, as a share of the box"
     )
     parser.add_argument("--score", type=at_least(0, float), default=0.6, help="minimum score of a face (YuNet)")
-    options = parser.parse(arguments)
+    options = parser.parse_args(arguments)
 
     from train.data import crop as cropping
 
@@ -74,7 +74,7 @@ def shard(arguments: Sequence[str]) -> int:
         help="samples per tar file; the last one may have fewer",
     )
     add_options(parser, "protocol", "validation_fraction", "limit", "on_broken", "classes", "votes")
-    options = parser.parse(arguments)
+    options = parser.parse_args(arguments)
 
     from train.data import load_data
     from train.data.shards import write_shards

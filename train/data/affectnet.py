@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from train.data.base import Layout, LoadedDataset, Request, digest
 from train.data.files import ImageCollection, is_hidden, list_images, single_folder
 from train.data.labels import CLASS_NAMES_8
-from train.data.store import load_cached
+from train.data.store import cached_json
 from train.data.tables import header, read_table
 from train.errors import UserError
 
@@ -148,17 +147,10 @@ def expressions(annotations: Path) -> dict[str, int]:
         files = [entry for entry in entries if entry.name.endswith("_exp.npy") and not is_hidden(entry.name)]
         scanned = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     stems = [name.removesuffix("_exp.npy") for name, _, _ in scanned]
-    key = digest(str(annotations.resolve()), *(f"{name} {size} {time}" for name, size, time in scanned), "1")
+    key = digest(str(annotations.resolve()), *(f"{name} {size} {time}" for name, size, time in scanned), "2")
 
-    def read() -> NDArray[np.int64]:
-        return np.array([_code(annotations / name) for name, _, _ in scanned], dtype=np.int64)
-
-    def load(folder: Path) -> NDArray[np.int64]:
-        return np.load(folder / "codes.npy").reshape(len(stems))
-
-    codes = load_cached(f"affectnet-{key}", lambda folder: np.save(folder / "codes.npy", read()), load)
-    codes = read() if codes is None else codes
-    return dict(zip(stems, codes.tolist(), strict=True))
+    codes = cached_json(f"affectnet-{key}", lambda: [_code(annotations / name) for name, _, _ in scanned])
+    return dict(zip(stems, codes, strict=True))
 
 
 def _code(file: Path) -> int:

@@ -3,10 +3,10 @@
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,41 +22,33 @@ MOST_CLASSES = 12  # of a table of counts
 SPLITS = ("train", "validation", "test")
 
 
-class FaceDataset(Protocol):
+class FaceDataset:
     """One split of a labelled set of faces. Labels are known without opening an image; the order of samples is stable.
 
     `fingerprint` is a hash of the samples' names, labels and sizes in bytes; it is stored with a run. `stamp` changes
     with the files' times too: what is derived from the pictures is cached under it.
     """
 
-    @property
-    def class_names(self) -> tuple[str, ...]: ...
+    class_names: tuple[str, ...]
+    split: str
+    labels: Labels
+    fingerprint: str
+    stamp: str
 
-    @property
-    def split(self) -> str: ...
-
-    @property
-    def labels(self) -> Labels: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def stamp(self) -> str: ...
-
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
     def name(self, index: int, /) -> str:
         """Where the sample is, for people: its file's path, or its row or member of a file."""
-        ...
+        raise NotImplementedError
 
     def image(self, index: int, /) -> Image.Image:
         """The sample as a PIL image in mode RGB. Raises UserError, naming the file, where it cannot be read."""
-        ...
+        raise NotImplementedError
 
     def encoded(self, index: int, /) -> tuple[str, bytes]:
         """(suffix, an image file's bytes) that decode to the sample: the bytes of its own file where it has one."""
-        ...
+        return png(self.image(index))
 
 
 @dataclass(frozen=True)
@@ -126,16 +118,16 @@ class LoadedDataset:
 
 @dataclass(frozen=True)
 class Layout:
-    """A form in which a dataset lies on disk, and how to load it."""
+    """A form in which a dataset lies on disk, and how to load it. What `find` gives is true where it lies at a path."""
 
     name: str
     looked_for: str
-    recognise: Callable[[Path], bool]
+    find: Callable[[Path], object]
     load: Callable[[Path, Request], LoadedDataset]
 
 
-@dataclass(frozen=True)
-class ImageFiles:
+@dataclass
+class ImageFiles(FaceDataset):
     """Samples that are image files `root`/`names`[i], or the face inside `boxes`[i] (x0, y0, x1, y1) of one."""
 
     root: Path
@@ -146,9 +138,6 @@ class ImageFiles:
     fingerprint: str
     stamp: str
     boxes: NDArray[np.int64] | None = field(default=None, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def path(self, index: int, /) -> Path:
         return self.root / self.names[index]
@@ -165,7 +154,7 @@ class ImageFiles:
 
     def encoded(self, index: int, /) -> tuple[str, bytes]:
         if self.boxes is not None:
-            return png(self.image(index))
+            return super().encoded(index)
         path = self.path(index)
         try:
             return path.suffix.lower(), path.read_bytes()
@@ -173,8 +162,8 @@ class ImageFiles:
             raise broken(self.name(index), error) from error
 
 
-@dataclass(frozen=True)
-class GreyArray:
+@dataclass
+class GreyArray(FaceDataset):
     """Samples that are grey images in one array, (n, h, w) uint8."""
 
     pixels: NDArray[np.uint8] = field(repr=False)
@@ -184,12 +173,8 @@ class GreyArray:
     fingerprint: str
     source: str = "array"
 
-    @property
-    def stamp(self) -> str:
-        return self.fingerprint
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    def __post_init__(self) -> None:
+        self.stamp = self.fingerprint
 
     def name(self, index: int, /) -> str:
         return f"{self.source}, row {index + 1}"
@@ -201,7 +186,7 @@ class GreyArray:
         return png(Image.fromarray(self.pixels[index]))
 
 
-class Subset:
+class Subset(FaceDataset):
     """Some samples of another dataset, under a split's name of its own."""
 
     def __init__(self, parent: FaceDataset, indices: NDArray[np.int64], split: str) -> None:
@@ -212,9 +197,6 @@ class Subset:
         self.labels = parent.labels[indices]
         self.fingerprint = digest(parent.fingerprint, indices.tobytes())
         self.stamp = digest(parent.stamp, indices.tobytes())
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
     def name(self, index: int, /) -> str:
         return self.parent.name(int(self.indices[index]))
@@ -238,6 +220,13 @@ def png(image: Image.Image) -> tuple[str, bytes]:
     with io.BytesIO() as file:
         image.save(file, "PNG")
         return ".png", file.getvalue()
+
+
+def list_reasons(reasons: Iterable[str]) -> str:
+    """The first ten, a line each, and how many more there are."""
+    lines = list(reasons)
+    more = [f"and {len(lines) - 10:,} more"] if len(lines) > 10 else []
+    return "".join(f"\n  {line}" for line in [*lines[:10], *more])
 
 
 def printable(text: str) -> str:

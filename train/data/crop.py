@@ -15,6 +15,7 @@ from train.data.base import broken, printable
 from train.data.decode import read_picture
 from train.data.files import list_images, summarize_names
 from train.errors import UserError
+from train.owned_folder import check_vacant
 
 CASCADE = "haarcascade_frontalface_default.xml"
 LARGEST = 1280  # pixels of the longer side at which faces are looked for
@@ -92,8 +93,7 @@ def crop(source: Path, out: Path, detector: Path | None, margin: float, score: f
     """Crop every picture below `source` into the same place below `out`; 1 where some have no face, else 0."""
     if not source.is_dir():
         raise UserError(f"{source}: no such folder")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already and not empty")
+    check_vacant(out)
     if source.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"{out} lies in {source}, which is read: choose another place")
     detect = find_detector(detector, score)

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from train.data.base import FaceDataset, GreyArray, Subset, digest
+from train.data.base import FaceDataset, GreyArray, Subset, digest, list_reasons
 from train.data.store import map_samples
-from train.disk import allocate, lock, sync_handle
+from train.disk import allocate, lock, sync_handle, write_json
 from train.errors import UserError
 
 SAVE_SECONDS = 5.0  # of work that a killed process loses
 
 
-class DecodedImages:
+class DecodedImages(FaceDataset):
     """The samples of `source`, their pixels from a file of (n, side, side, 3) bytes; `broken` has the unreadable ones.
 
     The file is opened by each process for itself, so that an instance travels to a worker as a few names.
@@ -40,9 +40,6 @@ class DecodedImages:
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_pixels": None}
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def name(self, index: int, /) -> str:
         return self.source.name(index)
@@ -77,18 +74,13 @@ def cached(
     if isinstance(dataset, GreyArray):
         return dataset, {}
     decoded = decode(dataset, folder, size)
-    refuse_broken(decoded.broken, on_broken)
-    return decoded, decoded.broken
-
-
-def refuse_broken(broken: dict[int, str], on_broken: str) -> None:
-    if broken and on_broken == "fail":
-        reasons = "".join(f"\n  {reason}" for reason in list(broken.values())[:10])
-        more = f"\n  and {len(broken) - 10:,} more" if len(broken) > 10 else ""
+    if decoded.broken and on_broken == "fail":
+        several = "s" if len(decoded.broken) > 1 else ""
+        reasons = list_reasons(decoded.broken.values())
         raise UserError(
-            f"{len(broken):,} unreadable image{'s' if len(broken) > 1 else ''}; "
-            f"--on-broken skip leaves such images out:{reasons}{more}"
+            f"{len(decoded.broken):,} unreadable image{several}; --on-broken skip leaves such images out:{reasons}"
         )
+    return decoded, decoded.broken
 
 
 def decode(dataset: FaceDataset, folder: Path, size: int, processes: int | None = None) -> DecodedImages:
@@ -152,7 +144,7 @@ def _fill(dataset: FaceDataset, stem: Path, side: int, native: bool, processes: 
 
         def save() -> None:
             sync_handle(handle, stem.parent)
-            _write(progress, state)
+            write_json(progress, state)
 
         saved = time.monotonic()
         for chunk, results in map_samples(dataset, _decoder(handle, side, native), state["done"], processes):
@@ -171,7 +163,7 @@ def _fill(dataset: FaceDataset, stem: Path, side: int, native: bool, processes: 
     finally:
         os.close(handle)
     partial.rename(stem.with_suffix(".u8"))
-    _write(stem.with_suffix(".json"), {"side": side, "samples": len(dataset), "broken": state["broken"]})
+    write_json(stem.with_suffix(".json"), {"side": side, "samples": len(dataset), "broken": state["broken"]})
     progress.unlink(missing_ok=True)
     return True
 
@@ -201,9 +193,3 @@ def resized(picture: Image.Image, side: int) -> Image.Image:
 
     pixels = functional.resize(functional.pil_to_tensor(picture), [side, side], antialias=True)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().to(torch.uint8).numpy())
-
-
-def _write(file: Path, content: Any) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(partial, file)

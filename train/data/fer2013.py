@@ -192,14 +192,7 @@ LAYOUTS = (
         is_folders,
         load_folders,
     ),
-    Layout(
-        "fer2013.csv", "fer2013.csv (emotion,pixels,Usage)", lambda p: find_fer2013_csv(p) is not None, load_fer2013_csv
-    ),
-    Layout(
-        "icml_face_data.csv",
-        "icml_face_data.csv (emotion, Usage, pixels)",
-        lambda p: find_icml_csv(p) is not None,
-        load_icml_csv,
-    ),
-    Layout("competition csv", "", lambda p: find_competition_csv(p) is not None, refuse_competition_csv),
+    Layout("fer2013.csv", "fer2013.csv (emotion,pixels,Usage)", find_fer2013_csv, load_fer2013_csv),
+    Layout("icml_face_data.csv", "icml_face_data.csv (emotion, Usage, pixels)", find_icml_csv, load_icml_csv),
+    Layout("competition csv", "", find_competition_csv, refuse_competition_csv),
 )

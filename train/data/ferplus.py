@@ -91,6 +91,4 @@ def load(path: Path, request: Request) -> LoadedDataset:
     return replace(dataset, dataset="FER-2013", official={}, notes=notes)
 
 
-LAYOUTS = (
-    Layout("FERPlus", "fer2013new.csv (FERPlus's votes) beside fer2013.csv", lambda p: bool(find_votes(p)), load),
-)
+LAYOUTS = (Layout("FERPlus", "fer2013new.csv (FERPlus's votes) beside fer2013.csv", find_votes, load),)

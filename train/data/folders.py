@@ -205,7 +205,7 @@ LAYOUTS = (
     Layout(
         "class folders",
         "train/<class>/ with val/ or test/ or neither, or two <class>/ folders and more, of image files",
-        lambda path: bool(find_parts(path)),
+        find_parts,
         load,
     ),
 )

@@ -7,6 +7,7 @@ an epoch can be entered anywhere, by any number of workers and ranks.
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import InitVar, dataclass
 from functools import partial
 from itertools import islice
 from threading import Thread
@@ -73,6 +74,7 @@ class TrainingSamples(Dataset[tuple[Tensor, ...]]):
             torch.set_rng_state(state)
 
 
+@dataclass
 class StepSampler:
     """The samples of an epoch's chunks on one rank, from step `start` on.
 
@@ -83,66 +85,53 @@ class StepSampler:
     Args: order, the indices of an epoch, a function of (seed, epoch) like all else here; n, how many they are.
     """
 
-    def __init__(
-        self,
-        n: int,
-        batch_size: int,
-        chunks: int,
-        ranks: Ranks,
-        seed: int,
-        order: Callable[[int, int], NDArray[np.int64]] | None = None,
-    ) -> None:
-        self.n = n
-        self.batch_size = batch_size
-        self.ranks = ranks
-        self.seed = seed
-        self.order = order or self._shuffled
+    n: int
+    batch_size: int
+    chunks: InitVar[int]
+    ranks: Ranks
+    seed: int
+    order: Callable[[int, int], NDArray[np.int64]] | None = None
+
+    def __post_init__(self, chunks: int) -> None:
         self.epoch, self.start = 1, 0
-        step = batch_size * chunks * ranks.world
-        self.sizes = [step] * (n // step) + ([n % step] if n % step >= 2 * ranks.world else [])
+        step = self.batch_size * chunks * self.ranks.world
+        self.sizes = [step] * (self.n // step) + ([self.n % step] if self.n % step >= 2 * self.ranks.world else [])
 
     def _shuffled(self, seed: int, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng([seed, epoch]).permutation(self.n)
 
-    def chunks(self, size: int) -> int:
+    def count_chunks(self, size: int) -> int:
         """Chunks on this rank of a step of `size` samples on all of them."""
         share = len(range(self.ranks.rank, size, self.ranks.world))
         return min(-(-share // self.batch_size), share // 2)  # with --batch-size 2 rather one of 3 than one of 1
 
     def __iter__(self) -> Iterator[list[TrainingIndex]]:
-        order = self.order(self.seed, self.epoch)
+        order = (self.order or self._shuffled)(self.seed, self.epoch)
         seeds = np.random.default_rng([self.seed, self.epoch, 1]).integers(0, 2**63, self.n)
         place = 0
         for number, size in enumerate(self.sizes):
             local = range(place + self.ranks.rank, place + size, self.ranks.world)
             place += size
             if number >= self.start:
-                for chunk in np.array_split(local, self.chunks(size)):
+                for chunk in np.array_split(local, self.count_chunks(size)):
                     yield [TrainingIndex(int(order[at]), int(seeds[at])) for at in chunk]
 
     def __len__(self) -> int:
-        return sum(self.chunks(size) for size in self.sizes[self.start :])
+        return sum(self.count_chunks(size) for size in self.sizes[self.start :])
 
 
+@dataclass
 class TrainSteps:
     """An epoch's steps: for each, what yields its chunks on a device, as often as it is called, and its samples.
 
     The samples are those on all ranks. Chunks are kept where they were loaded and moved to the device one by one.
     """
 
-    def __init__(
-        self,
-        loader: DataLoader[Any],
-        sampler: StepSampler,
-        device: torch.device,
-        memory_format: torch.memory_format,
-        augmentation: BatchAugmentation | None,
-    ) -> None:
-        self.loader = loader
-        self.sampler = sampler
-        self.device = device
-        self.memory_format = memory_format
-        self.augmentation = augmentation
+    loader: DataLoader[Any]
+    sampler: StepSampler
+    device: torch.device
+    memory_format: torch.memory_format
+    augmentation: BatchAugmentation | None
 
     def __len__(self) -> int:
         """Of a whole epoch."""
@@ -155,7 +144,7 @@ class TrainSteps:
     def __iter__(self) -> Iterator[tuple[Callable[[], Iterator[Batch]], int]]:
         batches = iter(self.loader)
         for size in self.sampler.sizes[self.sampler.start :]:
-            chunks = ReplayedChunks(islice(batches, self.sampler.chunks(size)))
+            chunks = ReplayedChunks(islice(batches, self.sampler.count_chunks(size)))
             yield partial(self._on_device, chunks), size
 
     def _on_device(self, chunks: ReplayedChunks) -> Iterator[Batch]:

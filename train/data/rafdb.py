@@ -142,7 +142,7 @@ LAYOUTS = (
     Layout(
         "RAF-DB basic, numbered folders",
         "train/<1-7>/train_…_aligned.jpg and test/<1-7>/, or both in DATASET/ (RAF-DB, basic)",
-        lambda path: _numbered(path) is not None,
+        _numbered,
         load_numbered,
     ),
 )

@@ -33,7 +33,7 @@ INDEX = "index.json"
 SHARD_FILES = (INDEX, f"*-{'[0-9]' * 5}.tar")
 
 
-class Shards:
+class Shards(FaceDataset):
     """One or more splits in tar files: samples (file, offset, bytes) with labels."""
 
     def __init__(self, folder: Path, index: dict[str, Any], splits: Sequence[str]) -> None:
@@ -54,9 +54,6 @@ class Shards:
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_handles": {}}
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
     def name(self, index: int, /) -> str:
         return f"{self.folder / self.files[self.shard[index]]}, byte {self.offsets[index]}"
@@ -160,8 +157,7 @@ def write_shards(splits: Splits, out: Path, samples_per_shard: int, on_broken: s
     Every image is decoded once, so that no shard holds one that cannot be read: it is left out and listed under
     "left_out", or raises UserError where on_broken is "fail". So does a folder that has something in it.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already and not empty")
+    owned_folder.check_vacant(out)
     partial = owned_folder.prepare(out.with_name(out.name + ".partial"), "shards", SHARD_FILES, "shards are written to")
     try:
         index: dict[str, Any] = {"format": FORMAT, "class_names": list(splits.train.class_names)}

@@ -13,15 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from train.bars import bar
-from train.data.base import FaceDataset, GreyArray, Subset, digest
+from train.data.base import FaceDataset, GreyArray, digest
 from train.disk import expand
 from train.errors import UserError
 from train.workers import default_processes, map_in_processes
 
 T = TypeVar("T")
+VALUE = "value.json"
 CHUNK = 64  # samples that a process is handed at a time
 
 
@@ -76,6 +75,20 @@ def load_cached(name: str, make: Callable[[Path], None], load: Callable[[Path], 
     return None
 
 
+def cached_json(name: str, compute: Callable[[], T]) -> T:
+    """What `compute` gives, something that JSON can hold; it is cached under `name` for the next run."""
+    computed: list[T] = []
+
+    def make(folder: Path) -> None:
+        computed.append(compute())
+        (folder / VALUE).write_text(json.dumps(computed[0]), encoding="utf-8")
+
+    cached: T | None = load_cached(name, make, lambda folder: json.loads((folder / VALUE).read_text(encoding="utf-8")))
+    if cached is None:
+        return computed[0] if computed else compute()
+    return cached
+
+
 def map_samples(
     dataset: FaceDataset, look: Callable[[FaceDataset, int], T], start: int = 0, processes: int | None = None
 ) -> Iterator[tuple[range, list[T]]]:
@@ -105,27 +118,11 @@ def fault(dataset: FaceDataset, index: int) -> str | None:
 def unreadable(dataset: FaceDataset) -> dict[int, str]:
     """The samples that cannot be read and why. All are decoded the first time, and again when a file changes."""
 
-    def scan(folder: Path) -> None:
-        (folder / "unreadable.json").write_text(json.dumps(look()), encoding="utf-8")
-
     def look() -> dict[int, str]:
         faults = (pair for chunk, reasons in map_samples(dataset, fault) for pair in zip(chunk, reasons, strict=True))
         return {index: reason for index, reason in faults if reason is not None}
 
     if isinstance(dataset, GreyArray):
         return {}
-
-    def load(folder: Path) -> dict[int, str]:
-        stored = json.loads((folder / "unreadable.json").read_text(encoding="utf-8"))
-        return {int(index): reason for index, reason in stored.items()}
-
-    cached = load_cached(f"unreadable-{digest(dataset.stamp, '1')}", scan, load)
-    return look() if cached is None else cached
-
-
-def without(dataset: FaceDataset, left_out: dict[int, str]) -> FaceDataset:
-    """The dataset without some samples; where there are none to leave out, the dataset itself."""
-    if not left_out:
-        return dataset
-    rest = np.setdiff1d(np.arange(len(dataset)), np.fromiter(left_out, np.int64))
-    return Subset(dataset, rest, dataset.split)
+    faults = cached_json(f"unreadable-{digest(dataset.stamp, '2')}", look)
+    return {int(index): reason for index, reason in faults.items()}  # in JSON, keys are text

@@ -33,9 +33,14 @@ def cached_launch(
         compiled[grid + (1,) * (3 - len(grid))](*arguments, *constexprs)
         return
     compiled = kernel.run(*arguments, grid=grid, warmup=False, **options)
-    if arguments[0].is_cuda and isinstance(compiled, CompiledKernel):
+    if reusable(compiled, arguments[0]):
         names = compiled.src.fn.arg_names[len(arguments) :]
         options.compiled[key] = (compiled, tuple(options[name] for name in names))
+
+
+def reusable(compiled: Any, first: Tensor) -> bool:
+    """Whether the result of a launch can be launched again: not Triton's interpreter, nor a test's driver."""
+    return first.is_cuda and isinstance(compiled, CompiledKernel)
 
 
 def specialization_key(tensor: Tensor | None) -> Hashable:

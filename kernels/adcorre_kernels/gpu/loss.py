@@ -36,6 +36,7 @@ class LossPlan(NamedTuple):
     values: int
     dtype: torch.dtype  # of loss and values
     tables: int
+    readable: bool  # whether the kernels read every tensor as it is
 
 
 @lru_cache(maxsize=1024)
@@ -51,15 +52,15 @@ def _plan(
     settings: Settings,
     count: bool,
     record: bool,
-    device: torch.device,
-    x: Any,
-    logits: Any,
     num_classes: int,
+    device: torch.device,
     family: str,
     multiprocessors: int,
-    *_others: Any,
+    x: Any,
+    logits: Any,
+    *others: Any,
 ) -> LossPlan:
-    """_others: layouts of the other tensors. Each combination of layouts has its own compiled variants."""
+    """others: layouts of the other tensors. Each combination of layouts has its own compiled variants."""
     dtype, (n, k, d), (sn, sk, _), address = x
     aligned = all(size % 16 == 0 for size in (d, sn, sk, address))
     layout = (n, k, d, num_classes, settings.embedding_target, dtype.itemsize, aligned, family, multiprocessors)
@@ -97,19 +98,20 @@ def _plan(
         values=5 + 3 * num_classes + 2 if logits is not None else 4,
         dtype=torch.float64 if double else torch.float32,
         tables=2 * num_classes * k * d + (1 if logits is None else 2),
+        readable=all(one is None or not one[2] or one[2][-1] == 1 for one in (x, logits, *others)),
     )
 
 
 def _get_plan(
-    settings: Settings, count: bool, record: bool, x: Tensor, logits: Tensor | None, num_classes: int, *others: Any
+    settings: Settings, count: bool, record: bool, num_classes: int, x: Tensor, *others: Tensor | None
 ) -> LossPlan:
-    device = x.device
-    gpu = gpus.family(device), gpus.multiprocessors(device)
     layouts = [  # the properties that launches depend on
-        None if one is None else (one.dtype, one.shape, one.stride(), one.data_ptr() % 16)
-        for one in (x, logits, *others)
+        None if one is None else (one.dtype, one.shape, one.stride(), one.data_ptr() % 16) for one in (x, *others)
     ]
-    return _plan(settings, count, record, device, *layouts[:2], num_classes, *gpu, *layouts[2:])
+    device = x.device
+    return _plan(
+        settings, count, record, num_classes, device, gpus.family(device), gpus.multiprocessors(device), *layouts
+    )
 
 
 def forward(
@@ -132,11 +134,14 @@ def forward(
     w is `attention` (C,), or computed from an attention map's counts (window, 2, C) and position (1,). count, record
     and `values`: as in `attention.attention_step`.
     """
-    given = (x, logits, targets, ce_weight, adjustment, attention)
-    x, logits, targets, ce_weight, adjustment, attention = map(readable, given)
-    num_classes = logits.shape[1] if logits is not None else attention.shape[0]
-    others = (targets, ce_weight, adjustment, attention, counts, position, lambd_tensor)
-    loss_plan = _get_plan(settings, count, record, x, logits, num_classes, *others)
+    per_class: Any = attention if logits is None else logits
+    num_classes = per_class.shape[-1]
+    samples, state = (x, logits, targets, ce_weight, adjustment, attention), (counts, position, lambd_tensor)
+    loss_plan = _get_plan(settings, count, record, num_classes, *samples, *state)
+    if not loss_plan.readable:
+        samples = tuple(map(readable, samples))
+        x, logits, targets, ce_weight, adjustment, attention = samples
+        loss_plan = _get_plan(settings, count, record, num_classes, *samples, *state)
     device, (n, k, _), ignore_index = x.device, x.shape, settings.ignore_index
     scratch = torch.empty(loss_plan.scratch, dtype=torch.float32, device=device)
     order = scratch.view(torch.int32)[loss_plan.order :]
@@ -205,23 +210,28 @@ def backward(
 
     fd, md, ed: () upstream gradients of the terms; with logits, each is the upstream gradient of the loss.
     """
-    x, logits, targets, ce_weight, adjustment = map(readable, (x, logits, targets, ce_weight, adjustment))
-    loss_plan = _get_plan(settings, False, False, x, logits, num_classes, targets, ce_weight, adjustment)
+    samples = (x, logits, targets, ce_weight, adjustment)
+    loss_plan = _get_plan(settings, False, False, num_classes, *samples)
+    if not loss_plan.readable:
+        samples = tuple(map(readable, samples))
+        x, logits, targets, ce_weight, adjustment = samples
+        loss_plan = _get_plan(settings, False, False, num_classes, *samples)
     device, n, ignore_index = x.device, x.shape[0], settings.ignore_index
     dlogits = None
     if logits is not None:
-        dlogits = torch.empty(logits.shape, dtype=logits.dtype, device=device)
-        tensors = (logits, targets, ce_weight, adjustment, fd, tables, dlogits)
+        dlogits = torch.empty(*logits.shape, dtype=logits.dtype, device=device)
         if n:
-            arguments = (*tensors, loss_plan.tables - 1, logits.stride(0), n, ignore_index, num_classes)
+            inputs = (logits, targets, ce_weight, adjustment, fd, tables, dlogits)
+            arguments = (*inputs, loss_plan.tables - 1, logits.stride(0), n, ignore_index, num_classes)
             cached_launch(logits_gradient_kernel, (loss_plan.logits.tiles,), arguments, loss_plan.logits.gradient, KEY)
     if not needs_x:
         return dlogits, None
-    gradient = torch.empty(x.shape, dtype=x.dtype, device=device)
+    gradient = torch.empty(*x.shape, dtype=x.dtype, device=device)  # a torch.Size is parsed slowly
     if n:
         launch = loss_plan.gradient
         kernel = warp_gradient if launch.warp_per_sample else program_gradient
-        samples = (x, targets, targets, fd, md, ed, tables, None, None, gradient)
+        tensors = (x, targets, targets, fd, md, ed, tables, None, None, gradient)
         numbers = (x.stride(0), x.stride(1), n, launch.chunk, ignore_index, num_classes)
-        cached_launch(kernel, launch.grid, (*samples, *numbers), launch.options, (fd is None, md is None, ed is None))
+        key = tuple([None if one is None else one.dtype for one in (fd, md, ed)])  # without logits, of any dtype
+        cached_launch(kernel, launch.grid, (*tensors, *numbers), launch.options, key)
     return dlogits, gradient

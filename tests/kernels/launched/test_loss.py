@@ -89,3 +89,17 @@ def test_launches_and_nothing_else(monkeypatch, n, forward, recorded) -> None:
     assert len(launched) == forward, launched
     _, launched = profiled(lambda: torch.autograd.grad(out.loss, (logits, x), upstream))
     assert launched == ["logits_gradient_kernel", "warp_gradient"]
+
+
+def test_the_dtype_of_the_upstream_gradient_selects_the_variant(monkeypatch) -> None:
+    """Of a loss in float64 whose logits carry no gradient, after one in float32 with the same embeddings."""
+    keys = []
+    monkeypatch.setattr(host, "cached_launch", lambda *given: keys.append((id(given[3]), given[4])))
+    _, x, targets = draw(9)
+    tables = x.new_empty(2 * C * 3 * 8 + 2)
+    for dtype in (torch.float32, torch.float64):
+        upstream = torch.ones((), dtype=dtype, device=DEVICE)
+        host.backward(x, None, targets, None, None, upstream, upstream, upstream, tables, True, C, gpu.Settings())
+    (options, first), (same_options, second) = keys
+    assert options == same_options
+    assert first != second

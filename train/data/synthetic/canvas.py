@@ -42,34 +42,31 @@ class Sheet:
 
     def __init__(self, person: Person, view: View) -> None:
         self.person, self.view = person, view
-        self.points: list[np.ndarray] = []
-        self.flat: list[bool] = []
-        self.paint: list[tuple[str, Color | float, float]] = []
+        self.shapes: list[tuple[np.ndarray, bool, str, Color | float, float]] = []
 
-    def add(self, points: np.ndarray, paint: Color | float, *, layer: str = "color", flat: bool = False) -> None:
+    def add(
+        self, points: np.ndarray, paint: Color | float, *, layer: str = "color", flat: bool = False, width: float = 0.0
+    ) -> None:
         """A filled outline; `flat` things (head, hair, clothes) do not turn with the face's surface."""
-        self._append(points, flat, (layer, paint, 0.0))
+        self.shapes.append((points, flat, layer, paint, width))
 
     def line(
         self, points: np.ndarray, width: float, paint: Color | float, *, layer: str = "color", flat: bool = False
     ) -> None:
         """A stroke that thins towards its ends."""
-        self._append(points, flat, (layer, paint, width))
+        self.add(points, paint, layer=layer, flat=flat, width=width)
 
     def blob(self, x: float, y: float, rx: float, ry: float, paint: Color | float, layer: str = "color") -> None:
-        self._append(CIRCLE * (rx, ry) + (x, y), False, (layer, paint, 0.0))
-
-    def _append(self, points: np.ndarray, flat: bool, paint: tuple[str, Color | float, float]) -> None:
-        self.points.append(points)
-        self.flat.append(flat)
-        self.paint.append(paint)
+        self.add(CIRCLE * (rx, ry) + (x, y), paint, layer=layer)
 
     def draw(self, pens: dict[str, ImageDraw.ImageDraw], pixels: float) -> None:
         """Draws on pictures `pixels` wide, in the order in which the shapes came."""
-        view, lengths = self.view, [len(p) for p in self.points]
-        points = np.concatenate(self.points)
+        view, lengths = self.view, [len(shape[0]) for shape in self.shapes]
+        points = np.concatenate([shape[0] for shape in self.shapes])
         x, y = points[:, 0] * self.person.width, points[:, 1]
-        z = np.sqrt(np.maximum(1.0 - x**2 - (y / 1.45) ** 2, 0.0)) * np.repeat(np.logical_not(self.flat), lengths)
+        z = np.sqrt(np.maximum(1.0 - x**2 - (y / 1.45) ** 2, 0.0)) * np.repeat(
+            [not flat for _, flat, *_ in self.shapes], lengths
+        )
         solid = z > 0
         turned = x * np.cos(view.yaw) + z * np.sin(view.yaw)
         nodded = y * np.cos(view.pitch) + z * np.sin(view.pitch)
@@ -77,7 +74,7 @@ class Sheet:
         c, s, unit = np.cos(view.roll), np.sin(view.roll), view.scale * pixels
         placed = np.stack([c * x - s * y, s * x + c * y], axis=1) * unit + (np.asarray(view.shift) + 0.5) * pixels
         end = 0
-        for length, (layer, paint, width) in zip(lengths, self.paint, strict=True):
+        for length, (_, _, layer, paint, width) in zip(lengths, self.shapes, strict=True):
             start, end = end, end + length
             outline = placed[start:end]
             if width:

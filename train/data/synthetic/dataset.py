@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from train.bars import bar
-from train.data.base import SPLITS, Labels, digest, png
+from train.data.base import SPLITS, FaceDataset, Labels, digest
 from train.data.labels import CLASS_NAMES
 from train.data.synthetic.drawing import draw_face
 from train.data.synthetic.face import Person, View, sample_units
@@ -25,7 +25,7 @@ PEOPLE = {"train": 800, "validation": 200, "test": 200}
 SMALLEST, LARGEST = 16, 1024  # pixels
 
 
-class SyntheticFaces:
+class SyntheticFaces(FaceDataset):
     """One split of the drawn faces: FER-2013's class imbalance in "train", equal classes in "validation" and "test".
 
     Args: split, one of "train", "validation" and "test" (they share no person); size, the pictures' height and width
@@ -51,9 +51,6 @@ class SyntheticFaces:
         self.stamp = self.fingerprint
         self._drawn: NDArray[np.uint8] | None = None
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
     def image(self, index: int, /) -> Image.Image:
         """Sample `index` as a PIL image in mode RGB; raises IndexError where there is none."""
         if not 0 <= index < len(self):
@@ -62,9 +59,6 @@ class SyntheticFaces:
 
     def name(self, index: int, /) -> str:
         return f"drawn face {index} of {self.split}"
-
-    def encoded(self, index: int, /) -> tuple[str, bytes]:
-        return png(self.image(index))
 
     def array(self, processes: int | None = None) -> NDArray[np.uint8]:
         """All samples, uint8 (count, size, size, 3), drawn by `processes` (None: one per core) once and then kept.

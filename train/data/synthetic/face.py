@@ -4,8 +4,9 @@ Lengths are in units of half a face's width; x points right and y down, the orig
 Every sampler draws a fixed set of numbers from its generator, so that one choice never shifts the next.
 """
 
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -117,6 +118,19 @@ def _muted(rng: np.random.Generator) -> Color:
     return red, green, blue
 
 
+def drawn(draw: Callable[[np.random.Generator], Any]) -> Any:
+    """A field that is drawn independently of the others, in their order."""
+    return field(metadata={"draw": draw})
+
+
+def draw_fields(kind: type[Any], rng: np.random.Generator) -> dict[str, Any]:
+    return {item.name: item.metadata["draw"](rng) for item in fields(kind) if item.metadata}
+
+
+def spread(low: float, high: float) -> Any:
+    return drawn(lambda rng: between(rng, low, high))
+
+
 @dataclass(frozen=True)
 class Person:
     """What stays the same in every picture of one person."""
@@ -130,29 +144,29 @@ class Person:
     hair_style: str
     beard: str
     age: float
-    width: float
-    jaw: float
-    chin: float
-    eye_x: float
-    eye_y: float
-    eye_width: float
-    eye_height: float
-    eye_tilt: float
-    lid_fold: float
-    lashes: float
-    brow_gap: float
-    brow_thickness: float
-    brow_arch: float
-    nose_length: float
-    nose_width: float
-    mouth_y: float
-    mouth_width: float
-    upper_lip: float
-    lower_lip: float
-    corner_rest: float
-    brow_rest: float
-    glasses: str
-    hairline: float
+    width: float = spread(0.90, 1.06)
+    jaw: float = spread(0.64, 0.76)
+    chin: float = spread(1.14, 1.26)
+    eye_x: float = spread(0.36, 0.43)
+    eye_y: float = spread(-0.16, -0.08)
+    eye_width: float = spread(0.19, 0.235)
+    eye_height: float = spread(0.095, 0.125)
+    eye_tilt: float = spread(-0.02, 0.05)
+    lid_fold: float = spread(0.0, 1.0)
+    lashes: float = spread(0.026, 0.036)
+    brow_gap: float = spread(0.25, 0.31)
+    brow_thickness: float = spread(0.042, 0.062)
+    brow_arch: float = spread(0.02, 0.08)
+    nose_length: float = spread(0.42, 0.54)
+    nose_width: float = spread(0.12, 0.18)
+    mouth_y: float = spread(0.66, 0.72)
+    mouth_width: float = spread(0.31, 0.38)
+    upper_lip: float = spread(0.04, 0.065)
+    lower_lip: float = spread(0.055, 0.09)
+    corner_rest: float = spread(-0.02, 0.02)
+    brow_rest: float = spread(-0.02, 0.02)
+    glasses: str = drawn(lambda rng: one_of(rng, ("none", "round", "square"), (7, 1, 1)))
+    hairline: float = spread(-0.95, -0.78)
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "Person":
@@ -165,91 +179,52 @@ class Person:
         style = one_of(rng, HAIR_STYLES, (1, 3, 5, 3, 0.05) if feminine else (6, 2, 0.7, 2, 1.3))
         beard = one_of(rng, BEARDS, (1, 0, 0, 0, 0) if feminine else (5, 2, 0.8, 0.8, 1.4))
         reddish = mix(scaled(skin, 0.82), (176, 74, 78), 0.45)
-        return cls(
-            skin=skin,
-            lips=mix(reddish, (176, 32, 52), max(0.0, makeup - 0.5) * 1.4) if feminine else reddish,
-            hair=hair,
-            brow=mix(scaled(hair, 0.75), scaled(skin, 0.45), 0.25),
-            iris=one_of(rng, IRIS, (4, 4, 1.5, 2, 1) if tone < 3 else (6, 3, 0.2, 0.05, 0.05)),
-            shirt=_muted(rng),
-            hair_style=style,
-            beard=beard,
-            age=age,
-            width=between(rng, 0.90, 1.06),
-            jaw=between(rng, 0.64, 0.76) + (0.0 if feminine else 0.06),
-            chin=between(rng, 1.14, 1.26),
-            eye_x=between(rng, 0.36, 0.43),
-            eye_y=between(rng, -0.16, -0.08),
-            eye_width=between(rng, 0.19, 0.235),
-            eye_height=between(rng, 0.095, 0.125),
-            eye_tilt=between(rng, -0.02, 0.05),
-            lid_fold=between(rng, 0.0, 1.0),
-            lashes=between(rng, 0.026, 0.036) + (0.012 if feminine else 0.0),
-            brow_gap=between(rng, 0.25, 0.31),
-            brow_thickness=between(rng, 0.042, 0.062) + (0.0 if feminine else 0.015),
-            brow_arch=between(rng, 0.02, 0.08),
-            nose_length=between(rng, 0.42, 0.54),
-            nose_width=between(rng, 0.12, 0.18),
-            mouth_y=between(rng, 0.66, 0.72),
-            mouth_width=between(rng, 0.31, 0.38),
-            upper_lip=between(rng, 0.04, 0.065),
-            lower_lip=between(rng, 0.055, 0.09),
-            corner_rest=between(rng, -0.02, 0.02),
-            brow_rest=between(rng, -0.02, 0.02),
-            glasses=one_of(rng, ("none", "round", "square"), (7, 1, 1)),
-            hairline=between(rng, -0.95, -0.78),
-        )
+        lips = mix(reddish, (176, 32, 52), max(0.0, makeup - 0.5) * 1.4) if feminine else reddish
+        brow = mix(scaled(hair, 0.75), scaled(skin, 0.45), 0.25)
+        iris = one_of(rng, IRIS, (4, 4, 1.5, 2, 1) if tone < 3 else (6, 3, 0.2, 0.05, 0.05))
+        shirt = _muted(rng)
+        rest = draw_fields(cls, rng)
+        rest["jaw"] += 0.0 if feminine else 0.06
+        rest["lashes"] += 0.012 if feminine else 0.0
+        rest["brow_thickness"] += 0.0 if feminine else 0.015
+        return cls(skin, lips, hair, brow, iris, shirt, style, beard, age, **rest)
+
+
+def tilted(deviation: float, most: float) -> Any:
+    """A normal field around 0."""
+    return drawn(lambda rng: float(np.clip(rng.normal(0, deviation), -most, most)))
 
 
 @dataclass(frozen=True)
 class View:
     """How one picture was taken: pose, light, what is in the way, and the camera. Angles are in radians."""
 
-    roll: float
-    yaw: float
-    pitch: float
-    scale: float
-    shift: tuple[float, float]
-    gaze: tuple[float, float]
-    asymmetry: float
     light: tuple[float, float, float]
-    light_strength: float
-    exposure: float
-    contrast: float
-    tint: Color
-    background: tuple[Color, Color]
-    grey: bool
-    occluder: str
-    occluder_place: tuple[float, float, float]
-    blur: float
-    noise: float
-    noise_seed: int
+    roll: float = tilted(0.08, 0.3)
+    yaw: float = tilted(0.15, 0.4)
+    pitch: float = tilted(0.08, 0.25)
+    scale: float = spread(0.42, 0.47)
+    shift: tuple[float, float] = drawn(lambda rng: (between(rng, -0.04, 0.04), between(rng, -0.07, 0.01)))
+    gaze: tuple[float, float] = drawn(lambda rng: (between(rng, -1, 1), between(rng, -0.6, 0.6)))
+    asymmetry: float = tilted(0.12, 0.3)
+    light_strength: float = spread(0.1, 0.6)
+    exposure: float = spread(0.75, 1.15)
+    contrast: float = spread(0.75, 1.2)
+    tint: tuple[float, float, float] = drawn(lambda rng: (between(rng, 0.93, 1.07), 1.0, between(rng, 0.9, 1.07)))
+    background: tuple[Color, Color] = drawn(lambda rng: (_muted(rng), _muted(rng)))
+    grey: bool = drawn(lambda rng: float(rng.random()) < 0.15)
+    occluder: str = drawn(lambda rng: one_of(rng, OCCLUDERS, (88, 4, 3, 3, 2)))
+    occluder_place: tuple[float, float, float] = drawn(lambda rng: (rng.random(), rng.random(), rng.random()))
+    blur: float = drawn(lambda rng: max(0.0, between(rng, -0.012, 0.012)))
+    noise: float = drawn(lambda rng: between(rng, 0, 1) ** 2 * 7)
+    noise_seed: int = drawn(lambda rng: int(rng.integers(2**63)))
 
     @classmethod
     def sample(cls, rng: np.random.Generator) -> "View":
         direction = between(rng, -np.pi, np.pi)
         aside = between(rng, 0.2, 0.9)
-        return cls(
-            roll=float(np.clip(rng.normal(0, 0.08), -0.3, 0.3)),
-            yaw=float(np.clip(rng.normal(0, 0.15), -0.4, 0.4)),
-            pitch=float(np.clip(rng.normal(0, 0.08), -0.25, 0.25)),
-            scale=between(rng, 0.42, 0.47),
-            shift=(between(rng, -0.04, 0.04), between(rng, -0.07, 0.01)),
-            gaze=(between(rng, -1, 1), between(rng, -0.6, 0.6)),
-            asymmetry=float(np.clip(rng.normal(0, 0.12), -0.3, 0.3)),
-            light=(aside * np.cos(direction), 0.8 * aside * np.sin(direction) - 0.15, 0.85),
-            light_strength=between(rng, 0.1, 0.6),
-            exposure=between(rng, 0.75, 1.15),
-            contrast=between(rng, 0.75, 1.2),
-            tint=(between(rng, 0.93, 1.07), 1.0, between(rng, 0.9, 1.07)),
-            background=(_muted(rng), _muted(rng)),
-            grey=float(rng.random()) < 0.15,
-            occluder=one_of(rng, OCCLUDERS, (88, 4, 3, 3, 2)),
-            occluder_place=(between(rng, 0, 1), between(rng, 0, 1), between(rng, 0, 1)),
-            blur=max(0.0, between(rng, -0.012, 0.012)),
-            noise=between(rng, 0, 1) ** 2 * 7,
-            noise_seed=int(rng.integers(2**63)),
-        )
+        light = aside * np.cos(direction), 0.8 * aside * np.sin(direction) - 0.15, 0.85
+        return cls(light, **draw_fields(cls, rng))
 
 
 def sample_units(label: int, rng: np.random.Generator) -> np.ndarray:
