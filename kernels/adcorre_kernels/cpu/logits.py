@@ -12,7 +12,7 @@ from adcorre_kernels.cpu.memory import EXACT, SUMS, bitcast, dot, fill, load, st
 
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # the first has 21 zero bits at its end
 ROUND = 6755399441055744.0  # 1.5 * 2^52: added to a small number, it leaves the nearest integer in the low bits
-ORDER, SUM, FINISH, ALL = range(4)  # what a call of `logits_sums` does
+ORDER, SUM, FINISH, ALL = range(4)  # what a call of `logits_sums` does; ORDER: nothing
 
 
 @njit(fastmath={"contract"}, **EXACT)
