@@ -11,15 +11,8 @@ PARTS = ("loss", "step", "scale")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = rows.parser("all", __doc__)
+    parser = rows.parser("all", __doc__, measures=True)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
-    parser.add_argument(
-        "--minutes", type=float, help="stop after this many minutes; rows measured so far remain; default: no limit"
-    )
-    busy = "measure while other processes use the CPU (default: stop)"
-    parser.add_argument("--busy", action="store_true", help=busy)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
     options = parser.parse_args(argv)
     rows.check_device(parser, options.device)
     if options.minutes is not None and not options.minutes > 0:

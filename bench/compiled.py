@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -18,14 +18,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from adcorre_kernels.gpu.gpus import FAMILIES
+from adcorre_kernels.gpu import gpus, launch, loss, pair_launch, terms_supported
 from adcorre_kernels.gpu.logits import logits_gradient_kernel, logits_sums_kernel, reduce_logits
 from adcorre_kernels.gpu.reduce import reduce_slots
 from adcorre_kernels.gpu.terms import terms_kernel
 
 TARGETS = {
     name: GPUTarget("hip", name, 64) if name.startswith("gfx") else GPUTarget("cuda", int(name[3:]), 32)
-    for name in FAMILIES
+    for name in gpus.FAMILIES
 }
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
@@ -51,8 +51,8 @@ class Launch:
 
 
 @contextmanager
-def recorded() -> Iterator[list[Launch]]:
-    """Record launches instead of running them; tensors may be on the meta device."""
+def recorded(family: str) -> Iterator[list[Launch]]:
+    """Record launches for a family of GPUs instead of running them; tensors may be on the meta device."""
     launches: list[Launch] = []
 
     def run(kernel: JITFunction, *positional: Any, grid: tuple[int, ...], warmup: bool, **named: Any) -> None:
@@ -61,8 +61,12 @@ def recorded() -> Iterator[list[Launch]]:
         constants = {p.name: given.pop(p.name) for p in kernel.params if p.is_constexpr}
         launches.append(Launch(kernel, tuple(grid), given, constants, named))
 
-    with mock.patch.object(JITFunction, "run", run):
+    with mock.patch.object(JITFunction, "run", run), mock.patch.object(gpus, "family", return_value=family):
         yield launches
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 @dataclass(frozen=True)
@@ -115,21 +119,38 @@ def resources(compiled: Any) -> Resources:
     return Resources(registers, stack + local, compiled.metadata.shared)
 
 
-def machine_code(compiled: Any) -> tuple[list[str], list[tuple[int, int]]]:
-    """An NVIDIA kernel's instructions, and its loops as (first, last) positions among them."""
+class Code(NamedTuple):
+    """An NVIDIA kernel's instructions, and for each the line of the kernel that it comes from, as "file.py:line".
+
+    loops: first and last instruction of each.
+    """
+
+    instructions: list[str]
+    places: list[str]
+    loops: list[tuple[int, int]]
+
+    def within(self, loop: tuple[int, int]) -> list[str]:
+        return self.instructions[loop[0] : loop[1] + 1]
+
+
+def machine_code(compiled: Any) -> Code:
     labels: dict[str, int] = {}
     instructions: list[str] = []
-    for line in on_cubin(compiled, "nvdisasm", "-c").splitlines():
+    places, place = [], ""
+    for line in on_cubin(compiled, "nvdisasm", "-gi", "-c").splitlines():
         if label := re.match(r"\s*(\.L_x_\d+):", line):
             labels[label[1]] = len(instructions)
+        elif header := re.search(r'//## File "([^"]*)", line (\d+)\s*$', line):  # the outermost of a chain: no caller
+            place = f"{Path(header[1]).name}:{header[2]}"
         elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
             instructions.append(instruction[1])
+            places.append(place)
     loops = []
     for position, code in enumerate(instructions):
         branch = re.search(r"BRA.*`\((\.L_x_\d+)\)", code)
         if branch and labels.get(branch[1], position + 1) <= position:
             loops.append((labels[branch[1]], position))
-    return instructions, loops
+    return Code(instructions, places, loops)
 
 
 def on_cubin(compiled: Any, tool: str, *options: str) -> str:
@@ -160,18 +181,13 @@ def loss_launches(
     target: str = "sm_90",
 ) -> list[Launch]:
     """One forward and backward pass with a target's settings and an H100's grids; nothing is allocated."""
-    from adcorre_kernels.gpu import gpus, launch, terms_supported
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    x, targets = empty(n, k, d, dtype=dtype), empty(n, dtype=torch.int64)
-    with recorded() as launches, mock.patch.object(gpus, "family", return_value=target):
+    x, targets = _empty(n, k, d, dtype=dtype), _empty(n, dtype=torch.int64)
+    with recorded(target) as launches:
         flat = launch.statistics(x, targets, num_classes, -100, embedding_target)
         if terms_supported(num_classes, k, d):
-            launch.terms(flat, empty(num_classes), k, d, between_target, mean_target, embedding_target)
-        table = empty(num_classes, k, d)
-        launch.gradient(x, targets, empty(), empty(), empty(), table, table, empty(), -100, embedding_target)
+            launch.terms(flat, _empty(num_classes), k, d, between_target, mean_target, embedding_target)
+        table = _empty(num_classes, k, d)
+        launch.gradient(x, targets, _empty(), _empty(), _empty(), table, table, _empty(), -100, embedding_target)
     return launches
 
 
@@ -180,18 +196,13 @@ def equation_launches(n: int, k: int, d: int, num_classes: int, target: str) -> 
 
     The launches of `loss_launches` that are the same code are left out.
     """
-    from adcorre_kernels.gpu import gpus, launch, loss
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    x, logits, targets = empty(n, k, d), empty(n, num_classes), empty(n, dtype=torch.int64)
-    ring = empty(5, 2, num_classes, dtype=torch.int64), empty(1, dtype=torch.int64)
-    weight, settings = empty(num_classes), loss.Settings(label_smoothing=0.1)
-    with recorded() as launches, mock.patch.object(gpus, "family", return_value=target):
+    x, logits, targets = _empty(n, k, d), _empty(n, num_classes), _empty(n, dtype=torch.int64)
+    ring = _empty(5, 2, num_classes, dtype=torch.int64), _empty(1, dtype=torch.int64)
+    weight, settings = _empty(num_classes), loss.Settings(label_smoothing=0.1)
+    with recorded(target) as launches:
         samples = (x, logits, targets, weight, weight)
         *_, tables = loss.forward(*samples, None, *ring, None, 0.5, True, True, settings)
-        loss.backward(*samples, empty(), empty(), empty(), tables, True, num_classes, settings)
+        loss.backward(*samples, _empty(), _empty(), _empty(), tables, True, num_classes, settings)
         launch.logits_sums(logits, targets, weight, weight, 0.1, -100)
     around = {launch.name: launch for launch in reversed(launches) if launch.kernel in _AROUND_THE_TERMS}
     return list(around.values())
@@ -204,16 +215,11 @@ def pair_launches(
 
     "medium" takes embeddings in bfloat16, the others in float32.
     """
-    from adcorre_kernels.gpu import gpus, pair_launch
-
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    x = empty(n, k, d, dtype=torch.bfloat16 if precision == "medium" else torch.float32)
-    example_inputs = (x, empty(n, dtype=torch.int64), empty(num_classes))
+    x = _empty(n, k, d, dtype=torch.bfloat16 if precision == "medium" else torch.float32)
+    example_inputs = (x, _empty(n, dtype=torch.int64), _empty(num_classes))
     options: tuple[Any, ...] = (between_target, -100, precision, 0, n)
-    with recorded() as launches, mock.patch.object(gpus, "family", return_value=target):
+    with recorded(target) as launches:
         pair_launch.pair_values(*example_inputs, *options)
         first = len(launches)
-        pair_launch.pair_gradient(*example_inputs, empty(), *options)
+        pair_launch.pair_gradient(*example_inputs, _empty(), *options)
     return launches[:first] + launches[first + 1 :]  # both begin with the same tables

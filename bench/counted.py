@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import PurePath
 from typing import Any
 from unittest import mock
 
 import torch
-
-from bench.compiled import on_cubin
 
 SAMPLES = 8256  # on one multiprocessor two programs take them, half each: about what a program has at n = 1,048,576
 K, D, CLASSES = 7, 256, 7
@@ -26,14 +22,14 @@ class Counted:
     trips: dict[str, float]  # of those outside, by the line of the kernel
     traffic: float
 
-    def instructions(self, code: list[tuple[str, str]], loop: tuple[int, int]) -> float:
+    def instructions(self, places: list[str], loop: tuple[int, int]) -> float:
         """Warp instructions that machine code takes for a sample.
 
-        code: each instruction and its line; loop: first and last of the loop over samples. Outside of it a line that
-        the PTX has not is ptxas's own, and counts as the line before it.
+        places: each instruction's line; loop: first and last of the loop over samples. Outside of it a line that the
+        PTX has not is ptxas's own, and counts as the line before it.
         """
         total, trips = 0.0, 0.0
-        for at, (_, place) in enumerate(code):
+        for at, place in enumerate(places):
             trips = self.trips.get(place, trips)
             total += self.streaming if loop[0] <= at <= loop[1] else trips
         return total
@@ -74,14 +70,3 @@ def _counted(counts: Any) -> Counted:
             lines[executed.place] += 1
     trips = {place: times[place] / lines[place] / SAMPLES for place in lines}
     return Counted(most / SAMPLES, trips, counts.distinct_bytes / SAMPLES)
-
-
-def placed_code(compiled: Any) -> list[tuple[str, str]]:
-    """An NVIDIA kernel's instructions, each with the line of the kernel that it comes from, as "file.py:line"."""
-    instructions, place = [], ""
-    for line in on_cubin(compiled, "nvdisasm", "-gi", "-c").splitlines():
-        if header := re.search(r'//## File "([^"]*)", line (\d+)\s*$', line):  # the outermost of a chain has no caller
-            place = f"{PurePath(header[1]).name}:{header[2]}"
-        elif instruction := re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line):
-            instructions.append((instruction[1], place))
-    return instructions

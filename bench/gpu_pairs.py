@@ -22,7 +22,7 @@ def pairs_agree(bench: Bench) -> None:
         for precision in PRECISIONS:
             for target in (-1.0, -1 / 6, 0.0):
                 for n in bench.sizes(600, 61, toy=1):
-                    x, targets, attention = _away_from_kinks(bench, n, dtype, target)
+                    x, targets, attention = _away_from_kinks(bench, n, dtype)
                     term_targets: dict[str, Any] = {"between_target": target, "pairs": "sample"}
                     exact = x.detach().double().requires_grad_()
                     truth, true_gradient = _fd(exact, targets, attention.double(), "reference", **term_targets)
@@ -45,8 +45,8 @@ def pairs_agree(bench: Bench) -> None:
                             raise Failed(f"FD in {dtype}, {case}, n = {n}: {apart:.2e} apart from the linear form")
 
 
-def _away_from_kinks(bench: Bench, n: int, dtype: str, target: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs of which no correlation is so near the target that half a product's precision could turn its sign."""
+def _away_from_kinks(bench: Bench, n: int, dtype: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs of which no correlation is so near a target that half a product's precision could turn its sign."""
     x, targets, attention = bench.inputs(n, dtype)
     side = torch.where(torch.arange(n, device=x.device) % 3 == 0, -1.0, 1.0)[:, None, None]
     ramp = torch.linspace(-2, 2, x.shape[2], device=x.device)
@@ -64,29 +64,25 @@ def pairs_rate(bench: Bench) -> None:
     """FD over all pairs, counted as 2 k n^2 d operations, beside a large matrix product's rate."""
     size = 64 if bench.toy else 8192
     a, b = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
-    times = bench.seconds({"product": partial(torch.matmul, a, b)}, runs=20, batch=3)["product"]
-    product = 2 * size**3 / bench.time_row("product", times, n=size, dtype="bfloat16")
+    calls: dict[str, Callable[[], object]] = {"product": partial(torch.matmul, a, b)}
+    product = 2 * size**3 / bench.seconds(calls, runs=20, batch=3, n=size, dtype="bfloat16")["product"]
     bench.row("product", "rate", f"{product:.3e}", "FLOP/s", n=size, dtype="bfloat16")
     del a, b
     for precision in PRECISIONS:
         for n in bench.sizes(16_384, 65_536):
             if precision != "medium" and n > 20_000:
                 continue
-            data = bench.inputs(n, "bfloat16" if precision == "medium" else "float32")
+            dtype, aim = ("bfloat16", ">= 0.6") if precision == "medium" else ("float32", "")
+            data, case = bench.inputs(n, dtype), f"pairs, {precision}"
             options: dict[str, Any] = {"pairs": "sample", "precision": precision, "between_target": "simplex"}
-            calls: dict[str, Callable[[], object]] = {
-                "forward": partial(_forward, *data, **options),
-                "forward + backward": partial(step, *data, "triton", **options),
+            calls = {
+                f"{case}, forward": partial(_forward, *data, **options),
+                f"{case}, forward + backward": partial(step, *data, "triton", **options),
             }
-            dtype = "bfloat16" if precision == "medium" else "float32"
-            for name, samples in bench.seconds(calls, runs=5, batch=1).items():
-                middle = bench.time_row(f"pairs, {precision}, {name}", samples, n=n, dtype=dtype)
-                if name == "forward":
-                    rate = 2 * bench.shape["k"] * n**2 * bench.shape["d"] / middle
-                    bench.row(f"pairs, {precision}", "rate", f"{rate:.3e}", "FLOP/s", n=n, dtype=dtype)
-                    aim = ">= 0.6" if precision == "medium" else ""
-                    share = f"{rate / product:.3f}"
-                    bench.row(f"pairs, {precision}", "share of a product's rate", share, n=n, dtype=dtype, target=aim)
+            forward = bench.seconds(calls, runs=5, n=n, dtype=dtype)[f"{case}, forward"]
+            rate = 2 * bench.shape["k"] * n**2 * bench.shape["d"] / forward
+            bench.row(case, "rate", f"{rate:.3e}", "FLOP/s", n=n, dtype=dtype)
+            bench.row(case, "share of a product's rate", f"{rate / product:.3f}", n=n, dtype=dtype, target=aim)
 
 
 @torch.no_grad()
@@ -100,10 +96,10 @@ def pairs_rivals(bench: Bench) -> None:
     for n in bench.sizes(4_096, 16_384, 32_768, toy=1):
         x, targets, attention = bench.inputs(n, "bfloat16")
         triton_step = partial(step, x, targets, attention, "triton", precision="medium", **options)
-        calls: dict[str, Callable[[], object]] = {"ours": triton_step}
+        calls: dict[str, Callable[[], object]] = {"pairs, ours": triton_step}
         with_reference = n < 20_000
         if with_reference:
-            calls["reference"] = partial(step, x, targets, attention, "reference", **options)
+            calls["pairs, reference"] = partial(step, x, targets, attention, "reference", **options)
         elif not bench.toy:
             wall = False
             try:
@@ -112,12 +108,9 @@ def pairs_rivals(bench: Bench) -> None:
                 wall = True
             torch.cuda.empty_cache()
             bench.row("reference", "ran out of memory", wall, n=n, dtype="bfloat16")
-        times = {
-            name: bench.time_row(f"pairs, {name}", samples, n=n, dtype="bfloat16")
-            for name, samples in bench.seconds(calls, runs=3).items()
-        }
+        times = bench.seconds(calls, runs=3, n=n, dtype="bfloat16")
         if with_reference:
-            ratio = times["reference"] / times["ours"]
+            ratio = times["pairs, reference"] / times["pairs, ours"]
             case = "pairs, forward + backward"
             bench.row(case, "times faster than reference", f"{ratio:.1f}", n=n, dtype="bfloat16", target=">= 10")
         del calls, triton_step
@@ -131,9 +124,9 @@ def pairs_memory(bench: Bench) -> None:
         x, targets, attention = bench.inputs(131_072 if dtype == "bfloat16" else 32_768, dtype)
         options: dict[str, Any] = {"pairs": "sample", "precision": precision, "between_target": "simplex"}
         call = partial(step, x, targets, attention, "triton", **options)
-        case, about = f"pairs, {precision}", {"n": len(x), "dtype": dtype}
+        case, about = f"pairs, {precision}", dict[str, Any](n=len(x), dtype=dtype)
         extra = f"{bench.peak_mib(call, x):.1f}"
-        bench.time_row(f"{case}, forward + backward", bench.seconds({"all": call}, runs=2)["all"], **about)
+        bench.seconds({f"{case}, forward + backward": call}, runs=2, **about)
         bench.row(case, "peak beyond inputs and dL/dx", extra, "MiB", **about, target="<= 4096")
 
 

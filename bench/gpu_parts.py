@@ -62,15 +62,16 @@ class Bench:
         self.rows.append({**self.shape, **finding})
         print("  " + ", ".join(f"{name} {word}" for name, word in finding.items() if word != "" and name != "part"))
 
-    def seconds(self, calls: dict[str, Callable[[], object]], runs: int, batch: int = 1) -> dict[str, list[float]]:
-        """Seconds a call of contenders that take turns."""
+    def seconds(
+        self, calls: dict[str, Callable[[], object]], runs: int, batch: int = 1, **more: Any
+    ) -> dict[str, float]:
+        """Median seconds of a call, for contenders that take turns; a row each."""
         runs, batch, warm = (1, 1, 1) if self.toy else (runs, batch, 2)
-        return measure.in_turns(calls, self.device, seconds=float("inf"), most=runs, warm=warm, batch=batch)
-
-    def time_row(self, case: str, times: list[float], **more: Any) -> float:
-        figures = measure.spread(times)
-        self.row(case, "time", figures.pop("seconds"), "s", **figures, **more)
-        return statistics.median(times)
+        times = measure.in_turns(calls, self.device, seconds=float("inf"), most=runs, warm=warm, batch=batch)
+        for case, own in times.items():
+            figures = measure.spread(own)
+            self.row(case, "time", figures.pop("seconds"), "s", **figures, **more)
+        return {case: statistics.median(own) for case, own in times.items()}
 
     def needs_cuda(self) -> bool:
         """Whether this is a CPU; notes that the part was skipped there."""
@@ -257,8 +258,7 @@ def bandwidth(bench: Bench) -> None:
             size = x.numel() * x.element_size()
             passes = {"copy": 2, "statistics": 1, "gradient": 2, "forward + backward": 3}
             per_second = {}
-            for name, times in bench.seconds(calls, runs=20, batch=5).items():
-                middle = bench.time_row(name, times, n=n, dtype=dtype)
+            for name, middle in bench.seconds(calls, runs=20, batch=5, n=n, dtype=dtype).items():
                 if name in passes:
                     per_second[name] = passes[name] * size / middle
                     share = per_second[name] / per_second["copy"]
@@ -296,10 +296,7 @@ def latency(bench: Bench) -> None:
             calls["terms, triton, graph replay"] = captured.replay
             of_loss, _ = measure.capture(partial(total, losses["triton"], logits, x, targets))
             calls["Eq. 12, triton, graph replay"] = of_loss.replay
-        times = {
-            name: bench.time_row(name, samples, n=n, dtype="float32")
-            for name, samples in bench.seconds(calls, runs=20, batch=30).items()
-        }
+        times = bench.seconds(calls, runs=20, batch=30, n=n, dtype="float32")
         for what, rival, target in (
             ("terms", "reference", ">= 10"),
             ("terms", "torch compiled", ">= 3"),
@@ -316,6 +313,8 @@ def kernels(bench: Bench) -> None:
     """Each kernel's own time in a step, as the profiler sees it: what is left where the host is not in the way."""
     if bench.needs_cuda():
         return
+    from adcorre_kernels.gpu import launch
+
     runs = 10
     for dtype in ("float32", "bfloat16"):
         for n in (60, 600, 8_192, 65_536, 1_048_576):
@@ -327,15 +326,9 @@ def kernels(bench: Bench) -> None:
                     call()
                 measure.synchronize(bench.device)
             for event in profile.key_averages():
-                if hasattr(_kernels(), event.key):
+                if hasattr(launch, event.key):
                     seconds = event.device_time_total / runs * 1e-6
                     bench.row(event.key, "time", f"{seconds:.3e}", "s", n=n, dtype=dtype)
-
-
-def _kernels() -> Any:
-    from adcorre_kernels.gpu import launch
-
-    return launch
 
 
 def scaling(bench: Bench) -> None:
@@ -349,8 +342,9 @@ def scaling(bench: Bench) -> None:
                     bench.row("scaling", "skipped", "memory", n=n, dtype=dtype)
                     break
             data = bench.inputs(n, dtype)
-            times = bench.seconds({"all": partial(step, *data, "triton")}, runs=10)["all"]
-            middle = bench.time_row("forward + backward", times, n=n, dtype=dtype)
+            (middle,) = bench.seconds(
+                {"forward + backward": partial(step, *data, "triton")}, runs=10, n=n, dtype=dtype
+            ).values()
             if before is not None:
                 ratio = f"{middle / before:.3f}"
                 bench.row("scaling", "time at 2 n over time at n", ratio, n=n, dtype=dtype, target="<= 2.05")

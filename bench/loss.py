@@ -52,9 +52,6 @@ class Shape:
     classes: int = 7
     dtype: str = "float32"
 
-    def numbers(self) -> int:
-        return self.n * self.k * self.d
-
 
 # Every axis by itself. A CPU gets the n up to LAST, and the other axes at a smaller n.
 AXES: dict[str, list[Any]] = {

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import rows
+from bench.rivals import METRIC_LOSSES, metric_loss
 from train.retrieval import METRICS, retrieval_metrics
 
 FIELDS = (
@@ -120,21 +120,6 @@ def network(pixels: int, seed: int) -> nn.Module:
     )
 
 
-def contenders() -> dict[str, Callable[[], nn.Module]]:
-    from pytorch_metric_learning import losses
-
-    from adcorre.metric import AdCorreMetricLoss
-
-    return {
-        "metric": AdCorreMetricLoss,
-        "metric, simplex": lambda: AdCorreMetricLoss(between_target="simplex", mean_target="simplex"),
-        "supcon": losses.SupConLoss,
-        "multi-similarity": losses.MultiSimilarityLoss,
-        "circle": losses.CircleLoss,
-        "triplet": losses.TripletMarginLoss,
-    }
-
-
 def epoch(labels: Tensor, per_class: int, rng: torch.Generator) -> Tensor:
     """The order of an epoch's samples, (n,): at random, as many of a class together as `per_class`."""
     order = torch.randperm(len(labels), generator=rng)
@@ -188,9 +173,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--contenders",
         nargs="+",
-        choices=contenders(),
+        choices=METRIC_LOSSES,
         metavar="NAME",
-        help=f"some of {shlex.join(contenders())}; default: all",
+        help=f"some of {shlex.join(METRIC_LOSSES)}; default: all",
     )
     parser.add_argument(
         "--steps",
@@ -203,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
         if part == "fer2013" and not options.data:
             continue
         data = faces(options.data) if part == "fer2013" else numbers(PLACES[part]) if part in PLACES else digits()
-        for name in options.contenders or contenders():
+        for name in options.contenders or METRIC_LOSSES:
             if session.stops(f"{part}, {name}"):
                 return session.status
             measure_one(session, part, data, name, options.steps or STEPS[part], options.out)
@@ -212,14 +197,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure_one(session: rows.Session, part: str, data: dict[str, Split], name: str, steps: int, out: Path) -> None:
     """Rows of one loss: seed 0 at each learning rate on the validation split, then SEEDS on the test split."""
-    loss = contenders()[name]
 
     def row(rate: float, seed: int, split: str) -> None:
         case = {"part": part, "contender": name, "learning_rate": rate, "seed": seed, "split": split}
         if session.done(**case):
             return
         per_class = PER_CLASS if part in PLACES else 1
-        model, seconds = train(loss(), data["train"], steps, rate, seed, per_class)
+        model, seconds = train(metric_loss(name), data["train"], steps, rate, seed, per_class)
         figures: dict[str, Any] = {key: f"{value:.4f}" for key, value in evaluate(model, data[split]).items()}
         session.append({**case, "steps": steps, "batch": BATCH, **figures, "seconds": f"{seconds:.3g}"})
         print(f"{part:8} {name:18} lr {rate:<7} seed {seed} {split:10} {figures} {seconds:.1f} s", flush=True)

@@ -22,16 +22,9 @@ def draw(folder: Path) -> list[Path]:
     matplotlib.use("Agg")
     written = []
     for gpu, suffix in ((False, ""), (True, "-gpu")):
-        rows = [
-            row
-            for row in results.read(results.RESULTS / "loss.csv")
-            if bool(row["driver"]) == gpu and row["part"] == "n"
-        ]
-        rows = [
-            row for row in rows if row["device"] == rows[-1]["device"] and not row["note"].startswith(results.RETRIED)
-        ]
-        if rows:
-            newest = list({(row["contender"], row["n"]): row for row in rows}.values())
+        if rows := results.select("loss.csv", ("n",), gpu):
+            newest_device = [row for row in rows if row["device"] == rows[-1]["device"]]
+            newest = list({(row["contender"], row["n"]): row for row in newest_device}.values())
             for name, picture in (("time-over-n", overview), ("benchmark-loss", loss)):
                 written.append(folder / f"{name}{suffix}.png")
                 with matplotlib.rc_context(palette.STYLE):
@@ -62,10 +55,6 @@ def log_axes(axes: Any, y_label: str, show: Callable[[float], str]) -> None:
 
 def show_seconds(value: float) -> str:
     return f"{value:g} s" if value > 0.999 else f"{1e3 * value:g} ms" if value > 0.999e-3 else f"{1e6 * value:g} µs"
-
-
-def show_percent(value: float) -> str:
-    return f"{value:g} %"
 
 
 def overview(rows: results.Rows, path: Path) -> None:
@@ -121,7 +110,7 @@ def loss(rows: results.Rows, path: Path) -> None:
             right.plot(*zip(*((n, 100 * share) for n, share in shares), strict=True), **style)
     right.axhline(100, color=palette.TEXT, linewidth=1)
     log_axes(left, "time, forward + backward", show_seconds)
-    log_axes(right, "share of a copy's bandwidth", show_percent)
+    log_axes(right, "share of a copy's bandwidth", "{:g} %".format)
     left.set_title("Time")
     right.set_title("Bandwidth, for the minimum traffic")
     walls = any(has_wall(rows, name) for name in names)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -83,23 +83,39 @@ def where(row: dict[str, str]) -> list[str]:
     return [rows.processor_and_threads(row), row["commit"]]
 
 
-def compare(columns: dict[str, tuple[str, ...]], sizes: Sequence[str], gpu: bool, every: Rows | None = None) -> Table:
-    """Time by n, and in brackets how many times ours; "wall": beyond what memory or time allowed at this or less n."""
-    every = rows.select("loss.csv", ("n",), gpu) if every is None else every
+def by_contender(
+    every: Rows,
+    key: Sequence[str],
+    columns: Mapping[str, tuple[str, ...]],
+    figures: Callable[[dict[str, str]], str],
+    sizes: Sequence[str] = (),
+) -> list[list[str]]:
+    """A line for each n, or each of `sizes`. columns: title -> contenders, the first that was measured is shown.
+
+    "wall": beyond what memory or time allowed at this or less n.
+    """
     walls = [(run_of(row), row["contender"], int(row["n"])) for row in every if row["note"]]
     named = {name for names in columns.values() for name in names}
     selected = [row for row in every if row["contender"] in named and (not sizes or row["n"] in sizes)]
     lines = []
-    for newest, cells in sorted(one_run(selected, ("n",), ("contender",)), key=lambda pair: int(pair[0]["n"])):
-        line = [f"{int(newest['n']):,}"]
+    for newest, cells in sorted(one_run(selected, key, ("contender",)), key=lambda pair: int(pair[0]["n"])):
+        line = [f"{int(newest[name]):,}" for name in key]
         for names in columns.values():
             name = next((name for name in names if (name,) in cells), names[0])
-            walled = [run == run_of(newest) and name == other and n <= int(newest["n"]) for run, other, n in walls]
-            cell = cells.get((name,), {})
-            slower = f" ({times(cell['times_slower'])})" if cell.get("times_slower") else ""
-            line.append("wall" if any(walled) else seconds(cell.get("seconds", "")) + slower)
+            walled = any(run == run_of(newest) and name == other and n <= int(newest["n"]) for run, other, n in walls)
+            line.append("wall" if walled else figures(cells[name,]) if (name,) in cells else "")
         lines.append([*line, *where(newest)])
-    return ["n", *columns, *WHERE], lines
+    return lines
+
+
+def time_and_ratio(row: dict[str, str]) -> str:
+    """Time, and in brackets how many times ours."""
+    return seconds(row["seconds"]) + (f" ({times(row['times_slower'])})" if row["times_slower"] else "")
+
+
+def compare(columns: dict[str, tuple[str, ...]], sizes: Sequence[str], gpu: bool, every: Rows | None = None) -> Table:
+    every = rows.select("loss.csv", ("n",), gpu) if every is None else every
+    return ["n", *columns, *WHERE], by_contender(every, ("n",), columns, time_and_ratio, sizes)
 
 
 def speed(_: bool) -> Table:
@@ -160,22 +176,16 @@ METRIC_LOSSES = {
 
 
 def metric_time(gpu: bool) -> Table:
-    """Time and memory of metric losses by n; "wall" as in `compare`."""
+    """Time and memory of metric losses by n."""
     every = rows.select("loss.csv", ("metric",), gpu)
-    walls = [(run_of(row), row["contender"], int(row["n"])) for row in every if row["note"]]
-    names = [name for name in METRIC_LOSSES if any(row["contender"] == name for row in every)]
-    lines = []
-    for newest, cells in sorted(one_run(every, ("n", "classes"), ("contender",)), key=lambda pair: int(pair[0]["n"])):
-        line = [f"{int(newest['n']):,}", f"{int(newest['classes']):,}"]
-        for name in names:
-            walled = any(run == run_of(newest) and name == other and n <= int(newest["n"]) for run, other, n in walls)
-            cell = cells.get((name,), {})
-            figures = (
-                [seconds(cell["seconds"]), f"{float(cell['peak_extra_mib']):,.0f} MiB"] if cell.get("seconds") else []
-            )
-            line.append("wall" if walled else ", ".join(figures))
-        lines.append([*line, *where(newest)])
-    return ["n", "C", *(METRIC_LOSSES[name] for name in names), *WHERE], lines
+    measured = {row["contender"] for row in every}
+    columns = {title: (name,) for name, title in METRIC_LOSSES.items() if name in measured}
+    lines = by_contender(every, ("n", "classes"), columns, time_and_memory)
+    return ["n", "C", *columns, *WHERE], lines
+
+
+def time_and_memory(row: dict[str, str]) -> str:
+    return f"{seconds(row['seconds'])}, {number(row['peak_extra_mib'], 0)} MiB" if row["seconds"] else ""
 
 
 def retrieval(gpu: bool) -> Table:

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adcorre import adcorre_terms
-from adcorre.checks import STATISTICS_DTYPE
+from adcorre.checks import STATISTICS_DTYPE, Target
 
 Call = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -85,24 +85,32 @@ def factored(x: Tensor, targets: Tensor, attention: Tensor) -> Tensor:
     return fd + md + ed
 
 
-def _metric_loss(**options: Any) -> Contender:
-    def make() -> Call:
-        from adcorre.metric import AdCorreMetricLoss
-
-        loss = AdCorreMetricLoss(**options)
-        return lambda x, targets, attention: loss(x.flatten(1), targets)
-
-    return Contender(make, True, same=False, metric=True, only_metric=True)
+OURS_OF_METRIC: dict[str, Target] = {"metric": -1, "metric, simplex": "simplex"}  # targets of AdCorreMetricLoss
+LIBRARY_LOSSES = {
+    "supcon": "SupConLoss", "multi-similarity": "MultiSimilarityLoss", "circle": "CircleLoss",
+    "triplet": "TripletMarginLoss",
+}  # fmt: skip
+METRIC_LOSSES = (*OURS_OF_METRIC, *LIBRARY_LOSSES)
 
 
-def _metric_learning(name: str, only_metric: bool = False) -> Contender:
-    def make() -> Call:
+def metric_loss(name: str) -> nn.Module:
+    """One of METRIC_LOSSES, of embeddings (n, d) and labels."""
+    if name in LIBRARY_LOSSES:
         from pytorch_metric_learning import losses
 
-        loss = getattr(losses, name)()
+        return getattr(losses, LIBRARY_LOSSES[name])()
+    from adcorre.metric import AdCorreMetricLoss
+
+    return AdCorreMetricLoss(between_target=OURS_OF_METRIC[name], mean_target=OURS_OF_METRIC[name])
+
+
+def _metric(name: str, only_metric: bool = True) -> Contender:
+    def make() -> Call:
+        loss = metric_loss(name)
         return lambda x, targets, attention: loss(x.flatten(1), targets)
 
-    return Contender(make, False, same=False, package="pytorch_metric_learning", metric=True, only_metric=only_metric)
+    package = "pytorch_metric_learning" if name in LIBRARY_LOSSES else ""
+    return Contender(make, not package, same=False, package=package, metric=True, only_metric=only_metric)
 
 
 def _inf_cl() -> Call:
@@ -127,12 +135,8 @@ COMPILED_AT = (600, 4096, 65536)
 RIVALS = {
     "reference": Contender(_terms("reference"), False),  # Eqs. 1 to 11 with n x n matrices
     "factored": Contender(lambda: factored, True),
-    "supcon": _metric_learning("SupConLoss"),
-    "multi-similarity": _metric_learning("MultiSimilarityLoss"),
-    "circle": _metric_learning("CircleLoss", only_metric=True),
-    "triplet": _metric_learning("TripletMarginLoss", only_metric=True),
-    "metric": _metric_loss(),  # AdCorreMetricLoss
-    "metric, simplex": _metric_loss(between_target="simplex", mean_target="simplex"),
+    **{name: _metric(name, only_metric=False) for name in ("supcon", "multi-similarity")},
+    **{name: _metric(name) for name in ("circle", "triplet", *OURS_OF_METRIC)},
     "inf-cl": Contender(_inf_cl, False, same=False, package="inf_cl", device="cuda", metric=True),
     "factored-compiled": Contender(_compiled(lambda: factored), True, sizes=COMPILED_AT),
     "reference-compiled": Contender(_compiled(_terms("reference")), False, sizes=COMPILED_AT),

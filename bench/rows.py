@@ -110,23 +110,26 @@ def _output(tool: str, *words: str) -> str:
     return subprocess.run([path, *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
-def parser(command: str, description: str | None, results: Path | None = None) -> argparse.ArgumentParser:
-    """The parser of a command, and with `results`, where its rows go, the options of every command that measures."""
+def parser(
+    command: str, description: str | None, results: Path | None = None, measures: bool = False
+) -> argparse.ArgumentParser:
+    """The parser of a command; of one that measures, with these options, and with `results`, those of a Session."""
     parser = SuggestingParser(
         prog=f"python -m bench {command}",
         description=description,
         formatter_class=ShowDefaults,
     )
-    if results is not None:
-        add = parser.add_argument
+    add = parser.add_argument
+    if results is not None or measures:
         add(
             "--minutes", type=float, help="stop after this many minutes; rows measured so far remain; default: no limit"
         )
-        add("--again", action="store_true", help="measure again what is in the file already; default: skip it")
         add("--busy", action="store_true", help="measure although other processes use the CPU; default: stop")
-        add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
         add("--device", default="cpu", help="cpu, cuda or cuda:N")
         add("--seed", type=int, default=0, help="seed of the inputs")
+    if results is not None:
+        add("--again", action="store_true", help="measure again what is in the file already; default: skip it")
+        add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
         add("--out", type=Path, default=results, help="CSV file to which the rows are appended")
     return parser
 

@@ -13,8 +13,8 @@ are the matrix units', and the cycles that these take for a tile beside the cycl
 
 from __future__ import annotations
 
-import csv
 import re
+from collections import Counter
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ import torch
 import triton
 
 from adcorre_kernels.gpu.gpus import FAMILIES, MODELS
+from bench import rows as results
 from bench import times
 from bench.compiled import (
     TARGETS,
+    Code,
     Launch,
     compile_launch,
     equation_launches,
@@ -34,8 +36,7 @@ from bench.compiled import (
     pair_launches,
     resources,
 )
-from bench.counted import counted, placed_code
-from train.entry import ShowDefaults, SuggestingParser
+from bench.counted import counted
 
 RESULTS = Path(__file__).parent / "results" / "static.csv"
 LIMITS = Path(__file__).parent / "limits.csv"
@@ -144,24 +145,24 @@ def row_of(case: str, dtype: str, launch: Launch, target: str) -> Row:
     row.programs_per_sm = min(limits.programs, limits.warps // warps, REGISTER_FILE // (per_warp * warps))
     if launch.name in STREAMING:
         row.programs_per_sm = min(row.programs_per_sm, limits.shared // (used.shared + 1024))
-    instructions, loops = machine_code(compiled)
+    code = machine_code(compiled)
     if launch.name in TILED:
-        _tiles(row, launch, instructions, loops)
+        _tiles(row, launch, code)
     if launch.name not in STREAMING:
         return row
-    first, last = streaming_loop(instructions, loops)
-    body = instructions[first : last + 1]
+    loop = streaming_loop(code)
+    body = code.within(loop)
     row.loop_instructions = len(body)
     row.loop_barriers = _count(r"\bBAR\b", body)
     row.loop_spills = _count(r"\b(LDL|STL)\b", body)
     row.load_bits = _narrowest("LDG(?:STS)?", body)  # straight into registers or, asynchronously, into shared memory
-    row.store_bits = _narrowest("STG", body if "gradient" in launch.name else instructions)
+    row.store_bits = _narrowest("STG", body if "gradient" in launch.name else code.instructions)
     if case == "paper":
-        _model(row, launch, compiled, (first, last))
+        _model(row, launch, code, loop)
     return row
 
 
-def _model(row: Row, launch: Launch, compiled: Any, loop: tuple[int, int]) -> None:
+def _model(row: Row, launch: Launch, code: Code, loop: tuple[int, int]) -> None:
     """Every instruction of the machine code as often as it runs, beside the bytes, both as counted."""
     samples = launch.constants["BS"]
     assert isinstance(row.programs_per_sm, int)
@@ -173,7 +174,7 @@ def _model(row: Row, launch: Launch, compiled: Any, loop: tuple[int, int]) -> No
     if not gpus:
         return
     counts = counted(x.dtype, row.target)[row.kernel]
-    row.issue_cycles = round(counts.instructions(placed_code(compiled), loop) / SCHEDULERS, 1)
+    row.issue_cycles = round(counts.instructions(code.places, loop) / SCHEDULERS, 1)
     row.traffic = round(counts.traffic)
     for name, gpu in gpus.items():
         share = row.issue_cycles / gpu.cycles(counts.traffic)
@@ -182,18 +183,17 @@ def _model(row: Row, launch: Launch, compiled: Any, loop: tuple[int, int]) -> No
     row.binds = row.binds.strip()
 
 
-def _tiles(row: Row, launch: Launch, instructions: list[str], loops: list[tuple[int, int]]) -> None:
+def _tiles(row: Row, launch: Launch, code: Code) -> None:
     """Of the loop over tiles, each instruction as often as it is executed: a long row's tile has a loop within."""
     matrix = r"\b(HMMA|HGMMA|UTCHMMA|OMMA|QMMA)\b"
     constants = launch.constants
     width = constants["DP"]
     again = 0 if constants["RESIDENT"] else -(-width // constants["BK"]) - 1
-    first, last = _loop_of(matrix, instructions, loops)
-    inner = [loop for loop in loops if first <= loop[0] and loop[1] <= last and loop != (first, last)]
+    outer = max((loop for loop in code.loops if _count(matrix, code.within(loop))), key=_length)
+    inner = [loop for loop in code.loops if outer[0] <= loop[0] and loop[1] <= outer[1] and loop != outer]
 
     def executed(pattern: str) -> int:
-        total = _count(pattern, instructions[first : last + 1])
-        return total + sum(again * _count(pattern, instructions[a : b + 1]) for a, b in inner)
+        return _count(pattern, code.within(outer)) + again * sum(_count(pattern, code.within(loop)) for loop in inner)
 
     row.loop_instructions = executed("")
     row.loop_barriers = executed(r"\bBAR\b")
@@ -208,24 +208,16 @@ def _tiles(row: Row, launch: Launch, instructions: list[str], loops: list[tuple[
     row.binds = "matrix units" if matrix_cycles > issue_cycles else "issue"
 
 
-def _loop_of(pattern: str, instructions: list[str], loops: list[tuple[int, int]]) -> tuple[int, int]:
-    """The longest loop that holds any: the one around the others."""
-    return max(
-        (loop for loop in loops if _count(pattern, instructions[loop[0] : loop[1] + 1])),
-        key=lambda loop: loop[1] - loop[0],
-    )
-
-
-def streaming_loop(instructions: list[str], loops: list[tuple[int, int]]) -> tuple[int, int]:
+def streaming_loop(code: Code) -> tuple[int, int]:
     """The innermost loop with matrix units or most of the kernel's float arithmetic: the one over samples."""
-    if with_matrix := [loop for loop in loops if _count(r"\bHMMA\b", instructions[loop[0] : loop[1] + 1])]:
-        return min(with_matrix, key=lambda loop: loop[1] - loop[0])
+    if with_matrix := [loop for loop in code.loops if _count(r"\bHMMA\b", code.within(loop))]:
+        return min(with_matrix, key=_length)
+    work = {loop: _count(r"\bF(FMA|ADD|MUL)2?\b", code.within(loop)) for loop in code.loops}
+    return min((loop for loop in code.loops if work[loop] > 0.6 * max(work.values())), key=_length)
 
-    def work(loop: tuple[int, int]) -> int:
-        return _count(r"\bF(FMA|ADD|MUL)2?\b", instructions[loop[0] : loop[1] + 1])
 
-    most = max(map(work, loops))
-    return min((loop for loop in loops if work(loop) > 0.6 * most), key=lambda loop: loop[1] - loop[0])
+def _length(loop: tuple[int, int]) -> int:
+    return loop[1] - loop[0]
 
 
 def _count(pattern: str, code: list[str]) -> int:
@@ -234,23 +226,22 @@ def _count(pattern: str, code: list[str]) -> int:
 
 def _narrowest(operation: str, code: list[str]) -> int | str:
     """Bits of the most frequent width of a memory operation: 128 where whole vectors move."""
-    widths: dict[int, int] = {}
+    widths: Counter[int] = Counter()
     for instruction in code:
         if match := re.search(rf"\b{operation}\.\S*", instruction):
             words = match[0].split(".")
             bits = next((int(word) for word in words if word in ("64", "128", "256")), 32)
             bits = next((int(word[1:]) for word in words if word in ("U8", "S8", "U16", "S16")), bits)
-            widths[bits] = widths.get(bits, 0) + 1
-    return max(widths, key=lambda bits: widths[bits]) if widths else ""
+            widths[bits] += 1
+    return widths.most_common(1)[0][0] if widths else ""
 
 
 def limits() -> dict[tuple[str, str], dict[str, float]]:
     """bench/limits.csv: the most that a kernel of a case may use, over all targets and dtypes."""
-    with LIMITS.open(newline="") as file:
-        return {
-            (row["case"], row["kernel"]): {name: float(row[name]) for name in row if name not in ("case", "kernel")}
-            for row in csv.DictReader(file)
-        }
+    return {
+        (row["case"], row["kernel"]): {name: float(row[name]) for name in row if name not in ("case", "kernel")}
+        for row in results.read(LIMITS)
+    }
 
 
 def complaints(row: Row, allowed: dict[str, float]) -> list[str]:
@@ -270,24 +261,11 @@ def complaints(row: Row, allowed: dict[str, float]) -> list[str]:
 
 def read(path: Path = RESULTS) -> list[dict[str, str]]:
     """The committed rows, under the kernels' present names."""
-    with path.open(newline="") as file:
-        return [row | {"kernel": RENAMED.get(row["kernel"], row["kernel"])} for row in csv.DictReader(file)]
-
-
-def write(rows: list[Row], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    return [row | {"kernel": RENAMED.get(row["kernel"], row["kernel"])} for row in results.read(path)]
 
 
 def main(argv: list[str]) -> int:
-    parser = SuggestingParser(
-        prog="python -m bench static",
-        description=__doc__,
-        formatter_class=ShowDefaults,
-    )
+    parser = results.parser("static", __doc__)
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS), help="architectures")
     parser.add_argument("--cases", nargs="+", choices=cases(), default=list(cases()), help="what to compile")
     parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file to write")
@@ -301,7 +279,8 @@ def main(argv: list[str]) -> int:
                     rows.append(row)
                     beyond += complaints(row, allowed[case, row.kernel])
                     print(_line(row), flush=True)
-    write(rows, options.out)
+    options.out.unlink(missing_ok=True)
+    results.append(options.out, [field.name for field in fields(Row)], map(asdict, rows))
     print(f"{len(rows)} rows in {options.out}")
     print(*times.lines(read()), sep="\n")
     for complaint in beyond:

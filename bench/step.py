@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import statistics
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any, cast
@@ -150,52 +150,46 @@ def timm_default(options: argparse.Namespace, image_size: int) -> Callable[[], N
     return step
 
 
-@dataclass(frozen=True)
-class Group:
-    """Contenders of one size, which take turns. `against`: whose time ratios are of; `virtual`: b of a contender."""
-
-    steps: dict[str, Callable[[], Callable[[], None]]]
-    against: str
-    virtual: Mapping[str, int] = field(default_factory=dict)
+# Contenders of one size, which take turns; ratios are of the first one's time.
+Steps = dict[str, Callable[[], Callable[[], None]]]
 
 
-def loss_part(options: argparse.Namespace, image_size: int) -> Group:
+def loss_part(options: argparse.Namespace, image_size: int) -> Steps:
     on_gpu = options.device != "cpu"
     base = Levers(channels_last=on_gpu, bf16=on_gpu, fused=True)
     kind = "cuda" if on_gpu else "cpu"
     backends = [*ours_on(kind), "reference"]
     build = partial(Step, options, image_size)
-    steps: dict[str, Callable[[], Callable[[], None]]] = {"ce": partial(build, None, base)}
+    steps: Steps = {"ce": partial(build, None, base)}
     steps |= {backend: partial(build, backend, base) for backend in backends}
-    virtual = f"virtual, b = {options.virtual}"
-    steps[virtual] = partial(build, "auto", base, options.virtual)
-    return Group(steps, "ce", {virtual: options.virtual})
+    steps[f"virtual, b = {options.virtual}"] = partial(build, "auto", base, options.virtual)
+    return steps
 
 
-def levers_part(options: argparse.Namespace, image_size: int) -> Group:
+def levers_part(options: argparse.Namespace, image_size: int) -> Steps:
     on_gpu = options.device != "cpu"
     names = ["channels_last", "bf16", "fused", *(["graph"] if on_gpu else [])]
     together = Levers(channels_last=True, bf16=True, fused=True, graph=on_gpu)
     names += ["compiled"] if options.compiled else []
     build = partial(Step, options, image_size, "auto")
-    steps: dict[str, Callable[[], Callable[[], None]]] = {"timm": partial(timm_default, options, image_size)}
+    steps: Steps = {"timm": partial(timm_default, options, image_size)}
     steps["none"] = partial(build, Levers())
     steps |= {name: partial(build, replace(Levers(), **cast("dict[str, Any]", {name: True}))) for name in names}
     steps["all but compile"] = partial(build, together)
     if options.compiled:
         steps["all"] = partial(build, replace(together, compiled=True))
-    return Group(steps, "timm")
+    return steps
 
 
 PARTS = {"loss": loss_part, "levers": levers_part}
 
 
-def rows_of(group: Group, options: argparse.Namespace, session: rows.Session) -> Iterator[dict[str, Any]]:
+def rows_of(steps: Steps, options: argparse.Namespace, session: rows.Session) -> Iterator[dict[str, Any]]:
     """The rows of one size: the contenders that could be built before the deadline, then those that failed."""
-    device = torch.device(options.device)
+    device, against = torch.device(options.device), next(iter(steps))
     ready: dict[str, Callable[[], None]] = {}
     peaks: dict[str, int] = {}
-    for name, make in group.steps.items():
+    for name, make in steps.items():
         if session.left() <= 0:
             break
         try:
@@ -204,30 +198,30 @@ def rows_of(group: Group, options: argparse.Namespace, session: rows.Session) ->
             peaks[name] = measure.peak_during(step, device)
             ready[name] = step
         except Exception as error:  # out of memory, a model that cannot be captured: the others are measured
-            if name == group.against:
+            if name == against:
                 raise
             message = str(error).strip().partition("\n")[0]
             yield {"contender": name, "note": f"failed: {type(error).__name__}: {message}"[:200]}
     seconds = min(options.seconds, session.left())
     times = measure.in_turns(ready, device, seconds=seconds, most=options.runs)
     alone = {name: step.loss_alone for name, step in ready.items() if isinstance(step, Step) and step.can_halt}
-    if group.against not in alone:
+    if against not in alone:
         alone = {}
     losses = measure.in_turns(alone, device, seconds=seconds / 4, most=options.runs)
     for name, own in times.items():
-        virtual = group.virtual.get(name, 1)
-        middle = statistics.median(own)
+        step, middle = ready[name], statistics.median(own)
+        virtual = step.virtual if isinstance(step, Step) else 1
         row = {
             "contender": name, "virtual": virtual, **measure.spread(own),
-            "images_per_second": f"{options.batch * virtual / middle:.4g}", "against": group.against,
-            "ratio": f"{virtual * measure.ratio(times[group.against], own):.4g}",
+            "images_per_second": f"{options.batch * virtual / middle:.4g}", "against": against,
+            "ratio": f"{virtual * measure.ratio(times[against], own):.4g}",
         }  # fmt: skip
         if peaks[name]:  # the memory of a captured graph is taken before
             row["peak_extra_mib"] = f"{peaks[name] / 2**20:.0f}"
         if name in losses:
             row["loss"] = f"{statistics.median(losses[name]):.4g}"
-            if name != group.against:
-                row["loss_share"] = f"{measure.difference(losses[name], losses[group.against]) / middle:.4g}"
+            if name != against:
+                row["loss_share"] = f"{measure.difference(losses[name], losses[against]) / middle:.4g}"
         yield row
 
 
@@ -267,13 +261,13 @@ def main(argv: list[str] | None = None) -> int:
         if part == "levers" and batch != batches[0]:
             continue
         options.batch = batch
-        group = PARTS[part](options, image_size)
+        steps = PARTS[part](options, image_size)
         case = {"part": part, "backbone": options.backbone, "image_size": image_size, "batch": batch}
-        if all(session.done(**case, contender=name) for name in group.steps):
+        if all(session.done(**case, contender=name) for name in steps):
             continue
         if session.stops(f"{part} at {image_size} px, {batch} a step"):
             break
-        for row in rows_of(group, options, session):
+        for row in rows_of(steps, options, session):
             session.append({**case, **row})
             print(f"{part:7} {image_size:4} px {batch:4} a step  {row['contender']:16} {_words(row)}", flush=True)
     return session.status

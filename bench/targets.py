@@ -15,8 +15,8 @@ from torch import Tensor
 
 from adcorre import adcorre_terms
 from adcorre.checks import Target
+from bench import rows
 from train import palette
-from train.entry import ShowDefaults, SuggestingParser
 
 NAMES = ("Neutral", "Happy", "Sad", "Surprise", "Fear", "Disgust", "Anger")
 # A hundredth of FER-2013's training images per class, and w = 1 - recall of a network that finds fear and disgust hard.
@@ -125,16 +125,11 @@ def draw(path: Path, seed: int, device: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = SuggestingParser(
-        prog="python -m bench targets",
-        description="Optimize free vectors under FD at each between-class target and draw their class correlations.",
-        formatter_class=ShowDefaults,
-    )
+    parser = rows.parser("targets", __doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/targets.png"), help="picture to write")
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial vectors")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to optimize on")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     options = parser.parse_args(argv)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: no CUDA device is available")
+    rows.check_device(parser, options.device)
     draw(options.out, options.seed, options.device)
     print(f"wrote {options.out}")

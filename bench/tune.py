@@ -16,10 +16,9 @@ from unittest import mock
 import torch
 
 from adcorre_kernels.gpu import gpus, plan
-from bench import measure
+from bench import measure, rows
 from bench.compiled import TARGETS, compile_launch, loss_launches, machine_code, resources
 from bench.static import STREAMING, streaming_loop
-from train.entry import ShowDefaults, SuggestingParser
 
 DTYPES = {4: torch.float32, 2: torch.bfloat16}
 CHANGES: dict[str, tuple[Any, ...]] = {
@@ -70,7 +69,7 @@ def compiled_rank(family: str, itemsize: int) -> tuple[float, ...]:
         compiled = compile_launch(launch, family)
         used = resources(compiled)
         stack += used.stack
-        first, last = streaming_loop(*machine_code(compiled))
+        first, last = streaming_loop(machine_code(compiled))
         warps, samples = launch.options["num_warps"], launch.constants.get("BS", 1)
         cycles += (last - first + 1) * warps / samples / 4
         flight += launch.constants.get("STAGES", 1) * samples
@@ -94,7 +93,7 @@ def timed_rank(itemsize: int, n: int) -> Callable[[], tuple[float, ...]]:
 
 
 def main(argv: list[str]) -> int:
-    parser = SuggestingParser(prog="python -m bench tune", description=__doc__, formatter_class=ShowDefaults)
+    parser = rows.parser("tune", __doc__)
     nvidia = [name for name in TARGETS if name.startswith("sm_")]
     parser.add_argument("--family", choices=nvidia, help="default: the family of this machine's GPU")
     parser.add_argument("--bytes", type=int, nargs="+", choices=DTYPES, default=list(DTYPES), help="element sizes")
@@ -107,7 +106,7 @@ def main(argv: list[str]) -> int:
     family = options.family or own
     if family is None or (own is not None and family != own):
         parser.error(f"expected --family {own or 'with --dry'}; got {family}")
-    rows = []
+    best = []
     for itemsize in options.bytes:
         ranked = []
         rank = partial(compiled_rank, family, itemsize) if options.dry else timed_rank(itemsize, options.n)
@@ -115,6 +114,6 @@ def main(argv: list[str]) -> int:
             with using(family, itemsize, settings):
                 ranked.append((rank(), settings))
             print(f"{family} {itemsize} bytes  {ranked[-1][0]}  {settings}", flush=True)
-        rows.append(f'    ("{family}", {itemsize}): {min(ranked, key=lambda entry: entry[0])[1]},')
-    print("\n".join(["rows of gpus.STREAMING:", *rows]))
+        best.append(f'    ("{family}", {itemsize}): {min(ranked, key=lambda entry: entry[0])[1]},')
+    print("\n".join(["rows of gpus.STREAMING:", *best]))
     return 0

@@ -118,7 +118,8 @@ def store(op: Op) -> Step:
                 if len(access.lanes) != len(lanes):
                     values = values[np.isin(lanes, access.lanes)]
                 access.scatter(size, values)
-                if access.duplicates and not np.array_equal(access.gather(size, len(names)), values):
+                repeated = access.pattern is not None and access.pattern.duplicates
+                if repeated and not np.array_equal(access.gather(size, len(names)), values):
                     warps.find(
                         "lane conflict", op.at, "lanes of a warp store different bits to one place", access.lanes
                     )

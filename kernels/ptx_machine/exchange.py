@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ptx_machine.decode import Op, Run, Step, instruction
+from ptx_machine.decode import Bind, Op, Run, Step, instruction
 from ptx_machine.numbers import Mask, from_bf16
 from ptx_machine.requests import Request, grant
 from ptx_machine.warps import Warps
@@ -15,8 +15,8 @@ LANE = np.arange(32)
 GROUP, THREAD = LANE >> 2, LANE & 3  # where a lane stands in a matrix fragment (9.7.14)
 
 
-def together(op: Op, members: str | None, bind: Callable[[Warps], Callable[[], Callable[[Mask], None]]]) -> Step:
-    """A step of whole warps. bind(warps)() computes for every lane and returns what stores the results."""
+def together(op: Op, members: str | None, bind: Bind) -> Step:
+    """A step of whole warps: computed for every lane, stored for those of the mask."""
 
     def bound(warps: Warps) -> Run:
         compute = bind(warps)
@@ -25,22 +25,19 @@ def together(op: Op, members: str | None, bind: Callable[[Warps], Callable[[], C
 
         def run(mask: Mask) -> None:
             warps.require_converged(op.at, mask, named)
-            compute()(mask)
+            compute(mask)
 
         return run
 
     return Step(bound, waits=True)
 
 
-def store(*pairs: tuple[np.ndarray, np.ndarray]) -> Callable[[Mask], None]:
-    def run(mask: Mask) -> None:
-        for register, values in pairs:
-            if mask is None:
-                register[...] = values.reshape(-1)
-            else:
-                np.copyto(register, values.reshape(-1), where=mask, casting="unsafe")
-
-    return run
+def store(mask: Mask, *pairs: tuple[np.ndarray, np.ndarray]) -> None:
+    for register, values in pairs:
+        if mask is None:
+            register[...] = values.reshape(-1)
+        else:
+            np.copyto(register, values.reshape(-1), where=mask, casting="unsafe")
 
 
 @instruction("shfl")  # 9.7.9.6
@@ -50,7 +47,7 @@ def shuffle(op: Op) -> Step:
     mode = op.parts[2]
     target, _, valid = (part.strip() for part in op.operands[0].partition("|"))
 
-    def bind(warps: Warps) -> Callable[[], Callable[[Mask], None]]:
+    def bind(warps: Warps) -> Run:
         value, lane, clamp = (
             warps.read(name, kind) for name, kind in zip(op.operands[1:4], ("b32", "u32", "u32"), strict=True)
         )
@@ -73,15 +70,16 @@ def shuffle(op: Op) -> Step:
                 good = source <= high
             return np.where(good, source, within) + first, good
 
-        def compute() -> Callable[[Mask], None]:
+        def compute(mask: Mask) -> None:
             key = lane.tobytes() + clamp.tobytes() if warps.count == 1 else b""
             cached = cache.get(key) if key else None
             if cached is None:
                 cached = sources()
                 if key and len(cache) < 64:
                     cache[key] = cached
-            moved = value[cached[0]]
-            return store((out, moved), (flag, cached[1])) if flag is not None else store((out, moved))
+            store(mask, (out, value[cached[0]]))
+            if flag is not None:
+                store(mask, (flag, cached[1]))
 
         return compute
 
@@ -93,11 +91,11 @@ def vote(op: Op) -> Step:
     source = op.operands[1].lstrip("!")
     negated = op.operands[1].startswith("!")
 
-    def bind(warps: Warps) -> Callable[[], Callable[[Mask], None]]:
+    def bind(warps: Warps) -> Run:
         value = warps.read(source, "pred")
         out = warps.write(op.operands[0], "pred" if op.type == "pred" else "b32")
 
-        def compute() -> Callable[[Mask], None]:
+        def compute(mask: Mask) -> None:
             rows = (value ^ negated).reshape(-1, 32)
             result = {
                 "ballot": lambda: (rows.astype(np.uint64) << LANE.astype(np.uint64)).sum(1).astype(np.uint32),
@@ -105,7 +103,7 @@ def vote(op: Op) -> Step:
                 "any": lambda: rows.any(1),
                 "uni": lambda: rows.all(1) | ~rows.any(1),
             }[op.parts[2]]()
-            return store((out, np.repeat(result, 32)))
+            store(mask, (out, np.repeat(result, 32)))
 
         return compute
 
@@ -119,9 +117,9 @@ def redux(op: Op) -> Step:
         "or": np.bitwise_or.reduce, "xor": np.bitwise_xor.reduce,
     }[op.parts[2]]  # fmt: skip
 
-    def bind(warps: Warps) -> Callable[[], Callable[[Mask], None]]:
+    def bind(warps: Warps) -> Run:
         value, out = warps.read(op.operands[1], op.type), warps.write(op.operands[0], op.type)
-        return lambda: store((out, np.repeat(reduce(value.reshape(-1, 32), axis=1, dtype=value.dtype), 32)))
+        return lambda mask: store(mask, (out, np.repeat(reduce(value.reshape(-1, 32), axis=1, dtype=value.dtype), 32)))
 
     return together(op, op.operands[2], bind)
 
@@ -210,47 +208,33 @@ def mma(op: Op) -> Step:
             return bits.view(np.int8 if kind == "s8" else np.uint8).reshape(-1, 4).astype(np.float64)
         return _halves(kind)(bits.view(np.uint16)).reshape(-1, 2).astype(np.float64)
 
-    def bind(warps: Warps) -> Callable[[], Callable[[Mask], None]]:
-        a, b = ([warps.read(name, "b32") for name in names[i]] for i in (1, 2))
-        c = [warps.read(name, "b32") for name in names[3]]
-        d = [warps.write(name, "b32") for name in names[0]]
-        count = warps.count
-        pieces = 2 if result == "f16" else 1
+    # Rows and columns of what the registers hold: (registers, lanes, numbers in a register).
+    group, thread = GROUP[:, None], THREAD[:, None]
+    of_a, of_b, of_c = (np.arange(len(names[i]))[:, None, None] for i in (1, 2, 3))
+    at_a = group + 8 * (of_a & 1), per * thread + np.arange(per) + 4 * per * (of_a >> 1)
+    at_b = per * thread + np.arange(per) + 4 * per * of_b, group
+    dtype = {"f32": np.float32, "f16": np.float16, "s32": np.int32}[result]
+    if result == "f16":
+        at_c = group + 8 * of_c, 2 * thread + np.arange(2)
+    else:
+        at_c = group + 8 * (of_c >> 1), 2 * thread + (of_c & 1)
 
-        def compute() -> Callable[[Mask], None]:
-            left, right = np.zeros((count, 16, k)), np.zeros((count, k, 8))
-            total = np.zeros((count, 16, 8))
-            for r, bits in enumerate(a):
-                value = numbers(bits).reshape(count, 32, per)
-                for e in range(per):
-                    left[:, GROUP + 8 * (r & 1), per * THREAD + e + 4 * per * (r >> 1)] = value[:, :, e]
-            for r, bits in enumerate(b):
-                value = numbers(bits).reshape(count, 32, per)
-                for e in range(per):
-                    right[:, per * THREAD + e + 4 * per * r, GROUP] = value[:, :, e]
-            dtype = {"f32": np.float32, "f16": np.float16, "s32": np.int32}[result]
-            for r, bits in enumerate(c):
-                value = bits.view(dtype).reshape(count, 32, pieces)
-                for e in range(pieces):
-                    row, column = _place(r, e, pieces)
-                    total[:, row, column] = value[:, :, e]
+    def bind(warps: Warps) -> Run:
+        d = [warps.write(name, "b32") for name in names[0]]
+        a, b, c = ([warps.read(name, "b32") for name in names[i]] for i in (1, 2, 3))
+
+        def compute(mask: Mask) -> None:
+            left, right, total = (np.zeros((warps.count, *shape)) for shape in ((16, k), (k, 8), (16, 8)))
+            for matrix, place, values in (
+                (left, at_a, map(numbers, a)),
+                (right, at_b, map(numbers, b)),
+                (total, at_c, (bits.view(dtype) for bits in c)),
+            ):
+                matrix[:, *place] = np.stack([value.reshape(warps.count, 32, -1) for value in values], 1)
             total = _as_hardware_sums(total, left, right) if result == "f32" else total + left @ right
-            out = []
-            for r, register in enumerate(d):
-                value = np.empty((count, 32, pieces), dtype)
-                for e in range(pieces):
-                    row, column = _place(r, e, pieces)
-                    value[:, :, e] = total[:, row, column]
-                out.append((register, value.reshape(-1).view(np.uint32)))
-            return store(*out)
+            results = total[:, *at_c].astype(dtype).swapaxes(0, 1)
+            store(mask, *zip(d, (one.reshape(-1).view(np.uint32) for one in results), strict=True))
 
         return compute
 
     return together(op, None, bind)
-
-
-def _place(register: int, element: int, pieces: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of the accumulator that a lane's register holds."""
-    if pieces == 2:
-        return GROUP + 8 * register, 2 * THREAD + element
-    return GROUP + 8 * (register >> 1), 2 * THREAD + (register & 1)

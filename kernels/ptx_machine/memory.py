@@ -69,15 +69,6 @@ class Pattern:
         self.sectors = len(np.unique((rel + phase)[:, None] + np.arange(0, nbytes, min(nbytes, 32)) >> 5))
         self.passes = bank_passes(rel + phase, nbytes)
         self._granules: dict[tuple[int, int], np.ndarray | slice] = {}
-        self._index: dict[tuple[int, int], np.ndarray] = {}
-
-    def index(self, size: int, count: int) -> np.ndarray:
-        """(lanes, count) elements of `size` bytes, relative to the first lane's first."""
-        cached = self._index.get((size, count))
-        if cached is None:
-            cached = (self.rel // size)[:, None] + np.arange(count)
-            self._index[size, count] = cached
-        return cached
 
     def granules(self, size: int, phase: int, nbytes: int) -> np.ndarray | slice:
         """Granules of `size` bytes touched, relative to the granule of the first lane's first byte."""

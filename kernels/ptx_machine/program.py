@@ -15,7 +15,9 @@ _CLASSES = {
     "exit": "branch", "mma": "matrix", "ldmatrix": "shared load", "stmatrix": "shared store", "atom": "atomic",
     "red": "atomic", "cp": "async copy", "cvt": "convert", "mov": "move", "cvta": "move", "selp": "select",
     "setp": "compare", "rcp": "special", "sqrt": "special", "rsqrt": "special", "ex2": "special", "lg2": "special",
-    "sin": "special", "cos": "special", "tanh": "special", "fence": "barrier", "membar": "barrier",
+    "sin": "special", "cos": "special", "tanh": "special", "fence": "barrier", "membar": "barrier", "and": "logic",
+    "or": "logic", "xor": "logic", "not": "logic", "shl": "logic", "shr": "logic", "lop3": "logic", "shf": "logic",
+    "prmt": "logic", "bfe": "logic", "bfi": "logic",
 }  # fmt: skip
 
 
@@ -32,11 +34,7 @@ def class_of(source: Instruction) -> str:
     kind = source.parts[-1]
     if kind.startswith(("f", "bf")):
         return kind
-    return (
-        "logic"
-        if source.name in ("and", "or", "xor", "not", "shl", "shr", "lop3", "shf", "prmt", "bfe", "bfi")
-        else "integer"
-    )
+    return "integer"
 
 
 class Program:
@@ -115,11 +113,7 @@ class Program:
             for source, (reads, writes) in zip(self.entry.instructions, self.registers, strict=True):
                 flow: set[int] = set()
                 if source.name == "ld" and "param" in source.parts:
-                    flow = {
-                        index[name]
-                        for name in index
-                        if f"[{name}" in source.operands[1] and _is_name(source.operands[1], name)
-                    }
+                    flow = {index[source.operands[1].strip("[] ").split("+")[0].strip()]}
                 elif source.name in ("ld", "ldmatrix") and any(part.startswith("shared") for part in source.parts):
                     flow = shared
                 elif source.name not in ("ld", "atom", "setp"):
@@ -185,10 +179,6 @@ def _tainted(entry: Entry, registers: list[tuple[list[str], list[str]]], suspect
             if source.name not in SHOWS and not watched.isdisjoint(reads):
                 watched.update(writes)
     return frozenset(watched)
-
-
-def _is_name(operand: str, name: str) -> bool:
-    return operand.strip("[] ").split("+")[0].strip() == name
 
 
 @lru_cache(maxsize=8)  # a program keeps its registers and bound instructions

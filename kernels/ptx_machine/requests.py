@@ -49,49 +49,28 @@ class Request:
         )
 
 
+@dataclass(slots=True)
 class Access:
-    """Bytes that a request may touch, and whose."""
+    """Bytes that a request may touch, and whose. `offsets`: of each lane's first byte in the buffer."""
 
-    __slots__ = ("buffer", "duplicates", "given_offsets", "lanes", "pattern", "start")
+    buffer: Buffer
+    lanes: np.ndarray
+    offsets: np.ndarray
+    pattern: Pattern | None  # of the lanes of one warp
 
-    def __init__(
-        self,
-        buffer: Buffer,
-        lanes: np.ndarray,
-        start: int,
-        pattern: Pattern | None,
-        offsets: np.ndarray | None = None,
-    ) -> None:
-        self.buffer, self.lanes, self.start, self.pattern, self.given_offsets = buffer, lanes, start, pattern, offsets
-        self.duplicates = pattern.duplicates if pattern is not None else False
-
-    @property
-    def offsets(self) -> np.ndarray:
-        if self.given_offsets is None:
-            assert self.pattern is not None
-            return self.pattern.rel + self.start
-        return self.given_offsets
-
-    def _index(self, size: int, count: int) -> np.ndarray:
-        if self.pattern is not None:
-            return self.pattern.index(size, count) + self.start // size
+    def _elements(self, size: int, count: int) -> np.ndarray | slice:
+        if self.pattern is not None and self.pattern.contiguous:
+            first = int(self.offsets[0]) // size
+            return slice(first, first + len(self.lanes) * count)
         return (self.offsets // size)[:, None] + np.arange(count)
 
     def gather(self, size: int, count: int) -> np.ndarray:
         """(lanes, count) unsigned numbers of `size` bytes."""
-        words = self.buffer.typed(size)
-        if self.pattern is not None and self.pattern.contiguous:
-            first = self.start // size
-            return words[first : first + len(self.lanes) * count].reshape(-1, count)
-        return words[self._index(size, count)]
+        return self.buffer.typed(size)[self._elements(size, count)].reshape(-1, count)
 
     def scatter(self, size: int, values: np.ndarray) -> None:
-        words = self.buffer.typed(size)
-        if self.pattern is not None and self.pattern.contiguous:
-            first = self.start // size
-            words[first : first + values.size] = values.reshape(-1)
-        else:
-            words[self._index(size, values.shape[1])] = values
+        elements = self._elements(size, values.shape[1])
+        self.buffer.typed(size)[elements] = values.reshape(-1) if isinstance(elements, slice) else values
 
 
 def grant(warps: Warps, request: Request) -> Access | None:
@@ -136,15 +115,14 @@ def _global(warps: Warps, request: Request, pattern: Pattern | None) -> Access |
         message = f"{int(addresses[0]):#x} is in no tensor of this launch"
         warps.find("wild address", request.pc, message, request.lanes[bad])
         return bad
-    start = int(addresses[0]) - window.base
-    offsets = None
+    offsets = addresses - window.base
+    start = int(offsets[0])
     if (
         pattern is None
         or window.inside is not None
         or start + pattern.low < window.low
         or start + pattern.high > window.high
     ):
-        offsets = addresses - window.base
         if (addresses >> WINDOW_BITS != int(addresses[0]) >> WINDOW_BITS).any():
             text = warps.describe(request.pc)[1]
             raise MachineError(f"one request of {warps.entry.name} goes to several tensors: {text}")
@@ -174,7 +152,7 @@ def _global(warps: Warps, request: Request, pattern: Pattern | None) -> Access |
     warps.counts.global_requests[key] += requests
     warps.counts.global_sectors[key] += sectors
     warps.counts.global_bytes[key] += nbytes * len(request.lanes)
-    return Access(window.buffer, request.lanes, start, pattern, offsets if pattern is None else None)
+    return Access(window.buffer, request.lanes, offsets, pattern)
 
 
 def _shared(warps: Warps, request: Request, pattern: Pattern | None) -> Access | np.ndarray:
@@ -188,21 +166,20 @@ def _shared(warps: Warps, request: Request, pattern: Pattern | None) -> Access |
             message = f"{what}, and the block has {shared.size} bytes of shared memory"
             warps.find("out of bounds", request.pc, message, request.lanes[bad])
             return bad
-    if pattern is not None:
-        warps.counts.shared_requests += 1
-        warps.counts.shared_conflicts += pattern.passes
-        return Access(shared.buffer, request.lanes, start, pattern)
-    edges = np.flatnonzero(np.diff(request.lanes >> 5)) + 1
-    warps.counts.shared_requests += len(edges) + 1
-    for part in np.split(addresses, edges):
-        warps.counts.shared_conflicts += pattern_of(part, nbytes).passes
-    return Access(shared.buffer, request.lanes, 0, None, addresses - SHARED_BASE + warps.shared_offset[request.lanes])
+    if pattern is None:
+        edges = np.flatnonzero(np.diff(request.lanes >> 5)) + 1
+        patterns = [pattern_of(part, nbytes) for part in np.split(addresses, edges)]
+    else:
+        patterns = [pattern]
+    warps.counts.shared_requests += len(patterns)
+    warps.counts.shared_conflicts += sum(own.passes for own in patterns)
+    return Access(shared.buffer, request.lanes, addresses - SHARED_BASE + warps.shared_offset[request.lanes], pattern)
 
 
 def _order(warps: Warps, request: Request, access: Access) -> None:
     """Races with what other warps have done."""
     shadow, nbytes = access.buffer.shadow, request.nbytes
-    start, pattern = access.start, access.pattern
+    start, pattern = int(access.offsets[0]), access.pattern
     assert shadow is not None
     assert pattern is not None
     unit = nbytes if start % nbytes == 0 else 1
@@ -234,7 +211,7 @@ def _changed(access: Access, at: Granules, granule: int, nbytes: int, values: np
 
 def _state(warps: Warps, request: Request, access: Access) -> None:
     """What shared memory holds: nothing yet, data on their way, or data."""
-    state = Access(warps.shared.state, access.lanes, access.start, access.pattern, access.given_offsets)
+    state = replace(access, buffer=warps.shared.state)
     size = min(request.nbytes, 8)
     count = request.nbytes // size
     written = _repeat(WRITTEN, size)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bench import gate, host, loss, measure, rows
-from bench.loss import Shape, check
+from bench.loss import check
 from bench.rivals import CONTENDERS, Contender, ours_on
 
 ROOT = Path(__file__).parents[2]
@@ -247,7 +247,3 @@ def test_host_runs_the_path_of_the_kernels(monkeypatch, capsys) -> None:
     assert re.fullmatch(r"terms \d+\.\d calls \d+; loss \d+\.\d calls \d+", last)
     with host.no_launches() as names:
         assert host.count(host.steps()["terms"], names).launches == len(names) / 2 > 0
-
-
-def test_shape_has_the_papers_size() -> None:
-    assert Shape(n=2).numbers() == 2 * 7 * 256

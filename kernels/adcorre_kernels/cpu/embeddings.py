@@ -15,6 +15,7 @@ from adcorre_kernels.cpu.memory import (
     BFLOAT16,
     EXACT,
     SUMS,
+    add_scaled,
     cast,
     fill,
     prefetch,
@@ -79,13 +80,6 @@ def _project(row, mean, feature, factor, sample_sum, scale, along, class_mean, m
     for j in range(d):
         pull = factor * g[j] + scale * u[j]
         y[j] = pull - along * (x[j] - mean) + mean_factor * h[j]
-
-
-@njit(**SUMS)
-def _add(row, total):
-    widest_vectors()
-    for j in range(row.shape[0]):
-        total[j] += row[j]
 
 
 @njit(**SUMS)
@@ -376,7 +370,7 @@ def statistics(
                         direction_sum, centred_sum, totals, rows,
                     )  # fmt: skip
                     if not direct:
-                        _add(view(partial, 2 * k * d, zero), totals)
+                        add_scaled(view(partial, 2 * k * d, zero), 1.0, totals)
                     p = group_end
                 if inside:
                     _write(zero, totals, flat, a, num_classes, k, d, direct)
@@ -387,7 +381,7 @@ def statistics(
             if begin[a] < begin[a + 1] and t < end:
                 fill(totals, 0.0)
                 while t <= end:
-                    _add(view(slots + 8 * size * (2 * t + (begin[a] >= t * share)), size, 0.0), totals)
+                    add_scaled(view(slots + 8 * size * (2 * t + (begin[a] >= t * share)), size, 0.0), 1.0, totals)
                     t += 1
                 _write(zero, totals, flat, a, num_classes, k, d, False)
         embedding_sum = 0.0

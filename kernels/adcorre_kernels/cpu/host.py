@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -48,13 +49,7 @@ def statistics(x: Tensor, targets: Tensor, num_classes: int, ignore_index: int, 
             scratch.data_ptr(), first, last,
         )  # fmt: skip
 
-    threads = thread_count(x.numel(), shares)
-    if threads == 1:
-        call(ALL, 0, shares)
-    else:
-        call(ORDER, 0, 0)
-        run(lambda first, last: call(SUM, first, last), shares, threads)
-        call(FINISH, 0, 0)
+    _run_parts(call, shares, x.numel())
     return flat
 
 
@@ -190,12 +185,7 @@ def sum_logits(
             sums.data_ptr() + 16, counts.data_ptr(), sums.data_ptr(), scratch.data_ptr(), first, last,
         )  # fmt: skip
 
-    threads = thread_count(logits.numel(), n)
-    if threads == 1:
-        call(ALL, 0, n)
-    else:
-        run(lambda first, last: call(SUM, first, last), n, threads)
-        call(FINISH, 0, 0)
+    _run_parts(call, n, logits.numel())
     return counts, sums
 
 
@@ -225,6 +215,17 @@ def logits_gradient(
 
     run(call, n, thread_count(logits.numel(), n))
     return out
+
+
+def _run_parts(call: Callable[[int, int, int], None], tasks: int, elements: int) -> None:
+    """call(part, first, last): in one call, or SUM on several threads between ORDER and FINISH."""
+    threads = thread_count(elements, tasks)
+    if threads == 1:
+        call(ALL, 0, tasks)
+    else:
+        call(ORDER, 0, 0)
+        run(partial(call, SUM), tasks, threads)
+        call(FINISH, 0, 0)
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from adcorre_kernels.cpu.memory import EXACT, SUMS, bitcast, fill, load, store, takes_part, view
+from adcorre_kernels.cpu.memory import EXACT, SUMS, bitcast, dot, fill, load, store, takes_part, view
 
 LN2_HIGH, LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10  # the first has 21 zero bits at its end
 ROUND = 6755399441055744.0  # 1.5 * 2^52: added to a small number, it leaves the nearest integer in the low bits
-ORDER, SUM, FINISH, ALL = range(4)  # what a call of `logits_sums` does
+ORDER, SUM, FINISH, ALL = range(4)  # what a call of `logits_sums` does; ORDER: nothing
 
 
 @njit(fastmath={"contract"}, **EXACT)
@@ -51,14 +51,6 @@ def _sum(row):
     total = 0.0
     for j in range(row.shape[0]):
         total += row[j]
-    return total
-
-
-@njit(**SUMS)
-def _dot(a, b):
-    total = 0.0
-    for j in range(a.shape[0]):
-        total += a[j] * b[j]
     return total
 
 
@@ -103,7 +95,7 @@ def logits_sums(
             label = labels[i * stride_targets]
             if not takes_part(label, num_classes, ignore_index):
                 continue
-            row = load(logits + i * stride * bytes_, dtype, num_classes, scratch, 0.0)
+            row = load(logits + i * stride * bytes_, dtype, num_classes, scratch)
             prediction = _argmax(row)
             right[2 * num_classes + i] = prediction == label
             row = _adjusted(row, adjustment, scratch + 8 * num_classes)
@@ -111,7 +103,7 @@ def logits_sums(
             log_sum = largest + np.log(_sum_of_exp(row, largest, view(scratch + 16 * num_classes, num_classes, 0.0)))
             own[i] = (1 - smoothing) * (w[label] if weight else 1.0) * (log_sum - row[label])
             if smoothing:
-                rest = total_weight * log_sum - (_dot(w, row) if weight else _sum(row))
+                rest = total_weight * log_sum - (dot(w, row) if weight else _sum(row))
                 own[i] += smoothing / num_classes * rest
     if part == FINISH or part == ALL:
         fill(view(counts, 2 * num_classes, 0), 0)
@@ -142,7 +134,7 @@ def logits_gradient(
     for i in range(first, last):
         label = labels[i * stride_targets]
         if takes_part(label, num_classes, ignore_index):
-            row = load(logits + i * stride * bytes_, dtype, num_classes, scratch, 0.0)
+            row = load(logits + i * stride * bytes_, dtype, num_classes, scratch)
             row = _adjusted(row, adjustment, scratch + 8 * num_classes)
             own = (1 - smoothing) * (w[label] if weight else 1.0)
             factor = upstream * (own + share * total_weight) / _sum_of_exp(row, row[_argmax(row)], gradient)

@@ -50,7 +50,7 @@ def forward(
     lambd = lambd if lambd_tensor is None else float(lambd_tensor)
     _, k, d = x.shape
     values, tables = _terms(flat, attention, step, k, d, lambd, 1.0, settings, logits.shape[1])
-    return _typed(values, _dtype(logits, x), tables)
+    return _outputs(values, tables, logits, x)
 
 
 def from_sums(
@@ -72,7 +72,7 @@ def from_sums(
     lambd = lambd if lambd_tensor is None else float(lambd_tensor)
     step = (0, 0, 0, 0, sums.data_ptr(), NAIVE * settings.naive)
     values, tables = _terms(flat, attention, step, k, d, lambd, factor, settings)
-    return _typed(values[: 6 + attention.shape[0]], _dtype(ce, flat), tables)
+    return _outputs(values[: 6 + attention.shape[0]], tables, ce, flat)
 
 
 def sample_terms(x: Tensor, targets: Tensor, attention: Tensor, settings: Settings) -> tuple[Tensor, Tensor]:
@@ -100,7 +100,7 @@ def gradients(
 ) -> list[Tensor]:
     """Gradients of the logits, if given, and x, if `needs_x`. fd, md, ed: () upstream gradients, equal for the loss."""
     targets = targets.to(torch.int64)
-    embedding_scale, *scales = _scales(tables).tolist()
+    embedding_scale, *scales = tables[-SCALES * 8 // tables.element_size() :].view(torch.float64).tolist()
     results = []
     if logits is not None:
         assert fd is not None
@@ -145,13 +145,6 @@ def _terms(
     return compute_terms(flat, attention, step, k, d, term_targets, weights, addresses, num_classes), tables
 
 
-def _scales(tables: Tensor) -> Tensor:
-    return tables[-SCALES * 8 // tables.element_size() :].view(torch.float64)
-
-
-def _dtype(logits: Tensor, x: Tensor) -> torch.dtype:
-    return torch.float64 if torch.float64 in (logits.dtype, x.dtype) else torch.float32
-
-
-def _typed(values: Tensor, dtype: torch.dtype, tables: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(values: Tensor, tables: Tensor, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if any(one.dtype == torch.float64 for one in inputs) else torch.float32
     return values[0].to(dtype, copy=True), values[1:].to(dtype, copy=True), tables

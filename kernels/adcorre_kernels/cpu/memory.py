@@ -6,7 +6,7 @@ import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_name
 from numba import carray, njit, types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
 # Contraction and reassociation: sums run in vector lanes. Never nnan or ninf: NaN and infinity must come through.
 SUMS = {"forceinline": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
@@ -98,6 +98,24 @@ def view(address, size, like):
     return carray(_pointer(address, like), (size,))
 
 
+@njit(**SUMS)
+def dot(a, b):
+    """The sum of products in float64."""
+    widest_vectors()
+    total = 0.0
+    for j in range(a.shape[0]):
+        total += np.float64(a[j]) * np.float64(b[j])
+    return total
+
+
+@njit(**SUMS)
+def add_scaled(row, factor, total):
+    """total += factor * row."""
+    widest_vectors()
+    for j in range(row.shape[0]):
+        total[j] += factor * row[j]
+
+
 @njit(**EXACT)
 def takes_part(label, num_classes, ignore_index):
     return 0 <= label < num_classes and label != ignore_index
@@ -110,37 +128,19 @@ def fill(row, value):
         row[j] = value
 
 
-def load(address, dtype, size, buffer, like):
-    """A row of any dtype in `like`'s type: the row itself if it has that type, else converted into `buffer`."""
-    raise NotImplementedError("compiled code only")
-
-
-@overload(load, jit_options={"forceinline": True})
-def _load(address, dtype, size, buffer, like):
-    if like == types.float32:
-
-        def load_float32(address, dtype, size, buffer, like):
-            if dtype == FLOAT32:
-                return view(address, size, like)
-            row = view(buffer, size, like)
-            widen(view(address, size, np.uint16(0)), dtype, row)
-            return row
-
-        return load_float32
-
-    def load_float64(address, dtype, size, buffer, like):
-        if dtype == FLOAT64:
-            return view(address, size, like)
-        row = view(buffer, size, like)
-        if dtype == FLOAT32:
-            single = view(address, size, np.float32(0))
-            for j in range(size):
-                row[j] = single[j]
-        else:
-            widen(view(address, size, np.uint16(0)), dtype, row)
-        return row
-
-    return load_float64
+@njit(**EXACT)
+def load(address, dtype, size, buffer):
+    """A row of any dtype in float64: the row itself if it is float64, else converted into `buffer`."""
+    if dtype == FLOAT64:
+        return view(address, size, 0.0)
+    row = view(buffer, size, 0.0)
+    if dtype == FLOAT32:
+        single = view(address, size, np.float32(0))
+        for j in range(size):
+            row[j] = single[j]
+    else:
+        widen(view(address, size, np.uint16(0)), dtype, row)
+    return row
 
 
 @njit(**EXACT)

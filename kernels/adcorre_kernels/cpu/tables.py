@@ -5,27 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from adcorre_kernels.cpu.memory import EXACT, SUMS, cast, fill, size_of, view, widest_vectors
+from adcorre_kernels.cpu.memory import EXACT, SUMS, add_scaled, cast, dot, fill, size_of, view, widest_vectors
 
 COUNT, RECORD, NAIVE = 1, 2, 4
 EPSILON = 1e-6
 WITHIN, LINEAR, PAIRS = range(3)  # FD's pairs between classes: none, target -1, another target
-
-
-@njit(**SUMS)
-def _dot(a, b):
-    widest_vectors()
-    total = 0.0
-    for j in range(a.shape[0]):
-        total += np.float64(a[j]) * np.float64(b[j])
-    return total
-
-
-@njit(**SUMS)
-def _add(row, factor, total):
-    widest_vectors()
-    for j in range(row.shape[0]):
-        total[j] += factor * row[j]
 
 
 @njit(**SUMS)
@@ -164,18 +148,18 @@ def _feature_discriminator(
     for a in range(count.shape[0]):
         if count[a] > 0:
             row = view(flat + a * size * bytes_, size, zero)
-            squared_length, samples = _dot(row, row), np.float64(count[a])
+            squared_length, samples = dot(row, row), np.float64(count[a])
             if between == LINEAR:
                 own = k * (n - 1) * samples - 2 * squared_length + square_sum[a]
-                _add(row, 1.0, total)
-                _add(row, w[a], weighted_total)
+                add_scaled(row, 1.0, total)
+                add_scaled(row, w[a], weighted_total)
             else:
                 own = k * samples**2 - squared_length - (k * samples - square_sum[a])
             fd += 2 * w[a] * own
             nfd += own
     if between == LINEAR:
-        fd += 2 * _dot(total, weighted_total)
-        nfd += _dot(total, total)
+        fd += 2 * dot(total, weighted_total)
+        nfd += dot(total, total)
     for a in range(count.shape[0]):
         if count[a] > 0:
             if between == PAIRS:
@@ -200,14 +184,14 @@ def _class_pairs(zero, flat, w, count, k, d, a, l, target, divisor, feature, pul
     row = view(flat + (a * k + l) * d * bytes_, d, zero)
     fd, nfd = 0.0, 0.0
     fill(pull, 0.0)
-    _add(row, -4 * w[a], pull)
+    add_scaled(row, -4 * w[a], pull)
     for b in range(count.shape[0]):
         if b != a and count[b] > 0:
             other = view(flat + (b * k + l) * d * bytes_, d, zero)
-            difference = _dot(row, other) - target * np.float64(count[a]) * np.float64(count[b])
+            difference = dot(row, other) - target * np.float64(count[a]) * np.float64(count[b])
             fd += (w[a] + w[b]) * abs(difference)
             nfd += abs(difference)
-            _add(other, 2 * (w[a] + w[b]) * _sign(difference), pull)
+            add_scaled(other, 2 * (w[a] + w[b]) * _sign(difference), pull)
     out = view(feature + (a * k + l) * d * bytes_, d, zero)
     for j in range(d):
         out[j] = pull[j] / divisor
@@ -228,14 +212,14 @@ def _mean_discriminator(zero, flat, count, k, d, target, eps, mean, scratch):
         present += count[a] > 0
         for l in range(k if count[a] > 0 else 0):
             row = view(centred_sum + (a * k + l) * d * bytes_, d, zero)
-            squared_length = _dot(row, row)
+            squared_length = dot(row, row)
             constant = np.sqrt(squared_length) <= 32 * eps * norm_sum[a * k + l]
             inverse[a * k + l] = 0.0 if constant else 1 / np.sqrt(squared_length) + 0 * squared_length
             own += squared_length * inverse[a * k + l] ** 2
-            _add(row, inverse[a * k + l] * (2 / divisor), view(scratch + 8 * (2 * k + l) * d, d, 0.0))
+            add_scaled(row, inverse[a * k + l] * (2 / divisor), view(scratch + 8 * (2 * k + l) * d, d, 0.0))
     md = 0 * own
     if target == -1.0 and num_classes > 1:
-        md = k * present * (present - 1.0) + _dot(h, h) * (divisor / 2) ** 2 - own
+        md = k * present * (present - 1.0) + dot(h, h) * (divisor / 2) ** 2 - own
     for a in range(num_classes):
         for l in range(k if count[a] > 0 else 0):
             row = view(centred_sum + (a * k + l) * d * bytes_, d, zero)
@@ -246,11 +230,11 @@ def _mean_discriminator(zero, flat, count, k, d, target, eps, mean, scratch):
                 for b in range(num_classes):
                     if b != a and count[b] > 0:
                         other = view(centred_sum + (b * k + l) * d * bytes_, d, zero)
-                        difference = _dot(row, other) * factor * inverse[b * k + l] - target
+                        difference = dot(row, other) * factor * inverse[b * k + l] - target
                         md += abs(difference)
-                        _add(other, 2 / divisor * _sign(difference) * inverse[b * k + l], pull)
+                        add_scaled(other, 2 / divisor * _sign(difference) * inverse[b * k + l], pull)
             if num_classes == 1:
                 fill(out, zero * cast(own, zero))
             else:
-                _mean_row(row, factor, pull, _dot(row, pull) * factor, out)
+                _mean_row(row, factor, pull, dot(row, pull) * factor, out)
     return md / divisor
