@@ -72,15 +72,10 @@ def extra_memory(backend: str, seed: int) -> float:
     return max(0, measure.peak_during(step, CPU) - size) / 2**20
 
 
-def launches(seed: int) -> float:
+def of_a_step(name: str, field: str, seed: int, n: int = 60) -> float:
+    """A figure of `host.Counts` of one step on a GPU, of the terms or of the loss."""
     with host.no_launches() as names:
-        return host.count(host.steps(4096, seed)["terms"], names).launches
-
-
-def of_a_step(name: str, field: str, seed: int) -> float:
-    """A figure of `host.Counts` of one step on a GPU, of the terms or of the loss, at n = 60."""
-    with host.no_launches() as names:
-        return getattr(host.count(host.steps(60, seed)[name], names), field)
+        return getattr(host.count(host.steps(n, seed)[name], names), field)
 
 
 def small_operations(name: str, seed: int) -> float:
@@ -122,7 +117,7 @@ EXACT: dict[str, Callable[[int], float]] = {
     "numba: MiB beyond x and dL/dx, n = 16,384": partial(extra_memory, "numba"),
     "ATen operations, n = 4,096": partial(operations, "torch", 4096),
     "MiB beyond x and dL/dx, n = 16,384": partial(extra_memory, "torch"),
-    "launches of a step on a GPU, n = 4,096": launches,
+    "launches of a step on a GPU, n = 4,096": partial(of_a_step, "terms", "launches", n=4096),
     "findings against bench/limits.csv, paper, sm_90": beyond_the_static_table,
     "statistics, sm_90: instructions in the loop": instructions("statistics"),
     "gradient, sm_90: instructions in the loop": instructions("gradient"),

@@ -81,11 +81,12 @@ def peak_during(call: Callable[[], object], device: torch.device) -> int:
     give_back_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        before = _status("VmRSS")
+        before = _bytes("self/status", "VmRSS")
     except OSError:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     call()
-    return max(0, _status("VmHWM") - before)
+    peak = _bytes("self/status", "VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return max(0, peak - before)
 
 
 def give_back_freed_memory() -> None:
@@ -96,25 +97,22 @@ def give_back_freed_memory() -> None:
 
 def limit_memory(nbytes: int) -> None:
     """Beyond so many bytes more than now, this process's allocations fail (Linux; elsewhere there is no limit)."""
-    if (now := _status("VmData")) > 0:
+    if now := _bytes("self/status", "VmData"):
         resource.setrlimit(resource.RLIMIT_DATA, (now + nbytes, resource.RLIM_INFINITY))
-
-
-def _status(field: str) -> int:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 if field == "VmHWM" else 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
 
 
 def available_memory() -> int:
     """Bytes that a new process could take now."""
+    return _bytes("meminfo", "MemAvailable") or 8 << 30
+
+
+def _bytes(file: str, field: str) -> int:
+    """What a file in /proc says of a field in KiB; 0 on a system without it."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 8 << 30
+        lines = Path("/proc", file).read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), 0)
 
 
 def capture(call: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:

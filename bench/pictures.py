@@ -41,10 +41,6 @@ def has_wall(rows: results.Rows, name: str) -> bool:
     return any(row["note"] for row in rows if row["contender"] == name)
 
 
-def device(rows: results.Rows) -> str:
-    return results.processor_and_threads(rows[-1])
-
-
 def log_axes(axes: Any, y_label: str, show: Callable[[float], str]) -> None:
     axes.set(xscale="log", yscale="log", xlabel="batch size n", ylabel=y_label)
     axes.xaxis.set_major_formatter(lambda n, _: f"{n:,.0f}")
@@ -87,7 +83,7 @@ def overview(rows: results.Rows, path: Path) -> None:
         offset: Any = {"xytext": (9, 0), "textcoords": "offset points", "va": "center"}
         axes.annotate(label, (n, height), color=color, weight=weight, fontsize=11, annotation_clip=False, **offset)
         last = n, height
-    axes.set_title(f"Time of the loss over the batch size ({device(rows)})", loc="left")
+    axes.set_title(f"Time of the loss over the batch size ({results.processor_and_threads(rows[-1])})", loc="left")
     if any(has_wall(rows, name) for name in (own, *OVERVIEW)):
         figure.supxlabel(WALL, fontsize=9)
     figure.savefig(path)
@@ -115,5 +111,5 @@ def loss(rows: results.Rows, path: Path) -> None:
     right.set_title("Bandwidth, for the minimum traffic")
     walls = any(has_wall(rows, name) for name in names)
     figure.legend(loc="outside lower center", ncols=4, title=WALL if walls else None)
-    figure.suptitle(f"The loss over the batch size ({device(rows)})")
+    figure.suptitle(f"The loss over the batch size ({results.processor_and_threads(rows[-1])})")
     figure.savefig(path)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from adcorre import adcorre_terms
 from adcorre.checks import Target
+from adcorre.reference import normalize
 from bench import rows
 from train import palette
 
@@ -78,20 +79,15 @@ def optimise(
         optimizer.step()
         schedule.step()
     with torch.no_grad():
-        z = _directions(x)
+        z = normalize(x)
         resultant = torch.linalg.vector_norm(z.mean(0), dim=-1).max()
         directions, means = (_class_correlations(v, targets, len(counts)) for v in (z, x))
         return Optimised(loss.item(), directions.cpu(), means.cpu(), (z @ z.mT).cpu(), resultant.item())
 
 
 def _class_correlations(x: Tensor, targets: Tensor, num_classes: int) -> Tensor:
-    means = _directions(torch.stack([x[targets == a].mean(0) for a in range(num_classes)], 1))
+    means = normalize(torch.stack([x[targets == a].mean(0) for a in range(num_classes)], 1))
     return means @ means.mT
-
-
-def _directions(x: Tensor) -> Tensor:
-    centred = x - x.mean(-1, keepdim=True)
-    return centred / torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
 
 
 def draw(path: Path, seed: int, device: str) -> None:

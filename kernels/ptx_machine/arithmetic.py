@@ -176,13 +176,13 @@ def bit_field_insert(op: Op) -> Step:
     dtype = DTYPES[op.type]
     bits = 8 * np.dtype(dtype).itemsize
 
-    def insert(a: np.ndarray, b: np.ndarray, position: np.ndarray, length: np.ndarray) -> np.ndarray:
-        out = []
-        for x, y, p, n in zip(a.tolist(), b.tolist(), position.tolist(), length.tolist(), strict=True):
-            p, n = p & 255, n & 255
-            field = ((1 << n) - 1 << p) & (1 << bits) - 1
-            out.append((y & ~field) | (x << p & field))
-        return np.array(out, np.uint64).astype(dtype)
+    def one(x: int, y: int, p: int, n: int) -> int:
+        p, n = p & 255, n & 255
+        field = ((1 << n) - 1 << p) & (1 << bits) - 1
+        return (y & ~field) | (x << p & field)
+
+    def insert(*sources: np.ndarray) -> np.ndarray:
+        return np.array([one(*numbers) for numbers in zip(*map(np.ndarray.tolist, sources), strict=True)], dtype)
 
     kinds = (op.type, op.type, "u32", "u32")
     return op.compute(insert, list(zip(op.operands[1:5], kinds, strict=True)))

@@ -44,11 +44,7 @@ def instruction(*names: str) -> Callable[[Callable[[Op], Step]], Callable[[Op], 
     return register
 
 
-def decode(entry: Entry) -> list[Step]:
-    return [decode_one(entry, at) for at in range(len(entry.instructions))]
-
-
-def decode_one(entry: Entry, at: int) -> Step:
+def decode(entry: Entry, at: int) -> Step:
     op = Op(entry, at)
     define = _TABLE.get(op.name)
     if define is None:

@@ -67,27 +67,14 @@ def target(
         triton.knobs.runtime.kernel_load_start_hook = hook
 
 
-class _Utils:
-    def __init__(self, driver: _Driver) -> None:
-        self.driver = driver
-
-    def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[object, str, int, int, int]:
-        return object(), self.driver.ptx, 0, 0, 1024
-
-    def unload_module(self, module: object) -> None:
-        pass
-
-    def get_device_properties(self, device: int) -> dict[str, int]:
-        return {"max_shared_mem": _SHARED[self.driver.arch], "multiprocessor_count": 132, "warpSize": 32,
-                "max_num_regs": 65536, "sm_clock_rate": 1, "mem_clock_rate": 1, "mem_bus_width": 1}  # fmt: skip
-
-
 class _Driver(DriverBase):
+    """Triton's driver, and the `utils` that it loads kernels with."""
+
     def __init__(self, arch: int, settings: Settings, rewrite: Callable[[str], str] | None) -> None:
         super().__init__()
         self.arch, self.settings, self.rewrite = arch, settings, rewrite
         self.ptx = ""
-        self.utils = _Utils(self)
+        self.utils = self
         self.launcher_cls = _Launcher
 
     def note_files(
@@ -96,6 +83,16 @@ class _Driver(DriverBase):
         """Triton's hook before it loads a kernel; the compiled files are named here, and only here."""
         path = next(path for file, path in metadata_group.items() if file.endswith(".ptx"))
         self.ptx = Path(path).read_text()
+
+    def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[object, str, int, int, int]:
+        return object(), self.ptx, 0, 0, 1024
+
+    def unload_module(self, module: object) -> None:
+        pass
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": _SHARED[self.arch], "multiprocessor_count": 132, "warpSize": 32,
+                "max_num_regs": 65536, "sm_clock_rate": 1, "mem_clock_rate": 1, "mem_bus_width": 1}  # fmt: skip
 
     @classmethod
     def is_active(cls) -> bool:

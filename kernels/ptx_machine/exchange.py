@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from ptx_machine.decode import Bind, Op, Run, Step, instruction
@@ -166,10 +164,6 @@ def ldmatrix(op: Op) -> Step:
     return Step(bind)
 
 
-def _halves(kind: str) -> Callable[[np.ndarray], np.ndarray]:
-    return from_bf16 if kind == "bf16" else (lambda bits: bits.view(np.float16))
-
-
 def _as_hardware_sums(total: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     """total + left @ right into float32, as an H200 does it: float16, bfloat16 and tf32, the same bits.
 
@@ -206,7 +200,8 @@ def mma(op: Op) -> Step:
             return (bits & np.uint32(0xFFFFE000)).view(np.float32)[:, None].astype(np.float64)
         if per == 4:
             return bits.view(np.int8 if kind == "s8" else np.uint8).reshape(-1, 4).astype(np.float64)
-        return _halves(kind)(bits.view(np.uint16)).reshape(-1, 2).astype(np.float64)
+        halves = from_bf16(bits.view(np.uint16)) if kind == "bf16" else bits.view(np.float16)
+        return halves.reshape(-1, 2).astype(np.float64)
 
     # Rows and columns of what the registers hold: (registers, lanes, numbers in a register).
     group, thread = GROUP[:, None], THREAD[:, None]

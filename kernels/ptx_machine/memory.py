@@ -52,10 +52,6 @@ class Window:
             marks = self.touched[direction] = np.zeros((self.high + 2 * SECTOR) // SECTOR + 1, bool)
         return marks
 
-    @property
-    def address(self) -> int:
-        return self.base + self.low
-
 
 class Pattern:
     """What follows from the lanes' addresses relative to the first one's, and from the first one's place in a line."""
@@ -130,7 +126,7 @@ class GlobalMemory:
         """The argument's address. Its last bits are those of the real one, since alignment is part of the contract."""
         self.windows.append(window)
         window.base = (len(self.windows) << WINDOW_BITS) + storage_address % 4096
-        return window.address
+        return window.base + window.low
 
     def find(self, address: int) -> Window | None:
         number = (address >> WINDOW_BITS) - 1

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ptx_machine.decode import decode_one
+from ptx_machine.decode import decode
 from ptx_machine.numbers import Mask
 from ptx_machine.parse import Instruction
 from ptx_machine.program import SHOWS, Program
@@ -135,7 +135,7 @@ class Poison:
         names = ("%mark in", "%mark out")
         entry.registers.update(dict.fromkeys(names, "b32"))
         copy = replace(source, operands=(names[1], names[0], *source.operands[2:]), guard=None)
-        shuffle = decode_one(replace(entry, instructions=[copy]), 0).bind(self.warps)
+        shuffle = decode(replace(entry, instructions=[copy]), 0).bind(self.warps)
         into, out = self.warps.read(names[0], "b32"), self.warps.read(names[1], "b32")
 
         def carry() -> np.ndarray:

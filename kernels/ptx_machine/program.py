@@ -40,7 +40,7 @@ def class_of(source: Instruction) -> str:
 class Program:
     def __init__(self, entry: Entry, threads: int, shared: int) -> None:
         self.entry, self.threads, self.shared = entry, threads, shared
-        self.steps = decode(entry)
+        self.steps = [decode(entry, at) for at in range(len(entry.instructions))]
         if not self.steps or self.steps[-1].control not in ("ret", "bra"):
             raise MachineError(f"{entry.name} does not end with ret")
         self.targets = [entry.labels[step.target] if step.control == "bra" else -1 for step in self.steps]
