@@ -25,7 +25,7 @@ FAULTS = [
     Fault(REDUCTION, "own.new_tensor([own.shape[0]]), group=group)", "own.new_tensor([own.shape[0]]))", CASES),
     Fault(LOSS, "self._attention(whole, record)", "self._attention(part.sums, record)", CASES),
     Fault(METRIC, "self._count(means, sums)", "self._count(means, BatchSums(flat, counts, sums.ce))", CASES),
-    Fault("train/evaluation.py", "        torch.distributed.all_reduce(cross_entropy)\n", "        pass\n",
+    Fault("train/evaluation.py", "for part in ranks.all_gather(outputs) for batch in part", "for batch in outputs",
           COMMAND + "two_processes_end_to_end"),
     # the factor against the averaging over ranks, once too often or too little
     Fault(LOSS, "world_size(self.process_group) if averaged else 1", "world_size(self.process_group)", CASES),
