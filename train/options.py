@@ -32,7 +32,7 @@ def add_settings(parser: argparse.ArgumentParser, but: tuple[str, ...] = (), hid
 
     `hidden` ones are not in its help.
     """
-    first = parser.add_argument_group("first of all")
+    first = parser.add_argument_group("main options")
     for name in FIRST:
         if name not in but:
             _add_option(first, setting_fields()[name], hidden)

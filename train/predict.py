@@ -13,7 +13,7 @@ def parser() -> CommandParser:
     result = CommandParser(
         "predict",
         "Find the faces in pictures and predict the expression of each. Writes predictions.csv, a row for each "
-        "face, and annotated pictures. A picture in which no face is seen is named and taken whole; one that cannot be "
+        "face, and annotated pictures. A picture in which no face is seen is named and used whole; one that cannot be "
         "read is named and left out.",
     )
     result.add_argument("run", metavar="RUN", type=Path, help="run folder, or a checkpoint folder in it")

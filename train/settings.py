@@ -266,7 +266,7 @@ class RunSettings:
         "cosines, of one step per log line",
     )
     seed: int = option(0, "seed of weights, order, augmentation, splits and synthetic faces", low=0, high=LARGEST_SEED)
-    device: str = option("auto", "device to train on; auto = a GPU if there is one", choices=("auto", "cpu", "cuda"))
+    device: str = option("auto", "device to run on; auto = a GPU if there is one", choices=("auto", "cpu", "cuda"))
 
 
 @dataclass(frozen=True)
