@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from tests.train.conftest import even, write_folders
-from train import evaluate, export, predict
+from train import ablate, evaluate, export, predict
 from train.__main__ import main
+from train.ablation.studies import ARMS
 from train.data.__main__ import main as data_command
 from train.errors import UserError
 from train.options import parser
@@ -25,7 +26,7 @@ def resolved(*arguments: str) -> Settings:
 
 
 def test_every_dataset_has_the_papers_and_a_modern_one() -> None:
-    of_the_study = {"fer2013-small", "fer2013-lite0", "fer2013-resnet18", "fer2013-xception"}
+    of_the_study = {f"fer2013-{kind}" for kind in ("small", "embeddings", "lite0", "resnet18", "xception")}
     both = {f"{data}-{kind}" for data in DATASETS for kind in ("paper", "modern")}
     assert set(names()) == {"synthetic"} | of_the_study | both
 
@@ -53,6 +54,11 @@ def test_the_papers_recipes_are_the_papers(data: str) -> None:
     for group in recipe_values_set:
         for key in recipe_values_set[group].keys() - own:
             assert recipe_values_set[group][key] == plain_values[group][key], key
+
+
+def test_the_recipe_for_embeddings_is_the_studys_arm() -> None:
+    small, embeddings = recipe_values("fer2013-small"), recipe_values("fer2013-embeddings")
+    assert embeddings == small | ARMS["FD"]
 
 
 def test_a_custom_recipe_file(tmp_path: Path) -> None:
@@ -157,7 +163,7 @@ def test_the_run_folder_has_what_was_resolved(tmp_path: Path, capsys: pytest.Cap
 def test_the_page_on_training_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     text = (FOLDER.parents[1] / "docs/training.md").read_text()
     options = set(parser()._option_string_actions)
-    for module in (evaluate, export, predict):
+    for module in (ablate, evaluate, export, predict):
         options |= set(module.parser()._option_string_actions)
     for command in ("check", "crop", "shard"):
         with pytest.raises(SystemExit):
