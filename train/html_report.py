@@ -13,8 +13,8 @@ def parser() -> CommandParser:
         "html_report",
         "Write one HTML file about a run: curves of the loss's parts, class weights, confusion matrix, correlations, "
         "t-SNE and settings. The file needs no network and runs no script. Several runs are compared side by side. "
-        "What it shows of test images comes from RUN/evaluation-test; if that is not of the best checkpoint, the run is "
-        "evaluated first, as by python -m train.evaluate.",
+        "What it shows of test images comes from RUN/evaluation-test; if that is not of the best checkpoint, the run "
+        "is evaluated first, as by python -m train.evaluate.",
     )
     result.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run folder")
     result.add_argument("--out", type=Path, help="file to write (default: report.html in RUN, or beside several runs)")
