@@ -10,7 +10,8 @@ from tests.kernels.planted import Fault, main
 CPU = "kernels/adcorre_kernels/cpu/"
 EMBEDDINGS, TABLES, LOGITS, MEMORY = (f"{CPU}{name}.py" for name in ("embeddings", "tables", "logits", "memory"))
 KERNELS, LOSS = "tests/loss/test_numba.py::test_", "tests/loss/test_whole_loss.py::test_"
-EVERYTHING = LOSS + "values_and_gradients_of_a_run_are_the_references[numba-everything]"
+RUN = LOSS + "values_and_gradients_of_a_run_are_the_references"
+EVERYTHING = RUN + "[numba-everything]"
 FAULTS = [
     # class sums, in groups of samples and in shares
     Fault(EMBEDDINGS, "means[l], means[padded + l], means[2 * padded + l],",
@@ -28,7 +29,7 @@ FAULTS = [
           KERNELS + "many_embeddings[3]"),
     # terms, tables and the attention map
     Fault(TABLES, "own = k * (n - 1) * samples", "own = k * n * samples", KERNELS + "many_classes[-1]"),
-    Fault(TABLES, "md += abs(difference)", "md += difference", KERNELS + "many_classes[0.3]"),
+    Fault(TABLES, "md += abs(difference)", "md += difference", RUN + "[numba-other targets]"),
     Fault(TABLES, "place[0] = (place[0] + 1) % window", "place[0] = min(place[0] + 1, window - 1)",
           LOSS + "the_ring_is_the_confusion_matrix_of_the_window[numba]"),
     Fault(TABLES, "scale[4] = factor / divisor", "scale[4] = factor", EVERYTHING),
