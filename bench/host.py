@@ -47,12 +47,21 @@ class _Compiled:
         return self.launch
 
 
+def forget_plans() -> None:
+    """Make the kernels plan, and remember compiled kernels, anew."""
+    from adcorre_kernels.gpu import loss, plan
+
+    plans = (plan.plan_statistics, plan.plan_gradient, plan.plan_terms, plan.plan_logits)
+    for cached in (loss._plan, loss._terms_options, *plans):
+        cached.cache_clear()
+
+
 @contextmanager
 def no_launches() -> Iterator[list[str]]:
     """The kernels take CPU tensors, and launches, compiled and remembered as on a GPU, only list the kernels' names."""
     from triton.runtime.jit import JITFunction
 
-    from adcorre_kernels.gpu import cached_launch, loss, plan, support
+    from adcorre_kernels.gpu import cached_launch, support
 
     names: list[str] = []
 
@@ -60,11 +69,6 @@ def no_launches() -> Iterator[list[str]]:
         compiled = _Compiled(kernel, names)
         compiled.launch()
         return compiled
-
-    def forget_plans() -> None:
-        plans = (plan.plan_statistics, plan.plan_gradient, plan.plan_terms, plan.plan_logits)
-        for cached in (loss._plan, loss._terms_options, *plans):
-            cached.cache_clear()
 
     forget_plans()
     with (

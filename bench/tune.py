@@ -15,9 +15,10 @@ from unittest import mock
 
 import torch
 
-from adcorre_kernels.gpu import gpus, plan
+from adcorre_kernels.gpu import gpus
 from bench import measure, rows
 from bench.compiled import TARGETS, compile_launch, loss_launches, machine_code, resources
+from bench.host import forget_plans
 from bench.static import STREAMING, streaming_loop
 
 DTYPES = {4: torch.float32, 2: torch.bfloat16}
@@ -50,14 +51,9 @@ def candidates(current: gpus.StreamingSettings) -> Iterator[gpus.StreamingSettin
 @contextmanager
 def using(family: str, itemsize: int, settings: gpus.StreamingSettings) -> Iterator[None]:
     with mock.patch.dict(gpus.STREAMING, {(family, itemsize): settings}):
-        _forget_plans()
+        forget_plans()
         yield
-    _forget_plans()
-
-
-def _forget_plans() -> None:
-    plan.plan_statistics.cache_clear()
-    plan.plan_gradient.cache_clear()
+    forget_plans()
 
 
 def compiled_rank(family: str, itemsize: int) -> tuple[float, ...]:
