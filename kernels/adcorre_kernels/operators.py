@@ -104,16 +104,16 @@ class Operators:
 
         def fake_loss(x: Tensor, logits: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
             classes, dtype = logits.shape[1], torch.promote_types(logits.dtype, _at_least_float32(x))
-            tables = _fake_tables(x, classes, *x.shape[1:], loss_scales)
+            tables = _fake_tables(x, loss_scales, classes, *x.shape[1:])
             return logits.new_empty((), dtype=dtype), logits.new_empty(3 * classes + 7, dtype=dtype), tables
 
         def fake_from_sums(flat: Tensor, ce: Tensor, attention: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
             classes, dtype = attention.shape[0], torch.promote_types(flat.dtype, ce.dtype)
-            tables = _fake_tables(flat, classes, *rest[3:5], loss_scales)
+            tables = _fake_tables(flat, loss_scales, classes, *rest[3:5])
             return ce.new_empty((), dtype=dtype), ce.new_empty(5 + classes, dtype=dtype), tables
 
         def fake_sample_terms(x: Tensor, targets: Tensor, attention: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-            tables = _fake_tables(x, attention.shape[0], *x.shape[1:], terms_scales)
+            tables = _fake_tables(x, terms_scales, attention.shape[0], *x.shape[1:])
             return x.new_empty(4, dtype=_at_least_float32(x)), tables
 
         return (
@@ -148,7 +148,7 @@ def fake_gradient(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _fake_statistics(x: Tensor, targets: Tensor, num_classes: int, *_: Any) -> Tensor:
+def _fake_statistics(x: Tensor, targets: Tensor, num_classes: int, *options: Any) -> Tensor:
     _, k, d = x.shape
     return x.new_empty(num_classes * k * (2 * d + 1) + 2 * num_classes + 1, dtype=_at_least_float32(x))
 
@@ -158,7 +158,7 @@ def _fake_logits_sums(logits: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return counts, logits.new_empty(2, dtype=_at_least_float32(logits))
 
 
-def _fake_tables(x: Tensor, num_classes: int, k: int, d: int, scales: int) -> Tensor:
+def _fake_tables(x: Tensor, scales: int, num_classes: int, k: int, d: int) -> Tensor:
     dtype = _at_least_float32(x)
     return x.new_empty(2 * num_classes * k * d + scales // dtype.itemsize, dtype=dtype)
 
