@@ -1,4 +1,4 @@
-"""The parts of `python -m bench gpu`: each checks or measures one thing and notes rows."""
+"""The parts of `python -m bench gpu`: each checks or measures one thing and writes rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import adcorre
 from adcorre import adcorre_terms
 from bench import measure
 from bench.loss import Shape, make_inputs
-from bench.rows import ROOT, beyond
+from bench.rows import ROOT, Session, beyond
 
 TESTS = ROOT / "tests" / "kernels" / "launched"
 PAPER = {"k": 7, "d": 256, "classes": 7}
@@ -33,15 +33,13 @@ class Failed(Exception):
 
 
 class Bench:
-    """The device, the sizes to run at, and the rows of one part so far."""
+    """The device, the sizes to run at, and where the rows of one part go."""
 
-    def __init__(self, device: str, seed: int, part: str) -> None:
-        self.device = torch.device(device)
-        self.seed = seed
+    def __init__(self, session: Session, part: str) -> None:
+        self.session, self.part = session, part
+        self.device, self.seed = session.device, session.options.seed
         self.toy = self.device.type == "cpu"
         self.shape: dict[str, Any] = TOY if self.toy else PAPER
-        self.rows: list[dict[str, Any]] = []
-        self.part = part
 
     def sizes(self, *n: int, toy: int = 2) -> tuple[int, ...]:
         """`n`, or on a CPU the first `toy` of two small ones."""
@@ -58,9 +56,8 @@ class Bench:
         if target and not self.toy:
             sign, bound = target.split()
             met = not beyond(float(str(value)), sign, float(bound))
-        finding = {"part": self.part, "case": case, "metric": metric, "value": value, "unit": unit, "met": met, **more}
-        self.rows.append({**self.shape, **finding})
-        print("  " + ", ".join(f"{name} {word}" for name, word in finding.items() if word != "" and name != "part"))
+        finding = {"part": self.part, "case": case, "metric": metric, "value": value, "unit": unit, "met": met}
+        self.session.append({**finding, **self.shape, **more})
 
     def seconds(
         self, calls: dict[str, Callable[[], object]], runs: int, batch: int = 1, **more: Any

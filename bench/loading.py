@@ -124,7 +124,6 @@ def main(argv: list[str]) -> int:
         per_process = per_second / max(1, int(case["workers"] or 1))
         figures = {"images_per_second": f"{per_second:.0f}", "per_process": f"{per_process:.0f}"}
         session.append({**case, "cores": cores, **figures})
-        print(f"{name}: {per_second:,.0f} images/s", flush=True)
         return True
 
     with tempfile.TemporaryDirectory() as work:

@@ -275,17 +275,4 @@ def main(argv: list[str] | None = None) -> int:
             break
         for row in rows_of(name, todo, options, session):
             session.append({"contender": name, **row})
-            print(_line({"contender": name, **row}), flush=True)
     return session.status
-
-
-def _line(row: dict[str, Any]) -> str:
-    line = "{contender:19} n = {n:<8} k = {k:<3} d = {d:<5} C = {classes:<6} {dtype:9}".format(**row)
-    if "note" in row:
-        return line + row["note"]
-    line += f"{1e3 * float(row['seconds']):10.3f} ms"
-    if "copy_share" in row:
-        line += f"  {100 * float(row['copy_share']):5.1f} % of a copy's bandwidth"
-    if "times_slower" in row:
-        line += f"  {float(row['times_slower']):7.1f} times ours"
-    return line + f"  {row['peak_extra_mib']} MiB extra"

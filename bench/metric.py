@@ -206,7 +206,6 @@ def measure_one(session: rows.Session, part: str, data: dict[str, Split], name: 
         model, seconds = train(metric_loss(name), data["train"], steps, rate, seed, per_class)
         figures: dict[str, Any] = {key: f"{value:.4f}" for key, value in evaluate(model, data[split]).items()}
         session.append({**case, "steps": steps, "batch": BATCH, **figures, "seconds": f"{seconds:.3g}"})
-        print(f"{part:8} {name:18} lr {rate:<7} seed {seed} {split:10} {figures} {seconds:.1f} s", flush=True)
 
     for rate in LEARNING_RATES:
         row(rate, 0, "validation")

@@ -185,10 +185,12 @@ class Session:
         return bool(reason)
 
     def append(self, *rows: Row) -> None:
-        """Append rows to the file; one that says "failed" gives exit status 1."""
+        """Print rows and append them to the file; one that says "failed" gives exit status 1."""
         append(self.options.out, self.fields, [{**self.origin, **row} for row in rows])
-        if any(str(row.get("note", "")).startswith("failed") for row in rows):
-            self.status = 1
+        for row in rows:
+            print("  " + ", ".join(f"{name} {value}" for name, value in row.items() if value != ""), flush=True)
+            if str(row.get("note", "")).startswith("failed"):
+                self.status = 1
 
 
 def check_device(parser: argparse.ArgumentParser, name: str) -> torch.device:

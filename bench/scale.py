@@ -142,9 +142,5 @@ def main(argv: list[str] | None = None) -> int:
         if session.stops(part):
             break
         options.seconds = min(options.seconds, session.left())
-        result = PARTS[part](options)
-        session.append(*result)
-        for row in result:
-            shown = (f"{name.replace('_', ' ')} {value}" for name, value in row.items() if name not in ("part", "p20"))
-            print(f"{part:8}" + ", ".join(shown), flush=True)
+        session.append(*PARTS[part](options))
     return session.status

@@ -269,13 +269,4 @@ def main(argv: list[str] | None = None) -> int:
             break
         for row in rows_of(steps, options, session):
             session.append({**case, **row})
-            print(f"{part:7} {image_size:4} px {batch:4} a step  {row['contender']:16} {_words(row)}", flush=True)
     return session.status
-
-
-def _words(row: dict[str, Any]) -> str:
-    if "note" in row:
-        return str(row["note"])
-    share = f", share of the terms {100 * float(row['loss_share']):.2f} %" if row.get("loss_share") else ""
-    memory = f", {row['peak_extra_mib']} MiB" if "peak_extra_mib" in row else ""
-    return f"{row['images_per_second']:>8} images/s, {row['ratio']} times the speed of {row['against']}{share}{memory}"
