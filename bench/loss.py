@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -241,10 +240,7 @@ def rows_of(
 
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("loss", __doc__, rows.RESULTS / "loss.csv")
-    names = shlex.join(CONTENDERS)
-    parser.add_argument(
-        "--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"some of {names}; default: all"
-    )
+    parser.add_argument("--contenders", **rows.some_of(CONTENDERS))
     parser.add_argument("--parts", nargs="+", choices=AXES, default=list(AXES), help="axes to vary")
     parser.add_argument("--n", type=int, nargs="+", help="batch sizes of the part n; default: the standard ones")
     parser.add_argument("--runs", type=int, default=20, help="maximum number of timed runs of a contender at a size")

@@ -8,6 +8,7 @@ import datetime
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -132,6 +133,11 @@ def parser(
         add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
         add("--out", type=Path, default=results, help="CSV file to which the rows are appended")
     return parser
+
+
+def some_of(names: Iterable[str]) -> dict[str, Any]:
+    """What `add_argument` needs for an option that takes some of these names."""
+    return {"nargs": "+", "choices": names, "metavar": "NAME", "help": f"some of {shlex.join(names)}; default: all"}
 
 
 class Session:
