@@ -150,18 +150,22 @@ def linear_terms(flat: Tensor, attention: Tensor, k: int, d: int, options: Optio
 
     The torch backend computes them for numbers of classes that the kernels do not support.
     """
-    num_classes = attention.shape[0]
-    between_target = None if options.pairs == "sample" else options.between_target
-    supported = True
-    if options.backend == "triton":
-        supported = triton_kernels().terms_supported(num_classes, k, d)
-    elif options.backend == "numba":
-        supported = cpu.terms_supported(num_classes, between_target, options.mean_target)
-    backend = get_backend(options) if supported else _TORCH
+    backend = get_backend(options) if terms_supported(options, attention.shape[0], k, d) else _TORCH
     values, *tables = backend.terms(
-        flat, attention, k, d, between_target, options.mean_target, options.embedding_target
+        flat, attention, k, d, _linear_target(options), options.mean_target, options.embedding_target
     )
     return values, Tables(*tables)
+
+
+def terms_supported(options: Options, num_classes: int, k: int, d: int) -> bool:
+    """Whether the backend has kernels, and these compute the terms from the statistics."""
+    if options.backend == "triton":
+        return triton_kernels().terms_supported(num_classes, k, d)
+    return options.backend == "numba" and cpu.terms_supported(num_classes, _linear_target(options), options.mean_target)
+
+
+def _linear_target(options: Options) -> float | None:
+    return None if options.pairs == "sample" else options.between_target
 
 
 def fast_apply(function: type[torch.autograd.Function], outputs: int | None = None) -> Callable[..., Any]:

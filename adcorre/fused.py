@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adcorre.backends import Options, fast_apply, triton_kernels, without_double_backward
+from adcorre.backends import Options, fast_apply, terms_supported, triton_kernels, without_double_backward
 from adcorre_kernels import cpu
 
 REMEMBERED_CALLS = 1024
@@ -62,14 +62,10 @@ def _kernels(options: Options) -> Any:
 
 def kernel_settings(options: Options, num_classes: int, x: Tensor, logits: Tensor | None = None) -> Any:
     """The kernels' settings; None if the kernels do not support every step of these options."""
-    if options.backend not in ("triton", "numba") or options.pairs != "class":
+    if options.pairs != "class" or not terms_supported(options, num_classes, *x.shape[1:]):
         return None
     kernels = _kernels(options)
-    if options.backend == "triton":
-        supported = kernels.terms_supported(num_classes, *x.shape[1:])
-    else:
-        supported = kernels.terms_supported(num_classes, options.between_target, options.mean_target)
-    if not supported or not (logits is None or kernels.logits_supported(logits)):
+    if not (logits is None or kernels.logits_supported(logits)):
         return None
     weights = dict.fromkeys(("fd", "md", "ed"), 1.0) if logits is None else options.components
     fd = weights.get("fd", weights.get("nfd", 0.0))
@@ -110,11 +106,6 @@ def fused_loss_from_sums(
         x, logits, targets, ce_weight, adjustment, batch.attention, batch.statistics, batch.ce_sums, tensor, rest,
         options, settings,
     )  # fmt: skip
-
-
-def fused_terms(x: Tensor, targets: Tensor, attention: Tensor, options: Options, settings: Any) -> tuple[Tensor, ...]:
-    """fd, md, ed, with their graph, and nfd."""
-    return _apply_terms(x, targets, attention, options, settings)
 
 
 class _Loss(torch.autograd.Function):
@@ -174,6 +165,8 @@ class _Loss(torch.autograd.Function):
 
 
 class _Terms(torch.autograd.Function):
+    """fd, md, ed, nfd and the tables, from samples."""
+
     @staticmethod
     def forward(
         x: Tensor, targets: Tensor, attention: Tensor, options: Options, settings: Any
@@ -204,4 +197,5 @@ class _Terms(torch.autograd.Function):
         return dx, None, None, None, None
 
 
-_apply, _apply_terms = fast_apply(_Loss, 2), fast_apply(_Terms, 4)
+# fused_terms(x, targets, attention, options, settings): fd, md and ed with their graph, and nfd.
+_apply, fused_terms = fast_apply(_Loss, 2), fast_apply(_Terms, 4)

@@ -10,6 +10,8 @@ from unittest import mock
 
 import torch
 
+from bench.host import forget_plans
+
 SAMPLES = 8256  # on one multiprocessor two programs take them, half each: about what a program has at n = 1,048,576
 K, D, CLASSES = 7, 256, 7
 
@@ -39,12 +41,11 @@ class Counted:
 def counted(dtype: torch.dtype, target: str) -> dict[str, Counted]:
     """By kernel: one forward and backward pass in lockstep. Caches hold what a launch reads twice, but for x."""
     import ptx_machine
-    from adcorre_kernels.gpu import gpus, launch, ops, plan
+    from adcorre_kernels.gpu import gpus, launch, ops
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(SAMPLES, K, D, generator=generator).to(dtype)
     targets = torch.randint(CLASSES, (SAMPLES,), generator=generator)
-    remembered = (plan.plan_statistics, plan.plan_gradient)
     with (
         mock.patch.object(gpus, "multiprocessors", return_value=1),
         ptx_machine.target(target, lockstep=True) as report,
@@ -53,8 +54,7 @@ def counted(dtype: torch.dtype, target: str) -> dict[str, Counted]:
         _, tables = launch.terms(flat, torch.full((CLASSES,), 0.5), K, D, -1.0, -1.0, -1.0)
         up = torch.ones(())
         launch.gradient(x, targets, up, up, up, *ops.split_tables(tables, CLASSES, K, D), -100, -1.0)
-    for function in remembered:
-        function.cache_clear()
+    forget_plans()
     report.raise_if_any()
     return {counts.kernel: _counted(counts) for counts in report.counts}
 

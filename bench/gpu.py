@@ -47,17 +47,15 @@ def main(argv: list[str]) -> int:
         if session.stops(name) or (failed and failed[-1] == "agrees"):
             break
         print(f"{name}: {(PARTS[name].__doc__ or '').splitlines()[0]}", flush=True)
-        bench = Bench(options.device, options.seed, name)
         try:
-            PARTS[name](bench)
-            bench.rows.append({"part": name, **PASSED})
+            PARTS[name](Bench(session, name))
+            session.append({"part": name, **PASSED})
         except Failed as reason:
             failed.append(name)
             print(f"{name} FAILED: {reason}")
         except Exception:  # what breaks one part leaves the others their time on the device
             failed.append(name)
             print(f"{name} FAILED:\n{traceback.format_exc()}")
-        session.append(*bench.rows)
     if failed or session.status:
         print("failed: " + ", ".join(failed) if failed else "not all parts ran")
         return session.status or 1

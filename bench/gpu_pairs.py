@@ -139,9 +139,6 @@ def pairs_determinism(bench: Bench) -> None:
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {
-    "pairs-agree": pairs_agree,
-    "pairs-determinism": pairs_determinism,
-    "pairs-rate": pairs_rate,
-    "pairs-rivals": pairs_rivals,
-    "pairs-memory": pairs_memory,
+    part.__name__.replace("_", "-"): part
+    for part in (pairs_agree, pairs_determinism, pairs_rate, pairs_rivals, pairs_memory)
 }

@@ -1,4 +1,4 @@
-"""The parts of `python -m bench gpu`: each checks or measures one thing and notes rows."""
+"""The parts of `python -m bench gpu`: each checks or measures one thing and writes rows."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ import adcorre
 from adcorre import adcorre_terms
 from bench import measure
 from bench.loss import Shape, make_inputs
-from bench.rows import ROOT, beyond
+from bench.rows import ROOT, Session, beyond
 
 TESTS = ROOT / "tests" / "kernels" / "launched"
 PAPER = {"k": 7, "d": 256, "classes": 7}
@@ -33,15 +34,13 @@ class Failed(Exception):
 
 
 class Bench:
-    """The device, the sizes to run at, and the rows of one part so far."""
+    """The device, the sizes to run at, and where the rows of one part go."""
 
-    def __init__(self, device: str, seed: int, part: str) -> None:
-        self.device = torch.device(device)
-        self.seed = seed
+    def __init__(self, session: Session, part: str) -> None:
+        self.session, self.part = session, part
+        self.device, self.seed = session.device, session.options.seed
         self.toy = self.device.type == "cpu"
         self.shape: dict[str, Any] = TOY if self.toy else PAPER
-        self.rows: list[dict[str, Any]] = []
-        self.part = part
 
     def sizes(self, *n: int, toy: int = 2) -> tuple[int, ...]:
         """`n`, or on a CPU the first `toy` of two small ones."""
@@ -58,9 +57,8 @@ class Bench:
         if target and not self.toy:
             sign, bound = target.split()
             met = not beyond(float(str(value)), sign, float(bound))
-        finding = {"part": self.part, "case": case, "metric": metric, "value": value, "unit": unit, "met": met, **more}
-        self.rows.append({**self.shape, **finding})
-        print("  " + ", ".join(f"{name} {word}" for name, word in finding.items() if word != "" and name != "part"))
+        finding = {"part": self.part, "case": case, "metric": metric, "value": value, "unit": unit, "met": met}
+        self.session.append({**finding, **self.shape, **more})
 
     def seconds(
         self, calls: dict[str, Callable[[], object]], runs: int, batch: int = 1, **more: Any
@@ -277,9 +275,8 @@ def latency(bench: Bench) -> None:
         compiled, compiled_total = (
             torch.compile(call, fullgraph=False, backend="eager" if bench.toy else "inductor") for call in (step, total)
         )
-
         losses = {
-            name: adcorre.AdCorreLoss(classes, backend=name, validate=False)
+            name: adcorre.AdCorreLoss(classes, backend=name, validate=False).to(bench.device)
             for name in ("triton", "reference", "torch")
         }
         inputs = (x, targets, attention)
@@ -287,9 +284,9 @@ def latency(bench: Bench) -> None:
             "terms, triton": partial(step, *inputs, "triton"),
             "terms, reference": partial(step, *inputs, "reference"),
             "terms, torch compiled": partial(compiled, *inputs, "torch"),
-            "Eq. 12, triton": partial(total, losses["triton"].to(bench.device), logits, x, targets),
-            "Eq. 12, reference": partial(total, losses["reference"].to(bench.device), logits, x, targets),
-            "Eq. 12, torch compiled": partial(compiled_total, losses["torch"].to(bench.device), logits, x, targets),
+            "Eq. 12, triton": partial(total, losses["triton"], logits, x, targets),
+            "Eq. 12, reference": partial(total, losses["reference"], logits, x, targets),
+            "Eq. 12, torch compiled": partial(compiled_total, losses["torch"], logits, x, targets),
         }
         if bench.device.type == "cuda":
             captured, _ = measure.capture(partial(step, *inputs, "triton"))
@@ -297,12 +294,7 @@ def latency(bench: Bench) -> None:
             of_loss, _ = measure.capture(partial(total, losses["triton"], logits, x, targets))
             calls["Eq. 12, triton, graph replay"] = of_loss.replay
         times = bench.seconds(calls, runs=20, batch=30, n=n, dtype="float32")
-        for what, rival, target in (
-            ("terms", "reference", ">= 10"),
-            ("terms", "torch compiled", ">= 3"),
-            ("Eq. 12", "reference", ">= 10"),
-            ("Eq. 12", "torch compiled", ">= 3"),
-        ):
+        for what, (rival, target) in product(("terms", "Eq. 12"), (("reference", ">= 10"), ("torch compiled", ">= 3"))):
             ratio = times[f"{what}, {rival}"] / times[f"{what}, triton"]
             bench.row(what, f"times faster than {rival}", f"{ratio:.2f}", n=n, dtype="float32", target=target)
         if (replay := times.get("Eq. 12, triton, graph replay")) is not None:
@@ -367,21 +359,9 @@ def memory(bench: Bench) -> None:
 
 
 PARTS: dict[str, Callable[[Bench], None]] = {
-    "agrees": agrees,
-    "determinism": determinism,
-    "graph": graph,
-    "bandwidth": bandwidth,
-    "latency": latency,
-    "kernels": kernels,
-    "memory": memory,
-    "scaling": scaling,
-    "small": small,
-    "sanitizer": sanitizer,
-    "tests-loss": tests("test_loss.py"),
-    "tests-logits": tests("test_logits.py"),
-    "tests-budget": tests("test_budget.py"),
-    "tests-targets": tests("test_targets.py"),
-    "tests-degenerate": tests("test_degenerate.py"),
-    "tests-host": tests("test_host.py"),
-    "tests-pairs": tests("test_pairs.py"),
+    part.__name__: part
+    for part in (agrees, determinism, graph, bandwidth, latency, kernels, memory, scaling, small, sanitizer)
+} | {
+    f"tests-{name}": tests(f"test_{name}.py")
+    for name in ("loss", "logits", "budget", "targets", "degenerate", "host", "pairs")
 }

@@ -23,7 +23,8 @@ FIELDS = (
     "per_process", "note",
 )  # fmt: skip
 KEY = ("part", "source", "image_size", "augmented", "workers", "batch_size")
-SOURCES = ("files", "cache", "shards")
+SOURCES = ["files", "cache", "shards"]
+AUGMENTED = ["loading", "batch"]
 
 
 def sources(data: str, image_size: int, work: Path, seed: int) -> dict[str, Any]:
@@ -92,15 +93,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sizes", type=int, nargs="+", default=[48, 112, 224], help="image sizes")
     parser.add_argument("--workers", type=int, nargs="+", default=sorted({0, 1, cores}), help="numbers of processes")
     parser.add_argument(
-        "--augmented",
-        nargs="+",
-        choices=("loading", "batch"),
-        default=["loading", "batch"],
-        help="where images are augmented",
+        "--augmented", nargs="+", choices=AUGMENTED, default=AUGMENTED, help="where images are augmented"
     )
-    parser.add_argument(
-        "--sources", nargs="+", choices=SOURCES, default=list(SOURCES), help="where images are read from"
-    )
+    parser.add_argument("--sources", nargs="+", choices=SOURCES, default=SOURCES, help="where images are read from")
     parser.add_argument(
         "--backbones", nargs="*", default=["resnet18", "legacy_xception"], help="backbones of the training steps"
     )
@@ -124,7 +119,6 @@ def main(argv: list[str]) -> int:
         per_process = per_second / max(1, int(case["workers"] or 1))
         figures = {"images_per_second": f"{per_second:.0f}", "per_process": f"{per_process:.0f}"}
         session.append({**case, "cores": cores, **figures})
-        print(f"{name}: {per_second:,.0f} images/s", flush=True)
         return True
 
     with tempfile.TemporaryDirectory() as work:

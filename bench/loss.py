@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -241,10 +240,7 @@ def rows_of(
 
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("loss", __doc__, rows.RESULTS / "loss.csv")
-    names = shlex.join(CONTENDERS)
-    parser.add_argument(
-        "--contenders", nargs="+", choices=CONTENDERS, metavar="NAME", help=f"some of {names}; default: all"
-    )
+    parser.add_argument("--contenders", **rows.some_of(CONTENDERS))
     parser.add_argument("--parts", nargs="+", choices=AXES, default=list(AXES), help="axes to vary")
     parser.add_argument("--n", type=int, nargs="+", help="batch sizes of the part n; default: the standard ones")
     parser.add_argument("--runs", type=int, default=20, help="maximum number of timed runs of a contender at a size")
@@ -275,17 +271,4 @@ def main(argv: list[str] | None = None) -> int:
             break
         for row in rows_of(name, todo, options, session):
             session.append({"contender": name, **row})
-            print(_line({"contender": name, **row}), flush=True)
     return session.status
-
-
-def _line(row: dict[str, Any]) -> str:
-    line = "{contender:19} n = {n:<8} k = {k:<3} d = {d:<5} C = {classes:<6} {dtype:9}".format(**row)
-    if "note" in row:
-        return line + row["note"]
-    line += f"{1e3 * float(row['seconds']):10.3f} ms"
-    if "copy_share" in row:
-        line += f"  {100 * float(row['copy_share']):5.1f} % of a copy's bandwidth"
-    if "times_slower" in row:
-        line += f"  {float(row['times_slower']):7.1f} times ours"
-    return line + f"  {row['peak_extra_mib']} MiB extra"

@@ -9,9 +9,7 @@ pytorch-metric-learning have their defaults and no miner. Many classes are numbe
 
 from __future__ import annotations
 
-import shlex
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,18 +21,8 @@ from bench.rivals import METRIC_LOSSES, metric_loss
 from train.retrieval import METRICS, retrieval_metrics
 
 FIELDS = (
-    *rows.ORIGIN,
-    "part",
-    "contender",
-    "learning_rate",
-    "seed",
-    "split",
-    "steps",
-    "batch",
-    *METRICS,
-    "seconds",
-    "note",
-)
+    *rows.ORIGIN, "part", "contender", "learning_rate", "seed", "split", "steps", "batch", *METRICS, "seconds", "note",
+)  # fmt: skip
 KEY = ("part", "contender", "learning_rate", "seed", "split")
 LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 SEEDS = (1, 2, 3)
@@ -162,40 +150,24 @@ def evaluate(model: nn.Module, data: Split) -> dict[str, float]:
 def main(argv: list[str] | None = None) -> int:
     parser = rows.parser("metric", __doc__, rows.RESULTS / "metric.csv")
     parser.add_argument("--data", help="FER-2013 in any of its layouts; default: leave fer2013 out")
-    parser.add_argument(
-        "--parts",
-        nargs="+",
-        choices=STEPS,
-        default=list(STEPS),
-        metavar="PART",
-        help=f"some of {shlex.join(STEPS)}; default: all",
-    )
-    parser.add_argument(
-        "--contenders",
-        nargs="+",
-        choices=METRIC_LOSSES,
-        metavar="NAME",
-        help=f"some of {shlex.join(METRIC_LOSSES)}; default: all",
-    )
-    parser.add_argument(
-        "--steps",
-        type=int,
-        help=f"optimizer steps; default: {', '.join(map('{} of {}'.format, STEPS.values(), STEPS))}",
-    )
+    parser.add_argument("--parts", **rows.some_of(STEPS))
+    parser.add_argument("--contenders", **rows.some_of(METRIC_LOSSES))
+    default = ", ".join(f"{steps} of {part}" for part, steps in STEPS.items())
+    parser.add_argument("--steps", type=int, help=f"optimizer steps; default: {default}")
     options = parser.parse_args(argv)
     session = rows.Session(parser, options, FIELDS, KEY)
-    for part in options.parts:
+    for part in options.parts or STEPS:
         if part == "fer2013" and not options.data:
             continue
         data = faces(options.data) if part == "fer2013" else numbers(PLACES[part]) if part in PLACES else digits()
         for name in options.contenders or METRIC_LOSSES:
             if session.stops(f"{part}, {name}"):
                 return session.status
-            measure_one(session, part, data, name, options.steps or STEPS[part], options.out)
+            measure_one(session, part, data, name, options.steps or STEPS[part])
     return session.status
 
 
-def measure_one(session: rows.Session, part: str, data: dict[str, Split], name: str, steps: int, out: Path) -> None:
+def measure_one(session: rows.Session, part: str, data: dict[str, Split], name: str, steps: int) -> None:
     """Rows of one loss: seed 0 at each learning rate on the validation split, then SEEDS on the test split."""
 
     def row(rate: float, seed: int, split: str) -> None:
@@ -206,13 +178,12 @@ def measure_one(session: rows.Session, part: str, data: dict[str, Split], name: 
         model, seconds = train(metric_loss(name), data["train"], steps, rate, seed, per_class)
         figures: dict[str, Any] = {key: f"{value:.4f}" for key, value in evaluate(model, data[split]).items()}
         session.append({**case, "steps": steps, "batch": BATCH, **figures, "seconds": f"{seconds:.3g}"})
-        print(f"{part:8} {name:18} lr {rate:<7} seed {seed} {split:10} {figures} {seconds:.1f} s", flush=True)
 
     for rate in LEARNING_RATES:
         row(rate, 0, "validation")
     rows_of_class = [
         line
-        for line in rows.read(out)
+        for line in rows.read(session.options.out)
         if (line["part"], line["contender"], line["split"]) == (part, name, "validation")
         and line["session"] == session.origin["session"]
     ]

@@ -8,6 +8,7 @@ import datetime
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -134,6 +135,11 @@ def parser(
     return parser
 
 
+def some_of(names: Iterable[str]) -> dict[str, Any]:
+    """What `add_argument` needs for an option that takes some of these names."""
+    return {"nargs": "+", "choices": names, "metavar": "NAME", "help": f"some of {shlex.join(names)}; default: all"}
+
+
 class Session:
     """One call of a command that measures: its limits, its device, and the rows that its file has already.
 
@@ -185,10 +191,12 @@ class Session:
         return bool(reason)
 
     def append(self, *rows: Row) -> None:
-        """Append rows to the file; one that says "failed" gives exit status 1."""
+        """Print rows and append them to the file; one that says "failed" gives exit status 1."""
         append(self.options.out, self.fields, [{**self.origin, **row} for row in rows])
-        if any(str(row.get("note", "")).startswith("failed") for row in rows):
-            self.status = 1
+        for row in rows:
+            print("  " + ", ".join(f"{name} {value}" for name, value in row.items() if value != ""), flush=True)
+            if str(row.get("note", "")).startswith("failed"):
+                self.status = 1
 
 
 def check_device(parser: argparse.ArgumentParser, name: str) -> torch.device:

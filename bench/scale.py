@@ -9,10 +9,9 @@ ranks. Parts that the file has already are not run again. Growth with n and clas
 from __future__ import annotations
 
 import argparse
-import os
-import socket
 import statistics
-import time
+import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,16 +33,7 @@ def virtual_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     device = torch.device(options.device)
     torch.manual_seed(options.seed)
 
-    class Small(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 512), nn.ReLU())
-            self.head = EmbeddingSpace(512, CLASSES)
-
-        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-            return self.head(self.body(images))
-
-    model = Small().to(device)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 512), nn.ReLU(), EmbeddingSpace(512, CLASSES)).to(device)
     step = VirtualBatch(model, AdCorreLoss(CLASSES, validate=False).to(device), CHUNK)
     result = []
     for b in [1, 2, 4, 16, 64]:
@@ -74,12 +64,11 @@ def ranks_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     n = options.n or (262144 if on_gpu else 16384)
     result = []
     for world in worlds:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         context = torch.multiprocessing.get_context("spawn")
         queue = context.SimpleQueue()
-        torch.multiprocessing.spawn(_rank, (world, port, n, on_gpu, options.seed, queue), nprocs=world)
+        with tempfile.TemporaryDirectory() as folder:
+            store = f"file://{folder}/store"
+            torch.multiprocessing.spawn(_rank, (world, store, n, on_gpu, options.seed, queue), nprocs=world)
         times, nbytes = queue.get()
         row = {"part": "ranks", "contender": "AdCorreLoss", "n": n, "ranks": world, **measure.spread(times)}
         row["microseconds_per_sample"] = f"{1e6 * statistics.median(times) / n:.4g}"
@@ -87,11 +76,10 @@ def ranks_part(options: argparse.Namespace) -> list[dict[str, Any]]:
     return result
 
 
-def _rank(rank: int, world: int, port: int, n: int, on_gpu: bool, seed: int, queue: Any) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _rank(rank: int, world: int, store: str, n: int, on_gpu: bool, seed: int, queue: Any) -> None:
     torch.set_num_threads(1)
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
-    dist.init_process_group("nccl" if on_gpu else "gloo", rank=rank, world_size=world)
+    dist.init_process_group("nccl" if on_gpu else "gloo", init_method=store, rank=rank, world_size=world)
     try:
         sent = [0]
         reduce = dist.all_reduce
@@ -107,16 +95,14 @@ def _rank(rank: int, world: int, port: int, n: int, on_gpu: bool, seed: int, que
         x = torch.randn(own, K, D, device=device, requires_grad=True)
         targets = torch.randint(0, CLASSES, (own,), device=device)
         loss = AdCorreLoss(CLASSES, process_group="world", validate=False).to(device)
-        times = []
-        for turn in range(8):
+
+        def step() -> None:
             sent[0] = 0
-            dist.barrier()
-            measure.synchronize(device)
-            began = time.perf_counter()
             torch.autograd.grad(loss(logits, x, targets).loss, (logits, x))
-            measure.synchronize(device)
-            if turn:
-                times.append(time.perf_counter() - began)
+
+        # A step begins on all ranks at once.
+        turns: dict[str, Callable[[], object]] = {"barrier": dist.barrier, "step": step}
+        times = measure.in_turns(turns, device, seconds=float("inf"), most=7)["step"]
         if rank == 0:
             queue.put((times, sent[0]))
         dist.barrier()
@@ -142,9 +128,5 @@ def main(argv: list[str] | None = None) -> int:
         if session.stops(part):
             break
         options.seconds = min(options.seconds, session.left())
-        result = PARTS[part](options)
-        session.append(*result)
-        for row in result:
-            shown = (f"{name.replace('_', ' ')} {value}" for name, value in row.items() if name not in ("part", "p20"))
-            print(f"{part:8}" + ", ".join(shown), flush=True)
+        session.append(*PARTS[part](options))
     return session.status

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from adcorre import AdCorreLoss, EmbeddingSpace, VirtualBatch
+from adcorre import AdCorreLoss, VirtualBatch
 from bench import measure, rows
 from bench.rivals import ours_on
 
@@ -47,35 +47,21 @@ class Levers:
     graph: bool = False
 
 
-class Classifier(nn.Module):
-    """images -> (logits, embeddings): a timm backbone and the embedding space, as the training script has them."""
-
-    def __init__(self, backbone: str, image_size: int) -> None:
-        super().__init__()
-        import timm
-
-        self.backbone = timm.create_model(backbone, num_classes=0)
-        with torch.no_grad():
-            features = self.backbone.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1]
-        self.backbone.train()
-        self.head = EmbeddingSpace(features, CLASSES)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        return self.head(self.backbone(images))
-
-
 class Step:
     """One contender. `loss`: None for cross-entropy alone, else a backend of AdCorreLoss."""
 
     def __init__(
         self, options: argparse.Namespace, image_size: int, loss: str | None, levers: Levers, virtual: int = 1
     ):
+        from train.model import build_model  # needs timm
+        from train.settings import ModelSettings
+
         self.device = torch.device(options.device)
         self.levers = levers
         self.virtual = virtual
         torch.manual_seed(options.seed)
         layout = torch.channels_last if levers.channels_last else torch.contiguous_format
-        self.model: Any = Classifier(options.backbone, image_size).to(self.device)
+        self.model: Any = build_model(ModelSettings(options.backbone), CLASSES, image_size)[0].to(self.device)
         self.model.to(memory_format=layout)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(),
@@ -269,13 +255,4 @@ def main(argv: list[str] | None = None) -> int:
             break
         for row in rows_of(steps, options, session):
             session.append({**case, **row})
-            print(f"{part:7} {image_size:4} px {batch:4} a step  {row['contender']:16} {_words(row)}", flush=True)
     return session.status
-
-
-def _words(row: dict[str, Any]) -> str:
-    if "note" in row:
-        return str(row["note"])
-    share = f", share of the terms {100 * float(row['loss_share']):.2f} %" if row.get("loss_share") else ""
-    memory = f", {row['peak_extra_mib']} MiB" if "peak_extra_mib" in row else ""
-    return f"{row['images_per_second']:>8} images/s, {row['ratio']} times the speed of {row['against']}{share}{memory}"

@@ -47,16 +47,17 @@ def optimise(
     attention: tuple[float, ...],
     *,
     weights: tuple[float, float, float] = (1.0, 0.0, 0.0),
-    between_target: Target = -1,
-    mean_target: Target = -1,
-    embedding_target: Target = -1,
     k: int = 1,
     d: int = 16,
     steps: int = 400,
     seed: int = 0,
     device: str = "cpu",
+    **term_targets: Target,
 ) -> Optimised:
-    """Adam on free vectors (n, k, d), n = sum(counts), under `weights` of (FD, MD, ED) alone."""
+    """Adam on free vectors (n, k, d), n = sum(counts), under `weights` of (FD, MD, ED) alone.
+
+    term_targets: between_target, mean_target and embedding_target of `adcorre_terms`.
+    """
     rng = torch.Generator().manual_seed(seed)
     targets = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     targets = targets.to(device)
@@ -65,14 +66,7 @@ def optimise(
     optimizer = torch.optim.Adam([x], lr=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        terms = adcorre_terms(
-            x,
-            targets,
-            w,
-            between_target=between_target,
-            mean_target=mean_target,
-            embedding_target=embedding_target,
-        )
+        terms = adcorre_terms(x, targets, w, **term_targets)  # type: ignore[arg-type]
         loss = torch.stack([weight * term for weight, term in zip(weights, terms, strict=True)]).sum()
         optimizer.zero_grad()
         loss.backward()

@@ -19,6 +19,8 @@ from adcorre_kernels.gpu import gpus
 from bench import measure, rows
 from bench.compiled import TARGETS, compile_launch, loss_launches, machine_code, resources
 from bench.host import forget_plans
+from bench.loss import Shape, Step, make_inputs
+from bench.rivals import CONTENDERS
 from bench.static import STREAMING, streaming_loop
 
 DTYPES = {4: torch.float32, 2: torch.bfloat16}
@@ -73,18 +75,9 @@ def compiled_rank(family: str, itemsize: int) -> tuple[float, ...]:
 
 
 def timed_rank(itemsize: int, n: int) -> Callable[[], tuple[float, ...]]:
-    from adcorre_kernels import gpu
-
     device = torch.device("cuda")
-    x = torch.randn(n, 7, 256, device=device).to(DTYPES[itemsize])
-    targets = torch.randint(7, (n,), device=device)
-    weights, upstream = torch.full((7,), 0.5, device=device), torch.ones(4, device=device)
-
-    def step() -> None:
-        flat = gpu.statistics(x, targets, 7, -100, -1.0)
-        _, feature, mean, scale = gpu.terms(flat, weights, 7, 256, -1.0, -1.0, -1.0)
-        gpu.gradient(x, targets, upstream, feature, mean, scale, -100, -1.0)
-
+    x, targets, attention = make_inputs(Shape(n=n, dtype=str(DTYPES[itemsize])[6:]), device, seed=0)
+    step = Step(CONTENDERS["triton"], [x], targets, attention)
     return lambda: (min(measure.in_turns({"step": step}, device, seconds=2, most=50, warm=3)["step"]),)
 
 

@@ -1,43 +1,25 @@
 """`python -m bench gpu` from end to end in Triton's interpreter, at toy size; and the dispatcher of the benchmarks."""
 
-import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
+from bench import rows
 from bench.__main__ import COMMANDS
+from tests.bench.tools import bench
 
 pytest.importorskip("triton")
-ROOT = Path(__file__).parents[2]
-
-
-def bench(*words: object, interpret: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0", "OMP_NUM_THREADS": "1"}
-    for name in [name for name in environment if name.startswith(("PYTEST_", "ADCORRE_"))]:
-        del environment[name]
-    command = [sys.executable, "-W", "ignore", "-m", "bench", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_parts_run_once_and_continue_where_they_stopped(tmp_path) -> None:
     out = tmp_path / "gpu.csv"
     first = bench("gpu", "--device", "cpu", "--parts", "agrees", "determinism", "--out", out)
     assert first.returncode == 0, first.stdout + first.stderr
-    rows = rows_of(out)
-    assert {row["part"] for row in rows} == {"agrees", "determinism"}
-    assert all(row["device"] == "interpreter" and row["triton"] for row in rows)
+    written = rows.read(out)
+    assert {row["part"] for row in written} == {"agrees", "determinism"}
+    assert all(row["device"] == "interpreter" and row["triton"] for row in written)
     second = bench("gpu", "--device", "cpu", "--parts", "agrees", "graph", "--out", out)
     assert "agrees: done before" in second.stdout
-    assert {row["part"] for row in rows_of(out)} == {"agrees", "determinism", "graph"}
-    passed = [row["part"] for row in rows_of(out) if row["metric"] == "passed"]
+    assert {row["part"] for row in rows.read(out)} == {"agrees", "determinism", "graph"}
+    passed = [row["part"] for row in rows.read(out) if row["metric"] == "passed"]
     assert passed == ["agrees", "determinism", "graph"]
 
 
@@ -52,7 +34,7 @@ def test_every_part(tmp_path) -> None:
     done = bench("gpu", "--device", "cpu", "--parts", *parts, "--out", out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all parts passed" in done.stdout
-    assert {row["part"] for row in rows_of(out)} == set(parts)
+    assert {row["part"] for row in rows.read(out)} == set(parts)
 
 
 def test_users_errors_are_one_message() -> None:

@@ -1,6 +1,5 @@
 """The benchmarks at tiny sizes: contenders are checked before they are timed, walls are rows, nothing runs twice."""
 
-import csv
 import re
 import subprocess
 import sys
@@ -12,20 +11,9 @@ import torch
 from bench import gate, host, loss, measure, rows
 from bench.loss import check
 from bench.rivals import CONTENDERS, Contender, ours_on
+from tests.bench.tools import bench
 
-ROOT = Path(__file__).parents[2]
-CPU = measure.torch.device("cpu")
-
-
-def bench(*words: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "bench", *map(str, words)], cwd=ROOT, capture_output=True, text=True
-    )
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +42,7 @@ def test_loss_writes_rows_and_does_not_run_them_twice(tmp_path, capsys) -> None:
     out = tmp_path / "loss.csv"
     words = "--contenders torch supcon --n 20 40 --runs 2"
     assert measure_loss(out, words) == 0
-    written = rows_of(out)
+    written = rows.read(out)
     assert [(row["contender"], row["n"]) for row in written] == [
         ("torch", "20"),
         ("torch", "40"),
@@ -70,13 +58,13 @@ def test_loss_writes_rows_and_does_not_run_them_twice(tmp_path, capsys) -> None:
     capsys.readouterr()
     assert measure_loss(out, words) == 0
     assert capsys.readouterr().out == ""
-    assert rows_of(out) == written
+    assert rows.read(out) == written
 
 
 def test_a_wall_is_recorded_as_a_row(tmp_path) -> None:
     out = tmp_path / "loss.csv"
     assert measure_loss(out, "--contenders reference --n 200 3000 100000 --memory 0.3 --runs 1") == 0
-    written = rows_of(out)
+    written = rows.read(out)
     assert [row["n"] for row in written] == ["200", "3000"]
     assert written[0]["seconds"]
     assert "GiB" in written[1]["note"]
@@ -96,26 +84,26 @@ def test_a_missing_package_is_recorded_and_retried(monkeypatch, tmp_path, capsys
     for times in (1, 2):
         assert loss.main(words) == 0
         assert "not installed: no-such-package" in capsys.readouterr().out
-        assert [row["n"] for row in rows_of(out)] == ["20"] * times
+        assert [row["n"] for row in rows.read(out)] == ["20"] * times
 
 
 def test_a_contender_that_fails_leaves_the_others_their_rows(monkeypatch, tmp_path) -> None:
     out = tmp_path / "loss.csv"
     words = ["--busy", "--parts", "n", "--n", "20", "--threads", "1", "--seconds", "0.1", "--out", str(out)]
     assert loss.main(["--contenders", "torch", "factored", "--memory", "0.000001", *words]) == 0
-    assert all("out of memory under" in row["note"] for row in rows_of(out))
+    assert all("out of memory under" in row["note"] for row in rows.read(out))
     message = "RuntimeError: CUDA error: an illegal memory access was encountered"
     assert not loss.out_of_memory(RuntimeError(message))
     assert loss.out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory"))
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert loss.main(["--contenders", "torch", "factored", "--again", *words]) == 1
-    assert [row["note"] for row in rows_of(out)[2:]] == ["failed: 1", "failed: 1"]
+    assert [row["note"] for row in rows.read(out)[2:]] == ["failed: 1", "failed: 1"]
 
 
 @pytest.mark.slow
 def test_micro_benchmarks_run() -> None:
     words = [sys.executable, "-m", "pytest", "bench/micro.py", "-q", "--benchmark-disable"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=rows.ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert "14 passed" in done.stdout
 
@@ -133,36 +121,24 @@ def test_a_file_of_other_rows_is_left_alone(tmp_path) -> None:
 
 @pytest.mark.slow
 def test_step_and_scale_run(tmp_path) -> None:
-    words = (
-        "--busy",
-        "--backbone",
-        "resnet10t",
-        "--image-size",
-        32,
-        "--batch",
-        2,
-        "--virtual",
-        2,
-        "--runs",
-        2,
-        "--seconds",
-        0.1,
-    )
-    done = bench("step", *words, "--threads", 1, "--out", tmp_path / "step.csv")
+    words = "--busy --backbone resnet10t --image-size 32 --batch 2 --virtual 2 --runs 2 --seconds 0.1 --threads 1"
+    command = ("step", *words.split(), "--out", tmp_path / "step.csv")
+    done = bench(*command, interpret=False)
     assert done.returncode == 0, done.stderr
-    written = rows_of(tmp_path / "step.csv")
+    written = rows.read(tmp_path / "step.csv")
     assert {"ce", "torch", "reference", "virtual, b = 2", "timm", "none", "all but compile"} <= {
         row["contender"] for row in written
     }
     assert all(float(row["images_per_second"]) > 0 for row in written)
     assert all(float(row["loss"]) > 0 for row in written if row["contender"] in ("ce", "torch", "reference"))
-    again = bench("step", "--busy", *words, "--threads", 1, "--out", tmp_path / "step.csv")
+    again = bench(*command, interpret=False)
     assert again.returncode == 0
     assert again.stdout == ""
-    words = ("--busy", "--n", 64, "--seconds", 0.1, "--threads", 1)
-    done = bench("scale", *words, "--out", tmp_path / "scale.csv")
+    words = "--busy --n 64 --seconds 0.1 --threads 1"
+    done = bench("scale", *words.split(), "--out", tmp_path / "scale.csv", interpret=False)
     assert done.returncode == 0, done.stderr
-    wire = {row["ranks"]: row["bytes_on_the_wire"] for row in rows_of(tmp_path / "scale.csv") if row["part"] == "ranks"}
+    written = rows.read(tmp_path / "scale.csv")
+    wire = {row["ranks"]: row["bytes_on_the_wire"] for row in written if row["part"] == "ranks"}
     assert wire["2"] == wire["4"] == str(4 * (7 * (7 * (2 * 256 + 1) + 4) + 3))
 
 
@@ -183,7 +159,7 @@ def test_gate_fails_beyond_a_limit_and_takes_ratios_again(monkeypatch, tmp_path,
         for name, limit in ((ratio, 10), (exact, 5), (wrong, 10))
     ]
     rows.append(gate.LIMITS, gate.FIELDS, limits)
-    assert gate.main(["--update", "--threads", str(measure.torch.get_num_threads())]) == 1
+    assert gate.main(["--update", "--threads", str(torch.get_num_threads())]) == 1
     assert [row["figure"] for row in rows.read(gate.LIMITS)] == ["12", "7", "1"]
     assert capsys.readouterr().out.count("BEYOND") == 1
     assert next(figures, None) is None

@@ -110,14 +110,8 @@ class PairTile(NamedTuple):
     BV: int = 256
 
     def options(self, columns: int) -> dict[str, Any]:
-        tile = {
-            "BM": self.BM,
-            "BN": self.BN,
-            "BK": min(self.BK, columns),
-            "RESIDENT": self.RESIDENT,
-            "STAGES": self.STAGES,
-        }
-        return {**tile, "num_warps": self.warps, "enable_fp_fusion": True}
+        tile = {name: getattr(self, name) for name in ("BM", "BN", "RESIDENT", "STAGES")}
+        return {**tile, "BK": min(self.BK, columns), "num_warps": self.warps, "enable_fp_fusion": True}
 
 
 # (family, pieces of the tables) -> tiles of the values and of the gradient that fit the family's shared memory without

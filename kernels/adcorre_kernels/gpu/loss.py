@@ -42,7 +42,7 @@ class LossPlan(NamedTuple):
 @lru_cache(maxsize=1024)
 def _terms_options(settings: Settings, k: int, d: int, num_classes: int) -> KernelOptions:
     term_targets = (settings.between_target, settings.mean_target, settings.embedding_target)
-    options = KernelOptions(**plan.plan_terms(k, d, num_classes, *term_targets))
+    options = plan.plan_terms.__wrapped__(k, d, num_classes, *term_targets)
     options.update(FD=settings.fd, MD=settings.md, ED=settings.ed, NAIVE=settings.naive)
     return options
 
@@ -60,38 +60,27 @@ def _plan(
     logits: Any,
     *others: Any,
 ) -> LossPlan:
-    """others: layouts of the other tensors. Each combination of layouts has its own compiled variants."""
+    """others: layouts of the other tensors. Each combination of layouts has its own compiled variants.
+
+    `KernelOptions` hold the compiled kernels, so that the parts are planned anew, past their caches.
+    """
     dtype, (n, k, d), (sn, sk, _), address = x
     aligned = all(size % 16 == 0 for size in (d, sn, sk, address))
     layout = (n, k, d, num_classes, settings.embedding_target, dtype.itemsize, aligned, family, multiprocessors)
-    statistics, gradient = plan.plan_statistics(*layout), plan.plan_gradient(*layout)
+    statistics, gradient = plan.plan_statistics.__wrapped__(*layout), plan.plan_gradient.__wrapped__(*layout)
     double = logits is not None and logits[0] == torch.float64
-    logits_plan = plan.plan_logits(n, num_classes, settings.label_smoothing, double)
-    reduce = KernelOptions(**statistics.reduce)
+    logits_plan = plan.plan_logits.__wrapped__(n, num_classes, settings.label_smoothing, double)
     groups, columns = statistics.reduce_grid
     if logits is not None:
-        reduce.update(
-            {"BC": logits_plan.reduce["BC"], "BL": logits_plan.reduce["BP"], "COUNT": count, "RECORD": record}
-        )
+        statistics.reduce.update(BC=logits_plan.reduce["BC"], BL=logits_plan.reduce["BP"], COUNT=count, RECORD=record)
         groups += 1
-    sort = statistics.sort
-    if sort is not None:
-        sort = sort._replace(counting=KernelOptions(**sort.counting), placing=KernelOptions(**sort.placing))
     partials = plan.round_up(statistics.sums + statistics.flat, 32)
     order = partials + plan.round_up(logits_plan.programs * (2 * num_classes + 2) * 2 if logits is not None else 0, 32)
     return LossPlan(
-        logits=logits_plan._replace(
-            sums=KernelOptions(**logits_plan.sums), gradient=KernelOptions(**logits_plan.gradient)
-        ),
-        statistics=statistics._replace(
-            sort=sort,
-            streaming=KernelOptions(**statistics.streaming),
-            embedding=KernelOptions(**statistics.embedding),
-            reduce=reduce,
-            reduce_grid=(groups, columns),
-        ),
-        terms=KernelOptions(**_terms_options(settings, k, d, num_classes)),
-        gradient=gradient._replace(options=KernelOptions(**gradient.options)),
+        logits=logits_plan,
+        statistics=statistics._replace(reduce_grid=(groups, columns)),
+        terms=_terms_options.__wrapped__(settings, k, d, num_classes),
+        gradient=gradient,
         partials=partials // 2,
         order=order,
         scratch=plan.round_up(order + statistics.scratch, 32),
