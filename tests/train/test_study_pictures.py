@@ -19,13 +19,15 @@ def file(tmp_path: Path) -> Path:
     with path.open("w", newline="") as opened:
         writer = csv.DictWriter(opened, rows.COLUMNS)
         writer.writeheader()
-        for regime, arm, values in (
-            ("clean", "paper", (0.4, 0.5)),
-            ("clean", "CE", (0.5, 0.6, 0.7)),
-            ("30 % n", "CE", (0,)),
+        for study, regime, arm, values in (
+            ("small", "clean", "paper", (0.4, 0.5)),
+            ("small", "clean", "CE", (0.5, 0.6, 0.7)),
+            ("regimes", "30 % n", "CE", (0,)),
+            ("finetune", "", "CE", (0.8,)),
+            ("resnet18", "", "CE", (0.9,)),
         ):
             for seed, value in enumerate(values):
-                about = {"regime": regime, "arm": arm, "seed": seed}
+                about = {"study": study, "regime": regime, "arm": arm, "seed": seed}
                 writer.writerow(about | {f"validation_{name}": value for name in rows.METRICS})
     return path
 
@@ -46,7 +48,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 
 def test_arms_from_rows(file: Path, tmp_path: Path, figures: dict[str, Figure]) -> None:
     assert main(["--rows", str(file), "--out", str(tmp_path / "out")]) == 0
-    assert set(figures) == {"study-clean.png", "study-30-n.png"}
+    assert set(figures) == {f"study-{name}.png" for name in ("clean", "30-n", "finetune", "resnet18")}
     accuracy, *_ = figures["study-clean.png"].axes
     assert [label.get_text() for label in accuracy.get_yticklabels()] == ["CE", "paper"]
     centres = [bar.lines[0].get_xdata()[0] for bar in accuracy.containers]

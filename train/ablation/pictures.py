@@ -1,6 +1,7 @@
 """`python -m train.ablation.pictures`: the pictures of docs/reproduction.md, from the study's rows and from runs.
 
-study-<regime>.png       accuracy, calibration error and MAP@R of each arm: every seed, means, 95 % intervals
+study-<name>.png         accuracy, calibration error and MAP@R of each arm of a regime, or of a study without regimes:
+                         every seed, means, 95 % intervals
 study-correlations.png   of each run, the correlations between its class means
 study-curves.png         of each run, its terms and, where it logged them, their gradients' norms
 study-tsne.png           of each run, its embeddings
@@ -21,7 +22,7 @@ from scipy import stats
 from train import palette
 from train.ablation import rows
 from train.ablation.comparison import spread
-from train.ablation.summary import PAGE, ROWS, Rows, in_study_order, values_by_seed
+from train.ablation.summary import PAGE, ROWS, Rows, compared_groups, in_study_order, values_by_seed
 from train.analysis.evaluate import default_folder, evaluate_run, is_current, read_tsne
 from train.analysis.pictures import Line, draw_correlations, draw_lines, draw_tsne
 from train.command import CommandParser, execute, make_folder
@@ -67,17 +68,17 @@ def draw_pictures(
 
 
 def draw_arms(read: Rows, split: str, out: Path) -> list[Path]:
-    """A picture for each regime."""
+    """A picture for each group of arms that are compared."""
     paths = []
-    for regime in dict.fromkeys(row["regime"] for row in read):
-        name = re.sub(r"\W+", "-", regime.lower()).strip("-")
-        paths.append(out / f"study-{name or 'rows'}.png")
-        _draw_regime(paths[-1], regime, [row for row in read if row["regime"] == regime], split)
+    for title, group in compared_groups(read).items():
+        name = re.sub(r"\W+", "-", title.lower()).strip("-")
+        paths.append(out / f"study-{name}.png")
+        _draw_group(paths[-1], title, group, split)
     return paths
 
 
 @matplotlib.rc_context(palette.STYLE)
-def _draw_regime(path: Path, regime: str, group: Rows, split: str) -> None:
+def _draw_group(path: Path, heading: str, group: Rows, split: str) -> None:
     """A dot per arm with its interval, arms from top to bottom; a dotted line at cross-entropy's mean."""
     arms = in_study_order({row["arm"] for row in group})
     figure = Figure(figsize=(9, 1.4 + 0.24 * len(arms)), layout="constrained")
@@ -93,7 +94,7 @@ def _draw_regime(path: Path, regime: str, group: Rows, split: str) -> None:
         axes.set(title=title, ylim=(len(arms) - 0.5, -0.5))
         axes.grid(axis="x")
     panels[0].set_yticks(range(len(arms)), arms)
-    figure.suptitle(f"{regime}: seeds, their means, 95 % intervals from three seeds on")
+    figure.suptitle(f"{heading}: seeds, their means, 95 % intervals from three seeds on")
     figure.savefig(path)
 
 

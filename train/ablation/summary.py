@@ -45,7 +45,7 @@ def markdown(file: Path) -> str:
     """
     read = rows.read(file)
     lines = [f"{len(read)} runs so far, {sum(float(row['minutes']) for row in read) / 60:.1f} hours."]
-    for title, group in _groups(read).items():
+    for title, group in compared_groups(read).items():
         final = _final_rows(group)
         if final:
             lines += _final_tables(title, final)
@@ -64,7 +64,7 @@ def _final_rows(group: Rows) -> Rows:
     return [row for row in group if int(row["seed"]) in last and seeds[row["arm"]].issuperset(last)]
 
 
-def _groups(read: Rows) -> dict[str, Rows]:
+def compared_groups(read: Rows) -> dict[str, Rows]:
     """The rows that are compared with each other, by their regime or their study's name, in the studies' order."""
     order = list(STUDIES)
     groups: dict[str, Rows] = {}
@@ -112,7 +112,7 @@ def _differences(group: Rows, metrics: Sequence[str]) -> list[list[str]]:
 def short_table(file: Path) -> str:
     """README's table: on clean labels, confirmed: means of cross-entropy, differences of the other arms; or nothing."""
     metrics = ["accuracy", "ece", "map_at_r"]
-    final = _final_rows(_groups(rows.read(file)).get("clean", []))
+    final = _final_rows(compared_groups(rows.read(file)).get("clean", []))
     if not final:
         return ""
     _, seeds, *means = _cells(final, "CE", "test", metrics)
