@@ -17,7 +17,15 @@ from train.settings import LARGEST_SEED
 
 
 class CommandParser(Parser):
-    def __init__(self, name: str, description: str, epilog: str = "") -> None:
+    """A command: its options, and the function, named as module:name, that takes them as keywords.
+
+    Its module is imported after the options are read: --help and their errors do not wait for PyTorch. `starting`: what
+    a terminal is told that the command begins with.
+    """
+
+    def __init__(
+        self, name: str, function: str, description: str, epilog: str = "", starting: str = "PyTorch, the run"
+    ) -> None:
         super().__init__(
             prog=f"python -m train.{name}",
             description=description,
@@ -25,21 +33,24 @@ class CommandParser(Parser):
             allow_abbrev=False,
             formatter_class=ShowDefaults,
         )
+        self.function, self.starting = function, starting
+
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """Run the command. Returns the exit code: what the function returns where that is a number, else 0."""
+
+        def call() -> int:
+            options = vars(self.parse_args(arguments))
+            if self.starting and sys.stderr.isatty():
+                print(f"starting: {self.starting}", file=sys.stderr, flush=True)
+            result = pkgutil.resolve_name(self.function)(**options)
+            return result if isinstance(result, int) else 0
+
+        return exit_code(call)
 
 
 def add_seed_and_device(parser: argparse.ArgumentParser, seeds: str) -> None:
     parser.add_argument("--seed", type=at_least(0, most=LARGEST_SEED), default=0, help=f"seed of {seeds}")
     add_options(parser, "device")
-
-
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """Which samples of which data: those of the run, unless the user says otherwise."""
-    parser.add_argument("--data", help="dataset to use (default: the run's)")
-    parser.add_argument("--protocol", help="protocol of FER-2013, as in python -m train (default: the run's)")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="split to use")
-    parser.add_argument("--limit", type=at_least(0), help="maximum number of images; 0: all (default: the run's)")
-    parser.add_argument("--batch-size", type=at_least(1), default=64, help="images per forward pass")
-    parser.add_argument("--workers", type=at_least(0), default=0, help="processes that load images")
 
 
 def add_tta(parser: argparse.ArgumentParser) -> None:
@@ -64,22 +75,6 @@ def at_least(least: int, number: Callable[[str], Any] = int, most: float = sys.f
 
     parse.__name__ = number.__name__  # which argparse names where the text is no number
     return parse
-
-
-def execute(parser: CommandParser, function: str, arguments: Sequence[str] | None = None) -> int:
-    """Call `function`, named as module:name, with the options as its keywords. Returns the exit code.
-
-    Its module is imported after the options are read: --help and their errors do not wait for PyTorch.
-    """
-
-    def call() -> int:
-        options = vars(parser.parse_args(arguments))
-        if sys.stderr.isatty():
-            print("starting: PyTorch, the run", file=sys.stderr, flush=True)
-        pkgutil.resolve_name(function)(**options)
-        return 0
-
-    return exit_code(call)
 
 
 def make_folder(folder: Path) -> Path:

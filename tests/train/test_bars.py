@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from train.bars import bar, display_width, format_markdown, format_table, wrap
-from train.command import CommandParser, execute
+from train.command import CommandParser
 
 
 def make_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,10 +76,10 @@ def test_a_terminal_sees_at_once_that_a_command_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_terminal(monkeypatch)
-    assert execute(CommandParser("x", "x"), "builtins:dict", []) == 0
+    assert CommandParser("x", "builtins:dict", "x").main([]) == 0
     assert capsys.readouterr().err == "starting: PyTorch, the run\n"
 
 
 def test_a_pipe_gets_no_start_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert execute(CommandParser("x", "x"), "builtins:dict", []) == 0
+    assert CommandParser("x", "builtins:dict", "x").main([]) == 0
     assert capsys.readouterr().err == ""

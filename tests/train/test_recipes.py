@@ -164,7 +164,7 @@ def test_the_page_on_training_names_what_there_is(capsys: pytest.CaptureFixture[
     text = (FOLDER.parents[1] / "docs/training.md").read_text()
     options = set(parser()._option_string_actions)
     for module in (ablate, evaluate, export, predict):
-        options |= set(module.parser()._option_string_actions)
+        options |= set(module.parser._option_string_actions)
     for command in ("check", "crop", "shard"):
         with pytest.raises(SystemExit):
             data_command([command, "--help"])

@@ -25,7 +25,7 @@ from train.ablation.comparison import spread
 from train.ablation.summary import PAGE, ROWS, Rows, compared_groups, in_study_order, values_by_seed
 from train.analysis.evaluate import default_folder, evaluate_run, is_current, read_tsne
 from train.analysis.pictures import Line, draw_correlations, draw_lines, draw_tsne
-from train.command import CommandParser, execute, make_folder
+from train.command import CommandParser, make_folder
 from train.disk import read_json, read_rows
 from train.errors import UserError
 
@@ -134,18 +134,17 @@ def _curves(file: Path) -> dict[str, list[Line]]:
     return {title: lines for title, lines in panels.items() if lines}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        "ablation.pictures",
-        "Draw the pictures of docs/reproduction.md: each arm's accuracy, calibration and retrieval from the study's "
-        "rows; class-mean correlations, curves and t-SNE of runs (with --log-gradients, gradients too).",
-    )
-    parser.add_argument("runs", metavar="NAME=RUN", nargs="*", help="run folders and their names in the pictures")
-    parser.add_argument("--rows", dest="file", type=Path, default=ROWS, help="the study's rows")
-    parser.add_argument("--split", choices=("validation", "test"), default="validation", help="split to draw")
-    parser.add_argument("--out", type=Path, default=PAGE.parent, help="folder to draw into")
-    return execute(parser, "train.ablation.pictures:draw_pictures", arguments)
-
+parser = CommandParser(
+    "ablation.pictures",
+    "train.ablation.pictures:draw_pictures",
+    "Draw the pictures of docs/reproduction.md: each arm's accuracy, calibration and retrieval from the study's "
+    "rows; class-mean correlations, curves and t-SNE of runs (with --log-gradients, gradients too).",
+)
+parser.add_argument("runs", metavar="NAME=RUN", nargs="*", help="run folders and their names in the pictures")
+parser.add_argument("--rows", dest="file", type=Path, default=ROWS, help="the study's rows")
+parser.add_argument("--split", choices=("validation", "test"), default="validation", help="split to draw")
+parser.add_argument("--out", type=Path, default=PAGE.parent, help="folder to draw into")
+main = parser.main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,7 @@ from train.ablation.comparison import (
 )
 from train.ablation.studies import STUDIES
 from train.bars import markdown_table
-from train.command import CommandParser, execute
+from train.command import CommandParser
 from train.disk import write_text
 from train.errors import UserError
 
@@ -176,12 +176,11 @@ def write() -> None:
         print(f"written to {page}")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = CommandParser(
-        "ablation.summary", "Rewrite the tables of docs/reproduction.md and README.md from the study's rows."
-    )
-    return execute(parser, "train.ablation.summary:write", arguments)
-
+main = CommandParser(
+    "ablation.summary",
+    "train.ablation.summary:write",
+    "Rewrite the tables of docs/reproduction.md and README.md from the study's rows.",
+).main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,7 +15,7 @@ from PIL import Image
 from train.bars import format_table
 from train.data.decode import read_picture
 from train.errors import UserError
-from train.settings import DataOptions
+from train.settings import DataOptions, check_bounds
 
 Labels = NDArray[np.int64]
 MOST_CLASSES = 12  # of a table of counts
@@ -85,7 +85,8 @@ class Request(DataOptions):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Request":
-        """From settings by field name, among others that are no part of it."""
+        """From settings by field name, among others that are no part of it. UserError for one out of its bounds."""
+        check_bounds(values)
         return cls(**{item.name: values[item.name] for item in fields(cls) if item.name in values})
 
 

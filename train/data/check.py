@@ -92,13 +92,13 @@ def _group(dataset: LoadedDataset, members: np.ndarray) -> str:
     return " = ".join(shown) + (f" and {len(members) - len(shown)} more" if len(members) > len(shown) else "")
 
 
-def check(data: str, request: Request, as_json: bool, every: bool) -> int:
-    """Print the findings. Returns 1 if there are any, else 0."""
+def check(data: str, *, as_json: bool, every: bool, **options: Any) -> int:
+    """Print the findings; `options` are fields of the request. Returns 1 if there are any, else 0."""
     from train.data import SYNTHETIC, find_data
 
     if data == SYNTHETIC:
         raise UserError("drawn faces need no check; give a dataset's folder or file")
-    dataset = find_data(data, request)
+    dataset = find_data(data, Request.of(options))
     if not len(dataset.whole):
         raise UserError(f"{data}: {dataset.layout} without an image")
     findings, figures = inspect(dataset)

@@ -142,6 +142,22 @@ def load(path: Path, request: Request) -> LoadedDataset:
 LAYOUTS = (Layout("tar shards", f"{INDEX} beside tar files, as `python -m train.data shard` writes", is_shards, load),)
 
 
+def shard(data: str, out: Path, *, samples_per_shard: int, **options: Any) -> None:
+    """Write the dataset at the path `data` to `out` and say what is there; `options` are fields of the request."""
+    from train.data import load_data
+
+    request = Request.of(options)
+    splits = load_data(data, request)
+    print(splits.report)
+    index = write_shards(splits, out, samples_per_shard, request.on_broken)
+    for name, split in index["splits"].items():
+        size = sum(shard["bytes"] for shard in split["shards"]) / 2**20
+        print(f"{name}: {len(split['labels']):,} images in {len(split['shards']):,} tar files, {size:,.1f} MiB")
+    for reason in index["left_out"]:
+        print(f"left out: {reason}")
+    print(f"written to {out}")
+
+
 def write_shards(splits: Splits, out: Path, samples_per_shard: int, on_broken: str = "fail") -> dict[str, Any]:
     """Write the three splits to the folder `out`, which appears once it is whole; what index.json says.
 
