@@ -5,6 +5,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from scipy import stats
 from train.ablate import main
 from train.ablation.comparison import difference, holm, spread
 from train.ablation.complexity import PAPER, counts
-from train.ablation.rows import digest
-from train.ablation.runs import plan
+from train.ablation.rows import append, digest
+from train.ablation.runs import plan, train
 from train.ablation.studies import STUDIES
 from train.disk import write_json
 from train.errors import Diverged
@@ -25,6 +26,7 @@ from train.objective import build_objective
 from train.ranks import ALONE
 from train.recipe import resolve
 from train.settings import ModelSettings, Settings
+from train.speed import resolve_speed
 
 TINY = ("--backbone", "test_resnet", "--d", "8", "--image-size", "32", "--batch-size", "16")
 QUICK = (*TINY, "--device", "cpu", "--amp", "none", "--channels-last", "no", "--epochs", "1")
@@ -124,6 +126,7 @@ def fake_training(accuracy: Any) -> Any:
     def run(settings: Settings, chosen: Mapping[str, Any]) -> None:
         folder = Path(settings.run.out)
         folder.mkdir(parents=True, exist_ok=True)
+        settings = replace(settings, speed=resolve_speed(settings.speed, ()))
         seen = {"train": f"{settings.data.data} {settings.data.label_noise}", "test": settings.data.data}
         data = {"layout": "made up", "fingerprints": seen}
         write_json(folder / "settings.json", {"settings": settings.as_dict(), "data": data})
@@ -177,7 +180,7 @@ def test_tables_of_made_up_runs(trained: list[Path], tmp_path: Path, capsys: pyt
     assert len(runs) == 11
     assert {row["minutes"] for row in runs} == {"0.10"}
     assert len({row["digest"] for row in runs}) == 11
-    assert runs[0]["command"] == "python -m train --data a --lambd 0.5 --seed 1"
+    assert runs[0]["command"] == "python -m train --data a --lambd 0.5 --seed 1 --amp none --channels-last no"
     assert (tmp_path / "figure6.png").stat().st_size > 5000
 
     assert "Difference: to λ = 0.5 at the same seeds" in text
@@ -190,6 +193,27 @@ def test_tables_of_made_up_runs(trained: list[Path], tmp_path: Path, capsys: pyt
     assert main([*command, "--seeds", "4"]) == 0  # one more seed: only its runs are trained
     assert [folder.name for folder in trained] == ["seed-4"] * 4
     assert "16 runs, 4 of them to train" in capsys.readouterr().out
+
+
+def test_speed_settings_left_open_are_those_of_the_recipes_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = resolve({"recipe": "fer2013-lite0", "amp": "bf16", "channels_last": "no"})
+    (tmp_path / "runs/first/seed-0").mkdir(parents=True)
+    write_json(tmp_path / "runs/first/seed-0/settings.json", {"settings": measured.as_dict()})
+    monkeypatch.setattr("train.ablation.runs.train_run", fake_training(lambda settings: 0.5))
+    planned = plan(["finetune", "resnet18", "small"], {"data": "a"}, tmp_path, [0])
+    used = []
+    for study, variant in (("finetune", "CE"), ("resnet18", "CE"), ("small", "clean: CE")):
+        run = planned[study, variant][0]
+        train(run, tmp_path)
+        result = run.result()
+        assert result
+        used.append(tuple(result.about["settings"]["speed"][name] for name in ("amp", "channels_last")))
+        append(tmp_path / "rows.csv", run, result)
+    assert used == [("bf16", "no"), ("none", "no"), ("none", "yes")]
+    assert "--amp bf16 --channels-last no" in rows(tmp_path / "rows.csv")[0]["command"]
+    assert "--amp" not in rows(tmp_path / "rows.csv")[2]["command"], "it is in the recipe"
 
 
 def test_regimes_differ_in_the_images_that_are_trained_on(trained: list[Path], tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def _row(run: Planned, result: Result) -> dict[str, Any]:
         row[f"{split}_samples"] = figures.get("samples", "")
         row |= {f"{split}_{metric}": _figure(figures.get(metric)) for metric in METRICS}
     started = about.get("started", {})
+    measured = {name: about["settings"]["speed"][name] for name in run.open_speed()}
     return row | {
         "digest": digest(run),
         "train_fingerprint": result.fingerprints.get("train", ""),
@@ -77,7 +78,7 @@ def _row(run: Planned, result: Result) -> dict[str, Any]:
         "machine": machine(about["settings"]["run"]["device"]),
         "commit": started.get("commit", ""),
         "date": started.get("date", ""),
-        "command": command(run.given),
+        "command": command({**run.given, **measured}),
     }
 
 

@@ -20,6 +20,7 @@ from train.resume import FREE, changed
 from train.settings import Settings, flag, format_value
 
 FAILED = "failed.txt"
+SPEED = ("amp", "channels_last")  # settings that are measured where they are "auto"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Planned:
 
     def settings(self) -> Settings:
         return resolve(self.given)
+
+    def open_speed(self) -> list[str]:
+        """The names out of `SPEED` that the run leaves to a measurement."""
+        return [name for name in SPEED if getattr(self.settings().speed, name) == "auto"]
 
     @property
     def failure(self) -> str:
@@ -117,9 +122,10 @@ def in_order(planned: Plan, seeds: Sequence[int]) -> list[Planned]:
 def train(run: Planned, out: Path) -> None:
     """Train a run to its end, from the start or its checkpoint. A non-finite loss is recorded, not raised.
 
-    All runs use the speed settings that the first run measured, so that they differ only in what is studied.
+    What a run leaves open of `SPEED`, it takes from the first run of its recipe, which measured it: the runs of a study
+    differ only in what is studied.
     """
-    given = {**_measured_speed(out), **run.given}
+    given = {**run.given, **_measured_speed(run, out)}
     try:
         train_run(resolve(given), merge_given(given))
     except Diverged as error:
@@ -145,8 +151,9 @@ def check_same_data(planned: Plan) -> None:
                         raise UserError(f"{folder} and {run.folder} did not see the same images: choose another --out")
 
 
-def _measured_speed(out: Path) -> dict[str, str]:
+def _measured_speed(run: Planned, out: Path) -> dict[str, str]:
     for file in sorted(out.glob("runs/*/*/settings.json"), key=lambda path: path.stat().st_mtime):
-        speed = read_json(file)["settings"]["speed"]
-        return {name: speed[name] for name in ("amp", "channels_last")}
+        first = read_json(file)["settings"]
+        if first["run"]["recipe"] == run.settings().run.recipe:
+            return {name: first["speed"][name] for name in run.open_speed()}
     return {}
