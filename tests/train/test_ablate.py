@@ -216,6 +216,22 @@ def test_speed_settings_left_open_are_those_of_the_recipes_first_run(
     assert "--amp" not in rows(tmp_path / "rows.csv")[2]["command"], "it is in the recipe"
 
 
+def test_processes_side_by_side_measure_the_speed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick, measured = fake_training(lambda settings: 0.5), tmp_path / "measured.txt"
+
+    def measuring(settings: Settings, chosen: Mapping[str, Any]) -> None:
+        if settings.speed.amp == "auto":
+            with measured.open("a") as file:
+                file.write(f"{settings.run.recipe}\n")
+            time.sleep(1)
+        quick(settings, chosen)
+
+    monkeypatch.setattr("train.ablation.runs.train_run", measuring)
+    command = ["finetune", "resnet18", "--seeds", "2", "--data", "a", "--out", str(tmp_path / "out")]
+    assert main([*command, "--processes", "3"]) == 0
+    assert sorted(measured.read_text().split()) == ["fer2013-lite0", "fer2013-resnet18"]
+
+
 def test_regimes_differ_in_the_images_that_are_trained_on(trained: list[Path], tmp_path: Path) -> None:
     command = ["small", "regimes", "--data", "a", "--out", str(tmp_path), "--seeds", "1", "--processes", "1"]
     assert main(command) == 0

@@ -4,13 +4,16 @@ OUT/runs/<a study's recipe, and what differs from it and the user's settings, or
 says why a run failed.
 """
 
+import contextlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from train.ablation.studies import STUDIES, Variant
-from train.disk import read_json, read_rows
+from train.data.base import digest
+from train.disk import lock, read_json, read_rows
 from train.errors import Diverged, UserError
 from train.loop import run as train_run
 from train.objective import check_objective
@@ -122,15 +125,24 @@ def in_order(planned: Plan, seeds: Sequence[int]) -> list[Planned]:
 def train(run: Planned, out: Path) -> None:
     """Train a run to its end, from the start or its checkpoint. A non-finite loss is recorded, not raised.
 
-    What a run leaves open of `SPEED`, it takes from the first run of its recipe, which measured it: the runs of a study
-    differ only in what is studied.
+    What a run leaves open of `SPEED`, it takes from the first run of its recipe, which measures it, and for which other
+    processes wait: the runs of a study differ only in what is studied.
     """
-    given = {**run.given, **_measured_speed(run, out)}
-    try:
-        train_run(resolve(given), merge_given(given))
-    except Diverged as error:
-        (run.folder / FAILED).write_text(f"{error}\n", encoding="utf-8")
-        print(f"{run.folder}: {error}", flush=True)
+    measured: dict[str, str] | None = {}
+    is_first: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    while run.open_speed() and (measured := _measured_speed(run, out)) is None:
+        try:
+            is_first = lock(out, f".speed-{digest(run.settings().run.recipe)}.lock")
+            break
+        except BlockingIOError:
+            time.sleep(0.5)
+    given = {**run.given, **(measured or {})}
+    with is_first:
+        try:
+            train_run(resolve(given), merge_given(given))
+        except Diverged as error:
+            (run.folder / FAILED).write_text(f"{error}\n", encoding="utf-8")
+            print(f"{run.folder}: {error}", flush=True)
 
 
 def results_of(runs: Iterable[Planned]) -> dict[int, Result]:
@@ -151,9 +163,10 @@ def check_same_data(planned: Plan) -> None:
                         raise UserError(f"{folder} and {run.folder} did not see the same images: choose another --out")
 
 
-def _measured_speed(run: Planned, out: Path) -> dict[str, str]:
+def _measured_speed(run: Planned, out: Path) -> dict[str, str] | None:
+    """What the run leaves open of `SPEED`, from the first run of its recipe; None before that has begun."""
     for file in sorted(out.glob("runs/*/*/settings.json"), key=lambda path: path.stat().st_mtime):
         first = read_json(file)["settings"]
         if first["run"]["recipe"] == run.settings().run.recipe:
             return {name: first["speed"][name] for name in run.open_speed()}
-    return {}
+    return None
