@@ -1,5 +1,6 @@
 """The cache of decoded images: the same pixels, decoded once, whatever interrupts it."""
 
+import errno
 import multiprocessing
 import os
 from pathlib import Path
@@ -124,7 +125,14 @@ def test_it_travels_to_a_worker_as_a_few_names(faces: FaceDataset, tmp_path: Pat
     assert isinstance(decoded, DecodedImages)
 
 
-def test_places_that_cannot_be_written(faces: FaceDataset, tmp_path: Path) -> None:
+def test_places_that_cannot_be_written(faces: FaceDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot keep decoded images there"):
         decode(faces, tmp_path / "file", 64)
+
+    def full(handle: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("train.data.decoded.allocate", full)
+    with pytest.raises(UserError, match="cannot keep decoded images there: No space left on device"):
+        decode(faces, tmp_path / "cache", 64)

@@ -117,15 +117,15 @@ def _fill(dataset: FaceDataset, stem: Path, side: int, native: bool, processes: 
     except (OSError, ValueError):
         pass
     handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o644)
+
+    def save() -> None:
+        sync_handle(handle, stem.parent)
+        write_json(progress, state)
+
     try:
         os.ftruncate(handle, row * len(dataset))
         allocate(handle, max(row * len(dataset), 1))
         print(f"decoding {len(dataset) - state['done']:,} images, once, to {stem}.u8", flush=True)
-
-        def save() -> None:
-            sync_handle(handle, stem.parent)
-            write_json(progress, state)
-
         saved = time.monotonic()
         for chunk, results in map_samples(dataset, _decoder(handle, side, native), state["done"], processes):
             if native and "" in results:
