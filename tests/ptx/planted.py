@@ -119,6 +119,14 @@ def variants(case: Case) -> list[Variant]:
     def nearly_all_ignored(x: Tensor, targets: Tensor) -> None:
         targets[torch.arange(len(targets)) % 41 > 0] = -100
 
+    def uneven(x: Tensor, targets: Tensor) -> None:
+        """Embeddings of very different lengths, every other class absent, a class mean constant in one embedding."""
+        targets[targets % 2 == 1] -= 1
+        spread = 30.0 if case.dtype == torch.float16 else 1e15
+        x[:, 0] *= spread
+        x[:, 1] /= spread
+        x[targets == 0, -1] = 3.0
+
     def last_class(x: Tensor, targets: Tensor) -> None:
         targets[:] = num_classes - 1
 
@@ -135,6 +143,9 @@ def variants(case: Case) -> list[Variant]:
         add(n, classes=plan.power_of_2(max(8, num_classes)))  # the maximum that the code supports
         add(530, nearly_all_ignored, multiprocessors=1)  # more labels than a program reads at a time
         add(530, nearly_all_ignored, multiprocessors=40)
+    if not term_targets:
+        most = plan.power_of_2(max(8, num_classes)) if num_classes <= plan.COUNTED_CLASSES else num_classes
+        add(n + 5, uneven, classes=most)
     return problems
 
 
@@ -266,8 +277,10 @@ def _terms(flat: Tensor, w: Tensor, k: int, d: int, term_targets: tuple[float, f
     single = [x.double() for x in torch_backend.terms(flat, w.float(), k, d, *term_targets)]
     outputs = [Output("values", truth[0], 2 * (single[0] - truth[0]).abs().nan_to_num(0) + 8 * EPS)]
     c = len(w)
-    lengths = torch.linalg.vector_norm(flat.double()[c * k * d : 2 * c * k * d].view(c * k, d), dim=-1)
-    steepest = (1 / lengths[lengths > 1e-3]).max() if bool((lengths > 1e-3).any()) else torch.zeros(())
+    means, norms = flat.double()[c * k * d :].split([c * k * d, c * k, len(flat) - c * k * (2 * d + 1)])[:2]
+    lengths = torch.linalg.vector_norm(means.view(c * k, d), dim=-1)
+    varying = lengths > 32 * EPS * norms
+    steepest = (1 / lengths[varying]).max() if bool(varying.any()) else torch.zeros(())
     scales = (None, 2 / (k * c) * steepest, None)  # H: the remainder of h after its projection may be zero
     for name, a, b, scale in zip(("G", "H", "2 / n k^2"), truth[1:], single[1:], scales, strict=True):
         outputs.append(Output(name, a, _around(a, b, 16, scale)))
