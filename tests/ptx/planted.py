@@ -26,6 +26,7 @@ from torch import Tensor
 import ptx_machine
 from adcorre import plain, torch_backend
 from adcorre.backends import resolve_options
+from adcorre.statistics import FlatStatistics
 from adcorre_kernels import gpu
 from adcorre_kernels.gpu import gpus, pair_launch, plan
 from ptx_machine.mutate import candidates
@@ -277,9 +278,9 @@ def _terms(flat: Tensor, w: Tensor, k: int, d: int, term_targets: tuple[float, f
     single = [x.double() for x in torch_backend.terms(flat, w.float(), k, d, *term_targets)]
     outputs = [Output("values", truth[0], 2 * (single[0] - truth[0]).abs().nan_to_num(0) + 8 * EPS)]
     c = len(w)
-    means, norms = flat.double()[c * k * d :].split([c * k * d, c * k, len(flat) - c * k * (2 * d + 1)])[:2]
-    lengths = torch.linalg.vector_norm(means.view(c * k, d), dim=-1)
-    varying = lengths > 32 * EPS * norms
+    statistics = FlatStatistics(flat.double(), c, k, d, term_targets[2])
+    lengths = torch.linalg.vector_norm(statistics.centred_sum, dim=-1)
+    varying = lengths > 32 * EPS * statistics.norm_sum
     steepest = (1 / lengths[varying]).max() if bool(varying.any()) else torch.zeros(())
     scales = (None, 2 / (k * c) * steepest, None)  # H: the remainder of h after its projection may be zero
     for name, a, b, scale in zip(("G", "H", "2 / n k^2"), truth[1:], single[1:], scales, strict=True):

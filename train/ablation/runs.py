@@ -128,15 +128,16 @@ def train(run: Planned, out: Path) -> None:
     What a run leaves open of `SPEED`, it takes from the first run of its recipe, which measures it, and for which other
     processes wait: the runs of a study differ only in what is studied.
     """
+    recipe, left_open = run.settings().run.recipe, run.open_speed()
     measured: dict[str, str] | None = {}
     is_first: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
-    while run.open_speed() and (measured := _measured_speed(run, out)) is None:
+    while left_open and (measured := _measured_speed(recipe, out)) is None:
         try:
-            is_first = lock(out, f".speed-{digest(run.settings().run.recipe)}.lock")
+            is_first = lock(out, f".speed-{digest(recipe)}.lock")
             break
         except BlockingIOError:
             time.sleep(0.5)
-    given = {**run.given, **(measured or {})}
+    given = {**run.given, **{name: value for name, value in (measured or {}).items() if name in left_open}}
     with is_first:
         try:
             train_run(resolve(given), merge_given(given))
@@ -163,10 +164,11 @@ def check_same_data(planned: Plan) -> None:
                         raise UserError(f"{folder} and {run.folder} did not see the same images: choose another --out")
 
 
-def _measured_speed(run: Planned, out: Path) -> dict[str, str] | None:
-    """What the run leaves open of `SPEED`, from the first run of its recipe; None before that has begun."""
+def _measured_speed(recipe: str, out: Path) -> dict[str, str] | None:
+    """The speed settings of the recipe's first run; None before that has begun."""
     for file in sorted(out.glob("runs/*/*/settings.json"), key=lambda path: path.stat().st_mtime):
         first = read_json(file)["settings"]
-        if first["run"]["recipe"] == run.settings().run.recipe:
-            return {name: first["speed"][name] for name in run.open_speed()}
+        if first["run"]["recipe"] == recipe:
+            speed: dict[str, str] = first["speed"]
+            return speed
     return None
